@@ -1,0 +1,203 @@
+"""notebooks/run.py on two toy notebooks: what reaches them, what is refused, what their copies hold."""
+
+import contextlib
+import io
+import json
+
+import nbformat
+import pytest
+import run
+
+PARAMETERS = 'run = "demo"  # name of the run\nsteps = 3  # optimizer steps\nrate = 0.5  # learning rate'
+WORK = """
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["PLG_RESULTS"]) / run
+(folder / "figures").mkdir(parents=True, exist_ok=True)
+(folder / "figures" / "all.png").write_bytes(b"a picture")
+row = {"stage": "zero_shot", "method": "segment_match", "miou": 0.4567, "split": "unlabelled", "options": {"steps": steps}}
+(folder / "summary.json").write_text(json.dumps({"run": run, "rows": [row]}))
+print("half", flush=True)
+print("a warning", file=sys.stderr, flush=True)
+print(steps, type(rate).__name__, pathlib.Path.cwd().name)
+"""
+FAILURE = 'raise ValueError("no such thing as " + str(steps))'
+
+
+def write_notebook(path, *codes):
+    first = nbformat.v4.new_code_cell(codes[0], metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_markdown_cell("# Toy"), first, *map(nbformat.v4.new_code_cell, codes[1:])]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Folders `notebooks`, with two notebooks of which the second fails, and `published`, with the run `toy`."""
+    root = tmp_path_factory.mktemp("toy")
+    folders = {name: root / name for name in ("notebooks", "published")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_notebook(folders["notebooks"] / "00_works.ipynb", PARAMETERS, WORK, "steps + 1")
+    write_notebook(
+        folders["notebooks"] / "01_fails.ipynb", 'run = "demo"  # name\nsteps = 3  # steps', FAILURE, "steps"
+    )
+    write_notebook(folders["notebooks"] / "06_later.ipynb", 'run = "demo"  # name\nlater = 1  # of no numbered run')
+    write_run(folders, "rate: 1e-3")
+    return folders
+
+
+def write_run(folders, text, name="toy"):
+    path = folders["published"] / name / "parameters.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# What this run is.\n{text}\n")
+
+
+def call(folders, *arguments):
+    """Exit code, and what was written to stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run.main(list(arguments), **folders)
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def calls(toy, tmp_path_factory):
+    """The toy run as it fails in its second notebook, then without that one: what each call returned and left."""
+    results = tmp_path_factory.mktemp("results")
+    copy = results / "toy" / "notebooks" / "00_works.ipynb"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLG_RESULTS", str(results))
+        failed = call(toy, "toy", "-p", "steps", "7")
+        first = copy.read_bytes()
+        unpublished = call(toy, "toy", "--publish")
+        write_run(toy, "rate: 1e-3\nsteps: 7\nnotebooks: [00_works]")
+        worked = call(toy, "toy")
+        left = sorted(path.name for path in copy.parent.iterdir())
+        published = call(toy, "toy", "--publish")
+        write_run(toy, "rate: 1e-3")
+    return {"failed": failed, "first": first, "worked": worked, "second": copy.read_bytes(), "left": left} | {
+        "published": published,
+        "unpublished": unpublished,
+    }
+
+
+# Refused before any work
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stebs: 3", "did you mean steps"),
+        ("zzz: 3", "there are: rate, run, steps"),
+        ("later: 2", "no notebook of the run toy has a parameter 'later'"),
+        ("steps: many", "steps is 'many', a str; it should be a int such as the default 3"),
+        ("steps: true", "a bool"),
+        ("run: other", "the first argument"),
+        ("steps: [1", "parameters.yaml is not readable YAML"),
+        ("- steps", "holds a list"),
+        ("notebooks: [00_works, 09_gone]", "holds no 09_gone.ipynb"),
+    ],
+)
+def test_a_wrong_run_is_refused(toy, text, says):
+    write_run(toy, text, name="wrong")
+    code, out, err = call(toy, "wrong")
+    assert (code, out) == (2, "")
+    assert says in err.replace("run wrong", "run toy")
+
+
+def test_an_unknown_run_is_refused_with_those_that_exist(toy):
+    code, _, err = call(toy, "tyo")
+    assert code == 2
+    assert "no run 'tyo'; known are: toy" in err
+
+
+def test_a_changed_parameter_is_checked_like_one_of_the_file(toy):
+    assert "did you mean rate" in call(toy, "toy", "-p", "rat", "1")[2]
+    assert "the value of rate is not readable YAML" in call(toy, "toy", "-p", "rate", "[1")[2]
+
+
+def test_numbers_are_read_as_python_reads_them(toy):
+    steps = run.plan("toy", {"rate": run.literal("-2E+3", "")}, **toy)
+    assert steps[0].parameters == {"run": "toy", "rate": -2000.0}
+    assert run.literal("1e-3", "") == 0.001
+    assert run.literal("1e-3 x", "") == "1e-3 x"
+    assert run.literal("92", "") == 92
+
+
+def test_a_notebook_gets_only_its_own_parameters(toy):
+    first, second = run.plan("toy", {"steps": 7}, **toy)
+    assert first.parameters == {"run": "toy", "steps": 7, "rate": 0.001}
+    assert second.parameters == {"run": "toy", "steps": 7}
+
+
+# Execution
+
+
+def test_parameters_reach_the_notebook(calls):
+    cells = nbformat.reads(calls["first"].decode(), as_version=4).cells
+    assert cells[2].source == '# Parameters\nrun = "toy"\nsteps = 7\nrate = 0.001\n'
+    assert cells[3].outputs[0].text == "half\n7 float notebooks\n"
+    assert cells[4].outputs[0].data["text/plain"] == "8"
+
+
+def test_the_copy_of_a_second_run_is_the_same_to_the_byte(calls):
+    assert calls["first"] == calls["second"]
+
+
+def test_the_copy_holds_nothing_of_the_moment(calls):
+    notebook = json.loads(calls["first"])
+    assert [cell["id"] for cell in notebook["cells"]] == ["00", "01", "02", "03", "04"]
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert [cell["metadata"] for cell in notebook["cells"]] == [
+        {},
+        {"tags": ["parameters"]},
+        {"tags": ["injected-parameters"]},
+        {},
+        {},
+    ]
+    assert b"stderr" not in calls["first"]
+
+
+def test_stderr_is_shown_while_the_notebook_runs(calls):
+    assert "a warning" in calls["worked"][2]
+
+
+def test_a_failing_notebook_stops_the_run_and_says_where(calls):
+    code, out, err = calls["failed"]
+    assert code == 1
+    assert "00_works" in out
+    assert "01_fails" not in out
+    assert "ValueError: no such thing as 7" in err
+    assert "01_fails.partial.ipynb" in err
+
+
+def test_a_finished_run_shows_its_results_and_leaves_no_old_copies(calls):
+    code, out, _ = calls["worked"]
+    assert code == 0
+    assert "zero_shot  segment_match  -       -         unlabelled    45.7  steps=7" in out
+    assert "all.png" in out
+    assert "00_works.ipynb" in calls["left"]
+    assert "01_fails.ipynb" not in calls["left"]
+
+
+def test_publish_copies_a_whole_run_and_refuses_half_of_one(calls, toy):
+    code, _, err = calls["unpublished"]
+    assert code == 2
+    assert "00_works cannot be published: it was run with" in err
+    assert calls["published"][0] == 0
+    target = toy["published"] / "toy"
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    assert names == ["00_works.ipynb", "figures/all.png", "parameters.yaml", "summary.json"]
+    assert (target / "00_works.ipynb").read_bytes() == calls["second"]
+
+
+def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp_path):
+    copy = tmp_path / "00_works.ipynb"
+    copy.write_bytes(calls["second"])
+    notebook = toy["notebooks"] / copy.name
+    parameters = {"run": "toy", "steps": 7, "rate": 0.001}
+    assert run.outdated(copy, run.Step(notebook, parameters)) == ""
+    assert "run with" in run.outdated(copy, run.Step(notebook, parameters | {"steps": 8}))
+    write_notebook(tmp_path / "changed.ipynb", PARAMETERS, WORK, "steps + 2")
+    assert "has changed" in run.outdated(copy, run.Step(tmp_path / "changed.ipynb", parameters))
+    assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters))
