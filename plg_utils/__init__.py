@@ -1,0 +1,27 @@
+"""Zero-shot pseudo labels from SAM and CLIP, for semi-supervised semantic segmentation.
+
+The modules in the order in which an image meets them. Data goes down this list, imports look up it; a name with
+a slash is a folder of choices, in which one file is one way to take the step. This list is the rule: a test reads it.
+
+    records       what the stages hand to each other: Classes, Sample, Masks, PseudoLabel, Scores
+    files         where things lie, and reading and writing them whole or not at all
+    checkpoints   from the name of a network's weights to a verified file
+    runs          seed, device, manifest, and what is already done
+    datasets/     the embedded world, PASCAL VOC, your own photos
+    miniature/    the small networks of the embedded world: architecture, training, loading
+    masks/        from an image to its segments, without names
+    encoders/     from images and words to embeddings of one space
+    labels        pool, assign, paint: from segments and embeddings to a label map
+    generators/   from samples to pseudo labels
+    augment       weak and strong views of an image and its label map
+    segmenters/   networks that learn from label maps
+    losses/       what a segmenter is taught: one file for each method
+    training      fit and predict
+    metrics       one confusion matrix, and the scores that follow from it
+    figures       what a notebook shows
+    export        a trained segmenter and its label maps for other programs
+
+Importing the package imports none of them.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""PASCAL VOC 2012 (20 classes and background), in its own layout.
+
+    root/JPEGImages/ID.jpg  root/SegmentationClass/ID.png  root/ImageSets/Segmentation/train.txt, val.txt
+
+Which images are labelled is said by a folder of lists in UniMatch's format (`split`), or drawn from the train list.
+"""
+
+from pathlib import Path, PurePosixPath
+
+from plg_utils import datasets, files
+from plg_utils.records import Dataset, Sample
+
+CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
+SMOKE = {"labelled": 2, "limit": 2}
+
+Entry = tuple[str, str | None]  # photo and label map, below the root
+
+
+def load(
+    *,
+    root: str | Path | None = None,
+    labelled: int = 92,
+    seed: int = 0,
+    truth_of: tuple[str, ...] = ("labelled",),
+    limit: int | None = None,
+    split: str | Path | None = None,
+) -> Dataset:
+    """PASCAL VOC 2012 as a data set; it has no test split, since those labels are not public.
+
+    root: folder with JPEGImages and SegmentationClass, by default `VOC2012` in the data folder
+    labelled: how many images carry labels; if there are more to choose from, drawn by the seed, 12 within 24
+    split: folder with UniMatch's lists: labeled.txt, and here or one level up val.txt, and unlabeled.txt or
+        train_aug.txt, of which the labelled ones are left out
+
+    Without `split`, labels are drawn from ImageSets/Segmentation/train.txt, and unlabelled is the rest of train_aug.txt
+    if it is there, else of train.txt. If train.txt or val.txt are missing, a quarter of the images that have label maps
+    (listed in all.txt, else found in the folder) is drawn for val, by the seed, and labels are drawn from the others;
+    unlabelled are then also all photos without label map.
+    """
+    root = Path(root) if root else files.data_root() / "VOC2012"
+    for part in ("JPEGImages", "SegmentationClass"):
+        if not (root / part).is_dir():
+            raise FileNotFoundError(f"{root} has no folder {part}: root must be the folder VOC2012 of VOCdevkit")
+    lists = root / "ImageSets" / "Segmentation"
+    if split is not None:
+        pool, others, val = _unimatch_lists(Path(split))
+    elif (lists / "train.txt").is_file() and (lists / "val.txt").is_file():
+        pool, val = _read_list(lists / "train.txt"), _read_list(lists / "val.txt")
+        others = _read_list(lists / "train_aug.txt") if (lists / "train_aug.txt").is_file() else []
+    else:
+        pool, others, val = _drawn_lists(root, lists, seed)
+    if not 0 <= labelled <= len(pool):
+        raise ValueError(f"labelled={labelled}: {len(pool)} images of {split or root} have labels to choose from")
+
+    chosen, rest = datasets.draw(pool, labelled, seed)
+    taken = {_id(entry) for entry in chosen}
+    unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
+    leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
+    if leaked:
+        raise ValueError(f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}")
+    classes = files.read_classes(CLASS_FILE)
+
+    def samples(name: str, entries: list[Entry]) -> tuple[Sample, ...]:
+        is_open = name in truth_of
+        return tuple(_sample(root, entry, is_open, classes.num_classes) for entry in entries)
+
+    mapless = [entry[0] for entry in chosen if entry[1] is None]
+    if mapless:
+        raise ValueError(f"the list of labelled images gives no label map for {len(mapless)} photos, e.g. {mapless[0]}")
+    missing = [path for entry in chosen for path in entry if not (root / path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} files of the labelled images are not below {root}, e.g. {missing[0]}")
+    return Dataset(
+        "voc",
+        classes,
+        labelled=samples("labelled", chosen),
+        unlabelled=samples("unlabelled", unlabelled[:limit]),
+        val=samples("val", val[:limit]),
+    )
+
+
+def _sample(root: Path, entry: Entry, is_open: bool, num_classes: int) -> Sample:
+    image, label = entry
+    return datasets.photo(root / image, root / label if label and is_open else None, num_classes=num_classes)
+
+
+def _id(entry: Entry) -> str:
+    return PurePosixPath(entry[0]).stem
+
+
+def _read_list(path: Path) -> list[Entry]:
+    """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) > 2 or any(word.startswith("/") or ".." in PurePosixPath(word).parts for word in words):
+            raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
+        if len(words) == 1 and not PurePosixPath(words[0]).suffix:
+            id = files.check_stem(words[0])
+            words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
+        entries.append((words[0], words[1] if len(words) == 2 else None))
+    repeated = len(entries) - len({_id(entry) for entry in entries})
+    if repeated:
+        raise ValueError(f"{path} lists {repeated} ids more than once")
+    return entries
+
+
+def _unimatch_lists(split: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Labelled, other training and val entries of a split folder."""
+    aside = [split / "unlabeled.txt", split / "train_aug.txt", split.parent / "train_aug.txt"]
+    others = next((_read_list(path) for path in aside if path.is_file()), [])
+    val = next((path for path in (split / "val.txt", split.parent / "val.txt") if path.is_file()), None)
+    if val is None or not (split / "labeled.txt").is_file():
+        raise FileNotFoundError(f"{split} has no labeled.txt, or neither it nor {split.parent} has val.txt")
+    return _read_list(split / "labeled.txt"), others, _read_list(val)
+
+
+def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """The same without train and val lists: val is a quarter of what has label maps, others what has none."""
+    mapped = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png") if path.stem[0] != ".")
+    photos = sorted(path.stem for path in (root / "JPEGImages").glob("*.jpg") if path.stem[0] != ".")
+    if (lists / "all.txt").is_file():
+        mapped = [_id(entry) for entry in _read_list(lists / "all.txt")]
+    elif not set(mapped) & set(photos):
+        raise FileNotFoundError(f"no photo of {root}/JPEGImages has a label map in SegmentationClass")
+    else:
+        mapped = [id for id in mapped if id in set(photos)]
+    entries = [(f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png") for id in mapped]
+    val, pool = datasets.draw(entries, len(entries) // 4, seed)
+    return pool, [(f"JPEGImages/{id}.jpg", None) for id in photos if id not in set(mapped)], val

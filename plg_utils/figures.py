@@ -1,0 +1,258 @@
+"""The pictures of the notebooks and of a paper: each function returns one closed figure.
+
+A closed figure shows once, under Jupyter, papermill and nbval alike, as the last value of a cell. Label maps always
+have the colours of their class file, the same in every notebook.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from plg_utils import files
+from plg_utils.records import IGNORE, Classes
+
+INK, FAINT = "#20242c", "#8a93a3"
+STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
+VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
+
+plt.rcParams.update({
+    "figure.dpi": 100,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+})
+
+
+def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
+    """Paint a label map in the colours of its classes.
+
+    label: (H, W) uint8
+    returns: (H, W, 3) uint8
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: classes.num_classes] = classes.colours
+    palette[IGNORE] = VOID
+    return palette[label]
+
+
+def overlay(image: np.ndarray, label: np.ndarray, classes: Classes, strength: float = 0.62) -> np.ndarray:
+    """Lay a label map over its image; the background stays as it is, only paler.
+
+    image: (H, W, 3) uint8, label: (H, W) uint8
+    returns: (H, W, 3) uint8
+    """
+    painted = colour(label, classes).astype(np.float32)
+    named = label != (-1 if classes.background is None else classes.background)
+    grey = image.mean(axis=2, keepdims=True) * 0.6 + 90
+    mixed = np.where(named[..., None], strength * painted + (1 - strength) * image, grey)
+    mixed[edges(label)] = 255
+    return mixed.clip(0, 255).astype(np.uint8)
+
+
+def edges(label: np.ndarray) -> np.ndarray:
+    """Where a label map changes: (H, W) bool, true on the upper left side of each border."""
+    border = np.zeros(label.shape, bool)
+    border[:-1] |= label[:-1] != label[1:]
+    border[:, :-1] |= label[:, :-1] != label[:, 1:]
+    return border
+
+
+def mask_picture(image: np.ndarray, masks: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Lay masks over their image, the small ones on top, each in a colour of its own with a light border.
+
+    image: (H, W, 3) uint8, masks: (N, H, W) bool
+    returns: (H, W, 3) uint8
+    """
+    picture = image.astype(np.float32) * 0.45 + 60
+    colours = plt.get_cmap("hsv")(np.linspace(0, 1, max(len(masks), 1), endpoint=False))[:, :3] * 255
+    colours = np.random.default_rng(seed).permutation(colours)
+    for k in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
+        picture[masks[k]] = 0.35 * image[masks[k]] + 0.65 * colours[k]
+        picture[edges(masks[k])] = 245
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def feature_picture(features: np.ndarray) -> np.ndarray:
+    """Show a feature map by its three strongest directions, as red, green and blue.
+
+    features: (D, h, w)
+    returns: (h, w, 3) uint8
+    """
+    depth, height, width = features.shape
+    rows = features.reshape(depth, -1).T  # (h*w, D)
+    rows = rows - rows.mean(axis=0)
+    _, _, directions = np.linalg.svd(rows, full_matrices=False)
+    directions = directions * np.sign(directions.sum(axis=1, keepdims=True) + 1e-12)  # svd leaves the sign open
+    three = rows @ directions[:3].T
+    low, high = np.percentile(three, [2, 98], axis=0)
+    return ((three - low) / (high - low + 1e-9) * 255).clip(0, 255).astype(np.uint8).reshape(height, width, 3)
+
+
+def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: Classes | None = None, width=1.5) -> Figure:
+    """Show rows of pictures under common titles; a legend of the classes that occur goes below.
+
+    rows: each a sequence of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles
+    """
+    legend = classes is not None and any(cell.ndim == 2 for row in rows for cell in row)
+    height = width * len(rows) * np.mean([row[0].shape[0] / row[0].shape[1] for row in rows])
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(width * len(titles), height + 0.3 + 0.4 * legend), squeeze=False
+    )
+    for axes_row, row in zip(axes, rows, strict=True):
+        for axis, cell in zip(axes_row, row, strict=True):
+            axis.imshow(colour(cell, classes) if cell.ndim == 2 else cell, interpolation="nearest")
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, pad=4)
+    figure.subplots_adjust(0.005, 0.01, 0.995, 0.995, wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(top=1 - 0.28 / figure.get_figheight(), bottom=0.42 * legend / figure.get_figheight() + 0.005)
+    if legend:
+        shown = sorted({int(k) for row in rows for cell in row if cell.ndim == 2 for k in np.unique(cell)} - {IGNORE})
+        _legend(figure, classes, shown)
+    return _closed(figure)
+
+
+def _legend(figure, classes, shown):
+    patches = [Patch(color=np.array(classes.colours[k]) / 255, label=classes.names[k]) for k in shown]
+    columns = max(1, int(figure.get_figwidth() / 0.95))
+    figure.legend(handles=patches, loc="lower center", ncol=min(columns, len(patches)), frameon=False, handlelength=1.1,
+                  columnspacing=1.0, fontsize=8)  # fmt: skip
+
+
+def similarities(scores: np.ndarray, pictures: Sequence[np.ndarray], names: Sequence[str], marked: Sequence[int]) -> Figure:
+    """A table of cosines: a row for each segment with its picture, a column for each word, the winner framed.
+
+    scores: (N, K'), pictures: N of (H, W, 3) uint8, names: K', marked: (N,) winning column
+    """
+    figure, axis = plt.subplots(figsize=(1.6 + 0.52 * len(names), 0.5 + 0.52 * len(pictures)))
+    axis.imshow(scores, cmap="Blues", vmin=min(0, scores.min()), vmax=max(scores.max(), 0.01), aspect="auto")
+    for (row, column), score in np.ndenumerate(scores):
+        dark = score > 0.6 * scores.max()
+        axis.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
+    for row, column in enumerate(marked):
+        axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#d1495b", linewidth=1.8))
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="left")
+    axis.xaxis.tick_top()
+    axis.set_yticks([])
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    for row, picture in enumerate(pictures):
+        inset = axis.inset_axes([-0.62 - 0.5, row - 0.47, 0.94 * 0.62 * 1.6, 0.94], transform=axis.transData)
+        inset.imshow(picture)
+        inset.set_axis_off()
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def curve(x: Sequence[float], y: Sequence[float], chosen: float, xlabel: str, ylabel: str) -> Figure:
+    """A measured curve and the value that was chosen on it."""
+    figure, axis = plt.subplots(figsize=(4.6, 2.4))
+    axis.plot(x, y, color=STAGES["segmenter"], linewidth=1.8)
+    axis.axvline(chosen, color="#d1495b", linewidth=1.2)
+    axis.annotate(f" chosen: {chosen:.2f}", (chosen, min(y)), color="#d1495b", va="bottom")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
+    """Loss terms along the training, one small plot each.
+
+    table: rows with "step" and the terms
+    """
+    figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
+    for axis, term in zip(axes[0], terms, strict=True):
+        points = [(row["step"], row[term]) for row in table if term in row]
+        axis.plot(*zip(*points, strict=True), color=STAGES["enhanced"], linewidth=1.4)
+        axis.set_title(term.replace("_", " "))
+        axis.set_xlabel("step")
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def histories(series: dict[str, Sequence[tuple[int, float]]], name: str) -> Figure:
+    """One term of the loss of several trainings in one plot.
+
+    series: training -> (step, value) pairs
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 2.4))
+    shades = plt.get_cmap("cividis")(np.linspace(0.05, 0.9, len(series)))
+    for shade, (training, points) in zip(shades, series.items(), strict=True):
+        axis.plot(*zip(*points, strict=True), label=training.replace("_", " "), color=shade, linewidth=1.5)
+    axis.set(xlabel="step", ylabel=name)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def shares(counts: np.ndarray, classes: Classes) -> Figure:
+    """Bars of the share of pixels of each class.
+
+    counts: (K,) pixels
+    """
+    figure, axis = plt.subplots(figsize=(0.62 * classes.num_classes + 0.6, 2.1))
+    axis.bar(range(classes.num_classes), 100 * counts / counts.sum(), color=np.array(classes.colours) / 255, edgecolor=INK,
+             linewidth=0.5)  # fmt: skip
+    axis.set_xticks(range(classes.num_classes), classes.names, rotation=35, ha="right")
+    axis.set_ylabel("% of the pixels")
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def ladder(rows: Sequence[dict]) -> Figure:
+    """The ladder: mean IoU of each stage and method as bars, in the order given.
+
+    rows: with "stage", "name" and "miou"
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(rows) + 0.7))
+    values = [100 * row["miou"] for row in rows]
+    axis.barh(range(len(rows)), values, color=[STAGES[row["stage"]] for row in rows], height=0.72)
+    for y, value in enumerate(values):
+        axis.text(value + 0.8, y, f"{value:.1f}", va="center", color=INK)
+    axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("mean IoU (%)")
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def class_bars(series: dict[str, Sequence[float]], names: Sequence[str]) -> Figure:
+    """Per-class IoU of several label sources or networks side by side.
+
+    series: name -> (K,) IoU, nan where there is none
+    """
+    figure, axis = plt.subplots(figsize=(0.8 * len(names) + 1, 2.6))
+    width = 0.8 / len(series)
+    shades = plt.get_cmap("cividis")(np.linspace(0.1, 0.9, len(series)))
+    for k, (name, values) in enumerate(series.items()):
+        positions = np.arange(len(names)) + (k - (len(series) - 1) / 2) * width
+        axis.bar(positions, 100 * np.asarray(values), width * 0.94, label=name, color=shades[k])
+    axis.set_xticks(range(len(names)), names, rotation=35, ha="right")
+    axis.set(ylabel="IoU (%)", ylim=(0, 100))
+    axis.legend(frameon=False, ncol=len(series), loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0)
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 100) -> Path:
+    """Write a figure whole or not at all, without the date, so that the same picture is the same file."""
+    path = Path(path)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None)
+    return path
+
+
+def _closed(figure: Figure) -> Figure:
+    plt.close(figure)  # else a notebook shows it twice: once as drawn, once as returned
+    return figure

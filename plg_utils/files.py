@@ -1,0 +1,383 @@
+"""Where things lie, and reading and writing them whole or not at all.
+
+What is written appears under its name only when it is complete (`atomic`), so a file that exists is a file that is
+done. What is read is checked here, at the border: an error names the file, says what came and what would be right.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+
+from plg_utils.records import IGNORE, Classes, Masks
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
+ORIENTATION = 0x0112  # tag of EXIF
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
+
+
+def data_root() -> Path:
+    """Folder of the data sets: the environment's PLG_DATA, else `data` in the repository."""
+    return Path(os.environ.get("PLG_DATA") or ROOT / "data").expanduser().absolute()
+
+
+def results_root() -> Path:
+    """Folder of the runs: the environment's PLG_RESULTS, else `results/local` in the repository."""
+    return Path(os.environ.get("PLG_RESULTS") or ROOT / "results" / "local").expanduser().absolute()
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; move it into place if the block succeeds, else remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix keeps what a killed run leaves behind out of every `*.png`; the token keeps two writers apart.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_stem(stem: str) -> str:
+    """Return the id of an image or the name of a run if it is safe as the name of a file, else refuse it."""
+    if not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
+        raise ValueError(f"{stem!r} cannot name files: it must not be empty, start with a dot or hold a slash")
+    if stem.casefold() == "manifest":
+        raise ValueError(f"{stem!r} cannot be the id of an image: each stage keeps a manifest.json of its own")
+    return stem
+
+
+# Images and label maps
+
+
+def _open(path: str | Path, what: str, remedy: str) -> Image.Image:
+    """Decode an image file; what PIL says of a broken one becomes a ValueError that names it."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{path} is not a readable {what} ({error}); {remedy}") from error
+    return image
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
+    upright = ImageOps.exif_transpose(_open(path, "image", "fetch or export it again, or remove it"))
+    if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    return np.array(upright.convert("RGB"))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read from its header what size (H, W) `read_image` will return."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 are the quarter turns
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except BROKEN_IMAGE as error:
+        raise ValueError(f"{path} is not a readable image ({error}); fetch or export it again, or remove it") from error
+    return (width, height) if turned else (height, width)
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{path} would hold {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+    is_jpeg = Path(path).suffix.lower() in {".jpg", ".jpeg"}
+    with atomic(path) as partial:
+        Image.fromarray(image).save(partial, format="JPEG" if is_jpeg else "PNG", quality=95)
+
+
+def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
+    """Read a label map, a palette or grey PNG: (H, W) uint8, values below `num_classes` (if given) or IGNORE."""
+    image = _open(path, "label map", "write it again with the stage that made it")
+    label = np.array(image)
+    if image.format != "PNG":
+        raise ValueError(f"{path} is a {image.format} file, not a PNG: other formats may change class values")
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise ValueError(f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map")
+    if num_classes is not None:
+        unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
+        if unknown:
+            raise ValueError(
+                f"{path} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)"
+            )
+    return label
+
+
+def voc_palette() -> np.ndarray:
+    """Colours of the VOC development kit for the values of a label map: (256, 3) uint8 RGB."""
+    values = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):  # bits 0, 1, 2 of the value are the highest bits of R, G, B, the next three the next ones
+        for channel in range(3):
+            palette[:, channel] |= ((values >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int, int, int]] = ()) -> None:
+    """Write a label map (H, W) uint8 as palette PNG: class k has colours[k], other values VOC's colours."""
+    label = np.asarray(label)
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise ValueError(f"{path} would hold {label.dtype} {label.shape}, not a uint8 (H, W) label map")
+    palette = voc_palette()
+    if len(colours):
+        palette[: len(colours)] = colours
+    image = Image.fromarray(label)
+    image.putpalette(palette.tobytes())  # this makes it a palette image of the same values
+    with atomic(path) as partial:
+        image.save(partial, format="PNG", optimize=True)
+
+
+# Masks
+
+
+def decode_counts(counts: str) -> list[int]:
+    """Decode COCO's text form of run lengths.
+
+    Each number is a row of characters from "0" (48) on: five bits each, lowest first, the sixth says that more
+    follow, and the highest bit of the last is the sign. From the third run on the text holds the difference to the
+    run before the previous one. (rleToString in maskApi.c of github.com/cocodataset/cocoapi)
+    """
+    runs: list[int] = []
+    number = length = 0
+    for character in counts:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"the character {character!r} does not occur in run lengths")
+        number |= (code & 31) << 5 * length
+        length += 1
+        if length > 7:  # 35 bits: more than any image has pixels
+            raise ValueError("a run length has no end")
+        if code & 32:
+            continue
+        if code & 16:
+            number -= 1 << 5 * length
+        runs.append(number + runs[-2] if len(runs) > 2 else number)
+        number = length = 0
+    if length:
+        raise ValueError("the text ends within a run length")
+    return runs
+
+
+def check_rle(rle: dict, size: tuple[int, int]) -> None:
+    """Refuse run lengths that are not those of an image of this size.
+
+    pycocotools trusts what it gets: malformed run lengths crash the process, so they must never reach it.
+    """
+    if tuple(rle["size"]) != tuple(size):
+        raise ValueError(f"it is a mask of size {tuple(rle['size'])}, the image has {tuple(size)}")
+    runs = decode_counts(rle["counts"])
+    if any(run < 0 for run in runs) or 0 in runs[1:]:
+        raise ValueError("a run length is negative, or zero where it may not be")
+    if sum(runs) != size[0] * size[1]:
+        raise ValueError(f"its run lengths add up to {sum(runs)}, the image has {size[0] * size[1]} pixels")
+
+
+def write_masks(path: str | Path, masks: Masks) -> None:
+    """Write the masks of an image in their order, as JSON: run lengths, area, box (XYWH) and the two scores."""
+    scores = zip(masks.predicted_iou, masks.stability, strict=True)
+    rows = [
+        # str() of a float32 is the shortest text that reads back as the same float32
+        {
+            "counts": rle["counts"],
+            "area": area,
+            "bbox": box,
+            "predicted_iou": float(str(iou)),
+            "stability": float(str(stable)),
+        }
+        for rle, area, box, (iou, stable) in zip(masks.rles, masks.areas(), masks.boxes(), scores, strict=True)
+    ]
+    write_json(path, {"size": list(masks.size), "masks": rows})
+
+
+def read_masks(path: str | Path, size: tuple[int, int]) -> Masks:
+    """Read the masks of an image whose size is (H, W), in the order in which they were written."""
+    table = read_json(path)
+    try:
+        height, width = (int(length) for length in table["size"])
+        rles = tuple({"size": [height, width], "counts": str(row["counts"])} for row in table["masks"])
+        scores = [(row["predicted_iou"], row["stability"]) for row in table["masks"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of masks ({error!r}); delete it and make the masks again") from error
+    if (height, width) != tuple(size):
+        raise ValueError(f"{path} holds masks of size {(height, width)}, the image has {tuple(size)}")
+    for index, rle in enumerate(rles):
+        try:
+            check_rle(rle, size)
+        except ValueError as error:
+            raise ValueError(f"{path}, mask {index}: {error}; delete the file and make the masks again") from error
+    scores = np.array(scores, dtype=np.float32).reshape(-1, 2)  # null becomes nan
+    return Masks(rles, (height, width), scores[:, 0], scores[:, 1])
+
+
+# Embeddings
+
+
+def write_embeddings(path: str | Path, embeddings: "torch.Tensor") -> None:
+    """Write the embeddings of an image's segments, (N, D), in the order of its masks, as safetensors."""
+    from safetensors.torch import save_file  # torch takes seconds to import, and most files need none
+
+    if embeddings.ndim != 2:
+        raise ValueError(f"{path} would hold {tuple(embeddings.shape)}, not (N, D) embeddings")
+    with atomic(path) as partial:
+        save_file({"embeddings": embeddings.detach().cpu().contiguous()}, partial)
+
+
+def read_embeddings(path: str | Path) -> "torch.Tensor":
+    """Read the embeddings of an image's segments: (N, D), on the CPU."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("embeddings")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of embeddings ({error}); delete it and make it again") from error
+
+
+# Tables and class files
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy's numbers and arrays, tuples and paths into what JSON knows; nan becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Path):
+        return value.as_posix()
+    return None if isinstance(value, float) and value != value else value
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON that gives no needless diff: sorted keys, indented, one newline at the end; nan becomes null."""
+    text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON, use null")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; a broken file is a ValueError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not readable JSON ({error}); delete it and run the stage again that writes it"
+        ) from error
+
+
+def read_classes(path: str | Path) -> Classes:
+    """Read a class file.
+
+    A YAML file with the keys `classes` (a list of {name, words, colour}, the last two optional), `templates`
+    (sentences with one {} each), `background` (words for what is none of the classes) and `version`. With
+    `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
+    Words are the name if not given, colours VOC's.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    try:
+        return classes_from(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def classes_from(content: Any) -> Classes:
+    """Check the content of a class file (see `read_classes`)."""
+    _check_keys(
+        content, needed={"classes"}, allowed={"version", "templates", "background", "classes"}, what="a class file"
+    )
+    if content.get("version", 1) != 1:
+        raise ValueError(f"version {content['version']!r} of class files is not known, only 1")
+    templates = _texts(content.get("templates", ["a photo of a {}."]), "templates")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"the template {template!r} needs one {{}} where the word goes")
+    if not isinstance(content["classes"], list) or not content["classes"]:
+        raise ValueError("`classes` must be a list of at least one {name, words, colour}")
+
+    has_background = "background" in content
+    names, words, colours = [], [], []
+    palette = voc_palette().tolist()
+    if has_background:
+        names.append("background")
+        words.append(_texts(content["background"] or [], "background", empty=True))
+        colours.append(tuple(palette[0]))
+    for entry in content["classes"]:
+        _check_keys(entry, needed={"name"}, allowed={"name", "words", "colour"}, what="a class")
+        (name,) = _texts([entry["name"]], "name")
+        names.append(name)
+        words.append(_texts(entry.get("words", [name]), f"words of {name}"))
+        colours.append(_colour(entry.get("colour", palette[len(colours) % 256]), name))
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
+    if len(names) > IGNORE:
+        raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
+    return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
+
+
+def classes_sha256(classes: Classes) -> str:
+    """SHA-256 of what a class file says, in hex: comments and layout of the file do not change it."""
+    return hashlib.sha256(json.dumps(asdict(classes), sort_keys=True).encode()).hexdigest()
+
+
+def _check_keys(mapping: Any, *, needed: set[str], allowed: set[str], what: str) -> None:
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{what} is a mapping with the keys {', '.join(sorted(allowed))}, not {mapping!r:.80}")
+    unknown = sorted(str(key) for key in mapping if key not in allowed)
+    if unknown:
+        raise ValueError(f"{what} has no key {', '.join(unknown)}, only {', '.join(sorted(allowed))}")
+    if needed - mapping.keys():
+        raise ValueError(f"{what} needs the key {', '.join(sorted(needed - mapping.keys()))}")
+
+
+def _texts(values: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
+    if not isinstance(values, list) or not (values or empty):
+        raise ValueError(f"{what} must be a list of texts, not {values!r:.80}")
+    for value in values:
+        if not isinstance(value, str) or not value.strip():  # YAML reads a bare `no` or `1` as something else
+            raise ValueError(f"{what} holds {value!r}, which is no text; put it in quotes")
+    return tuple(values)
+
+
+def _colour(value: Any, name: str) -> tuple[int, int, int]:
+    is_colour = isinstance(value, list | tuple) and len(value) == 3
+    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
+        raise ValueError(f"the colour of {name} is {value!r}, not [red, green, blue] with 0 to 255 each")
+    return tuple(value)

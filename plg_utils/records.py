@@ -1,0 +1,168 @@
+"""What the stages hand to each other, and the words and letters the package uses for it.
+
+Letters of array shapes, the same in every docstring:
+
+    B  images of a batch          N  segments of an image      D  numbers of an embedding
+    H, W  height and width        K  classes, background included where there is one
+    h, w  height and width of a feature map                    M  items of a longer list, where it is said which
+
+Names, the same in every module:
+
+    image, images         (H, W, 3) uint8 RGB, or (B, 3, H, W) float as a network sees it
+    masks                 (N, H, W) bool, which may overlap and need not cover the image
+    segments              the same parts of the image, where their pixels do not matter
+    segment_embeddings    (N, D), the mean CLIP feature of each mask
+    text_embeddings       (K, D), one for each class or for each word asked
+    probabilities         (N, K) or (B, K, H, W), summing to 1 over the classes
+    logits                the same before the softmax
+    label                 (H, W) uint8, the class of each pixel as proposed; IGNORE where nothing is
+    truth                 (H, W) uint8, the class of each pixel as annotated; IGNORE is void
+    confidence            (H, W) float32 in [0, 1]
+    num_classes           K
+    boxes_xywh, boxes_xyxy    (N, 4) pixels, left, top, and then width, height or right, bottom
+
+Scores are fractions; a percent sign appears only in print. A size is (H, W).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as coco
+
+IGNORE = 255  # in a label map: no class; VOC calls it void
+SPLITS = ("labelled", "unlabelled", "val", "test")
+
+
+class TruthHidden(PermissionError):
+    """A stage asked for a truth that it may not see, or that does not exist."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: the index is the value in a label map."""
+
+    names: tuple[str, ...]  # K
+    words: tuple[tuple[str, ...], ...]  # K; what CLIP is asked for each class, perhaps nothing for the background
+    colours: tuple[tuple[int, int, int], ...]  # K, RGB in 0..255
+    background: int | None = 0  # index of the class "none of the others"; None if the data set has no such class
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # sentences that hold one word each
+
+    def __post_init__(self):
+        """Refuse lists that do not belong together."""
+        if not len(self.names) == len(self.words) == len(self.colours):
+            counts = f"{len(self.names)} names, {len(self.words)} lists of words, {len(self.colours)} colours"
+            raise ValueError(f"classes need one of each, not {counts}")
+
+    @property
+    def num_classes(self) -> int:
+        """K, background included where there is one."""
+        return len(self.names)
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """Indices of the classes that are not the background."""
+        return tuple(index for index in range(self.num_classes) if index != self.background)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set, read when it is asked for."""
+
+    id: str  # a safe file stem: what a stage writes about this image is called so
+    read_image: Callable[[], np.ndarray]
+    read_truth: Callable[[], np.ndarray] | None = None  # None: there is no truth, or this stage may not see it
+
+    def image(self) -> np.ndarray:
+        """Read the image: (H, W, 3) uint8 RGB."""
+        return self.read_image()
+
+    def truth(self) -> np.ndarray:
+        """Read the annotated label map: (H, W) uint8, void is IGNORE."""
+        if self.read_truth is None:
+            raise TruthHidden(f"the truth of {self.id} does not exist, or this stage may not see it")
+        return self.read_truth()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The four splits of a data set. Truth is open only where the loader was told so (`truth_of`)."""
+
+    name: str
+    classes: Classes
+    labelled: tuple[Sample, ...]
+    unlabelled: tuple[Sample, ...] = ()
+    val: tuple[Sample, ...] = ()
+    test: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """The segments of an image in the order of their generator, kept small as COCO run lengths."""
+
+    rles: tuple[dict, ...]  # N of {"size": [H, W], "counts": ascii}
+    size: tuple[int, int]  # (H, W)
+    predicted_iou: np.ndarray  # (N,) float32, what the generator thinks of each mask; nan if it does not say
+    stability: np.ndarray  # (N,) float32, IoU of the mask at a higher and a lower threshold; nan if unknown
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @classmethod
+    def from_dense(
+        cls,
+        masks: np.ndarray,
+        predicted_iou: Sequence[float] | np.ndarray | None = None,
+        stability: Sequence[float] | np.ndarray | None = None,
+    ) -> "Masks":
+        """Encode masks (N, H, W) bool; scores (N,) that are not given become nan."""
+        masks = np.asarray(masks)
+        if masks.ndim != 3:
+            raise ValueError(f"masks are (N, H, W), not {masks.shape}")
+        rles = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)) if len(masks) else []
+        unknown = np.full(len(masks), np.nan)
+        return cls(
+            rles=tuple({"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in rles),
+            size=(masks.shape[1], masks.shape[2]),
+            predicted_iou=np.asarray(unknown if predicted_iou is None else predicted_iou, dtype=np.float32),
+            stability=np.asarray(unknown if stability is None else stability, dtype=np.float32),
+        )
+
+    def dense(self) -> np.ndarray:
+        """Decode: (N, H, W) bool."""
+        if not self.rles:
+            return np.zeros((0, *self.size), dtype=bool)
+        return coco.decode(list(self.rles)).transpose(2, 0, 1).astype(bool)
+
+    def areas(self) -> np.ndarray:
+        """Pixels of each mask: (N,) int64."""
+        return np.asarray(coco.area(list(self.rles)) if self.rles else [], dtype=np.int64)
+
+    def boxes(self) -> np.ndarray:
+        """Smallest box around each mask: (N, 4) float64, left, top, width, height in pixels."""
+        return np.asarray(coco.toBbox(list(self.rles)) if self.rles else [], dtype=np.float64).reshape(-1, 4)
+
+    def take(self, chosen: Sequence[int] | np.ndarray) -> "Masks":
+        """Keep the masks at these indices, or where a bool array (N,) is true, in the order given."""
+        chosen = np.asarray(chosen)
+        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        rles = tuple(self.rles[index] for index in indices)
+        return Masks(rles, self.size, self.predicted_iou[indices], self.stability[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoLabel:
+    """A label map that a model proposed, and how sure it was of each pixel."""
+
+    label: np.ndarray  # (H, W) uint8, IGNORE where no mask covers the pixel
+    confidence: np.ndarray  # (H, W) float32 in [0, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What follows from one confusion matrix over a whole set of images."""
+
+    iou: np.ndarray  # (K,) float64, nan where the class has no truth pixel
+    mean_iou: float  # over the classes that have truth pixels
+    coverage: float  # part of the pixels with truth that got any class
+    confusion: np.ndarray  # (K, K+1) int64, truth by prediction; the last column is IGNORE

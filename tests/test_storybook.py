@@ -1,0 +1,104 @@
+"""The embedded world: what its scenes promise."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from plg_utils.datasets import storybook
+from plg_utils.miniature import scenes
+from plg_utils.records import TruthHidden
+
+SCENES = [storybook.draw(seed) for seed in range(40)]
+# Of the label maps and captions of these scenes. The world is frozen: whoever changes it runs every published result anew.
+WORLD = "replace-me"
+
+
+def test_the_world_is_frozen():
+    digest = hashlib.sha256()
+    for scene in SCENES:
+        digest.update(scene.label.tobytes() + scene.caption.encode())
+    assert digest.hexdigest() == WORLD
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    again = storybook.draw(3)
+    for name in ("image", "label", "instances", "parts", "stuff"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(SCENES[3], name))
+    assert again.caption == SCENES[3].caption
+    assert (again.image != SCENES[4].image).any()
+
+
+def test_all_maps_tell_the_same_story():
+    for scene in SCENES:
+        assert scene.image.shape == (128, 128, 3) and scene.image.dtype == np.uint8
+        np.testing.assert_array_equal(scene.label > 0, scene.instances > 0)
+        np.testing.assert_array_equal(scene.parts > 0, scene.instances > 0)
+        for k, name in enumerate(scene.objects, start=1):
+            inside = scene.instances == k
+            assert set(scene.label[inside]) == {1 + storybook.NAMES.index(name)}
+            assert inside.sum() >= storybook.SMALLEST * 0.8  # removing a hidden object only uncovers others
+        for part in np.unique(scene.parts[scene.parts > 0]):
+            assert len(np.unique(scene.instances[scene.parts == part])) == 1
+        assert scene.stuff.max() < len(storybook.REGIONS)
+
+
+def test_a_caption_names_every_object_and_nothing_else():
+    things = [f"a {name}" for name in storybook.NAMES]
+    for scene in SCENES:
+        named = dict(zip(scenes.NOUNS, scenes.nouns_in(scene.caption), strict=True))
+        assert {thing for thing in things if named[thing]} == {f"a {name}" for name in scene.objects}
+        regions = {storybook.REGIONS[k] for k in np.unique(scene.stuff)}
+        assert named["the sky"] == ("sky" in regions) and named["the water"] == ("water" in regions)
+
+
+def test_scenes_keep_occlusion_night_and_three_objects():
+    assert np.mean([len(scene.objects) for scene in SCENES]) >= 3
+    assert sum("night sky" in scene.caption for scene in SCENES) >= 3
+    boxes_touch = 0
+    for scene in SCENES:
+        boxes = []
+        for k in range(1, len(scene.objects) + 1):
+            rows, columns = np.nonzero(scene.instances == k)
+            boxes.append((columns.min(), rows.min(), columns.max(), rows.max()))
+        boxes_touch += any(storybook._shared(a, b) > 0.05 for i, a in enumerate(boxes) for b in boxes[:i])
+    assert boxes_touch >= 8  # of 40 scenes
+
+
+def test_labelled_draws_are_nested_and_show_each_class_twice(tmp_path):
+    drawn = {n: [s.id for s in storybook.load(root=tmp_path, labelled=n, seed=1).labelled] for n in (12, 24, 48)}
+    assert set(drawn[12]) < set(drawn[24]) < set(drawn[48]) and len(drawn[48]) == 48
+    other = [s.id for s in storybook.load(root=tmp_path, labelled=12, seed=2).labelled]
+    assert set(other) != set(drawn[12])
+    for ids in (drawn[12], other):
+        shows = [storybook.draw(int(i.split("_")[1])).objects for i in ids]
+        assert all(sum(name in objects for objects in shows) >= 2 for name in storybook.NAMES)
+
+
+def test_splits_are_disjoint_and_unseen_by_the_miniatures():
+    seeds = [seed for first, count in storybook.SPLITS.values() for seed in range(first, first + count)]
+    assert len(seeds) == len(set(seeds)) == 48 + 300 + 200 + 200
+    assert max(seeds) < scenes.HELD_OUT < scenes.TRAIN
+
+
+def test_scenes_are_drawn_when_asked_for_and_truth_stays_closed(tmp_path):
+    data = storybook.load(root=tmp_path, limit=2)
+    assert not list(tmp_path.rglob("*.png"))
+    sample = data.unlabelled[0]
+    np.testing.assert_array_equal(sample.image(), storybook.draw(1000).image)
+    with pytest.raises(TruthHidden):
+        sample.truth()
+    labelled = data.labelled[0]
+    np.testing.assert_array_equal(labelled.truth(), storybook.draw(int(labelled.id.split("_")[1])).label)
+    with pytest.raises(ValueError, match="pool of 48"):
+        storybook.load(root=tmp_path, labelled=49)
+
+
+def test_training_scenes_are_kept_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "CHUNK", 3)
+    drawn = scenes.load(4, first=50, folder=tmp_path)
+    assert len(drawn) == 4 and drawn.image.shape == (4, 128, 128, 3)
+    np.testing.assert_array_equal(drawn.image[3], storybook.draw(53).image)
+    assert drawn.captions[3] == storybook.draw(53).caption
+    monkeypatch.setattr(storybook, "draw", None)  # what is there is not drawn again
+    np.testing.assert_array_equal(scenes.load(4, first=50, folder=tmp_path).parts, drawn.parts)
