@@ -18,18 +18,21 @@ from plg_utils.records import IGNORE, Classes
 INK, FAINT = "#20242c", "#8a93a3"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
+UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
-plt.rcParams.update({
-    "figure.dpi": 100,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-})
+plt.rcParams.update(
+    {
+        "figure.dpi": 100,
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlecolor": INK,
+        "axes.edgecolor": FAINT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+)
 
 
 def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
@@ -97,10 +100,13 @@ def feature_picture(features: np.ndarray) -> np.ndarray:
     return ((three - low) / (high - low + 1e-9) * 255).clip(0, 255).astype(np.uint8).reshape(height, width, 3)
 
 
-def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: Classes | None = None, width=1.5) -> Figure:
+def gallery(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: Classes | None = None, width=1.5
+) -> Figure:
     """Show rows of pictures under common titles; a legend of the classes that occur goes below.
 
     rows: each a sequence of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles
+    width: inches of a picture
     """
     legend = classes is not None and any(cell.ndim == 2 for row in rows for cell in row)
     height = width * len(rows) * np.mean([row[0].shape[0] / row[0].shape[1] for row in rows])
@@ -123,12 +129,14 @@ def gallery(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes
 
 def _legend(figure, classes, shown):
     patches = [Patch(color=np.array(classes.colours[k]) / 255, label=classes.names[k]) for k in shown]
-    columns = max(1, int(figure.get_figwidth() / 0.95))
-    figure.legend(handles=patches, loc="lower center", ncol=min(columns, len(patches)), frameon=False, handlelength=1.1,
-                  columnspacing=1.0, fontsize=8)  # fmt: skip
+    columns = min(max(1, int(figure.get_figwidth() / 0.95)), max(1, len(patches)))
+    style = {"frameon": False, "handlelength": 1.1, "columnspacing": 1.0, "fontsize": 8}
+    figure.legend(handles=patches, loc="lower center", ncol=columns, **style)
 
 
-def similarities(scores: np.ndarray, pictures: Sequence[np.ndarray], names: Sequence[str], marked: Sequence[int]) -> Figure:
+def similarities(
+    scores: np.ndarray, pictures: Sequence[np.ndarray], names: Sequence[str], marked: Sequence[int]
+) -> Figure:
     """A table of cosines: a row for each segment with its picture, a column for each word, the winner framed.
 
     scores: (N, K'), pictures: N of (H, W, 3) uint8, names: K', marked: (N,) winning column
@@ -201,8 +209,8 @@ def shares(counts: np.ndarray, classes: Classes) -> Figure:
     counts: (K,) pixels
     """
     figure, axis = plt.subplots(figsize=(0.62 * classes.num_classes + 0.6, 2.1))
-    axis.bar(range(classes.num_classes), 100 * counts / counts.sum(), color=np.array(classes.colours) / 255, edgecolor=INK,
-             linewidth=0.5)  # fmt: skip
+    colours = np.array(classes.colours) / 255
+    axis.bar(range(classes.num_classes), 100 * counts / counts.sum(), color=colours, edgecolor=INK, linewidth=0.5)
     axis.set_xticks(range(classes.num_classes), classes.names, rotation=35, ha="right")
     axis.set_ylabel("% of the pixels")
     figure.tight_layout()
@@ -246,10 +254,12 @@ def class_bars(series: dict[str, Sequence[float]], names: Sequence[str]) -> Figu
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 100) -> Path:
-    """Write a figure whole or not at all, without the date, so that the same picture is the same file."""
+    """Write a figure as PNG, PDF or SVG; without the date, so that the same picture is the same file."""
     path = Path(path)
     with files.atomic(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None)
+        figure.savefig(
+            temporary, format=path.suffix[1:], dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None
+        )
     return path
 
 

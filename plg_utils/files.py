@@ -260,6 +260,27 @@ def read_embeddings(path: str | Path) -> "torch.Tensor":
         raise ValueError(f"{path} is not a file of embeddings ({error}); delete it and make it again") from error
 
 
+# Weights
+
+
+def write_weights(path: str | Path, model: "torch.nn.Module") -> None:
+    """Write a network's weights as safetensors."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
+
+
+def read_weights(path: str | Path, model: "torch.nn.Module") -> None:
+    """Read weights into a network of the same shape."""
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights of this network: {error}") from error
+
+
 # Tables and class files
 
 

@@ -1,0 +1,333 @@
+"""Seed, device, progress, and the manifest by which a stage knows what is already done.
+
+A stage writes its files into one folder, one or more for each image:
+
+    stage = runs.stage(folder, name="masks", parameters={...}, checkpoints=("miniature_sam",))
+    for id in runs.progress(stage.todo(ids, [".json"]), what="masks"):
+        files.write_masks(stage.path(id, ".json"), ...)
+    stage.finish(images=len(ids))
+
+Stopped anywhere and started again, it goes on with what is missing. Started with other parameters, or after a stage
+before it was run with others, it says what differs and begins anew: nothing made otherwise is reused silently.
+"""
+
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from importlib import metadata
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from plg_utils import checkpoints as weights
+from plg_utils import files
+from plg_utils.records import SPLITS, Classes, Dataset
+
+PACKAGES = (
+    "torchvision",
+    "segment-anything",
+    "openai-clip",
+    "timm",
+    "segmentation-models-pytorch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "pycocotools",
+)
+
+
+def run_folder(run: str) -> Path:
+    """Folder of a run, below `files.results_root()`; it need not exist yet."""
+    return files.results_root() / files.check_stem(run)
+
+
+def seed_everything(seed: int, *, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch on every device; if deterministic, refuse operations whose result varies."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  other people's code draws from the global one
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def device(name: str = "auto") -> torch.device:
+    """Choose where networks run: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the best that is there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in present.items() if is_there))
+    kind, _, index = name.partition(":")
+    if kind not in present or (index and not index.isdecimal()):
+        raise ValueError(f"device {name!r} is not known: use 'auto', 'cpu', 'cuda' or 'mps'")
+    if not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} was asked for, but torch {torch.__version__} sees none; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def threads(count: int | None = None) -> int:
+    """Set how many threads torch uses on the CPU, if a count is given; return how many it uses."""
+    if count:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def progress(iterable: Iterable, total: int | None = None, what: str = "") -> Iterator:
+    """Show on stderr how far a loop is and how long it will take."""
+    hidden = not progress_shown()
+    return iter(tqdm(iterable, desc=what, total=total, mininterval=1.0, ascii=True, file=sys.stderr, disable=hidden))
+
+
+def progress_shown() -> bool:
+    """Whether bars are wanted: always, unless the environment says PLG_PROGRESS=0."""
+    return os.environ.get("PLG_PROGRESS", "1") != "0"
+
+
+def batches(items: Sequence, size: int, what: str = "") -> Iterator[list]:
+    """Hand out the items `size` at a time, with a bar that counts single items."""
+    with tqdm(
+        total=len(items), desc=what, mininterval=1.0, ascii=True, file=sys.stderr, disable=not progress_shown()
+    ) as bar:
+        for start in range(0, len(items), size):
+            batch = list(items[start : start + size])
+            yield batch
+            bar.update(len(batch))
+
+
+def recorded(run: str) -> dict[str, dict[str, float]]:
+    """What was recorded of a committed run's trained numbers: name -> {"miou", "tolerance"}; empty if nothing was."""
+    path = files.ROOT / "results" / files.check_stem(run) / "recorded.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
+
+
+def say(value: float, record: dict[str, float] | None = None) -> str:
+    """Tell a number, or, where one is recorded, whether it lies within the recorded spread: the same everywhere."""
+    if record is None:
+        return f"{value:.2f}"
+    answer = "yes" if abs(value - record["miou"]) <= record["tolerance"] else f"no, {value:.3f}"
+    return f"within {record['tolerance']:.2f} of the recorded {record['miou']:.2f}: {answer}"
+
+
+def split_sha256(dataset: Dataset) -> str:
+    """SHA-256 of which images are in which split, in hex."""
+    splits = {split: [sample.id for sample in getattr(dataset, split)] for split in SPLITS}
+    return _sha256({"name": dataset.name, "splits": splits})
+
+
+def stage(
+    folder: str | Path,
+    *,
+    name: str,
+    parameters: dict[str, Any],
+    classes: Classes | None = None,
+    checkpoints: Sequence[str | Path] = (),
+    parents: Sequence[str | Path] = (),
+    seed: int | None = None,
+    dataset: Dataset | None = None,
+    whole_set: bool = False,
+    device: torch.device | str = "cpu",
+) -> "Stage":
+    """Open the folder of a stage, emptied of what it wrote there if that was made otherwise.
+
+    parameters: everything that changes the result, as plain values
+    classes: given if the result depends on the classes or their words
+    checkpoints: names or paths of the weights used, whose SHA-256 is what counts; None stands for random weights
+    parents: folders of the stages whose files are read, which must be finished
+    dataset, whole_set: whose images; if the stage learns from all of them at once, another split is other work
+    device: where it ran; recorded, but the same work elsewhere is the same work
+
+    Several processes may share the work: let one open the stage, then all; give `todo` all ids and take a share.
+    """
+    identity = {
+        "stage": name,
+        "parameters": files.plain(parameters),
+        "seed": seed,
+        "checkpoints": {_called(item): weights.sha256_of(item) for item in checkpoints if item is not None},
+        "classes_sha256": files.classes_sha256(classes) if classes else None,
+        "dataset": dataset.name if dataset else None,
+        "whole_set_sha256": split_sha256(dataset) if dataset and whole_set else None,
+        "parents": {Path(parent).name: _fingerprint_of(Path(parent)) for parent in parents},
+    }
+    details = {
+        "split_sha256": split_sha256(dataset) if dataset else None,
+        "packages": package_versions(),
+        "git_commit": git_commit(),
+        "device": _describe(torch.device(device)),
+        "threads": torch.get_num_threads(),
+    }
+    return Stage(Path(folder), identity, details)
+
+
+class Stage:
+    """A folder that a stage fills; made by `stage`."""
+
+    def __init__(self, folder: Path, identity: dict, details: dict):
+        self.folder = folder
+        self._started = time.perf_counter()
+        self._identity = identity
+        self._details = details
+        self._manifest = folder / "manifest.json"
+        self._outputs = folder / "outputs.txt"  # names of the files that the stage writes, and nobody else
+        earlier = files.read_json(self._manifest) if self._manifest.exists() else {}
+        differences = _differences({key: earlier.get(key) for key in identity}, identity) if earlier else []
+        if differences:
+            removed = self._clear()
+            print(f"{folder.name}: begins anew, {removed} files removed, for {'; '.join(differences)}")
+            earlier = {}
+        self._earlier = earlier  # of the same work: this call goes on from it
+        self._state = earlier.get("state")
+        if self._state is None:
+            self._write("running")
+
+    @property
+    def fingerprint(self) -> str:
+        """All that this stage and those before it were made with, in one number."""
+        return _sha256(self._identity)
+
+    def path(self, id: str, suffix: str) -> Path:
+        """Where the stage writes about an image."""
+        return self.folder / f"{id}{suffix}"
+
+    def todo(self, ids: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+        """Ids of which a file is missing, in the order given."""
+        self.register(f"{id}{suffix}" for id in ids for suffix in suffixes)
+        missing = [id for id in ids if not all(self.path(id, suffix).exists() for suffix in suffixes)]
+        if missing and self._state == "done":
+            self._write("running")
+        return missing
+
+    def register(self, names: Iterable[str]) -> None:
+        """Declare files that the stage is going to write here, so that it may remove them when it begins anew."""
+        known = self._declared()
+        new = [name for name in dict.fromkeys(names) if name not in known]
+        strange = [name for name in new if (self.folder / name).exists()]
+        if strange:
+            raise FileExistsError(
+                f"{self.folder} holds {strange[0]} and {len(strange) - 1} more that this stage did not write, so that "
+                "nobody knows how they were made: move them away, or choose another run"
+            )
+        if new:
+            with files.atomic(self._outputs) as partial:
+                partial.write_text("".join(f"{name}\n" for name in [*known, *new]), encoding="utf-8")
+
+    def finish(self, **counts: Any) -> None:
+        """Write the manifest of the finished stage, with what there was to count."""
+        self._write("done", counts=counts)
+
+    def _write(self, state: str, **more: Any) -> None:
+        seconds = self._earlier.get("wall_seconds", 0) + time.perf_counter() - self._started
+        memory = max(self._earlier.get("peak_memory_mb") or 0, peak_memory_mb() or 0) or None
+        self._state = state
+        content = self._identity | self._details | more
+        content |= {
+            "state": state,
+            "fingerprint": self.fingerprint,
+            "wall_seconds": round(seconds, 2),
+            "peak_memory_mb": memory,
+            "peak_cuda_memory_mb": peak_cuda_memory_mb(),
+        }
+        files.write_json(self._manifest, content)
+
+    def _clear(self) -> int:
+        """Remove the files that this stage declared in the earlier run; return how many there were."""
+        names = self._declared()
+        partials = [path for path in self.folder.glob(".*.partial") if path.name[1:].rsplit(".", 2)[0] in names]
+        done = [path for name in names if (path := self.folder / name).is_file() and path.parent == self.folder]
+        for path in (*partials, *done):
+            path.unlink()
+        self._outputs.unlink(missing_ok=True)
+        return len(done)
+
+    def _declared(self) -> dict[str, None]:
+        """Names of the files that the stage said it writes, in their order."""
+        return dict.fromkeys(self._outputs.read_text(encoding="utf-8").splitlines() if self._outputs.exists() else [])
+
+
+def _called(checkpoint: str | Path) -> str:
+    """Name a checkpoint for a manifest: without the folder, if it is a file of one's own."""
+    is_own = checkpoint not in weights.LISTED and Path(checkpoint).is_file()
+    return Path(checkpoint).name if is_own else str(checkpoint)
+
+
+def _fingerprint_of(parent: Path) -> str:
+    """What a finished stage was made with, in one number."""
+    manifest = parent / "manifest.json"
+    if not manifest.exists():
+        raise FileNotFoundError(f"{parent} has no manifest.json: run the stage that makes it first")
+    content = files.read_json(manifest)
+    if content["state"] != "done":
+        raise FileNotFoundError(f"{parent} is not finished: run the stage that makes it to its end first")
+    return content["fingerprint"]
+
+
+def _differences(earlier: dict, now: dict, prefix: str = "") -> list[str]:
+    """Name what differs between two nested dicts, as "size: 128, now 256"."""
+    found = []
+    for key in sorted(earlier.keys() | now.keys()):
+        one, other = earlier.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append(f"{prefix}{key}: {_short(one)}, now {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _sha256(content: Any) -> str:
+    return sha256(dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, as +cu130
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """Commit of this repository, with "-dirty" if a file of it was changed; None outside of git."""
+    if not (files.ROOT / ".git").exists():  # an installed copy inside somebody else's repository
+        return None
+    command = ["git", "-C", str(files.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory_mb() -> float | None:
+    """Largest memory that this process has held so far, in MiB; None where the system does not say."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(getrusage(RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def peak_cuda_memory_mb() -> float | None:
+    """Largest memory that torch has held on the current GPU, in MiB; None without one."""
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None
+
+
+def _describe(place: torch.device) -> str:
+    return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)

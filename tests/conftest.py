@@ -1,0 +1,46 @@
+"""What several tests share: the world of flat-coloured squares, whose right answer is known."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks are several times slower with more; before torch starts
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from plg_utils import files
+from plg_utils.records import Classes
+
+RGB = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+COLOURS = Classes(("background", "red", "green", "blue"), (("black",), ("red",), ("green",), ("blue",)), RGB)
+
+
+def colour_squares(seed: int, side: int = 8) -> SimpleNamespace:
+    """Draw a red, a green and a blue square on black, with one mask for each colour, black included.
+
+    image: (2 * side, 3 * side, 3) uint8, masks: (4, H, W) bool, truth: (H, W) uint8
+    """
+    grid = np.random.default_rng(seed).permutation([0, 0, 0, 1, 2, 3]).reshape(2, 3)
+    truth = grid.repeat(side, axis=0).repeat(side, axis=1).astype(np.uint8)
+    masks = truth == np.arange(4)[:, None, None]
+    return SimpleNamespace(image=np.array(RGB, dtype=np.uint8)[truth], truth=truth, masks=masks, classes=COLOURS)
+
+
+@pytest.fixture
+def squares() -> SimpleNamespace:
+    """One image of squares: .image, .truth, .masks, .classes."""
+    return colour_squares(0)
+
+
+@pytest.fixture
+def tiny_root(tmp_path):
+    """Build a folder in the layout of every data set that reads files: eight images of squares, six with label map."""
+    root = tmp_path / "tiny"
+    for number in range(8):
+        drawn = colour_squares(number)
+        for photo in (root / f"{number:02d}.png", root / "JPEGImages" / f"{number:02d}.jpg"):
+            files.write_image(photo, drawn.image)
+        if number < 6:
+            files.write_label(root / "SegmentationClass" / f"{number:02d}.png", drawn.truth)
+    return root

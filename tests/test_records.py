@@ -1,0 +1,68 @@
+"""Records: masks survive their encoding, and what a stage may not see stays shut."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from plg_utils.records import Classes, Masks, Sample, TruthHidden
+
+THREE_MASKS = np.array(
+    [
+        [[1, 1, 0], [0, 0, 0]],
+        [[0, 0, 0], [0, 1, 1]],
+        [[0, 0, 0], [0, 0, 0]],
+    ],
+    dtype=bool,
+)
+
+
+def test_masks_by_hand():
+    masks = Masks.from_dense(THREE_MASKS, predicted_iou=[0.9, 0.8, 0.7])
+    assert len(masks) == 3
+    assert masks.size == (2, 3)
+    assert masks.areas().tolist() == [2, 2, 0]
+    assert masks.boxes()[:2].tolist() == [[0, 0, 2, 1], [1, 1, 2, 1]]  # left, top, width, height
+    assert masks.predicted_iou.dtype == np.float32
+    assert np.isnan(masks.stability).all()
+    np.testing.assert_array_equal(masks.dense(), THREE_MASKS)
+    assert masks.dense().dtype == bool
+
+
+def test_masks_are_taken_by_index_or_where_true():
+    masks = Masks.from_dense(THREE_MASKS, predicted_iou=[0.9, 0.8, 0.7])
+    turned = masks.take([2, 0])
+    np.testing.assert_array_equal(turned.dense(), THREE_MASKS[[2, 0]])
+    np.testing.assert_allclose(turned.predicted_iou, [0.7, 0.9])
+    kept = masks.take(masks.areas() > 0)
+    np.testing.assert_array_equal(kept.dense(), THREE_MASKS[:2])
+    np.testing.assert_allclose(kept.predicted_iou, [0.9, 0.8])
+    assert len(masks.take([])) == 0
+
+
+def test_no_masks_have_the_size_of_the_image():
+    masks = Masks.from_dense(np.zeros((0, 4, 5), dtype=bool))
+    assert masks.dense().shape == (0, 4, 5)
+    assert masks.areas().shape == (0,)
+    assert masks.boxes().shape == (0, 4)
+
+
+def test_one_mask_without_its_axis_is_refused():
+    with pytest.raises(ValueError, match=r"\(N, H, W\)"):
+        Masks.from_dense(THREE_MASKS[0])
+
+
+def test_classes_know_their_background():
+    with_background = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (9, 9, 9)))
+    assert (with_background.num_classes, with_background.foreground) == (2, (1,))
+    without = dataclasses.replace(with_background, background=None)
+    assert without.foreground == (0, 1)
+    with pytest.raises(ValueError, match="2 names, 1 lists of words"):
+        dataclasses.replace(with_background, words=((),))
+
+
+def test_hidden_truth_is_not_read():
+    shown = Sample("a", read_image=lambda: "image", read_truth=lambda: "truth")
+    assert (shown.image(), shown.truth()) == ("image", "truth")
+    with pytest.raises(TruthHidden, match="truth of a "):
+        Sample("a", read_image=lambda: "image").truth()

@@ -1,0 +1,174 @@
+"""Runs: work that is done is kept, work that was made otherwise is not."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from plg_utils import files, runs
+from plg_utils.records import Dataset, Sample
+
+IDS = ["a", "b", "c"]
+
+
+def work(folder, ids=IDS, *, finish=True, **options):
+    """A stage that writes one file for each image; returns the ids it had to do."""
+    stage = runs.stage(folder, **{"name": "masks", "parameters": {"points": 16}} | options)
+    todo = stage.todo(ids, [".json"])
+    for id in todo:
+        files.write_json(stage.path(id, ".json"), id)
+    if finish:
+        stage.finish(images=len(ids))
+    return todo
+
+
+def manifest(folder):
+    return files.read_json(folder / "manifest.json")
+
+
+def test_a_stage_goes_on_where_it_stopped(tmp_path):
+    assert work(tmp_path, IDS[:2], finish=False) == ["a", "b"]
+    assert manifest(tmp_path)["state"] == "running"
+    assert work(tmp_path) == ["c"]
+    assert work(tmp_path) == []
+    assert manifest(tmp_path)["state"] == "done"
+    assert manifest(tmp_path)["counts"] == {"images": 3}
+    (tmp_path / "b.json").unlink()
+    stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
+    assert stage.todo(IDS, [".json"]) == ["b"]
+    assert manifest(tmp_path)["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"parameters": {"points": 32}}, "parameters.points: 16, now 32"),
+        ({"parameters": {"points": 16, "layers": 1}}, "parameters.layers: None, now 1"),
+        ({"seed": 1}, "seed: None, now 1"),
+        ({"name": "segments"}, "stage: masks, now segments"),
+    ],
+)
+def test_work_with_other_parameters_is_not_reused(tmp_path, capsys, change, said):
+    work(tmp_path)
+    (tmp_path / "notes.json").write_text("mine")
+    (tmp_path / ".b.json.0123.partial").write_text("left by a run that was killed")
+    assert work(tmp_path, ["a"], **change) == ["a"]
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "manifest.json", "notes.json", "outputs.txt"]
+    assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+def test_unfinished_work_with_other_parameters_is_not_reused_either(tmp_path):
+    work(tmp_path, finish=False)
+    assert work(tmp_path, parameters={"points": 32}) == IDS
+
+
+def test_files_of_unknown_origin_are_neither_used_nor_removed(tmp_path):
+    (tmp_path / "b.json").write_text("mine")
+    for _ in range(2):  # the manifest that the first call leaves must not adopt them
+        with pytest.raises(FileExistsError, match="b.json and 0 more that this stage did not write"):
+            work(tmp_path)
+    with pytest.raises(FileExistsError):
+        work(tmp_path, parameters={"points": 32})
+    assert (tmp_path / "b.json").read_text() == "mine"
+
+
+def test_a_change_of_a_parent_reaches_its_children(tmp_path, capsys):
+    masks, segments = tmp_path / "masks", tmp_path / "segments"
+    child = {"name": "segments", "parameters": {}, "parents": [masks]}
+    with pytest.raises(FileNotFoundError, match="masks has no manifest.json"):
+        work(segments, **child)
+    work(masks, finish=False)
+    with pytest.raises(FileNotFoundError, match="masks is not finished"):
+        work(segments, **child)
+    work(masks)
+    assert work(segments, **child) == IDS
+    work(masks, [*IDS, "d"])  # more of the same
+    assert work(segments, **child) == []
+    work(masks, parameters={"points": 32})
+    assert work(segments, **child) == IDS
+    assert "parents.masks" in capsys.readouterr().out
+
+
+def test_checkpoints_count_by_content(tmp_path):
+    weights = tmp_path / "own.pth"
+    weights.write_bytes(b"1")
+    folder = tmp_path / "masks"
+    work(folder, checkpoints=[weights])
+    assert work(folder, checkpoints=[weights]) == []
+    assert manifest(folder)["checkpoints"] == {"own.pth": files.sha256(weights)}
+    weights.write_bytes(b"2")
+    assert work(folder, checkpoints=[weights]) == IDS
+
+
+def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path, squares):
+    samples = [Sample(id, read_image=None) for id in IDS]
+    one = Dataset("pets", squares.classes, labelled=tuple(samples[:1]), unlabelled=tuple(samples[1:]))
+    other = Dataset("pets", squares.classes, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
+    assert runs.split_sha256(one) != runs.split_sha256(other)
+    work(tmp_path / "masks", dataset=one)
+    assert work(tmp_path / "masks", dataset=other) == []
+    work(tmp_path / "training", dataset=one, whole_set=True)
+    assert work(tmp_path / "training", dataset=other, whole_set=True) == IDS
+
+
+def test_a_manifest_says_how_it_was_made(tmp_path, squares):
+    work(tmp_path, classes=squares.classes, seed=3)
+    content = manifest(tmp_path)
+    assert content["classes_sha256"] == files.classes_sha256(squares.classes)
+    assert content["packages"]["torch"] == torch.__version__
+    assert content["seed"] == 3
+    assert content["device"] == "cpu"
+    assert content["wall_seconds"] >= 0
+    assert content["peak_memory_mb"] > 50  # torch alone is larger; the unit differs between systems
+    assert content["git_commit"] is None or len(content["git_commit"].removesuffix("-dirty")) == 40
+
+
+def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    assert runs.run_folder("demo") == tmp_path / "demo"
+    for name in ("", "..", "../demo", "/demo"):
+        with pytest.raises(ValueError, match="cannot name files"):
+            runs.run_folder(name)
+
+
+def test_a_seed_fixes_every_generator():
+    drawn = []
+    for _ in range(2):
+        runs.seed_everything(5)
+        drawn.append((random.random(), np.random.random(), torch.rand(1).item()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+
+
+def test_devices():
+    assert runs.device("cpu") == torch.device("cpu")
+    assert runs.device("auto").type in {"cpu", "cuda", "mps"}
+    for name in ("gpu", "cuda:x"):
+        with pytest.raises(ValueError, match="is not known"):
+            runs.device(name)
+    with pytest.raises(ValueError, match="'cuda:99' was asked for, but torch .* sees none; use 'auto' or 'cpu'"):
+        runs.device("cuda:99")
+
+
+def test_a_trained_number_is_told_by_its_recorded_spread():
+    record = {"miou": 0.61, "tolerance": 0.03}
+    assert runs.say(0.587, record) == "within 0.03 of the recorded 0.61: yes"
+    assert runs.say(0.571, record) == "within 0.03 of the recorded 0.61: no, 0.571"
+    assert runs.say(0.571) == "0.57"
+
+
+def test_batches_keep_the_order_and_the_rest():
+    assert list(runs.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):
+    monkeypatch.delenv("PLG_PROGRESS", raising=False)
+    assert list(runs.progress(range(3), what="masks")) == [0, 1, 2]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.isascii()
+    assert "masks" in captured.err
+    assert "3/3" in captured.err
