@@ -1,0 +1,41 @@
+"""Encoders: from images to dense features, and from words to embeddings of the same space. One file is one encoder.
+
+What `build` returns has
+
+    images(images)              list of (H, W, 3) uint8 -> list of (D, h, w) float32, not of length 1
+    texts(phrases)              K sentences -> (K, D) of length 1
+    class_embeddings(classes)   -> (K', D) of length 1, a row for each word, and (K',) the class of each row
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+
+from plg_utils.records import Classes
+
+
+def build(name: str, **options):
+    """Build the encoder in the file `name`.py."""
+    return import_module(f"{__name__}.{name}").build(**options)
+
+
+def class_embeddings(
+    texts: Callable[[Sequence[str]], torch.Tensor], classes: Classes
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed every word of every class: the mean over the templates of unit embeddings, of length 1 again.
+
+    The mean of an ensemble of sentences is CLIP's own recipe (Prompt_Engineering_for_ImageNet.ipynb of openai/CLIP).
+
+    texts: from M sentences to (M, D) of length 1
+    returns: (K', D), a row for each word; (K',) int64, the class that owns the row, the background's for its words
+    """
+    nameless = [classes.names[index] for index in classes.foreground if not classes.words[index]]
+    if nameless:
+        raise ValueError(f"these classes have no words to ask an encoder for: {', '.join(nameless)}")
+    words = [(index, word) for index, of_class in enumerate(classes.words) for word in of_class]
+    sentences = [template.format(word) for _, word in words for template in classes.templates]
+    of_sentences = texts(sentences).unflatten(0, (len(words), len(classes.templates)))  # (K', templates, D)
+    owner = torch.tensor([index for index, _ in words], device=of_sentences.device)
+    return F.normalize(of_sentences.mean(dim=1), dim=1), owner

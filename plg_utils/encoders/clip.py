@@ -1,0 +1,281 @@
+"""CLIP as a dense encoder: its own patch features ("plain"), or those of GEM's self-self attention ("gem").
+
+CLIP was trained to compare one token of an image with a sentence; in its last blocks the patch tokens drift away from
+what they show. GEM ("Grounding Everything", arXiv 2312.00878) runs a second stream beside the last blocks, in which
+similar tokens are averaged and nothing else is added. Any `clip.model.CLIP` with a vision transformer will do.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import clip
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clip.model import CLIP, VisionTransformer, build_model
+from torch import nn
+
+from plg_utils import checkpoints, encoders, runs
+from plg_utils.miniature import clip as miniature
+from plg_utils.records import Classes
+
+SMOKE = {"checkpoint": None}
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], which all of OpenAI's CLIPs subtract
+STD = (0.26862954, 0.26130258, 0.27577711)
+GEM_DEPTH = 7  # GEM's default for twelve layers
+GEM_IMAGE_SIZE = 448  # pixels; GEM's own preprocessing, 28 x 28 tokens of 16 pixels
+SENTENCES = 256  # encoded at once
+SETTINGS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold beside the weights
+
+
+def build(
+    *,
+    checkpoint: str | None = "miniature_clip",
+    features: str | None = None,
+    depth: int | None = None,
+    iterations: int = 1,
+    temperature: float | None = None,
+    image_size: int | None = None,
+    resize: str = "squash",
+    device: str = "cpu",
+    precision: str = "fp32",
+    batch_size: int = 16,
+) -> "Encoder":
+    """Load a CLIP and say how its images are read.
+
+    checkpoint: a name of `checkpoints` ("miniature_clip", "ViT-B/16", ...), a file, or None: the miniature untrained
+    features: "plain" or "gem"; None: plain for the miniature, whose training reads the final tokens, else gem
+    depth: gem wraps the last depth - 1 blocks, and depth 1 is plain; None: 7, or as many as there are
+    iterations, temperature: see `self_self_attention`
+    image_size: pixels, a multiple of the patch; None: what the miniature was trained on, else 448
+    resize: "squash" to a square of image_size, as GEM does, or "keep" the aspect, the short side becoming image_size
+    device: see `runs.device`; precision: "fp32", or "bf16" for autocast of the images
+    """
+    is_miniature = checkpoint in (None, "miniature_clip")
+    model = load(checkpoint).to(runs.device(str(device)))
+    layers = len(model.visual.transformer.resblocks)
+    return Encoder(
+        model,
+        features=features or ("plain" if is_miniature else "gem"),
+        depth=min(GEM_DEPTH, layers + 1) if depth is None else depth,
+        iterations=iterations,
+        temperature=temperature,
+        image_size=image_size or (model.visual.input_resolution if is_miniature else GEM_IMAGE_SIZE),
+        resize=resize,
+        precision=precision,
+        batch_size=batch_size,
+        unseen_words=miniature.unseen_words if checkpoint == "miniature_clip" else None,
+    )
+
+
+def load(checkpoint: str | None) -> CLIP:
+    """Load a CLIP in single precision, ready for inference; None is the miniature with random weights."""
+    if checkpoint is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return miniature.build().eval()
+    if checkpoint == "miniature_clip":
+        return miniature.load(checkpoints.locate(checkpoint))
+    state = checkpoints.load_clip_state(checkpoints.locate(checkpoint))
+    state = {name: weight for name, weight in state.items() if name not in SETTINGS}
+    if "visual.proj" not in state:
+        raise ValueError(f"{checkpoint} has no vision transformer, so no patch tokens; use a ViT such as ViT-B/16")
+    model = build_model(dict(state)).float()  # the package halves the weights, so they are loaded again in full
+    model.load_state_dict(state)
+    return model.eval()
+
+
+class Encoder:
+    """Dense image features and text embeddings of one CLIP; see `build` for the options."""
+
+    def __init__(
+        self,
+        model: CLIP,
+        *,
+        features: str,
+        depth: int,
+        iterations: int,
+        temperature: float | None,
+        image_size: int,
+        resize: str,
+        precision: str,
+        batch_size: int,
+        unseen_words: Callable[[Sequence[str]], list[str]] | None = None,
+    ):
+        """Check the options against the model."""
+        layers, patch = len(model.visual.transformer.resblocks), model.visual.conv1.kernel_size[0]
+        if features not in ("plain", "gem"):
+            raise ValueError(f'features is "{features}"; right are "plain" and "gem"')
+        if not 1 <= depth <= layers + 1:
+            raise ValueError(f"depth is {depth}; with {layers} layers right are 1 (plain) to {layers + 1} (all)")
+        if resize not in ("squash", "keep"):
+            raise ValueError(f'resize is "{resize}"; right are "squash" and "keep"')
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
+        if image_size < patch or image_size % patch:
+            raise ValueError(f"image_size is {image_size}, not a multiple of the patch of {patch} pixels")
+        self.model = model
+        self.depth = depth if features == "gem" else 1
+        self.iterations, self.temperature = iterations, temperature
+        self.image_size, self.resize, self.patch = image_size, resize, patch
+        self.precision, self.batch_size = precision, batch_size
+        self.unseen_words, self.warned = unseen_words, set()
+
+    @torch.no_grad()
+    def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, not of length 1."""
+        sizes = [self.network_size(image.shape[:2]) for image in images]
+        encoded: list = [None] * len(images)
+        for size in dict.fromkeys(sizes):  # images of one size go through the network together
+            same = [index for index, other in enumerate(sizes) if other == size]
+            for start in range(0, len(same), self.batch_size):
+                chosen = same[start : start + self.batch_size]
+                batch = torch.stack([self.preprocess(images[index], size) for index in chosen])
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    features = dense_features(
+                        self.model.visual,
+                        batch,
+                        depth=self.depth,
+                        iterations=self.iterations,
+                        temperature=self.temperature,
+                    )
+                for index, feature in zip(chosen, features.float(), strict=True):
+                    encoded[index] = feature
+        return encoded
+
+    @torch.no_grad()
+    def texts(self, phrases: Sequence[str]) -> torch.Tensor:
+        """Encode M phrases: (M, D) of length 1."""
+        self.warn_of_unseen_words(phrases)
+        tokens = clip.tokenize(list(phrases), context_length=self.model.context_length).to(self.device)
+        encoded = [self.model.encode_text(part) for part in tokens.split(SENTENCES)]
+        return F.normalize(torch.cat(encoded).float(), dim=1)
+
+    def class_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed every word of every class: (K', D) of length 1, and (K',) the class that owns the row."""
+        return encoders.class_embeddings(self.texts, classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is, and the features will be."""
+        return self.model.visual.conv1.weight.device
+
+    def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size in which the network sees an image of this size, both (H, W)."""
+        if self.resize == "squash":
+            return self.image_size, self.image_size
+        scale = self.image_size / min(size)
+        height, width = (max(1, round(length * scale / self.patch)) * self.patch for length in size)
+        return height, width
+
+    def preprocess(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+        """Turn an image (H, W, 3) uint8 RGB into what the network reads: (3, *size) float32."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is a uint8 (H, W, 3) array, not {image.dtype} {image.shape}")
+        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
+        if pixels.shape[1:] != size:
+            pixels = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        return (pixels - mean) / std
+
+    def warn_of_unseen_words(self, phrases: Sequence[str]) -> None:
+        """Tell once which words a miniature never read in its training: its answer to them means nothing."""
+        if self.unseen_words is None:
+            return
+        unseen = [word for word in self.unseen_words(phrases) if word not in self.warned]
+        if unseen:
+            self.warned.update(unseen)
+            warnings.warn(f"the miniature CLIP never saw these words: {', '.join(unseen)}", stacklevel=3)
+
+
+def dense_features(
+    visual: VisionTransformer,
+    images: torch.Tensor,
+    *,
+    depth: int = GEM_DEPTH,
+    iterations: int = 1,
+    temperature: float | None = None,
+) -> torch.Tensor:
+    """Features of all patch tokens in the space of the text, by GEM over the last depth - 1 blocks.
+
+    The original stream passes all blocks unchanged. GEM's stream starts as the hidden state that enters the first
+    wrapped block, and each wrapped block adds its self-self attention of the original stream: no MLP, no own norm.
+
+    images: (B, 3, H, W) normalised, H and W multiples of the patch
+    returns: (B, D, h, w) after ln_post and the projection; with depth 1 the plain final tokens
+    """
+    patches = visual.conv1(images)  # (B, C, h, w)
+    grid = tuple(patches.shape[2:])
+    tokens = patches.flatten(2).permute(2, 0, 1)  # (h*w, B, C)
+    tokens = torch.cat([visual.class_embedding.expand(1, len(images), -1), tokens])
+    original = visual.ln_pre(tokens + position_embedding(visual, grid)[:, None])  # (L, B, C), L = 1 + h*w
+
+    blocks = list(visual.transformer.resblocks)
+    unwrapped = len(blocks) - (depth - 1)
+    for block in blocks[:unwrapped]:
+        original = block(original)
+    gem = original
+    for block in blocks[unwrapped:]:
+        gem_update, update = self_self_attention(
+            block.ln_1(original), block.attn, iterations=iterations, temperature=temperature
+        )
+        gem = gem + gem_update
+        original = original + update
+        original = original + block.mlp(block.ln_2(original))
+
+    features = visual.ln_post(gem[1:]) @ visual.proj  # (h*w, B, D)
+    return features.permute(1, 2, 0).unflatten(2, grid)
+
+
+def self_self_attention(
+    tokens: torch.Tensor, attention: nn.MultiheadAttention, *, iterations: int = 1, temperature: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each of query, key and value with itself, and the ordinary attention beside it.
+
+    For y in {value, key, query}: `iterations` times y = softmax(s n n^T) n, where n is y with each token of each head
+    brought to length 1; then softmax(s n n^T) value. GEM's update is the mean of the three, through the block's own
+    output projection.
+
+    tokens: (L, B, C), normalised by the block's first norm
+    temperature: the sharpness s itself, a factor and not a divisor as the name says (GEM calls it so);
+        None: the mean length of the image's tokens, divided by the square root of a head's width
+    returns: GEM's update and the ordinary update of the block, both (L, B, C)
+    """
+    length, batch, width = tokens.shape
+    heads = attention.num_heads
+    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    projected = projected.reshape(length, batch, 3, heads, width // heads).permute(2, 1, 3, 0, 4)
+    query, key, value = projected  # (B, heads, L, C/heads)
+    if temperature is None:
+        sharpness = tokens.norm(dim=-1).mean(dim=0) / math.sqrt(width // heads)  # (B,)
+        sharpness = sharpness.repeat(3)[:, None, None, None]
+    else:
+        sharpness = temperature
+
+    similar = projected.flatten(0, 1)  # (3B, heads, L, C/heads): the three attend to themselves side by side
+    for _ in range(iterations):
+        unit = F.normalize(similar, dim=-1)
+        similar = F.scaled_dot_product_attention(sharpness * unit, unit, unit, scale=1.0)
+    unit = F.normalize(similar, dim=-1)
+    averaged = F.scaled_dot_product_attention(sharpness * unit, unit, value.repeat(3, 1, 1, 1), scale=1.0)
+    gem = averaged.unflatten(0, (3, batch)).mean(dim=0)
+    original = F.scaled_dot_product_attention(query, key, value)
+
+    def merge(of_heads: torch.Tensor) -> torch.Tensor:
+        merged = of_heads.permute(2, 0, 1, 3).reshape(length, batch, width)
+        return attention.out_proj(merged)
+
+    return merge(gem), merge(original)
+
+
+def position_embedding(visual: VisionTransformer, grid: tuple[int, int]) -> torch.Tensor:
+    """Position embedding of the class token and of a grid of patches: (1 + h*w, C), resized if the grid is another."""
+    embedding = visual.positional_embedding
+    side = math.isqrt(len(embedding) - 1)
+    if grid == (side, side):
+        return embedding
+    patches = embedding[1:].T.unflatten(1, (side, side))[None]  # (1, C, side, side)
+    resized = F.interpolate(patches, size=grid, mode="bicubic", antialias=True)
+    return torch.cat([embedding[:1], resized[0].flatten(1).T])

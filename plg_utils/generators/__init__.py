@@ -1,0 +1,19 @@
+"""Generators of pseudo labels: from samples to label maps, without training. One file is one method.
+
+What `build` returns is a function from a list of samples (or of images, where a method needs no more than the image)
+to a list of `PseudoLabel` of the same order.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import numpy as np
+
+from plg_utils.records import Classes, PseudoLabel, Sample
+
+Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
+
+
+def build(name: str, classes: Classes, **options) -> Generate:
+    """Build the generator in the file `name`.py for these classes."""
+    return import_module(f"{__name__}.{name}").build(classes, **options)

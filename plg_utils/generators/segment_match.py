@@ -1,0 +1,184 @@
+"""Paper A's zero-shot labels: each of SAM's segments is matched with the class names by CLIP.
+
+"Zero-Shot Pseudo Labels Generation Using SAM and CLIP for Semi-Supervised Semantic Segmentation", arXiv 2505.19846.
+The steps can be taken one by one, with files in between, or all at once by what `build` returns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from plg_utils import encoders, labels
+from plg_utils import masks as mask_models
+from plg_utils.encoders import clip
+from plg_utils.generators import Generate
+from plg_utils.masks import sam
+from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
+
+SMOKE = {"masks_options": sam.SMOKE, "encoder_options": clip.SMOKE, "threshold": 0.2}
+
+
+def build(
+    classes: Classes,
+    *,
+    threshold: float | None,
+    masks: str | mask_models.Generate = "sam",
+    masks_options: dict | None = None,
+    encoder: str | object = "clip",
+    encoder_options: dict | None = None,
+    rule: str = "cosine",
+    temperature: float = 0.01,
+    overlap: str = "score",
+    normalise_patches: bool = False,
+) -> Generate:
+    """Load the mask model and the encoder, and embed the words of the classes once.
+
+    masks, encoder: the name of a file in masks/ or encoders/, or what it has built already
+    threshold, rule, temperature: see `labels.assign`; overlap: see `labels.paint`
+    normalise_patches: see `segment_embeddings`
+    """
+    segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
+    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+    text_embeddings, owner = encode.class_embeddings(classes)
+
+    def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
+        """Label samples, or images (H, W, 3) uint8 RGB."""
+        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        segments = segment(images)
+        embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
+        return [
+            label_from_embeddings(
+                of_image,
+                embedding,
+                text_embeddings,
+                owner,
+                background=classes.background,
+                threshold=threshold,
+                rule=rule,
+                temperature=temperature,
+                overlap=overlap,
+            )
+            for of_image, embedding in zip(segments, embeddings, strict=True)
+        ]
+
+    return generate
+
+
+def segment_embeddings(
+    encoder: object, images: Sequence[np.ndarray], masks: Sequence[Masks], *, normalise_patches: bool = False
+) -> list[torch.Tensor]:
+    """Embed the segments of images: the encoder's features pooled in each mask.
+
+    normalise_patches: bring the feature of each patch to length 1 before pooling, so that all count the same
+    returns: (N, D) for each image, in the order of its masks
+    """
+    embeddings = []
+    for features, of_image in zip(encoder.images(images), masks, strict=True):
+        if normalise_patches:
+            features = F.normalize(features, dim=0)
+        embeddings.append(labels.pool(features, of_image.dense(), of_image.size))
+    return embeddings
+
+
+def label_from_embeddings(
+    masks: Masks,
+    segment_embeddings: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    owner: torch.Tensor,
+    *,
+    background: int | None,
+    threshold: float | None,
+    rule: str = "cosine",
+    temperature: float = 0.01,
+    overlap: str = "score",
+) -> PseudoLabel:
+    """Label one image from what was stored of its segments; see `labels.assign` and `labels.paint`.
+
+    segment_embeddings: (N, D), text_embeddings: (K', D), owner: (K',)
+    """
+    assigned, scores = labels.assign(
+        segment_embeddings,
+        text_embeddings,
+        owner=owner,
+        background=background,
+        threshold=threshold,
+        rule=rule,
+        temperature=temperature,
+    )
+    return labels.paint(
+        masks.dense(),
+        assigned,
+        scores,
+        background=background,
+        overlap=overlap,
+        predicted_iou=masks.predicted_iou,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdChoice:
+    """A threshold, and how well each one of the grid did on the labelled images."""
+
+    threshold: float
+    grid: np.ndarray  # (M,) thresholds, rising
+    mean_iou: np.ndarray  # (M,) as measured
+    smoothed: np.ndarray  # (M,) mean of each and its neighbours, weighted 1-2-1; the choice is its peak
+
+
+def choose_threshold(
+    segment_embeddings: Sequence[torch.Tensor],
+    masks: Sequence[Masks],
+    truths: Sequence[np.ndarray],
+    text_embeddings: torch.Tensor,
+    owner: torch.Tensor,
+    grid: Sequence[float],
+    *,
+    mean_iou: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float],
+    background: int = 0,
+    rule: str = "cosine",
+    temperature: float = 0.01,
+    overlap: str = "score",
+) -> ThresholdChoice:
+    """Choose the threshold that labels the labelled images best; no other truth is read.
+
+    The curve is smoothed because a dozen images make it rough; in the middle of a flat peak all neighbours do as well.
+
+    segment_embeddings: (N, D), masks and truths (H, W) of each labelled image
+    grid: rising thresholds to try
+    mean_iou: from truths and labels of all images to the score; pixels in no mask are given to it as background
+    """
+    grid = np.asarray(grid, dtype=np.float64)
+    if not len(grid) or not (np.diff(grid) > 0).all():
+        raise ValueError(f"the grid of thresholds must rise and not be empty; it is {grid.tolist()}")
+    painted: list[tuple[bytes, np.ndarray] | None] = [None] * len(truths)
+    curve = np.empty(len(grid))
+    for step, threshold in enumerate(grid):
+        for image, (embeddings, of_image) in enumerate(zip(segment_embeddings, masks, strict=True)):
+            assigned, scores = labels.assign(
+                embeddings,
+                text_embeddings,
+                owner=owner,
+                background=background,
+                threshold=float(threshold),
+                rule=rule,
+                temperature=temperature,
+            )
+            key = assigned.cpu().numpy().tobytes()
+            if painted[image] is None or painted[image][0] != key:  # most steps change the class of few segments
+                label = labels.paint(
+                    of_image.dense(),
+                    assigned,
+                    scores,
+                    background=background,
+                    overlap=overlap,
+                    predicted_iou=of_image.predicted_iou,
+                ).label
+                painted[image] = key, np.where(label == IGNORE, np.uint8(background), label)
+        curve[step] = mean_iou(truths, [label for _, label in painted])
+    padded = np.pad(curve, 1, mode="edge")
+    smoothed = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    peak = np.flatnonzero(smoothed >= smoothed.max() - 1e-12)
+    return ThresholdChoice(float(grid[peak[len(peak) // 2]]), grid, curve, smoothed)

@@ -1,0 +1,211 @@
+"""Paper A's core on arrays: pool features in each mask, give each segment a class, paint the label map.
+
+    pool     (D, h, w) features and (N, H, W) masks  -> (N, D) segment embeddings
+    assign   segment embeddings and text embeddings  -> (N,) classes and scores
+    paint    masks, classes and scores               -> PseudoLabel
+
+Zero-shot annotation of "Zero-Shot Pseudo Labels Generation Using SAM and CLIP for Semi-Supervised Semantic
+Segmentation" (arXiv 2505.19846). What the paper leaves open (threshold, overlaps, pixels in no mask) is an option here.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from plg_utils.records import IGNORE, PseudoLabel
+
+CHUNK = 2**20  # mask pixels that are turned to float at once: a stack of large masks never is, and caches hold it
+
+
+# Pool
+
+
+def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Mean inside each mask of the features bilinearly upsampled to the image.
+
+    features: (D, h, w) of the encoder's grid, masks: (N, H, W) bool, size: (H, W) of the image
+    returns: (N, D) float32 on the features' device, not of length 1; zeros for an empty mask
+    """
+    features = torch.as_tensor(features).float()
+    masks = torch.as_tensor(masks, device=features.device)
+    if features.ndim != 3 or masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
+        shapes = f"features {tuple(features.shape)} and masks {tuple(masks.shape)}"
+        raise ValueError(f"{shapes} are not (D, h, w) and (N, H, W) with (H, W) = {tuple(size)}")
+    weights = mask_weights(masks, tuple(features.shape[1:]))
+    return weights.flatten(1) @ features.flatten(1).T
+
+
+def mask_weights(masks: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Weight of each grid cell in the mean inside each mask: the upsampling is applied to the mask, not the features.
+
+    Upsampling is linear: with a row of weights for each pixel, Uy (H, h) and Ux (W, w), the mean over the mask S of the
+    upsampled features is the sum of the features weighted by Uy^T S Ux / |S|. So no (H, W, D) tensor is ever built.
+
+    masks: (N, H, W) bool, grid: (h, w)
+    returns: (N, h, w) float32; each sums to 1, or is all 0 for an empty mask
+    """
+    masks = torch.as_tensor(masks)
+    height, width = masks.shape[1:]
+    rows = bilinear_weights(height, grid[0], masks.device)  # (H, h)
+    columns = bilinear_weights(width, grid[1], masks.device)  # (W, w)
+    weights = masks.new_zeros((len(masks), *grid), dtype=torch.float32)
+    step = max(1, CHUNK // max(1, height * width))
+    for start in range(0, len(masks), step):
+        part = masks[start : start + step].float()
+        area = part.sum(dim=(1, 2)).clamp(min=1)  # an empty mask keeps its zeros
+        weights[start : start + step] = rows.T @ (part @ columns) / area[:, None, None]
+    return weights
+
+
+def bilinear_weights(pixels: int, cells: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """How each pixel mixes the cells of one axis when they are upsampled bilinearly with align_corners=False.
+
+    returns: (pixels, cells) float32, each row has at most two entries and sums to 1
+    """
+    centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5  # in cells, as interpolate has it
+    centre = centre.clamp(0, cells - 1)  # beyond the outermost centres the outermost cells are repeated
+    distance = (centre[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
+    return (1 - distance).clamp(min=0).float().to(device)
+
+
+# Assign
+
+
+def assign(
+    segment_embeddings: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    *,
+    owner: torch.Tensor | list[int] | None = None,
+    background: int | None = 0,
+    threshold: float | None = None,
+    rule: str = "cosine",
+    temperature: float = 0.01,  # CLIP was trained to logits of 100 x cosine
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give each segment the class whose words are nearest, or the background if no class is near enough.
+
+    The score of a class is that of its best word. A segment becomes background if the best foreground class scores
+    less than the threshold, or less than any background word. Without a background class (None) every segment gets
+    its best class, and the threshold is not read.
+
+    segment_embeddings: (N, D), text_embeddings: (K', D), of any length; they are compared by their cosine
+    owner: (K',) class of each text; the background's index, or -1, for background words; None: text k is class k
+    rule: "cosine" scores by the cosine in [-1, 1]; "softmax" by the softmax of cosine / temperature over the classes
+        and the background words, a probability. The threshold is of the same kind
+    returns: classes (N,) int64; scores (N,) float32, for a foreground class its score, for the background 1 minus the
+        score of the best foreground class; of equal scores the lower class wins, and foreground before background
+    """
+    segment_embeddings, text_embeddings = torch.as_tensor(segment_embeddings), torch.as_tensor(text_embeddings)
+    text_embeddings = text_embeddings.to(segment_embeddings.device)
+    owner = torch.as_tensor(range(len(text_embeddings)) if owner is None else owner, device=text_embeddings.device)
+    if len(owner) != len(text_embeddings):
+        raise ValueError(f"{len(text_embeddings)} text embeddings need one owner each, not {len(owner)}")
+    is_background = (owner < 0) | (owner == (-1 if background is None else background))  # (K',)
+    if background is None and is_background.any():
+        raise ValueError("some text embeddings are background words, but there is no background class")
+    foreground = owner[~is_background].unique()  # classes in rising order
+    if not len(foreground):
+        raise ValueError("no text embedding belongs to a foreground class")
+
+    cosine = F.normalize(segment_embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (N, K')
+    of_classes = torch.stack([cosine[:, owner == index].amax(dim=1) for index in foreground], dim=1)
+    scores = torch.cat([of_classes, cosine[:, is_background]], dim=1)
+    if rule == "softmax":
+        scores = (scores / temperature).softmax(dim=1)
+    elif rule != "cosine":
+        raise ValueError(f'rule is "{rule}"; right are "cosine" and "softmax"')
+
+    best, index = scores[:, : len(foreground)].max(dim=1)  # the first, so the lowest class, of equal ones
+    classes = foreground[index].long()
+    if background is None:
+        return classes, best
+    rejected = (scores[:, len(foreground) :] > best[:, None]).any(dim=1)
+    if threshold is not None:
+        rejected |= best < threshold
+    return classes.masked_fill(rejected, background), torch.where(rejected, 1 - best, best)
+
+
+# Paint
+
+
+def paint(
+    masks: np.ndarray,
+    classes: np.ndarray | torch.Tensor,
+    scores: np.ndarray | torch.Tensor,
+    *,
+    background: int | None = 0,
+    overlap: str = "score",
+    predicted_iou: np.ndarray | None = None,
+) -> PseudoLabel:
+    """Paint the segments into one label map; where foreground masks overlap, one of them wins each pixel.
+
+    A background mask never covers a foreground mask: it wins only pixels that no foreground mask has. The order of
+    the masks does not matter: ties go to the higher score, then to the lower class.
+
+    masks: (N, H, W) bool, classes: (N,) in 0..254, scores: (N,)
+    overlap: who wins: "score" the highest score, "small_on_top" the smallest mask, "predicted_iou" the highest
+        predicted_iou (N,), "vote" the class with the largest sum of scores over the masks that cover the pixel
+    returns: label IGNORE with confidence 0 where no mask is. Confidence is the score of the winning mask, cut to
+        [0, 1] (a cosine is one: compare it only with others of the same encoder); with "vote" the sum of the winning
+        class divided by the number of foreground masks on the pixel
+    """
+    masks = np.asarray(masks, dtype=bool)
+    classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
+    if masks.ndim != 3 or not len(masks) == len(classes) == len(scores):
+        raise ValueError(f"masks {masks.shape} need as many classes and scores, not {len(classes)} and {len(scores)}")
+    label = np.full(masks.shape[1:], IGNORE, dtype=np.uint8)
+    confidence = np.zeros(masks.shape[1:], dtype=np.float32)
+    if not len(masks):
+        return PseudoLabel(label, confidence)
+
+    best_first = np.lexsort((classes, -scores, _rank(overlap, masks, scores, predicted_iou), classes == background))
+    scores = scores.clip(0, 1)
+    winner = np.full(masks.shape[1:], -1)  # (H, W) index of the mask on top
+    for index in best_first[::-1]:
+        winner[masks[index]] = index
+    covered = winner >= 0
+    label[covered], confidence[covered] = classes[winner[covered]], scores[winner[covered]]
+    if overlap == "vote":
+        named = [index for index in best_first if classes[index] != background]
+        _vote(label, confidence, masks, classes, scores, named)
+    return PseudoLabel(label, confidence)
+
+
+def _rank(overlap: str, masks: np.ndarray, scores: np.ndarray, predicted_iou: np.ndarray | None) -> np.ndarray:
+    """What decides before score and class, the lowest first: (N,)."""
+    if overlap in ("score", "vote"):
+        return -scores
+    if overlap == "small_on_top":
+        return masks.sum(axis=(1, 2))
+    if overlap == "predicted_iou":
+        if predicted_iou is None:
+            raise ValueError('overlap "predicted_iou" needs the predicted_iou of each mask')
+        return -np.asarray(predicted_iou)
+    raise ValueError(f'overlap is "{overlap}"; right are "score", "small_on_top", "predicted_iou" and "vote"')
+
+
+def _vote(
+    label: np.ndarray,
+    confidence: np.ndarray,
+    masks: np.ndarray,
+    classes: np.ndarray,
+    scores: np.ndarray,
+    named: list[int],
+) -> None:
+    """Let the masks that have a foreground class, `named`, vote on each pixel; overwrites label and confidence there.
+
+    named: sorted by their score, because a sum of floats depends on the order
+    """
+    if not named:
+        return
+    candidates = np.unique(classes[named])  # rising, so that the lower class wins a tie
+    votes, voters = np.zeros((len(candidates), *label.shape)), np.zeros(label.shape)
+    for index in named:
+        votes[np.searchsorted(candidates, classes[index])][masks[index]] += scores[index]
+        voters[masks[index]] += 1
+    voted = voters > 0
+    label[voted] = candidates[votes.argmax(axis=0)[voted]]
+    confidence[voted] = votes.max(axis=0)[voted] / voters[voted]
+
+
+def _array(values: np.ndarray | torch.Tensor | list) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -1,0 +1,113 @@
+"""SAM's automatic mask generator, from its authors' package: a grid of points, three masks each, the best are kept.
+
+The masks overlap and do not cover the image. Their order is that of the generator: falling predicted IoU.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything.modeling import Sam
+
+from plg_utils import checkpoints, runs
+from plg_utils.masks import Generate
+from plg_utils.miniature import sam as miniature
+from plg_utils.records import Masks
+
+OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}  # SAM's own defaults
+MINIATURE = {
+    "points_per_side": 12,
+    "pred_iou_thresh": 0.7,
+    "stability_score_thresh": 0.85,
+}  # less sure
+SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+
+
+def build(
+    *,
+    checkpoint: str | None = "miniature_sam",
+    model: str | None = None,
+    points_per_side: int | None = None,
+    points_per_batch: int = 64,
+    pred_iou_thresh: float | None = None,
+    stability_score_thresh: float | None = None,
+    stability_score_offset: float = 1.0,
+    box_nms_thresh: float = 0.7,
+    crop_n_layers: int = 0,
+    min_mask_region_area: int = 0,
+    min_area: int = 0,
+    device: str = "cpu",
+) -> Generate:
+    """Load a SAM; the options keep the names and the defaults of its package.
+
+    checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
+    model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
+    points_per_side: of the grid of prompts
+    pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
+    stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
+    min_mask_region_area: pixels; smaller holes and islands are removed (the package needs OpenCV for that)
+    min_area: pixels; smaller masks are dropped
+    device: see `runs.device`
+    A None is the value in OFFICIAL or MINIATURE.
+    """
+    defaults = MINIATURE if checkpoint in (None, "miniature_sam") else OFFICIAL
+    given = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+    }
+    generator = Generator(
+        load(checkpoint, model).to(runs.device(str(device))),
+        **{name: defaults[name] if value is None else value for name, value in given.items()},
+        points_per_batch=points_per_batch,
+        stability_score_offset=stability_score_offset,
+        box_nms_thresh=box_nms_thresh,
+        crop_n_layers=crop_n_layers,
+        min_mask_region_area=min_mask_region_area,
+        output_mode="coco_rle",  # a stack of (N, H, W) would be large, and the masks are stored as run lengths anyway
+    )
+
+    @torch.inference_mode()
+    def generate(images: Sequence[np.ndarray]) -> list[Masks]:
+        """Segment images, each (H, W, 3) uint8 RGB of any size."""
+        return [_masks(generator.generate(image), image.shape[:2], min_area) for image in images]
+
+    return generate
+
+
+def load(checkpoint: str | None, model: str | None = None) -> Sam:
+    """Load a SAM, ready for inference; None is the miniature with random weights."""
+    if checkpoint is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return miniature.build().eval()
+    if checkpoint == "miniature_sam":
+        return miniature.load(checkpoints.locate(checkpoint))
+    path = checkpoints.locate(checkpoint)
+    model = model or checkpoint.removeprefix("sam_")
+    if model not in ("vit_b", "vit_l", "vit_h"):
+        raise ValueError(f"which SAM is {checkpoint}? Say model='vit_b', 'vit_l' or 'vit_h', not {model!r}")
+    sam = sam_model_registry[model]()
+    sam.load_state_dict(checkpoints.load_sam_state(path))
+    return sam.eval()
+
+
+class Generator(SamAutomaticMaskGenerator):
+    """The package's generator, which stops with an IndexError if it looks at crops and no crop has a mask."""
+
+    def _process_crop(self, *arguments):
+        crop = super()._process_crop(*arguments)
+        crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
+        return crop
+
+
+def _masks(records: list[dict], size: tuple[int, int], min_area: int) -> Masks:
+    """Keep what we hand on of the generator's records."""
+    kept = [record for record in records if record["area"] >= min_area]
+    return Masks(
+        rles=tuple(record["segmentation"] for record in kept),
+        size=(int(size[0]), int(size[1])),
+        predicted_iou=np.array([record["predicted_iou"] for record in kept], dtype=np.float32),
+        stability=np.array([record["stability_score"] for record in kept], dtype=np.float32),
+    )

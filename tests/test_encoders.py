@@ -1,0 +1,276 @@
+"""Encoders: the contract of every file, GEM against plain loops, and the classes of CLIP's package."""
+
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import clip as openai_clip
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from clip.model import CLIP, VisionTransformer
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from plg_utils import encoders
+from plg_utils.encoders import clip
+from plg_utils.records import Classes
+
+NAMES = sorted(path.stem for path in Path(encoders.__file__).parent.glob("[a-z]*.py"))
+OPTIONS = {
+    "features": "plain",
+    "depth": 1,
+    "iterations": 1,
+    "temperature": None,
+    "image_size": 16,
+    "resize": "squash",
+    "precision": "fp32",
+    "batch_size": 2,
+}
+
+
+def random_images(*sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def small_clip():
+    """A CLIP of the package's class that encodes 16 x 16 pixels in 4 x 4 patches, with random weights."""
+    torch.manual_seed(0)
+    model = CLIP(
+        embed_dim=6,
+        image_resolution=16,
+        vision_layers=3,
+        vision_width=64,
+        vision_patch_size=4,
+        context_length=12,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=1,
+        transformer_layers=1,
+    )
+    for parameter in model.visual.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def small_vision():
+    """A vision transformer with two heads, three layers, and biases and norms that are not trivial."""
+    torch.manual_seed(1)
+    visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=3, heads=2, output_dim=5)
+    for parameter in visual.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return visual.eval()
+
+
+# Every encoder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name):
+    smoke = import_module(f"plg_utils.encoders.{name}").SMOKE
+    encoder = encoders.build(name, **smoke)
+    images = random_images((40, 64), (64, 40), (40, 64))
+    features = encoder.images(images)
+    texts = encoder.texts(["a photo of a house.", "a tree"])
+    assert len(features) == 3
+    assert all(each.ndim == 3 and each.dtype == torch.float32 for each in features)
+    assert texts.shape == (2, features[0].shape[0])
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(encoder.images(images[1:2])[0], features[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoders.build(name, **smoke).images(images[:1])[0], features[0], atol=1e-4, rtol=1e-4)
+
+
+# GEM
+
+
+@pytest.mark.parametrize("temperature", [None, 3.0])
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_self_self_attention_equals_plain_loops(iterations, temperature):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 3)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    tokens = torch.randn(5, 2, 12)  # (L, B, C)
+    with torch.no_grad():
+        gem, original = clip.self_self_attention(tokens, attention, iterations=iterations, temperature=temperature)
+        own = attention(tokens, tokens, tokens, need_weights=False)[0]
+    weights = [attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight, attention.out_proj.bias]
+    weights = [weight.detach().double().numpy() for weight in weights]
+    for image in range(2):
+        expected = reference.self_self_attention(
+            tokens[:, image].double().numpy(), *weights, heads=3, iterations=iterations, temperature=temperature
+        )
+        np.testing.assert_allclose(gem[:, image], expected[0], atol=1e-5)
+        np.testing.assert_allclose(original[:, image], expected[1], atol=1e-5)
+    torch.testing.assert_close(original, own, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("iterations", "temperature"), [(1, None), (2, 1.5)])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_dense_features_equal_plain_loops(small_vision, depth, iterations, temperature):
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    options = {"depth": depth, "iterations": iterations, "temperature": temperature}
+    with torch.no_grad():
+        features = clip.dense_features(small_vision, images, **options)
+    state = {name: weight.double().numpy() for name, weight in small_vision.state_dict().items()}
+    for image, feature in zip(images, features, strict=True):
+        expected = reference.gem_features(state, image.double().numpy(), heads=2, **options)
+        np.testing.assert_allclose(feature, expected, atol=1e-5)
+
+
+def test_plain_features_are_the_final_tokens_of_the_package(small_vision):
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        features = clip.dense_features(small_vision, images, depth=1)
+        hidden = small_vision.conv1(images).flatten(2).transpose(1, 2)
+        first = small_vision.class_embedding.expand(2, 1, -1)
+        hidden = small_vision.ln_pre(torch.cat([first, hidden], dim=1) + small_vision.positional_embedding)
+        hidden = small_vision.transformer(hidden.transpose(0, 1)).transpose(0, 1)
+        tokens = small_vision.ln_post(hidden) @ small_vision.proj
+        torch.testing.assert_close(tokens[:, 0], small_vision(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+def test_depth_must_fit_the_network(small_clip):
+    for depth in (0, 5):
+        with pytest.raises(ValueError, match="right are 1 \\(plain\\) to 4"):
+            clip.Encoder(small_clip, **OPTIONS | {"features": "gem", "depth": depth})
+    plain, gem, gem_of_depth_1 = (
+        clip.Encoder(small_clip, **OPTIONS | {"features": features, "depth": depth}).images(random_images((16, 16)))[0]
+        for features, depth in (("plain", 4), ("gem", 4), ("gem", 1))
+    )
+    torch.testing.assert_close(plain, gem_of_depth_1)
+    assert (plain - gem).abs().max() > 0.1
+
+
+# Images
+
+
+def test_position_embedding_is_resized_for_another_grid(small_vision):
+    embedding = small_vision.positional_embedding
+    assert clip.position_embedding(small_vision, (2, 2)) is embedding
+    resized = clip.position_embedding(small_vision, (3, 4))
+    assert resized.shape == (1 + 3 * 4, 8)
+    torch.testing.assert_close(resized[0], embedding[0])
+    flat = nn.Parameter(embedding.detach().clone())
+    flat.data[1:] = torch.tensor([[1.0], [1.0], [2.0], [2.0]])  # rows differ, columns do not
+    visual = type("Visual", (), {"positional_embedding": flat})
+    rows = clip.position_embedding(visual, (4, 3))[1:].unflatten(0, (4, 3))
+    torch.testing.assert_close(rows, rows[:, :1, :1].expand_as(rows))
+    assert (rows[1:, 0, 0] > rows[:-1, 0, 0]).all()
+    visual.positional_embedding = torch.tensor([0.0, *[1.0, -1.0] * 3 * 6])[
+        :, None
+    ]  # columns of a 6 x 6 grid alternate
+    assert clip.position_embedding(visual, (2, 2))[1:].abs().max() < 0.5  # antialiased: not a sample of single columns
+
+
+def test_images_of_mixed_sizes_come_back_in_order(small_clip):
+    images = random_images((16, 16), (9, 30), (30, 9), (16, 16), (32, 32), (16, 16))
+    encoder = clip.Encoder(small_clip, **OPTIONS | {"resize": "keep"})
+    together = encoder.images(images)
+    assert [tuple(each.shape) for each in together] == [
+        (6, *grid) for grid in ((4, 4), (4, 13), (13, 4), *[(4, 4)] * 3)
+    ]
+    for image, features in zip(images, together, strict=True):
+        torch.testing.assert_close(encoder.images([image])[0], features, atol=1e-4, rtol=1e-4)
+    squashed = clip.Encoder(small_clip, **OPTIONS).images(images)
+    assert {tuple(each.shape) for each in squashed} == {(6, 4, 4)}
+    assert encoder.images([]) == []
+
+
+def test_preprocessing_is_that_of_the_package(small_clip):
+    encoder = clip.Encoder(small_clip, **OPTIONS)
+    smooth = np.asarray(Image.fromarray(random_images((5, 5))[0]).resize((40, 40), Image.Resampling.BICUBIC))
+    for image in (smooth, smooth[:16, :16]):
+        expected = openai_clip.clip._transform(16)(Image.fromarray(image))
+        difference = (encoder.preprocess(image, (16, 16)) - expected).abs().max()
+        assert difference < 1.01 / 255 / min(clip.STD)  # PIL rounds to whole grey values
+    with pytest.raises(ValueError, match="uint8 \\(H, W, 3\\)"):
+        encoder.preprocess(smooth[..., 0], (16, 16))
+    with pytest.raises(ValueError, match="multiple of the patch of 4"):
+        clip.Encoder(small_clip, **OPTIONS | {"image_size": 18})
+
+
+def test_half_precision_is_near_full_precision(small_clip):
+    images = random_images((16, 16))
+    full, half = (
+        clip.Encoder(small_clip, **OPTIONS | {"precision": each}).images(images)[0] for each in ("fp32", "bf16")
+    )
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
+
+
+# Texts
+
+
+def test_texts_are_those_of_the_package_at_its_context_length(small_clip, monkeypatch):
+    monkeypatch.setattr(clip, "SENTENCES", 2)
+    phrases = ["a red house", "a tree", "two boats."]
+    with torch.no_grad():
+        expected = F.normalize(small_clip.encode_text(openai_clip.tokenize(phrases, context_length=12)), dim=1)
+    torch.testing.assert_close(clip.Encoder(small_clip, **OPTIONS).texts(phrases), expected)
+    with pytest.raises(RuntimeError, match="too long for context length 12"):
+        clip.Encoder(small_clip, **OPTIONS).texts(["word " * 20])
+
+
+def test_class_embeddings_are_one_row_for_each_word_and_a_mean_over_templates():
+    angles = {
+        "a cat": 0,
+        "the cat": 90,
+        "a dog": 180,
+        "the dog": 180,
+        "a pup": 0,
+        "the pup": 0,
+        "a sky": 270,
+        "the sky": 270,
+    }
+
+    def texts(phrases):
+        return torch.tensor([[np.cos(np.radians(angles[p])), np.sin(np.radians(angles[p]))] for p in phrases])
+
+    black = (0, 0, 0)
+    classes = Classes(("bg", "cat", "dog"), (("sky",), ("cat",), ("dog", "pup")), (black,) * 3, 0, ("a {}", "the {}"))
+    embeddings, owner = encoders.class_embeddings(texts, classes)
+    assert owner.tolist() == [0, 1, 2, 2]
+    np.testing.assert_allclose(embeddings, [[0, -1], [0.5**0.5, 0.5**0.5], [-1, 0], [1, 0]], atol=1e-6)
+    wordless = Classes(("bg", "cat", "dog"), ((), ("cat",), ()), (black,) * 3, 0)
+    with pytest.raises(ValueError, match="no words to ask an encoder for: dog"):
+        encoders.class_embeddings(texts, wordless)
+
+
+def test_unseen_words_are_told_once(small_clip):
+    encoder = clip.Encoder(small_clip, **OPTIONS, unseen_words=lambda phrases: [p for p in phrases if "zebra" in p])
+    with pytest.warns(UserWarning, match="never saw these words: zebra"):
+        encoder.texts(["zebra", "house"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.texts(["zebra"])
+
+
+# Weights
+
+
+def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
+    state = {name: weight.contiguous() for name, weight in small_clip.state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors")
+    extra = {
+        "input_resolution": torch.tensor(16),
+        "context_length": torch.tensor(12),
+        "vocab_size": torch.tensor(49408),
+    }
+    torch.save(state | extra, tmp_path / "clip.pt")
+    images = random_images((16, 16))
+    expected = clip.Encoder(small_clip, **OPTIONS).images(images)[0]
+    for name in ("clip.safetensors", "clip.pt"):
+        encoder = encoders.build("clip", checkpoint=str(tmp_path / name), features="plain", image_size=16)
+        torch.testing.assert_close(encoder.images(images)[0], expected)
+    assert encoders.build("clip", checkpoint=str(tmp_path / "clip.pt")).depth == 4  # GEM over all three blocks
+    save_file({"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(ValueError, match="no vision transformer"):
+        clip.load(str(tmp_path / "resnet.safetensors"))

@@ -1,0 +1,206 @@
+"""Pooling, assigning and painting: by hand, and against plain loops."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+
+from plg_utils import labels
+from plg_utils.records import IGNORE
+
+OVERLAPS = ("score", "small_on_top", "predicted_iou", "vote")
+
+
+# pool
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (5, 4), (16, 11)])
+@pytest.mark.parametrize("size", [(1, 1), (4, 3), (7, 13), (21, 10)])
+def test_pool_is_the_mean_of_the_upsampled_features(grid, size):
+    rng = np.random.default_rng(0)
+    features, masks = rng.normal(size=(3, *grid)), rng.random((4, *size)) < 0.4
+    masks[0] = False
+    masks[1] = True
+    pooled = labels.pool(torch.tensor(features, dtype=torch.float32), masks, size)
+    np.testing.assert_allclose(pooled, reference.pool(features, masks, size), atol=1e-5)
+    upsampled = F.interpolate(torch.tensor(features)[None], size=size, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(pooled[1], upsampled[0].mean(dim=(1, 2)), atol=1e-5)
+
+
+def test_pool_of_a_constant_map_is_the_constant_and_of_an_empty_mask_zero():
+    features = torch.tensor([2.0, -3.0])[:, None, None].expand(2, 5, 7)
+    masks = np.zeros((3, 9, 8), dtype=bool)
+    masks[0, 3, 3] = masks[1, :, :2] = True
+    np.testing.assert_allclose(labels.pool(features, masks, (9, 8)), [[2, -3], [2, -3], [0, 0]], atol=1e-6)
+
+
+def test_pool_in_chunks_is_the_same(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    features, masks = torch.randn(3, 4, 4, generator=rng), torch.rand(5, 9, 6, generator=rng) < 0.5
+    whole = labels.pool(features, masks, (9, 6))
+    monkeypatch.setattr(labels, "CHUNK", 2 * 9 * 6)
+    torch.testing.assert_close(labels.pool(features, masks, (9, 6)), whole)
+
+
+def test_pool_of_no_masks_is_empty_and_a_wrong_size_is_refused():
+    assert labels.pool(torch.ones(3, 2, 2), np.zeros((0, 5, 4), dtype=bool), (5, 4)).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"\(H, W\) = \(4, 5\)"):
+        labels.pool(torch.ones(3, 2, 2), np.zeros((1, 5, 4), dtype=bool), (4, 5))
+
+
+# assign
+
+
+def towards(*angles):
+    """Vectors (M, 2) of length 3 at these angles in degrees."""
+    return 3 * torch.tensor([[np.cos(np.radians(angle)), np.sin(np.radians(angle))] for angle in angles])
+
+
+def test_assign_takes_the_nearest_class_and_the_background_below_the_threshold():
+    classes, scores = labels.assign(towards(10, 80, 180), towards(0, 90), owner=[1, 2], threshold=0.5)
+    assert classes.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(scores, [np.cos(np.radians(10)), np.cos(np.radians(10)), 1 - 0], atol=1e-6)
+    assert labels.assign(towards(60.1), towards(0), owner=[1], threshold=0.5)[0].tolist() == [0]
+    assert labels.assign(towards(59.9), towards(0), owner=[1], threshold=0.5)[0].tolist() == [1]
+
+
+def test_the_best_word_of_a_class_counts():
+    texts, owner = towards(0, 90, 50), [1, 2, 1]
+    assert labels.assign(towards(60), texts, owner=owner, threshold=0.2)[0].tolist() == [1]
+    assert labels.assign(towards(60), texts[:2], owner=owner[:2], threshold=0.2)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("mark", [0, -1])
+def test_a_background_word_that_is_nearer_makes_it_background(mark):
+    classes, scores = labels.assign(towards(20, 40), towards(0, 50), owner=[1, mark], threshold=0.2)
+    assert classes.tolist() == [1, 0]
+    np.testing.assert_allclose(scores, [np.cos(np.radians(20)), 1 - np.cos(np.radians(40))], atol=1e-6)
+
+
+def test_without_a_background_class_every_segment_gets_its_best():
+    classes, scores = labels.assign(towards(10, 180), towards(0, 90), background=None, threshold=0.9)
+    assert classes.tolist() == [0, 1]
+    np.testing.assert_allclose(scores, [np.cos(np.radians(10)), 0], atol=1e-6)
+    with pytest.raises(ValueError, match="no background class"):
+        labels.assign(towards(10), towards(0, 90), owner=[0, -1], background=None)
+
+
+def test_softmax_is_over_classes_and_background_words():
+    _, scores = labels.assign(towards(0), towards(0, 90, 180), owner=[1, 2, 0], rule="softmax", temperature=1.0)
+    np.testing.assert_allclose(scores, [np.e / (np.e + 1 + 1 / np.e)], atol=1e-6)
+    segment, texts = towards(0), towards(0, 90)
+    assert labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=1.0, threshold=0.8)[0].tolist() == [
+        0
+    ]
+    assert labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=0.1, threshold=0.8)[0].tolist() == [
+        1
+    ]
+    # A second word for the same thing does not take half of its class's probability.
+    twice = labels.assign(segment, towards(0, 0, 90), owner=[1, 1, 2], rule="softmax", temperature=1.0)[1]
+    torch.testing.assert_close(twice, labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=1.0)[1])
+
+
+@pytest.mark.parametrize("rule", ["cosine", "softmax"])
+@pytest.mark.parametrize("owner", [[3, 1, 1, 2], [3, 0, 1, 0, 2, -1], [0, 1, 2, 3]])
+def test_assign_equals_plain_loops(rule, owner):
+    rng = np.random.default_rng(1)
+    segments, texts = rng.normal(size=(40, 5)), rng.normal(size=(len(owner), 5))
+    options = {"background": 0, "threshold": 0.4 if rule == "cosine" else 0.6, "rule": rule, "temperature": 0.3}
+    classes, scores = labels.assign(torch.tensor(segments), torch.tensor(texts), owner=owner, **options)
+    expected_classes, expected_scores = reference.assign(segments, texts, owner, **options)
+    assert classes.tolist() == expected_classes
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
+    assert 0 < expected_classes.count(0) < 40
+
+
+def test_assign_of_an_empty_segment_and_of_no_segment():
+    assert labels.assign(torch.zeros(1, 2), towards(0, 90), owner=[1, 2], threshold=0.1)[0].tolist() == [0]
+    assert labels.assign(torch.zeros(0, 2), towards(0, 90), owner=[1, 2], threshold=0.1)[0].tolist() == []
+
+
+def test_assign_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="one owner each"):
+        labels.assign(towards(0), towards(0, 90), owner=[1])
+    with pytest.raises(ValueError, match="foreground"):
+        labels.assign(towards(0), towards(0, 90), owner=[0, -1])
+    with pytest.raises(ValueError, match='right are "cosine" and "softmax"'):
+        labels.assign(towards(0), towards(0, 90), owner=[1, 2], rule="nearest")
+
+
+# paint
+
+
+def row(*masks):
+    """Masks (N, 1, W) from texts in which # is inside."""
+    return np.array([[[character == "#" for character in mask]] for mask in masks])
+
+
+def test_the_highest_score_wins_and_background_never_covers_foreground():
+    masks = row("###..", ".###.", "..##.")
+    guess = labels.paint(masks, [1, 2, 0], [0.3, 0.6, 0.9])
+    assert guess.label.tolist() == [[1, 2, 2, 2, IGNORE]]
+    np.testing.assert_allclose(guess.confidence, [[0.3, 0.6, 0.6, 0.6, 0]])
+    guess = labels.paint(masks, [2, 0, 1], [0.6, 0.9, 0.3])
+    assert guess.label.tolist() == [[2, 2, 2, 1, IGNORE]]
+    assert labels.paint(masks, [0, 0, 0], [0.3, 0.6, 0.9]).label.tolist() == [[0, 0, 0, 0, IGNORE]]
+    assert guess.label.dtype == np.uint8
+    assert guess.confidence.dtype == np.float32
+
+
+def test_without_a_background_class_class_0_is_one_of_all():
+    assert labels.paint(row("##.", ".##"), [0, 1], [0.6, 0.3], background=None).label.tolist() == [[0, 0, 1]]
+    assert labels.paint(row("##.", ".##"), [0, 1], [0.6, 0.3], background=0).label.tolist() == [[0, 1, 1]]
+
+
+def test_other_ways_to_settle_overlaps():
+    masks, classes, scores = row("####.", "..##.", "...##", "#..#."), [1, 2, 3, 1], [0.5, 0.4, 0.7, 0.4]
+    assert labels.paint(masks, classes, scores, overlap="small_on_top").label.tolist() == [[1, 1, 2, 3, 3]]
+    better = labels.paint(masks, classes, scores, overlap="predicted_iou", predicted_iou=[0.5, 0.9, 0.8, 0.1])
+    assert better.label.tolist() == [[1, 1, 2, 2, 3]]
+    voted = labels.paint(masks, classes, scores, overlap="vote")
+    assert voted.label.tolist() == [[1, 1, 1, 1, 3]]
+    np.testing.assert_allclose(voted.confidence, [[0.45, 0.5, 0.25, 0.225, 0.7]], atol=1e-6)
+    with pytest.raises(ValueError, match="predicted_iou of each mask"):
+        labels.paint(masks, classes, scores, overlap="predicted_iou")
+    with pytest.raises(ValueError, match='overlap is "last"'):
+        labels.paint(masks, classes, scores, overlap="last")
+
+
+@pytest.mark.parametrize("background", [0, None])
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background):
+    rng = np.random.default_rng(2)
+    for trial in range(20):
+        count = trial % 7
+        masks = rng.random((count, 5, 4)) < 0.5
+        classes = rng.integers(0, 4, count)
+        # Few distinct values, so that there are ties.
+        scores = rng.choice([0.1, 0.2, 0.3, 0.7, 1.2, -0.1], count).astype(np.float32)
+        predicted_iou = rng.choice([0.5, 0.9], count)
+        options = {"background": background, "overlap": overlap}
+        guess = labels.paint(masks, classes, scores, predicted_iou=predicted_iou, **options)
+        label, confidence = reference.paint(masks, classes, scores, predicted_iou=predicted_iou, **options)
+        np.testing.assert_array_equal(guess.label, label)
+        np.testing.assert_allclose(guess.confidence, confidence, atol=1e-6)
+        assert guess.confidence.min() >= 0
+        assert guess.confidence.max() <= 1
+        order = rng.permutation(count)
+        again = labels.paint(masks[order], classes[order], scores[order], predicted_iou=predicted_iou[order], **options)
+        np.testing.assert_array_equal(again.label, guess.label)
+        np.testing.assert_array_equal(again.confidence, guess.confidence)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_of_equal_masks_the_lower_class_wins(overlap):
+    for classes in ([3, 1], [1, 3]):
+        guess = labels.paint(row("#", "#"), classes, [0.5, 0.5], overlap=overlap, predicted_iou=[0.9, 0.9])
+        assert guess.label.tolist() == [[1]]
+
+
+def test_no_mask_at_all_leaves_everything_open():
+    guess = labels.paint(np.zeros((0, 2, 3), dtype=bool), [], [])
+    assert guess.label.tolist() == [[IGNORE] * 3] * 2
+    assert guess.confidence.tolist() == [[0] * 3] * 2
+    with pytest.raises(ValueError, match="as many classes and scores"):
+        labels.paint(row("##."), [1, 2], [0.5])
