@@ -1,0 +1,78 @@
+"""What a segmenter is taught: one file for each method.
+
+A file holds `build(**options)` and `SMOKE`, options for a test. What `build` returns is called with a model of
+`segmenters` in training mode and a batch, and gives scalars by name: "total", which is minimised, and what it is made
+of. The arithmetic stands in a pure function beside it. A batch is a dict of tensors on the model's device, as
+`training.fit` draws it; a method reads what it needs:
+
+    image           (B, 3, H, W) float32, normalised weak views of labelled images
+    label           (B, H, W) int64, IGNORE where void or padding
+    weak            (U, 3, H, W) weak views of unlabelled images
+    strong1, strong2    (U, 3, H, W) two strong views of the same squares
+    ignore          (U, H, W) bool, where those squares show padding
+    boxes1, boxes2  (U, 4) int64, left, top, right, bottom of what is pasted into strong1, strong2; zeros for nothing
+    pseudo_label    (U, H, W) int64, a label map of `weak`, IGNORE where there is none; only if the run has some
+    partner_weak, partner_strong1, partner_strong2, partner_ignore, partner_pseudo_label
+                    what is pasted; without these, the same batch in reverse order
+"""
+
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plg_utils.records import IGNORE
+
+
+def build(name: str, **options):
+    """Build the loss in the file `name`.py; its name and options stay readable as `loss.settings`."""
+    loss = import_module(f"{__name__}.{name}").build(**options)
+    loss.settings = {"loss": name, **options}
+    return loss
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    """Cross-entropy of each pixel, 0 where the target is IGNORE.
+
+    logits: (B, K, H, W), target: (B, H, W) int64; smoothing: the target is (1 - smoothing) one-hot + smoothing / K
+    returns: (B, H, W) float32
+    """
+    rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, K): in 2-D CUDA's version is not deterministic
+    loss = F.cross_entropy(rows, target.flatten(), ignore_index=IGNORE, label_smoothing=smoothing, reduction="none")
+    return loss.view(target.shape)
+
+
+def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean of the cross-entropy over the pixels whose target is not IGNORE; 0 if there is none."""
+    loss = cross_entropy(logits, target, smoothing=smoothing)
+    return loss.sum() / (target != IGNORE).sum().clamp(min=1)
+
+
+def cutmix(maps: torch.Tensor, partner: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Paste what `partner` shows inside the boxes into `maps`.
+
+    maps, partner: (U, H, W) or (U, C, H, W), boxes: (U, 4) left, top, right, bottom
+    """
+    rows = torch.arange(maps.shape[-2], device=maps.device)[:, None]
+    columns = torch.arange(maps.shape[-1], device=maps.device)
+    left, top, right, bottom = boxes[:, :, None, None].unbind(1)  # each (U, 1, 1)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # (U, H, W)
+    return torch.where(inside[:, None] if maps.ndim == 4 else inside, partner, maps)
+
+
+def partner(batch: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """Return what is pasted into batch[name]: an own view of the same images, or the batch in reverse order."""
+    if "partner_weak" in batch:
+        return batch.get(f"partner_{name}")
+    return batch[name].flip(0) if name in batch else None
+
+
+@torch.no_grad()
+def predict_in_eval_mode(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits (B, K, H, W) of the model in evaluation mode, which leaves its batch statistics alone."""
+    training = model.training
+    model.eval()
+    logits = model.decode(model.encode(images), images.shape[-2:])
+    model.train(training)
+    return logits

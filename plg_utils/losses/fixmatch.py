@@ -1,0 +1,57 @@
+"""FixMatch for segmentation, UniMatch's baseline (fixmatch.py of github.com/LiheYoung/UniMatch).
+
+One strong view with CutMix must predict what the model is sure of in the weak view; L = (labelled + strong) / 2.
+"""
+
+import torch
+from torch import nn
+
+from plg_utils.losses import cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils.losses.unimatch import aim, consistency
+
+SMOKE = {"threshold": 0.3}
+
+
+def build(*, threshold: float = 0.95):
+    """Build the loss; threshold: probability from which on the model is sure."""
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        labelled = len(batch["image"])
+        logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
+        logits = model(torch.cat([batch["image"], batch["weak"]]))
+        return fixmatch_loss(
+            logits_labelled=logits[:labelled],
+            label=batch["label"],
+            logits_weak=logits[labelled:],
+            logits_partner=logits_partner,
+            logits_strong=model(cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])),
+            ignore=batch["ignore"],
+            partner_ignore=partner(batch, "ignore"),
+            boxes=batch["boxes1"],
+            threshold=threshold,
+        )
+
+    return loss
+
+
+def fixmatch_loss(
+    *,
+    logits_labelled: torch.Tensor,
+    label: torch.Tensor,
+    logits_weak: torch.Tensor,
+    logits_partner: torch.Tensor,
+    logits_strong: torch.Tensor,
+    ignore: torch.Tensor,
+    partner_ignore: torch.Tensor,
+    boxes: torch.Tensor,
+    threshold: float = 0.95,
+) -> dict[str, torch.Tensor]:
+    """Compute the loss from the arrays that `unimatch.unimatch_loss` describes."""
+    options = {"refine_target": "unimatch", "threshold": threshold, "gate": True, "fill": False}
+    own = aim(logits_weak, None, ignore, **options)
+    pasted = aim(logits_partner, None, partner_ignore, **options)
+    mixed = [cutmix(mine, theirs, boxes) for mine, theirs in zip(own, pasted, strict=True)]
+    labelled = mean_cross_entropy(logits_labelled, label)
+    strong = consistency(logits_strong, *mixed, smoothing=0.0)
+    sure = own[1].sum() / own[2].sum().clamp(min=1)
+    return {"total": (labelled + strong) / 2, "labelled": labelled, "strong": strong, "sure": sure}

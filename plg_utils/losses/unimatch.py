@@ -1,0 +1,202 @@
+"""UniMatch's loss with a choice of what the unlabelled views are taught.
+
+The step is that of UniMatch's unimatch.py (github.com/LiheYoung/UniMatch, arXiv 2208.09910): two strong views with
+CutMix and one with dropped features must predict a target for the weak view. `refine_target` says which target:
+
+    unimatch    the model's own prediction of the weak view; only pixels where it is sure count
+    zero_shot   the pseudo label that the batch brings
+    fusion      the model's prediction where it is sure, else the pseudo label
+
+The last two are readings of "Zero-Shot Pseudo Labels Generation Using SAM and CLIP for Semi-Supervised Semantic
+Segmentation" (arXiv 2505.19846): smoothed labels, every pixel with a target counts, whether the model is sure or not.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plg_utils.losses import cross_entropy, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils.records import IGNORE
+
+TARGETS = ("unimatch", "zero_shot", "fusion")
+SMOKE = {"refine_target": "fusion", "threshold": 0.3}
+
+
+def build(
+    *,
+    refine_target: str = "unimatch",
+    threshold: float = 0.95,
+    smoothing: float | None = None,
+    gate: bool | None = None,
+    fill: bool = False,
+    weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
+    feature_dropout: float = 0.5,
+    passes: str = "exact",
+):
+    """Build the loss; the options that are not named here are those of `unimatch_loss`.
+
+    feature_dropout: part of the encoder's channels that the third view loses
+    passes: "exact" takes UniMatch's three: the images that CutMix pastes in evaluation mode; labelled and weak views,
+        clean and with dropped features; the two strong views. "fast" takes two: the prediction of the pasted images
+        is that of the weak views, and of the labelled views no features are dropped (UniMatch does so and uses only
+        the batch statistics).
+    """
+    if passes not in ("exact", "fast"):
+        raise ValueError(f'passes is "{passes}"; right are "exact" and "fast"')
+    check(refine_target)
+    options = {"threshold": threshold, "smoothing": smoothing, "gate": gate, "fill": fill, "weights": weights}
+    predicts = refine_target != "zero_shot" or bool(gate)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if refine_target != "unimatch" and "pseudo_label" not in batch:
+            raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
+        if passes == "fast" and predicts and "partner_weak" in batch:
+            raise ValueError('passes="fast" takes the batch itself as CutMix partner; give passes="exact" for views')
+        size = batch["image"].shape[-2:]
+        labelled, unlabelled = len(batch["image"]), len(batch["weak"])
+
+        logits_partner = None
+        if predicts and passes == "exact":
+            logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
+
+        features = model.encode(torch.cat([batch["image"], batch["weak"]]))
+        kept = slice(0, None) if passes == "exact" else slice(labelled, None)
+        dropped = [F.dropout2d(maps[kept], feature_dropout) for maps in features]
+        if passes == "fast" and not predicts:  # nobody asks for the clean weak view
+            features = [maps[:labelled] for maps in features]
+        logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
+        logits_weak = logits[labelled : labelled + unlabelled] if predicts else None
+        if predicts and passes == "fast":
+            logits_partner = logits_weak.detach().flip(0)
+
+        strong1 = cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])
+        strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
+        logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat([strong1, strong2])), size).chunk(2)
+        return unimatch_loss(
+            logits_labelled=logits[:labelled],
+            label=batch["label"],
+            logits_weak=logits_weak,
+            logits_partner=logits_partner,
+            logits_strong1=logits_strong1,
+            logits_strong2=logits_strong2,
+            logits_feature=logits[-unlabelled:],
+            ignore=batch["ignore"],
+            partner_ignore=partner(batch, "ignore"),
+            pseudo_label=batch.get("pseudo_label"),
+            partner_pseudo_label=partner(batch, "pseudo_label"),
+            boxes1=batch["boxes1"],
+            boxes2=batch["boxes2"],
+            refine_target=refine_target,
+            **options,
+        )
+
+    return loss
+
+
+def unimatch_loss(
+    *,
+    logits_labelled: torch.Tensor,
+    label: torch.Tensor,
+    logits_weak: torch.Tensor | None,
+    logits_partner: torch.Tensor | None,
+    logits_strong1: torch.Tensor,
+    logits_strong2: torch.Tensor,
+    logits_feature: torch.Tensor,
+    ignore: torch.Tensor,
+    partner_ignore: torch.Tensor,
+    boxes1: torch.Tensor,
+    boxes2: torch.Tensor,
+    pseudo_label: torch.Tensor | None = None,
+    partner_pseudo_label: torch.Tensor | None = None,
+    refine_target: str = "unimatch",
+    threshold: float = 0.95,
+    smoothing: float | None = None,
+    gate: bool | None = None,
+    fill: bool = False,
+    weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
+) -> dict[str, torch.Tensor]:
+    """L = (labelled + weights[0] strong1 + weights[1] strong2 + weights[2] feature) / 2.
+
+    logits_labelled: (B, K, H, W), all other logits (U, K, H, W): of the weak view, of the weak view of the images that
+        CutMix pastes, of the pasted strong views, of the weak view with dropped features. No gradient flows through
+        the first two, which may be None where no prediction is asked for.
+    label: (B, H, W) int64; pseudo_label, partner_pseudo_label: (U, H, W) int64; IGNORE where nothing is to be learnt
+    ignore, partner_ignore: (U, H, W) bool, pixels that never count; boxes1, boxes2: (U, 4) left, top, right, bottom
+    threshold: probability from which on the model is sure of its prediction
+    smoothing: of the target; by default 0 for "unimatch" and 0.1 for the others
+    gate: count only pixels where the model is sure; by default so for "unimatch" and not for the others
+    fill: with "fusion", a sure prediction also fills pixels that have no pseudo label; by default they never count
+    returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
+    """
+    check(refine_target)
+    smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
+    gate = refine_target == "unimatch" if gate is None else gate
+    options = {"refine_target": refine_target, "threshold": threshold, "gate": gate, "fill": fill}
+    own = aim(logits_weak, pseudo_label, ignore, **options)
+    pasted = aim(logits_partner, partner_pseudo_label, partner_ignore, **options)
+
+    mixed1 = [cutmix(mine, theirs, boxes1) for mine, theirs in zip(own, pasted, strict=True)]
+    mixed2 = [cutmix(mine, theirs, boxes2) for mine, theirs in zip(own, pasted, strict=True)]
+    labelled = mean_cross_entropy(logits_labelled, label)
+    strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
+    strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
+    feature = consistency(logits_feature, *own, smoothing=smoothing)
+    unlabelled = weights[0] * strong1 + weights[1] * strong2 + weights[2] * feature
+    terms = {
+        "total": (labelled + unlabelled) / 2,
+        "labelled": labelled,
+        "strong": (strong1 + strong2) / 2,
+        "feature": feature,
+    }
+    if logits_weak is not None:
+        sure = predict(logits_weak, threshold)[1] & ~ignore
+        terms["sure"] = sure.sum() / (~ignore).sum().clamp(min=1)
+    return terms
+
+
+def check(refine_target: str) -> None:
+    """Refuse a target that does not exist."""
+    if refine_target not in TARGETS:
+        raise ValueError(f'refine_target is "{refine_target}"; right are {", ".join(TARGETS)}')
+
+
+def predict(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likeliest class (U, H, W) int64 of logits (U, K, H, W), and whether its probability reaches the threshold."""
+    confidence, prediction = logits.detach().float().softmax(dim=1).max(dim=1)
+    return prediction, confidence >= threshold
+
+
+def aim(
+    logits: torch.Tensor | None,
+    pseudo_label: torch.Tensor | None,
+    ignore: torch.Tensor,
+    *,
+    refine_target: str,
+    threshold: float,
+    gate: bool,
+    fill: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Decide what a view is to predict at each pixel.
+
+    logits: (U, K, H, W), pseudo_label: (U, H, W), ignore: (U, H, W) bool
+    returns: target (U, H, W) int64; counts (U, H, W) bool, pixels whose loss is added up; valid (U, H, W) bool, those
+        over which the sum is divided, also where the model is not sure
+    """
+    if refine_target != "zero_shot" or gate:
+        prediction, sure = predict(logits, threshold)
+    if refine_target == "unimatch":
+        target, valid = prediction, ~ignore
+    elif refine_target == "zero_shot":
+        target, valid = pseudo_label, ~ignore & (pseudo_label != IGNORE)
+    else:
+        target = torch.where(sure, prediction, pseudo_label)
+        valid = ~ignore & ((target if fill else pseudo_label) != IGNORE)
+    return target, valid & sure if gate else valid, valid
+
+
+def consistency(
+    logits: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, valid: torch.Tensor, *, smoothing: float
+) -> torch.Tensor:
+    """Sum of the cross-entropy where it counts, divided by the number of valid pixels: UniMatch's denominator."""
+    loss = cross_entropy(logits, target, smoothing=smoothing)
+    return (loss * counts).sum() / valid.sum().clamp(min=1)

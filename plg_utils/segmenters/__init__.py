@@ -1,0 +1,19 @@
+"""Networks that learn from label maps: one file for each family.
+
+A file holds `build(num_classes, **options)` and `SMOKE`, options that build a tiny one without weights. What `build`
+returns is an `nn.Module` that shows its seams, so that a method can disturb the features between them:
+
+    encode(images)          (B, 3, H, W) normalised, any H and W -> list of feature maps (B, C, h, w)
+    decode(features, size)  those maps and size = (H, W) of the images -> logits (B, K, H, W) float32
+    forward(images)         both in a row
+    encoder                 the pretrained part, which `training.fit` teaches at a lower rate than the rest
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+
+def build(name: str, num_classes: int, **options) -> nn.Module:
+    """Build the segmenter in the file `name`.py for num_classes classes."""
+    return import_module(f"{__name__}.{name}").build(num_classes, **options)

@@ -1,0 +1,146 @@
+"""DeepLabV3+ as UniMatch trains it (github.com/LiheYoung/UniMatch, model/semseg/deeplabv3plus.py).
+
+The head is UniMatch's: ASPP on the last feature map c4, a skip of 48 channels from the first one, c1 at stride 4, two
+3x3 convolutions, a classifier; all resizing is bilinear with align_corners=True. The encoder is timm's, or the
+miniature of the embedded world. UniMatch's own ResNet begins with three 3x3 convolutions: timm calls it resnet101c.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plg_utils import checkpoints
+
+SMOKE = {"encoder": "resnet10t", "width": 8, "skip": 4, "rates": (1, 2, 3)}
+
+
+def build(
+    num_classes: int,
+    *,
+    encoder: str = "resnet101",
+    pretrained: bool | str = False,
+    output_stride: int | None = None,
+    width: int | None = None,
+    skip: int = 48,
+    rates: tuple[int, int, int] | None = None,
+) -> nn.Module:
+    """Build the network.
+
+    encoder: a network of timm, or "miniature"; pretrained: its weights (True: timm's download, or the miniature's
+    committed file), or the path of a weight file
+    output_stride: pixels per cell of c4, by default 16 (miniature: 8)
+    width: channels of the head, by default 256 (miniature: 64); skip: channels of the skip from c1
+    rates: dilation of the ASPP branches, by default 6, 12, 18 (miniature: 3, 6, 9, as large for its smaller maps)
+    """
+    miniature = encoder == "miniature"
+    output_stride = output_stride or (8 if miniature else 16)
+    if miniature:
+        from plg_utils.miniature import encoder as small  # it needs timm, which takes seconds to import
+
+        if pretrained:
+            weights = checkpoints.locate("miniature_encoder" if pretrained is True else pretrained)
+            features = small.load(weights, output_stride=output_stride)
+        else:
+            features = small.build(output_stride=output_stride)
+    else:
+        features = TimmFeatures(encoder, pretrained, output_stride)
+    head = Head(
+        low=features.channels[0],
+        high=features.channels[-1],
+        num_classes=num_classes,
+        width=width or (64 if miniature else 256),
+        skip=skip,
+        rates=rates or ((3, 6, 9) if miniature else (6, 12, 18)),
+    )
+    return DeepLabV3Plus(features, head)
+
+
+class DeepLabV3Plus(nn.Module):
+    """An encoder that gives feature maps [c1, ..., c4], and the head that reads the first and the last of them."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return [c1, c4] of images (B, 3, H, W)."""
+        features = self.encoder(images)
+        return [features[0], features[-1]]
+
+    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """Logits (B, K, H, W) float32 of [c1, c4] and size (H, W)."""
+        return resize(self.head(*features).float(), size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, H, W) of images (B, 3, H, W)."""
+        return self.decode(self.encode(images), images.shape[-2:])
+
+
+class TimmFeatures(nn.Module):
+    """Feature maps [c1, c2, c3, c4] of a timm network; strides 4, 8, ... up to `output_stride`, then dilation."""
+
+    def __init__(self, name: str, pretrained: bool | str, output_stride: int):
+        super().__init__()
+        import timm  # it takes seconds
+
+        self.network = timm.create_model(
+            name,
+            pretrained=bool(pretrained),
+            pretrained_cfg_overlay={"file": pretrained} if isinstance(pretrained, str) else None,
+            features_only=True,
+            output_stride=output_stride,
+            out_indices=(1, 2, 3, 4),
+        )
+        self.channels = self.network.feature_info.channels()
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps (B, C, h, w) of images (B, 3, H, W), finest first."""
+        return self.network(images)
+
+
+class Head(nn.Module):
+    """Logits at the size of c1, from c1 (B, low, h, w) and c4 (B, high, h', w')."""
+
+    def __init__(self, *, low: int, high: int, num_classes: int, width: int, skip: int, rates: tuple[int, ...]):
+        super().__init__()
+        self.aspp = ASPP(high, width, rates)
+        self.reduce = convolution(low, skip, 1)
+        self.fuse = nn.Sequential(convolution(width + skip, width, 3), convolution(width, width, 3))
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, c1: torch.Tensor, c4: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, h, w)."""
+        context = resize(self.aspp(c4), c1.shape[-2:])
+        return self.classifier(self.fuse(torch.cat([self.reduce(c1), context], dim=1)))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: a 1x1, dilated 3x3 and a global branch, joined by a 1x1 convolution."""
+
+    def __init__(self, channels: int, width: int, rates: tuple[int, ...]):
+        super().__init__()
+        dilated = [convolution(channels, width, 3, dilation=rate) for rate in rates]
+        self.branches = nn.ModuleList([convolution(channels, width, 1), *dilated])
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), convolution(channels, width, 1))
+        self.project = convolution(width * (len(rates) + 2), width, 1)
+
+    def forward(self, c4: torch.Tensor) -> torch.Tensor:
+        """Context (B, width, h, w) of c4 (B, channels, h, w)."""
+        pooled = self.pooled(c4).expand(-1, -1, *c4.shape[-2:])  # what resizing a single cell gives
+        return self.project(torch.cat([*(branch(c4) for branch in self.branches), pooled], dim=1))
+
+
+def convolution(channels: int, width: int, kernel: int, *, dilation: int = 1) -> nn.Sequential:
+    """Convolution that keeps height and width, batch normalisation, ReLU."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize maps (B, C, h, w) to (B, C, *size)."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

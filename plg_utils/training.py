@@ -1,0 +1,419 @@
+"""fit: minimise a loss on labelled and unlabelled images. predict: label images with a trained network.
+
+Everything random in step t follows from (seed, t): which images, their views, the boxes, the dropout. So a run that
+was stopped goes on as if it had not been, and the views of a step can be drawn in any process.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from plg_utils import augment, files, runs
+from plg_utils.records import IGNORE, PseudoLabel, Sample
+
+LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
+SAVE_SECONDS = 60  # between two writings of the state; it changes no result
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[nn.Module, dict], dict[str, torch.Tensor]],
+    labelled: Sequence[Sample],
+    unlabelled: Sequence[Sample] = (),
+    *,
+    pseudo_label: Callable[[Sample], np.ndarray] | None = None,
+    steps: int,
+    batch_size: int,
+    crop_size: int,
+    lr: float,
+    head_lr_factor: float = 10.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    power: float = 0.9,
+    ema: float | None = None,
+    scale: tuple[float, float] = (0.5, 2.0),
+    cutmix_partner: str = "batch",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    channels_last: bool = False,
+    workers: int = 0,
+    cache_bytes: int = 2**30,
+    state_file: str | Path | None = None,
+    log_every: int = 10,
+    progress: str | None = "training",
+) -> list[dict[str, float]]:
+    """Train the model in place; defaults are UniMatch's, with SGD and polynomial decay.
+
+    loss: what `losses.build` returned; labelled: samples whose truth is open; unlabelled: samples, whose truth is
+        never asked for; pseudo_label: reads the label map (H, W) uint8 of an unlabelled sample
+    batch_size: labelled images of a step, and as many unlabelled ones; crop_size: pixels; scale: of the weak view
+    lr: of the encoder; everything else learns head_lr_factor times as fast; optimizer: "sgd" or "adamw" (whose first
+        beta is the momentum)
+    ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
+    cutmix_partner: what is pasted: "batch", the batch in reverse order, or "view", another view of the same image
+    precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
+    workers: processes that draw views; cache_bytes: images kept decoded, in each of them
+    state_file: safetensors, written now and then and at the end; if it exists, training goes on from it. It must stem from the
+        same arguments and initial weights; that files behind the samples are still the same is the caller's care
+    progress: what the bar on stderr is called; None shows none
+    returns: a row for every log_every steps: step, lr, and the mean of each term of the loss since the row before
+    """
+    device = torch.device(device)
+    settings = {
+        "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
+        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "ema": ema,
+        "scale": scale, "cutmix_partner": cutmix_partner, "seed": seed, "precision": precision,
+        "channels_last": channels_last, "log_every": log_every, "loss": str(getattr(loss, "settings", "")),
+        "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
+        "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
+    }  # fmt: skip
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
+    model.to(device, memory_format=layout(channels_last)).train()
+    optimiser = build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
+    factors = [group["lr"] / lr for group in optimiser.param_groups]
+    average = Average(model, ema) if ema is not None else None
+    history, start = [], 0
+    if state_file is not None and Path(state_file).exists():
+        history, start = load_state(state_file, settings, model, optimiser, average)
+
+    batches = Batches(
+        labelled, unlabelled, pseudo_label,
+        steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner, seed=seed,
+        cache_bytes=cache_bytes,
+    )  # fmt: skip
+    loader = DataLoader(
+        batches, batch_size=None, sampler=range(start, steps), num_workers=workers, pin_memory=device.type == "cuda"
+    )
+    pending, saved = [], time.monotonic()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        drawn = zip(range(start, steps), loader, strict=True)
+        if progress is not None:
+            drawn = runs.progress(drawn, total=steps - start, what=progress)
+        for step, batch in drawn:
+            torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
+            batch = to_device(batch, device, channels_last)
+            rate = learning_rate(step, steps, lr, power)
+            for group, factor in zip(optimiser.param_groups, factors, strict=True):
+                group["lr"] = rate * factor
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                terms = loss(model, batch)
+            optimiser.zero_grad(set_to_none=True)
+            terms["total"].backward()
+            optimiser.step()
+            if average is not None:
+                average.update(step)
+            pending.append({name: term.detach() for name, term in terms.items()})
+            if (step + 1) % log_every == 0 or step + 1 == steps:
+                table = torch.stack([torch.stack(list(row.values())) for row in pending]).cpu()  # waits for the device
+                check_finite(table[:, list(terms).index("total")], step + 1 - len(pending), batches)
+                means = dict(zip(terms, table.double().mean(dim=0).tolist(), strict=True))
+                history.append({"step": step + 1, "lr": rate, **means})
+                pending = []
+                if state_file is not None and (step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS):
+                    save_state(state_file, settings, model, optimiser, average, history, step + 1)
+                    saved = time.monotonic()
+    if average is not None:
+        model.load_state_dict(average.weights)
+    model.eval()
+    return history
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: Iterable[np.ndarray],
+    *,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> list[PseudoLabel]:
+    """Label whole images at a single scale (UniMatch's evaluation mode "original").
+
+    images: (H, W, 3) uint8, of any sizes; those of the same size share a batch
+    returns: one PseudoLabel for each, in order, at the image's exact size; confidence is the largest softmax
+    """
+    device = torch.device(device)
+    model.to(device, memory_format=layout(channels_last)).eval()
+    labels: dict[int, PseudoLabel] = {}
+    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # by size
+
+    def label(batch: list[tuple[int, np.ndarray]]) -> None:
+        inputs = to_device({"image": torch.from_numpy(np.stack([image for _, image in batch]))}, device, channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(inputs["image"])
+        confidence, classes = logits.float().softmax(dim=1).max(dim=1)
+        classes, confidence = classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
+        for (index, _), class_map, sureness in zip(batch, classes, confidence, strict=True):
+            labels[index] = PseudoLabel(class_map, sureness)
+
+    for index, image in enumerate(images):
+        image = check_image(image, f"image {index}")
+        batch = waiting.setdefault(image.shape[:2], [])
+        batch.append((index, image))
+        if len(batch) == batch_size:
+            label(waiting.pop(image.shape[:2]))
+    for batch in waiting.values():
+        label(batch)
+    return [labels[index] for index in range(len(labels))]
+
+
+class Batches(Dataset):
+    """The batch of each step, drawn from (seed, step) alone; images (B, H, W, 3) and label maps are uint8 still."""
+
+    def __init__(
+        self,
+        labelled: Sequence[Sample],
+        unlabelled: Sequence[Sample],
+        pseudo_label: Callable[[Sample], np.ndarray] | None,
+        *,
+        steps: int,
+        batch_size: int,
+        crop_size: int,
+        scale: tuple[float, float],
+        cutmix_partner: str,
+        seed: int,
+        cache_bytes: int,
+    ):
+        if cutmix_partner not in ("batch", "view"):
+            raise ValueError(f'cutmix_partner is "{cutmix_partner}"; right are "batch" and "view"')
+        if not labelled:
+            raise ValueError("there is no labelled image to learn from")
+        self.labelled, self.unlabelled, self.pseudo_label = labelled, unlabelled, pseudo_label
+        self.steps, self.batch_size, self.crop_size, self.scale = steps, batch_size, crop_size, scale
+        self.partner_is_view, self.seed, self.room = cutmix_partner == "view", seed, cache_bytes
+        self.cache: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def samples(self, step: int, stream: int) -> list[Sample]:
+        """Return the samples of a step: all in random order, then all again in another order, and so on."""
+        pool = self.unlabelled if stream == UNLABELLED else self.labelled
+        chosen = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(position, len(pool))
+            order = np.random.default_rng((self.seed, epoch, stream)).permutation(len(pool))
+            chosen.append(pool[order[index]])
+        return chosen
+
+    def read(self, sample: Sample, stream: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, 3) uint8 and label map (H, W) uint8 of a sample, from memory if there is room."""
+        key = stream, sample.id
+        if key in self.cache:
+            return self.cache[key]
+        image = check_image(sample.image(), sample.id)
+        if stream == LABELLED:
+            label = sample.truth()
+        elif self.pseudo_label is not None:
+            label = self.pseudo_label(sample)
+        else:
+            label = np.full(image.shape[:2], IGNORE, np.uint8)
+        if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+            raise ValueError(
+                f"{sample.id}: the label map is {label.dtype} {label.shape}, not uint8 {image.shape[:2]} as its image"
+            )
+        if (size := image.nbytes + label.nbytes) <= self.room:
+            self.room -= size
+            self.cache[key] = image, label
+        return image, label
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Draw the batch of a step, as `losses` describes it."""
+        rng = np.random.default_rng((self.seed, step, LABELLED))
+        views = [self.weak(sample, LABELLED, rng) for sample in self.samples(step, LABELLED)]
+        batch = {"image": [image for image, _, _ in views], "label": [label for _, label, _ in views]}
+        if self.unlabelled:
+            rng = np.random.default_rng((self.seed, step, UNLABELLED))
+            samples = self.samples(step, UNLABELLED)
+            batch |= self.unlabelled_views(samples, rng)
+            for name in ("boxes1", "boxes2"):
+                batch[name] = [np.array(augment.cutmix_box(self.crop_size, rng)) for _ in samples]
+            if self.partner_is_view:
+                batch |= {f"partner_{name}": views for name, views in self.unlabelled_views(samples, rng).items()}
+        return {name: torch.from_numpy(np.stack(arrays)) for name, arrays in batch.items()}
+
+    def weak(self, sample: Sample, stream: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Weak view of a sample: image, label map, padding."""
+        return augment.weak(*self.read(sample, stream), self.crop_size, rng, scale=self.scale)
+
+    def unlabelled_views(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
+        """Weak and strong views of unlabelled samples."""
+        views: dict[str, list[np.ndarray]] = {}
+        for sample in samples:
+            image, label, padding = self.weak(sample, UNLABELLED, rng)
+            view = {"weak": image, "strong1": augment.strong(image, rng), "strong2": augment.strong(image, rng)}
+            view["ignore"] = padding
+            if self.pseudo_label is not None:
+                view["pseudo_label"] = label
+            for name, array in view.items():
+                views.setdefault(name, []).append(array)
+        return views
+
+
+class Average:
+    """Exponential moving average of a model's weights and batch statistics."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step; the first steps count fully, as in UniMatch V2."""
+        decay = min(1 - 1 / (step + 1), self.decay)
+        for name, tensor in self.model.state_dict().items():
+            if tensor.dtype.is_floating_point:
+                self.weights[name].lerp_(tensor, 1 - decay)
+            else:
+                self.weights[name].copy_(tensor)
+
+
+def learning_rate(step: int, steps: int, lr: float, power: float) -> float:
+    """Polynomial decay; step counts from 0. UniMatch sets the rate after a step, so steps 0 and 1 have the same."""
+    return lr * (1 - max(step - 1, 0) / steps) ** power
+
+
+def build_optimizer(
+    model: nn.Module, name: str, lr: float, head_lr_factor: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Build SGD or AdamW with two groups: the encoder, and everything else at head_lr_factor times its rate."""
+    encoder = list(model.encoder.parameters())
+    known = {id(parameter) for parameter in encoder}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [{"params": encoder, "lr": lr}, {"params": rest, "lr": lr * head_lr_factor}]
+    if name == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, betas=(momentum, 0.999), weight_decay=weight_decay)
+    raise ValueError(f'optimizer is "{name}"; right are "sgd" and "adamw"')
+
+
+def layout(channels_last: bool) -> torch.memory_format:
+    """Memory order of images, feature maps and kernels."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device, channels_last: bool) -> dict[str, torch.Tensor]:
+    """Move a batch to the device; images become (B, 3, H, W) normalised, label maps and boxes int64, bool stays."""
+    moved = {}
+    for name, tensor in batch.items():
+        tensor = tensor.to(device, non_blocking=True)
+        if tensor.ndim == 4:
+            tensor = augment.normalise(tensor.permute(0, 3, 1, 2)).contiguous(memory_format=layout(channels_last))
+        elif tensor.dtype != torch.bool:
+            tensor = tensor.long()
+        moved[name] = tensor
+    return moved
+
+
+def check_image(image: np.ndarray, name: str) -> np.ndarray:
+    """Refuse what is not an image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{name} is {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+    return np.ascontiguousarray(image)
+
+
+def check_finite(losses: torch.Tensor, first: int, batches: Batches) -> None:
+    """Stop at the first loss (M,) that is not a number; `first` is the step, counted from 0, of losses[0]."""
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken) == 0:
+        return
+    step = first + int(broken[0])
+    message = f"the loss of step {step + 1} is {losses[broken[0]].item()}"
+    for name, stream, pool in (
+        ("labelled", LABELLED, batches.labelled),
+        ("unlabelled", UNLABELLED, batches.unlabelled),
+    ):
+        if pool:
+            message += f"; {name} images: {', '.join(sample.id for sample in batches.samples(step, stream))}"
+    raise FloatingPointError(message)
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, in hex."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def tensors_of(model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None) -> dict[str, torch.Tensor]:
+    """Everything that a step changes, by name."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, memory in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in memory.items() if tensor is not None}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
+    return tensors
+
+
+def save_state(
+    path: str | Path,
+    settings: dict,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: Average | None,
+    history: list[dict[str, float]],
+    step: int,
+) -> None:
+    """Write everything that the next step depends on as safetensors; the same state gives the same bytes."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(model, optimiser, average).items()
+    }
+    notes = json.dumps({"step": step, "settings": settings, "history": history})
+    with files.atomic(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, {"training": notes}))
+
+
+def load_state(
+    path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
+) -> tuple[list[dict[str, float]], int]:
+    """Take up a state that was saved with the same settings; returns the history and the number of steps done."""
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["training"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    for name, value in json.loads(json.dumps(settings)).items():
+        saved = notes["settings"].get(name)
+        if saved != value:
+            raise ValueError(
+                f"{path} stems from a training with other {name}: {shorten(saved)}, now {shorten(value)}; "
+                "remove it to train anew, or give the arguments it was made with"
+            )
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    for name, tensor in tensors.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = tensor
+    model.load_state_dict(parts["model"])
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    memory: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, name = name.split(".", 1)
+        like = parameters[int(index)]
+        if tensor.shape == like.shape:  # in the parameter's memory order, as the optimizer had made it
+            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+        memory.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": memory, "param_groups": optimiser.state_dict()["param_groups"]})
+    if average is not None:
+        for name, tensor in parts["average"].items():
+            average.weights[name].copy_(tensor)
+    return notes["history"], notes["step"]
+
+
+def shorten(value: object) -> str:
+    """Text of a setting, cut where it would fill the screen."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

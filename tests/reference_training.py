@@ -1,0 +1,150 @@
+"""The formulas of training and scoring in plain loops, and a network small enough to follow; slow, for the tests."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+IGNORE = 255
+
+
+def confusion(truth, label, num_classes):
+    """(K, K+1) counts, pixel by pixel."""
+    counts = [[0] * (num_classes + 1) for _ in range(num_classes)]
+    for true, given in zip(truth.ravel().tolist(), label.ravel().tolist(), strict=True):
+        if true != IGNORE:
+            counts[true][num_classes if given == IGNORE else given] += 1
+    return counts
+
+
+def iou(truth, label, num_classes, uncovered):
+    """IoU of each class (nan where no truth pixel is), their mean, coverage; uncovered pixels get class `uncovered`."""
+    pairs = [pair for pair in zip(truth.ravel().tolist(), label.ravel().tolist(), strict=True) if pair[0] != IGNORE]
+    covered = sum(given != IGNORE for _, given in pairs) / len(pairs) if pairs else math.nan
+    pairs = [(true, uncovered if given == IGNORE else given) for true, given in pairs]
+    values = []
+    for index in range(num_classes):
+        inter = sum(true == index and given == index for true, given in pairs)
+        union = sum(true == index or given == index for true, given in pairs)
+        values.append(inter / union if any(true == index for true, _ in pairs) else math.nan)
+    present = [value for value in values if not math.isnan(value)]
+    return values, sum(present) / len(present) if present else math.nan, covered
+
+
+def softmax(logits):
+    """Probabilities of one pixel's logits, a list."""
+    exponents = [math.exp(value - max(logits)) for value in logits]
+    return [value / sum(exponents) for value in exponents]
+
+
+def pixel_loss(logits, target, smoothing):
+    """Cross-entropy of one pixel against the smoothed target, and its gradient by the logits."""
+    probabilities = softmax(logits)
+    wanted = [smoothing / len(logits) + (1 - smoothing) * (k == target) for k in range(len(logits))]
+    loss = -sum(q * math.log(p) for q, p in zip(wanted, probabilities, strict=True))
+    return loss, [p - q for q, p in zip(wanted, probabilities, strict=True)]
+
+
+def inside(box, y, x):
+    left, top, right, bottom = box
+    return left <= x < right and top <= y < bottom
+
+
+def unimatch(arrays, *, refine_target, threshold, smoothing, gate, fill, weights=(0.25, 0.25, 0.5)):
+    """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature.
+
+    arrays: the tensors of `unimatch_loss`, by name, as numpy
+    """
+    smoothing = (0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
+    gate = refine_target == "unimatch" if gate is None else gate
+    total, gradients = 0.0, {}
+
+    logits, label = arrays["logits_labelled"], arrays["label"]
+    gradient = np.zeros(logits.shape)
+    pixels = [place for place in np.ndindex(label.shape) if label[place] != IGNORE]
+    for b, y, x in pixels:
+        loss, slope = pixel_loss(logits[b, :, y, x].tolist(), label[b, y, x], 0)
+        total += loss / len(pixels) / 2
+        gradient[b, :, y, x] = [value / len(pixels) / 2 for value in slope]
+    gradients["logits_labelled"] = gradient
+
+    for name, box_name, weight in (
+        ("logits_strong1", "boxes1", weights[0]),
+        ("logits_strong2", "boxes2", weights[1]),
+        ("logits_feature", None, weights[2]),
+    ):
+        gradient, rows = np.zeros(arrays[name].shape), []
+        for u, y, x in np.ndindex(arrays["ignore"].shape):
+            pasted = box_name is not None and inside(arrays[box_name][u], y, x)
+            teacher = arrays["logits_partner" if pasted else "logits_weak"][u, :, y, x].tolist()
+            stored = arrays["partner_pseudo_label" if pasted else "pseudo_label"][u, y, x]
+            probabilities = softmax(teacher)
+            sure = max(probabilities) >= threshold
+            guess = probabilities.index(max(probabilities))
+            if arrays["partner_ignore" if pasted else "ignore"][u, y, x]:
+                continue
+            if refine_target == "unimatch":
+                target = guess
+            elif refine_target == "zero_shot":
+                target = stored
+            elif stored == IGNORE and not fill:
+                target = IGNORE
+            else:
+                target = guess if sure else stored
+            if target != IGNORE:
+                rows.append((u, y, x, target, sure or not gate))
+        for u, y, x, target, counts in rows:
+            if counts:
+                loss, slope = pixel_loss(arrays[name][u, :, y, x].tolist(), target, smoothing)
+                total += weight * loss / len(rows) / 2
+                gradient[u, :, y, x] = [weight * value / len(rows) / 2 for value in slope]
+        gradients[name] = gradient
+    return total, gradients
+
+
+def bilinear(array, height, width):
+    """Resize (C, h, w) with the corners in place (align_corners=True)."""
+    channels, rows, columns = array.shape
+    resized = np.zeros((channels, height, width))
+    for y in range(height):
+        for x in range(width):
+            v = y * (rows - 1) / (height - 1) if height > 1 else 0
+            u = x * (columns - 1) / (width - 1) if width > 1 else 0
+            top, left = min(int(v), max(rows - 2, 0)), min(int(u), max(columns - 2, 0))
+            below, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+            a, b = v - top, u - left
+            resized[:, y, x] = (1 - a) * ((1 - b) * array[:, top, left] + b * array[:, top, right]) + a * (
+                (1 - b) * array[:, below, left] + b * array[:, below, right]
+            )
+    return resized
+
+
+class Tiny(nn.Module):
+    """A segmenter with batch normalisation, two feature maps and 3x3 pixels of context."""
+
+    def __init__(self, num_classes=3, width=4):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Conv2d(2 * width, num_classes, 1)
+        self.calls = []  # (training, images of the batch) of each encode
+
+    def encode(self, images):
+        self.calls.append((self.training, len(images)))
+        features = self.encoder(images)
+        return [features, nn.functional.avg_pool2d(features, 2)]
+
+    def decode(self, features, size):
+        fine, coarse = features
+        coarse = nn.functional.interpolate(coarse, size=fine.shape[-2:])
+        return nn.functional.interpolate(self.head(torch.cat([fine, coarse], 1)).float(), size=size)
+
+    def forward(self, images):
+        return self.decode(self.encode(images), images.shape[-2:])
+
+
+def tiny(seed=0, **options):
+    """Build a Tiny with known weights."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Tiny(**options)

@@ -1,0 +1,269 @@
+import itertools
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_training
+import torch
+import torch.nn.functional as F
+
+from plg_utils import losses
+from plg_utils.losses.fixmatch import fixmatch_loss
+from plg_utils.losses.unimatch import unimatch_loss
+from plg_utils.records import IGNORE
+
+FILES = sorted(path.stem for path in Path(losses.__file__).parent.glob("[!_]*.py"))
+U, K, H, W = 2, 3, 4, 5
+LEARNT = ("logits_labelled", "logits_strong1", "logits_strong2", "logits_feature")
+
+
+def arrays(seed):
+    """What `unimatch_loss` takes: logits that are sure here and there, some padding, void and boxes of every kind."""
+    rng = np.random.default_rng(seed)
+    given = {name: rng.normal(0, 1, (U + (name == "logits_labelled"), K, H, W)) for name in LEARNT}
+    given |= {name: rng.normal(0, 3, (U, K, H, W)) for name in ("logits_weak", "logits_partner")}
+    given = {name: values.astype(np.float32) for name, values in given.items()}
+    given["label"] = rng.choice([0, 1, 2, IGNORE], (U + 1, H, W))
+    for name in ("pseudo_label", "partner_pseudo_label"):
+        given[name] = rng.choice([0, 1, 2, IGNORE], (U, H, W))
+    for name in ("ignore", "partner_ignore"):
+        given[name] = rng.random((U, H, W)) < 0.2
+    given["boxes1"] = np.array([[1, 0, 4, 3], [0, 0, 0, 0]])
+    given["boxes2"] = np.array([[0, 0, W, H], [2, 1, 3, 4]])
+    return given
+
+
+def tensors(given):
+    return {
+        name: torch.tensor(values, requires_grad=name.startswith("logits"), dtype=None)
+        for name, values in given.items()
+    }
+
+
+@pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
+def test_loss_and_gradients_equal_the_plain_loops(refine_target):
+    grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (False, True))
+    for seed, (threshold, smoothing, gate, fill) in enumerate(grid):
+        options = {"refine_target": refine_target, "threshold": threshold, "smoothing": smoothing, "gate": gate}
+        options |= {"fill": fill, "weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
+        given = arrays(seed)
+        leaves = tensors(given)
+        terms = unimatch_loss(**leaves, **options)
+        terms["total"].backward()
+        total, gradients = reference_training.unimatch(given, **options)
+        assert terms["total"].item() == pytest.approx(total, abs=1e-6), options
+        for name in LEARNT:
+            np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=f"{name} {options}")
+        assert leaves["logits_weak"].grad is None and leaves["logits_partner"].grad is None
+
+
+def test_a_batch_counted_by_hand():
+    """One row of four pixels, two classes: the model is sure of pixels 0 and 1; pixel 3 is padding."""
+    sure, unsure = 10.0, 0.1
+    weak = torch.tensor([[sure, -sure, unsure, sure]]).view(1, 1, 1, 4)
+    weak = torch.cat([weak, -weak], 1)  # predicts 0, 1, 0, 0
+    even = torch.zeros(1, 2, 1, 4)  # each pixel costs log 2, whatever its target
+    terms = unimatch_loss(
+        logits_labelled=even,
+        label=torch.tensor([[[0, 1, 255, 255]]]),
+        logits_weak=weak,
+        logits_partner=weak,
+        logits_strong1=even,
+        logits_strong2=even,
+        logits_feature=even,
+        ignore=torch.tensor([[[False, False, False, True]]]),
+        partner_ignore=torch.tensor([[[False, False, False, True]]]),
+        boxes1=torch.zeros(1, 4, dtype=torch.long),
+        boxes2=torch.zeros(1, 4, dtype=torch.long),
+    )
+    log2 = np.log(2)
+    assert terms["labelled"].item() == pytest.approx(log2)  # void is not divided by
+    assert terms["strong"].item() == pytest.approx(2 / 3 * log2)  # two of three valid pixels: all valid are divided by
+    assert terms["feature"].item() == pytest.approx(2 / 3 * log2)
+    assert terms["total"].item() == pytest.approx((log2 + 2 / 3 * log2) / 2)
+    assert terms["sure"].item() == pytest.approx(2 / 3)
+
+
+def test_hard_gated_targets_are_unimatch():
+    """Unsmoothed labels that are the model's own prediction, counted only where it is sure: UniMatch's loss."""
+    given = tensors(arrays(0))
+    own = unimatch_loss(**given)["total"]
+    given["pseudo_label"] = given["logits_weak"].argmax(1)
+    given["partner_pseudo_label"] = given["logits_partner"].argmax(1)
+    for refine_target in ("zero_shot", "fusion"):
+        theirs = unimatch_loss(**given, refine_target=refine_target, smoothing=0.0, gate=True)["total"]
+        assert theirs.item() == pytest.approx(own.item(), abs=1e-7)
+        assert unimatch_loss(**given, refine_target=refine_target)["total"].item() != pytest.approx(
+            own.item(), abs=1e-3
+        )
+    # with fill, labels that are nowhere do not matter either
+    given["pseudo_label"] = given["partner_pseudo_label"] = torch.full((U, H, W), IGNORE)
+    sure = given["logits_weak"].softmax(1).max(1)[0] >= 0.95
+    pasted = given["logits_partner"].softmax(1).max(1)[0] >= 0.95
+    gated = given | {"ignore": given["ignore"] | ~sure, "partner_ignore": given["partner_ignore"] | ~pasted}
+    filled = unimatch_loss(**given, refine_target="fusion", smoothing=0.0, fill=True)["total"]
+    assert filled.item() == pytest.approx(unimatch_loss(**gated)["total"].item(), abs=1e-7)
+
+
+def test_nothing_valid_is_zero_and_not_nan():
+    given = arrays(1)
+    given["label"][:] = IGNORE
+    given["ignore"][:] = given["partner_ignore"][:] = True
+    for refine_target in ("unimatch", "zero_shot", "fusion"):
+        leaves = tensors(given)
+        terms = unimatch_loss(**leaves, refine_target=refine_target)
+        terms["total"].backward()
+        assert terms["total"].item() == 0
+        assert all(leaves[name].grad.abs().sum() == 0 for name in LEARNT)
+
+
+def test_zero_shot_targets_need_no_prediction():
+    given = tensors(arrays(2))
+    expected = unimatch_loss(**given, refine_target="zero_shot")["total"]
+    given |= {"logits_weak": None, "logits_partner": None}
+    assert torch.equal(unimatch_loss(**given, refine_target="zero_shot")["total"], expected)
+
+
+def test_fixmatch_is_unimatch_with_one_view():
+    given = tensors(arrays(3))
+    expected = unimatch_loss(**given, weights=(1, 0, 0), threshold=0.6)["total"]
+    shared = ("logits_labelled", "label", "logits_weak", "logits_partner", "ignore", "partner_ignore")
+    mine = {name: given[name] for name in shared}
+    got = fixmatch_loss(**mine, logits_strong=given["logits_strong1"], boxes=given["boxes1"], threshold=0.6)
+    assert got["total"].item() == pytest.approx(expected.item(), abs=1e-7)
+    assert got["total"].item() == pytest.approx((got["labelled"] + got["strong"]).item() / 2)
+
+
+def test_cutmix_pastes_what_is_inside_the_box():
+    maps, partner = torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, 4, dtype=torch.long)
+    mixed = losses.cutmix(maps, partner, torch.tensor([[1, 0, 3, 2], [0, 0, 0, 0]]))
+    assert mixed.tolist() == [[[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], [[0] * 4] * 3]
+    images = losses.cutmix(maps[:, None].expand(-1, 3, -1, -1), partner[:, None], torch.tensor([[1, 0, 3, 2]] * 2))
+    assert images[1, 2].tolist() == mixed[0].tolist()
+
+
+def test_cross_entropy_is_torchs():
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    target[0, :2] = IGNORE
+    for smoothing in (0.0, 0.1):
+        kwargs = {"ignore_index": IGNORE, "label_smoothing": smoothing}
+        pixels = losses.cross_entropy(logits, target, smoothing=smoothing)
+        torch.testing.assert_close(pixels, F.cross_entropy(logits, target, reduction="none", **kwargs))
+        mean = losses.mean_cross_entropy(logits, target, smoothing=smoothing)
+        # torch divides the smoothed part by other numbers where pixels are ignored; ours is the mean over valid pixels
+        torch.testing.assert_close(mean, pixels[target != IGNORE].mean())
+
+
+def batch(size=6, views=False):
+    generator = torch.Generator().manual_seed(0)
+    names = ["image", "weak", "strong1", "strong2"]
+    names += ["partner_weak", "partner_strong1", "partner_strong2"] if views else []
+    drawn = {name: torch.randn(3, 3, size, size, generator=generator) for name in names}
+    drawn["label"] = torch.randint(0, 3, (3, size, size), generator=generator)
+    for prefix in ("", "partner_") if views else ("",):
+        drawn[f"{prefix}pseudo_label"] = torch.randint(0, 3, (3, size, size), generator=generator)
+        drawn[f"{prefix}ignore"] = torch.rand(3, size, size, generator=generator) < 0.2
+    drawn["boxes1"] = torch.tensor([[0, 0, 3, 4], [0, 0, 0, 0], [2, 2, 6, 6]])
+    drawn["boxes2"] = torch.tensor([[1, 1, 2, 5], [0, 0, 6, 6], [0, 0, 0, 0]])
+    return drawn
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_loss_gives_finite_named_terms_and_gradients(name):
+    smoke = import_module(f"plg_utils.losses.{name}").SMOKE
+    loss, model = losses.build(name, **smoke), reference_training.tiny()
+    assert loss.settings == {"loss": name, **smoke}
+    terms = loss(model, batch())
+    assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
+    terms["total"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    assert model.training
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
+def test_the_three_passes_of_unimatch(refine_target, views):
+    """The step written out once more, with the same dropout."""
+    drawn, model = batch(views=views), reference_training.tiny()
+    twin = reference_training.tiny()
+    torch.manual_seed(5)
+    got = losses.build("unimatch", refine_target=refine_target, threshold=0.4)(model, drawn)
+
+    mixed = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
+    mix = {name: drawn[f"partner_{name}"] if views else drawn[name].flip(0) for name in mixed}
+    torch.manual_seed(5)
+    with torch.no_grad():
+        logits_partner = twin.eval()(mix["weak"])
+    twin.train()
+    pasted = {}
+    for which in "12":
+        pasted[which] = drawn[f"strong{which}"].clone()
+        for index, (left, top, right, bottom) in enumerate(drawn[f"boxes{which}"].tolist()):
+            place = index, slice(None), slice(top, bottom), slice(left, right)
+            pasted[which][place] = mix[f"strong{which}"][place]
+    features = twin.encode(torch.cat([drawn["image"], drawn["weak"]]))
+    features = [torch.cat([maps, F.dropout2d(maps, 0.5)]) for maps in features]
+    clean, dropped = twin.decode(features, (6, 6)).chunk(2)
+    strong1, strong2 = twin(torch.cat([pasted["1"], pasted["2"]])).chunk(2)
+    logits = {"logits_labelled": clean[:3], "logits_weak": clean[3:], "logits_partner": logits_partner}
+    logits |= {"logits_strong1": strong1, "logits_strong2": strong2, "logits_feature": dropped[3:]}
+    maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
+    maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
+    given = {name: tensor.detach().numpy() for name, tensor in (logits | maps).items()}
+    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None, "fill": False}
+    assert got["total"].item() == pytest.approx(reference_training.unimatch(given, **options)[0], abs=1e-5)
+
+    passes = [(False, 3), (True, 6), (True, 6)]  # evaluation mode; labelled and weak; both strong
+    assert model.calls == (passes if refine_target != "zero_shot" else passes[1:])
+    for mine, other in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(mine, other)  # the evaluation pass left the batch statistics alone
+
+
+def test_fast_passes():
+    model = reference_training.tiny()
+    for refine_target in ("unimatch", "zero_shot", "fusion"):
+        model.calls.clear()
+        loss = losses.build("unimatch", refine_target=refine_target, passes="fast", threshold=0.4)
+        loss(model, batch())["total"].backward()
+        assert model.calls == [(True, 6), (True, 6)]
+    with pytest.raises(ValueError, match="exact"):
+        loss(model, batch(views=True))
+    # without feature dropout and batch statistics both ways are the same
+    model = reference_training.tiny().eval()
+    for refine_target in ("unimatch", "zero_shot", "fusion"):
+        options = {"refine_target": refine_target, "threshold": 0.4, "feature_dropout": 0.0}
+        fast, exact = (losses.build("unimatch", passes=way, **options)(model, batch()) for way in ("fast", "exact"))
+        torch.testing.assert_close(fast["total"], exact["total"])
+
+
+def test_gradients_survive_mixed_precision():
+    model = reference_training.tiny()
+    with torch.autocast("cpu", torch.bfloat16):  # the first pass, without gradients, must not leave its weights behind
+        losses.build("unimatch", threshold=0.4)(model, batch())["total"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_supervised_counts_labels_alone_or_with_pseudo_labels():
+    model, drawn = reference_training.tiny().eval(), batch()
+    drawn["label"][0] = IGNORE
+    alone = losses.build("supervised")(model, drawn)
+    labelled = F.cross_entropy(model(drawn["image"]), drawn["label"], ignore_index=IGNORE)
+    torch.testing.assert_close(alone["total"], labelled)
+    both = losses.build("supervised", unlabelled_view="strong1", smoothing=0.2)(model, drawn)
+    unlabelled = F.cross_entropy(model(drawn["strong1"]), drawn["pseudo_label"], label_smoothing=0.2)
+    torch.testing.assert_close(both["total"], (labelled + unlabelled) / 2)
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="unimatch, zero_shot, fusion"):
+        losses.build("unimatch", refine_target="e2")
+    with pytest.raises(ValueError, match='"exact" and "fast"'):
+        losses.build("unimatch", passes="quick")
+    with pytest.raises(ValueError, match="unlabelled_view"):
+        losses.build("supervised", unlabelled_view="strong")
+    drawn = batch()
+    del drawn["pseudo_label"]
+    with pytest.raises(ValueError, match="needs pseudo labels"):
+        losses.build("unimatch", refine_target="fusion")(reference_training.tiny(), drawn)
+    losses.build("unimatch")(reference_training.tiny(), drawn)  # UniMatch itself needs none

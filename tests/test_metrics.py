@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import reference_training
+
+from plg_utils import metrics
+from plg_utils.records import IGNORE
+
+
+def test_confusion_and_scores_equal_the_plain_loops():
+    rng = np.random.default_rng(0)
+    for num_classes in (1, 2, 3, 6):
+        for shape in ((1, 1), (4, 5), (2, 3, 3)):
+            for void, uncovered_part in ((0, 0), (0.3, 0), (0, 0.3), (0.3, 0.5)):
+                # one class fewer than there are: the last is absent in the truth, but may be predicted
+                truth = rng.integers(0, max(1, num_classes - 1), shape).astype(np.uint8)
+                label = rng.integers(0, num_classes, shape).astype(np.uint8)
+                truth[rng.random(shape) < void] = IGNORE
+                label[rng.random(shape) < uncovered_part] = IGNORE
+                matrix = metrics.confusion(truth, label, num_classes)
+                assert matrix.dtype == np.int64
+                assert matrix.tolist() == reference_training.confusion(truth, label, num_classes)
+                for background in (0, num_classes - 1):
+                    for uncovered, stands_for in (("background", background), ("miss", IGNORE)):
+                        got = metrics.scores(matrix, uncovered=uncovered, background=background)
+                        iou, mean, coverage = reference_training.iou(truth, label, num_classes, stands_for)
+                        np.testing.assert_allclose(got.iou, iou, rtol=1e-12)
+                        np.testing.assert_allclose([got.mean_iou, got.coverage], [mean, coverage], rtol=1e-12)
+
+
+def test_a_set_counted_by_hand():
+    truth = np.array([[0, 0, 1, 1], [1, 255, 0, 0]], np.uint8)
+    label = np.array([[0, 1, 1, 255], [1, 0, 255, 2]], np.uint8)
+    matrix = metrics.confusion(truth, label, 3)
+    assert matrix.tolist() == [[1, 1, 1, 1], [0, 2, 0, 1], [0, 0, 0, 0]]
+    default = metrics.scores(matrix)  # the two uncovered pixels become background: one hit, one false alarm
+    assert default.iou[:2].tolist() == [2 / 5, 2 / 4]
+    assert np.isnan(default.iou[2])  # predicted once, but nowhere true: it does not count
+    assert default.mean_iou == pytest.approx((2 / 5 + 2 / 4) / 2)
+    missed = metrics.scores(matrix, uncovered="miss")
+    assert missed.iou[:2].tolist() == [1 / 4, 2 / 4]
+    assert default.coverage == missed.coverage == 5 / 7
+    assert metrics.scores(matrix, background=None).iou[0] == 1 / 4  # no background class: uncovered is a miss
+    assert default.confusion.tolist() == matrix.tolist()
+
+
+def test_matrices_add_up():
+    rng = np.random.default_rng(1)
+    truth, label = rng.integers(0, 3, (2, 4, 4, 4))
+    parts = sum(metrics.confusion(one, other, 3) for one, other in zip(truth, label, strict=True))
+    assert parts.tolist() == metrics.confusion(truth, label, 3).tolist()
+
+
+def test_nothing_to_score_is_nan():
+    got = metrics.scores(metrics.confusion(np.full((2, 2), 255), np.zeros((2, 2), int), 2))
+    assert np.isnan([got.mean_iou, got.coverage, *got.iou]).all()
+
+
+@pytest.mark.parametrize(
+    ("truth", "label", "message"),
+    [
+        (np.zeros((2, 2), int), np.zeros((2, 3), int), r"truth has shape \(2, 2\) and label \(2, 3\)"),
+        (np.zeros((2, 2)), np.zeros((2, 2), int), "truth holds float64"),
+        (np.zeros((2, 2), int), np.zeros((2, 2), bool), "label holds bool"),
+        (np.full((2, 2), 3), np.zeros((2, 2), int), "truth holds the value 3; right are 0..2"),
+        (np.zeros((2, 2), int), np.full((2, 2), -1), "label holds the value -1"),
+        (np.full((2, 2), 254, np.uint8), np.zeros((2, 2), int), "254"),
+    ],
+)
+def test_wrong_input_is_refused(truth, label, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        metrics.confusion(truth, label, 3)
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        metrics.confusion(np.zeros(1, int), np.zeros(1, int), 0)
+    with pytest.raises(ValueError, match="integer matrix"):
+        metrics.scores(np.zeros((3, 3), int))
+    with pytest.raises(ValueError, match="hit"):
+        metrics.scores(np.zeros((3, 4), int), uncovered="hit")

@@ -1,0 +1,268 @@
+import json
+
+import numpy as np
+import pytest
+import reference_training
+import torch
+from safetensors import safe_open
+
+from plg_utils import losses, training
+from plg_utils.records import Sample
+
+COLOURS = np.array([[30, 30, 30], [220, 40, 40], [40, 40, 220]], np.uint8)
+
+
+def hidden():
+    raise AssertionError("the truth of an unlabelled image was read")
+
+
+def squares(count, truth=True, height=14, width=12):
+    """Flat-coloured squares on a dark ground; the colour is the class."""
+    samples = []
+    for index in range(count):
+        rng = np.random.default_rng((index, truth))
+        label = np.zeros((height, width), np.uint8)
+        for name in (1, 2):
+            top, left = rng.integers(0, height - 5), rng.integers(0, width - 5)
+            label[top : top + 5, left : left + 5] = name
+        read_truth = (lambda label=label: label) if truth else hidden
+        samples.append(
+            Sample(f"{'labelled' if truth else 'unlabelled'}{index}", lambda m=label: COLOURS[m], read_truth)
+        )
+    return samples
+
+
+def colour_label(sample):
+    """The label map of squares, seen from the image."""
+    return np.abs(sample.image()[:, :, None].astype(int) - COLOURS).sum(-1).argmin(-1).astype(np.uint8)
+
+
+OPTIONS = {"steps": 6, "batch_size": 3, "crop_size": 8, "lr": 0.01, "log_every": 2, "progress": None}
+
+
+def fit(model, loss=None, **options):
+    loss = loss or losses.build("unimatch", refine_target="fusion", threshold=0.5)
+    arguments = {"pseudo_label": colour_label} | OPTIONS | options
+    return training.fit(model, loss, squares(4), squares(5, truth=False), **arguments)
+
+
+def test_it_learns_the_squares():
+    model = reference_training.tiny(width=8)
+    history = training.fit(
+        model,
+        losses.build("supervised"),
+        squares(4),
+        **OPTIONS | {"steps": 60, "lr": 0.05, "head_lr_factor": 1.0, "batch_size": 4, "log_every": 20},
+    )
+    assert [row["step"] for row in history] == [20, 40, 60]
+    assert set(history[0]) == {"step", "lr", "total"} and history[-1]["total"] < history[0]["total"] / 2
+    assert not model.training
+    tests = squares(3, truth=False)
+    guesses = training.predict(model, [sample.image() for sample in tests])
+    right = np.mean(
+        [(guess.label == colour_label(sample)).mean() for guess, sample in zip(guesses, tests, strict=True)]
+    )
+    assert right > 0.9
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    for number, options in enumerate(
+        ({}, {"optimizer": "adamw", "ema": 0.9, "channels_last": True, "precision": "bf16", "cutmix_partner": "view"})
+    ):
+        straight, broken = tmp_path / f"straight{number}", tmp_path / f"broken{number}"
+        one = reference_training.tiny()
+        torch.manual_seed(1)
+        history = fit(one, state_file=straight, **options)
+
+        loss = losses.build("unimatch", refine_target="fusion", threshold=0.5)
+
+        def killed(model, batch, loss=loss):
+            if len(model.calls) > 3 * 4:  # three passes a step: in the fifth step
+                raise KeyboardInterrupt
+            return loss(model, batch)
+
+        killed.settings = loss.settings
+        with pytest.raises(KeyboardInterrupt):
+            fit(reference_training.tiny(), killed, state_file=broken, **options)
+        with safe_open(broken, framework="pt") as file:
+            assert json.loads(file.metadata()["training"])["step"] == 4
+        torch.manual_seed(2)  # nothing depends on the random numbers of the process
+        other = reference_training.tiny()
+        assert fit(other, state_file=broken, **options) == history
+        assert len(other.calls) == 3 * 2
+        assert broken.read_bytes() == straight.read_bytes()
+        assert training.digest(other) == training.digest(one)
+        # a finished state is taken as it is
+        third = reference_training.tiny()
+        assert fit(third, state_file=broken, **options) == history and third.calls == []
+        assert training.digest(third) == training.digest(one)
+        assert sorted(path.name for path in tmp_path.iterdir())[-1] == f"straight{number}"  # no partial files
+
+
+def test_another_trainings_state_is_refused(tmp_path):
+    state = tmp_path / "state.safetensors"
+    fit(reference_training.tiny(), state_file=state, steps=2)
+    for change, named in (({"lr": 0.02}, "lr: 0.01, now 0.02"), ({"seed": 1}, "seed"), ({"steps": 4}, "steps")):
+        with pytest.raises(ValueError, match=named):
+            fit(reference_training.tiny(), state_file=state, **{"steps": 2} | change)
+    with pytest.raises(ValueError, match="initial weights"):
+        fit(reference_training.tiny(seed=1), state_file=state, steps=2)
+    with pytest.raises(ValueError, match="loss"):
+        fit(reference_training.tiny(), losses.build("unimatch", threshold=0.5), state_file=state, steps=2)
+
+
+def test_seed_and_nothing_else_decides():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first, second, third = (reference_training.tiny() for _ in range(3))
+    fit(first, steps=2)
+    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random numbers are left alone
+    torch.rand(3)
+    fit(second, steps=2, workers=1)
+    fit(third, steps=2, seed=1)
+    assert training.digest(first) == training.digest(second) != training.digest(third)
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_images(tmp_path):
+    inner = losses.build("unimatch", threshold=0.5)
+
+    def loss(model, batch):
+        terms = inner(model, batch)
+        return terms | {"total": terms["total"] * (np.nan if len(model.calls) == 3 * 4 else 1)}
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(FloatingPointError, match="step 4 is nan; labelled images: .*; unlabelled images: ") as error:
+        fit(reference_training.tiny(), loss, log_every=6, state_file=state)
+    batches = batches_of(squares(4), squares(5, truth=False))
+    names = {sample.id for stream in (training.LABELLED, training.UNLABELLED) for sample in batches.samples(3, stream)}
+    assert all(name in str(error.value) for name in names)
+    assert not state.exists()
+
+
+def batches_of(labelled, unlabelled, **options):
+    arguments = {"steps": 9, "batch_size": 3, "crop_size": 8, "scale": (0.5, 2.0), "cutmix_partner": "batch", "seed": 0}
+    return training.Batches(labelled, unlabelled, colour_label, **{**arguments, "cache_bytes": 10**6, **options})
+
+
+def test_each_image_comes_once_in_a_round():
+    batches = batches_of(squares(4), squares(5, truth=False))
+    for stream, count in ((training.LABELLED, 4), (training.UNLABELLED, 5)):
+        order = [sample.id for step in range(20) for sample in batches.samples(step, stream)]
+        rounds = [order[start : start + count] for start in range(0, 60, count)]
+        assert all(len(set(ids)) == count for ids in rounds)
+        assert len({tuple(ids) for ids in rounds}) > 5
+
+
+def test_batches_are_as_the_losses_expect_them():
+    batches = batches_of(squares(4), squares(5, truth=False))
+    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batches[0].items()} == {
+        **{name: ((3, 8, 8, 3), torch.uint8) for name in ("image", "weak", "strong1", "strong2")},
+        **{name: ((3, 8, 8), torch.uint8) for name in ("label", "pseudo_label")},
+        "ignore": ((3, 8, 8), torch.bool),
+        **{name: ((3, 4), torch.int64) for name in ("boxes1", "boxes2")},
+    }
+    moved = training.to_device(batches[0], torch.device("cpu"), True)
+    assert moved["weak"].shape == (3, 3, 8, 8) and moved["weak"].is_contiguous(memory_format=torch.channels_last)
+    assert moved["label"].dtype == moved["boxes1"].dtype == torch.int64 and moved["ignore"].dtype == torch.bool
+    # the pseudo label lies on its image, and padding is ignored
+    for step in range(9):
+        drawn = batches[step]
+        inside = ~drawn["ignore"]
+        assert ((drawn["pseudo_label"] == 255) == drawn["ignore"]).all()
+        red = (drawn["weak"][..., 0] > 200) & inside
+        assert (drawn["pseudo_label"][red] == 1).all()
+        assert all((batches[step][name] == drawn[name]).all() for name in drawn)  # drawn again: the same
+    assert any((batches[0][name].float() != batches[1][name].float()).any() for name in ("weak", "boxes1"))
+
+    views = batches_of(squares(4), squares(5, truth=False), cutmix_partner="view")[0]
+    own = {name for name in views if not name.startswith("partner_")}
+    assert set(views) - own == {f"partner_{name}" for name in ("weak", "strong1", "strong2", "ignore", "pseudo_label")}
+    assert (views["partner_weak"] != views["weak"]).any()
+    alone = batches_of(squares(2), ())[0]
+    assert set(alone) == {"image", "label"}
+
+
+def test_images_are_read_once_if_there_is_room():
+    reads = []
+    sample = squares(1)[0]
+    counted = Sample("counted", lambda: reads.append(1) or sample.image(), sample.truth)
+    for room, expected in ((10**6, 1), (0, 3)):
+        reads.clear()
+        batches_of([counted], (), cache_bytes=room)[0]
+        assert len(reads) == expected
+
+
+def test_learning_rate_is_set_after_the_step():
+    """UniMatch: after step i (from 0) the rate becomes lr (1 - i / steps) ^ 0.9."""
+    rate, seen = 0.3, []
+    for step in range(10):
+        seen.append(rate)
+        rate = 0.3 * (1 - step / 10) ** 0.9
+    assert [training.learning_rate(step, 10, 0.3, 0.9) for step in range(10)] == pytest.approx(seen, abs=1e-12)
+    history = fit(reference_training.tiny(), log_every=1)
+    expected = [training.learning_rate(step, 6, 0.01, 0.9) for step in range(6)]
+    assert [row["lr"] for row in history] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_head_learns_faster(name):
+    model = reference_training.tiny()
+    groups = training.build_optimizer(model, name, 0.01, 10, 0.9, 1e-4).param_groups
+    assert [group["lr"] for group in groups] == [0.01, 0.1]
+    assert [len(group["params"]) for group in groups] == [4, 2]
+    assert all(group["weight_decay"] == 1e-4 for group in groups)
+
+
+def test_average_of_the_weights():
+    values = torch.tensor([1.0, 5.0, 2.0, 8.0])
+    model = torch.nn.Linear(1, 1)
+    average, expected = training.Average(model, 0.6), 0.0
+    for step, value in enumerate(values):
+        model.weight.data.fill_(value)
+        average.update(step)
+        decay = min(1 - 1 / (step + 1), 0.6)
+        expected = decay * expected + (1 - decay) * float(value)
+        assert average.weights["weight"].item() == pytest.approx(expected)
+
+
+def test_predictions_keep_order_and_size():
+    model = reference_training.tiny()
+    rng = np.random.default_rng(0)
+    sizes = [(5, 7), (6, 4), (5, 7), (5, 7), (6, 4), (9, 9)]
+    images = [rng.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
+    guesses = training.predict(model, iter(images), batch_size=2)
+    assert model.calls == [(False, 2), (False, 2), (False, 1), (False, 1)]
+    for image, guess in zip(images, guesses, strict=True):
+        (alone,) = training.predict(model, [image])
+        assert guess.label.shape == guess.confidence.shape == image.shape[:2]
+        assert guess.label.dtype == np.uint8 and guess.confidence.dtype == np.float32
+        assert (guess.label == alone.label).all()
+        np.testing.assert_allclose(guess.confidence, alone.confidence, atol=1e-6)
+        inputs = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255 - MEAN) / STD
+        probabilities = model(inputs).softmax(1)[0].detach().numpy()
+        assert (guess.label == probabilities.argmax(0)).all()
+        np.testing.assert_allclose(guess.confidence, probabilities.max(0), atol=1e-5)
+    assert training.predict(model, []) == []
+    half = training.predict(model, images, precision="bf16", channels_last=True)
+    assert np.mean([(a.label == b.label).mean() for a, b in zip(half, guesses, strict=True)]) > 0.9
+
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def test_wrong_input_is_refused():
+    model = reference_training.tiny()
+    for change, named in (
+        ({"precision": "fp8"}, "fp8"),
+        ({"optimizer": "lion"}, "lion"),
+        ({"cutmix_partner": "none"}, "none"),
+        ({"pseudo_label": lambda sample: np.zeros((2, 2), np.uint8)}, r"unlabelled\d: the label map is uint8 \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            fit(model, **change)
+    with pytest.raises(ValueError, match="no labelled image"):
+        training.fit(model, losses.build("supervised"), [], **OPTIONS)
+    with pytest.raises(ValueError, match=r"image 0 is float64 \(4, 4, 3\)"):
+        training.predict(model, [np.zeros((4, 4, 3))])
