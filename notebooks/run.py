@@ -157,6 +157,7 @@ def execute(step: Step, folder: Path) -> Path:
         progress_bar=False,  # of cells; the kernels' own bars say more, and come through their stderr
         stderr_file=sys.stderr,
         start_timeout=KERNEL_START,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors; no kernel need say that it listens on this machine
     )
     path = folder / step.notebook.name
     with files.atomic(path) as temporary:

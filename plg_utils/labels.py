@@ -128,7 +128,7 @@ def assign(
 
 
 def paint(
-    masks: np.ndarray,
+    masks: np.ndarray | torch.Tensor,
     classes: np.ndarray | torch.Tensor,
     scores: np.ndarray | torch.Tensor,
     *,
@@ -148,7 +148,7 @@ def paint(
         [0, 1] (a cosine is one: compare it only with others of the same encoder); with "vote" the sum of the winning
         class divided by the number of foreground masks on the pixel
     """
-    masks = np.asarray(masks, dtype=bool)
+    masks = _array(masks).astype(bool, copy=False)
     classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
     if masks.ndim != 3 or not len(masks) == len(classes) == len(scores):
         raise ValueError(f"masks {masks.shape} need as many classes and scores, not {len(classes)} and {len(scores)}")
@@ -198,10 +198,12 @@ def _vote(
     if not named:
         return
     candidates = np.unique(classes[named])  # rising, so that the lower class wins a tie
-    votes, voters = np.zeros((len(candidates), *label.shape)), np.zeros(label.shape)
+    votes = np.full((len(candidates), *label.shape), -1.0)  # -1: less than a vote of score 0
+    voters = np.zeros(label.shape)
     for index in named:
-        votes[np.searchsorted(candidates, classes[index])][masks[index]] += scores[index]
-        voters[masks[index]] += 1
+        of_class, mask = votes[np.searchsorted(candidates, classes[index])], masks[index]
+        of_class[mask] = of_class[mask].clip(min=0) + scores[index]
+        voters[mask] += 1
     voted = voters > 0
     label[voted] = candidates[votes.argmax(axis=0)[voted]]
     confidence[voted] = votes.max(axis=0)[voted] / voters[voted]

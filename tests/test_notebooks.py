@@ -101,6 +101,12 @@ def test_a_cell_that_nbval_does_not_compare_says_why_and_is_counted():
     assert len(marked) == MARKED_CELLS
 
 
+@pytest.mark.skipif(not NUMBERED, reason="notebooks/ holds none yet")
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml")))
+def test_each_published_run_names_notebooks_and_parameters_that_exist(name):
+    run.plan(name, {})
+
+
 @printed
 def test_the_print_is_of_these_notebooks():
     steps = run.plan("demo", {})
@@ -115,9 +121,5 @@ def test_the_print_is_clean_and_holds_outputs(path):
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, as_version=4)
     assert any(cell.outputs for cell in notebook.cells if cell.cell_type == "code")
-    assert not any(output.output_type == "error" for cell in cells(path, "code") for output in notebook_outputs(cell))
+    assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
     assert nbformat.writes(run.clean(notebook)).strip() == text.strip()
-
-
-def notebook_outputs(cell):
-    return [nbformat.from_dict(output) for output in cell["outputs"]]
