@@ -120,7 +120,8 @@ def load(
 
     Each scene is drawn when it is first asked for, and kept below `root` as `images/ID.png` and `labels/ID.png`.
 
-    root: where the drawn files lie, by default `storybook` in the data folder
+    root: where the drawn files lie, by default a folder in the data folder that is called after this file's content,
+        so that scenes drawn by other code are never taken for these
     labelled: how many of the pool carry labels; a seed's 12 are among its 24, and those among its 48, and each class
         occurs in at least two of the 12
     seed: of the draw of the labelled scenes; the other splits are always the same
@@ -129,11 +130,11 @@ def load(
     """
     if not 1 <= labelled <= SPLITS["labelled"][1]:
         raise ValueError(f"labelled={labelled}: the storybook has a pool of {SPLITS['labelled'][1]} labelled scenes")
-    root = Path(root) if root else files.data_root() / "storybook"
+    root = Path(root) if root else files.data_root() / f"storybook-{files.sha256(__file__)[:8]}"
     classes = files.read_classes(CLASS_FILE)
     splits = {}
     for split, (_, count) in SPLITS.items():
-        numbers = _labelled_order(seed)[:labelled] if split == "labelled" else range(count)[:limit]
+        numbers = _labelled_order(root, seed)[:labelled] if split == "labelled" else range(count)[:limit]
         splits[split] = tuple(_sample(root, split, number, classes.colours, split in truth_of) for number in numbers)
     return Dataset("storybook", classes, **splits)
 
@@ -157,15 +158,23 @@ def _sample(root, split, number, colours, open_truth):
 
 
 @cache
-def _labelled_order(seed):
+def _labelled_order(root, seed):
     """The pool in the order in which scenes are labelled: the first 12 show each class in at least two scenes."""
-    first, count = SPLITS["labelled"]
-    shows = np.array([[name in draw(first + i).objects for name in NAMES] for i in range(count)])  # (48, 10)
+    shows = np.array([[name in objects for name in NAMES] for objects in _pool(root)])  # (48, 10)
     rng = np.random.default_rng(seed)
     while True:  # about one order in three will do
-        order = rng.permutation(count)
+        order = rng.permutation(len(shows))
         if shows[order[:12]].sum(axis=0).min() >= 2:
             return tuple(int(i) for i in order)
+
+
+def _pool(root):
+    """The objects of each scene of the labelled pool; they are looked up once, then kept in a file."""
+    path = root / "pool.json"
+    if not path.exists():
+        first, count = SPLITS["labelled"]
+        files.write_json(path, [draw(first + i).objects for i in range(count)])
+    return files.read_json(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

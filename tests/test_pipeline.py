@@ -1,0 +1,87 @@
+"""The notebooks, cell by cell in one process, on a few scenes with untrained miniatures."""
+
+import json
+import shutil
+
+import pytest
+
+from plg_utils import datasets, files
+from plg_utils.datasets import storybook
+
+TINY = {
+    "run": "tiny",
+    "labelled": 2,
+    "mask_options": {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0},
+    "encoder_options": {"checkpoint": None},
+    "segmenter_options": {"encoder": "miniature", "width": 8, "skip": 4},
+    "threshold": 0.0,
+    "steps": 1,
+    "batch_size": 2,
+    "crop_size": 32,
+}
+
+
+def execute(number: str, parameters: dict) -> dict:
+    """Execute the cells of a notebook here, as papermill would with these parameters; return its variables."""
+    (path,) = (files.ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    variables: dict = {"__name__": "__main__"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), path.stem, "exec"), variables)  # noqa: S102  our own notebook
+            if "parameters" in cell["metadata"].get("tags", []):
+                variables |= {name: value for name, value in parameters.items() if name in variables}
+    return variables
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A drawn world of a few scenes."""
+    root = tmp_path_factory.mktemp("world")
+    data = datasets.load("storybook", root=root, labelled=2, limit=2)
+    for sample in (*data.labelled, *data.unlabelled, *data.val):
+        sample.image()
+    return root
+
+
+def run_all(root, results, monkeypatch, numbers):
+    monkeypatch.setenv("PLG_RESULTS", str(results))
+    parameters = TINY | {"dataset_options": {"root": str(root), "limit": 2}}
+    return [execute(number, parameters) for number in numbers][-1]
+
+
+def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, monkeypatch):
+    """With the hidden label maps broken, 01 to 04 write the same label maps; only 05 notices."""
+    run_all(world, tmp_path / "whole", monkeypatch, ["01", "02", "03", "04"])
+    broken = tmp_path / "broken_world"
+    shutil.copytree(world, broken)
+    hidden = [path for path in (broken / "labels").glob("*.png") if not path.name.startswith("labelled")]
+    assert len(hidden) == 4
+    for path in hidden:
+        path.write_bytes(b"nobody may read this")
+    run_all(broken, tmp_path / "blind", monkeypatch, ["01", "02", "03", "04"])
+    written = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.png"))
+    labels = [path for path in written if "figures" not in path.parts]
+    assert len(labels) == 2 + 2 + 2 + 5 * 2 + 2  # zero-shot (labelled too), enhanced, five predictions, enhanced again
+    for path in labels:
+        assert (tmp_path / "blind" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), path
+
+    found = run_all(world, tmp_path / "whole", monkeypatch, ["05"])
+    assert {row["stage"] for row in found["rows"]} == {"zero_shot", "enhanced", "segmenter"}
+    summary = files.read_json(tmp_path / "whole" / "tiny" / "summary.json")
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 8
+    with pytest.raises(ValueError, match="not a readable label map"):
+        run_all(broken, tmp_path / "blind", monkeypatch, ["05"])
+
+
+def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys):
+    """Sizes that no network was made for, no truth anywhere: labels come out at the photos' sizes, 05 says it."""
+    for name, seed in (("one.jpg", 0), ("two.png", 1)):
+        files.write_image(tmp_path / "photos" / name, storybook.draw(seed).image[: 70 + seed, :99])
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    options = {"root": str(tmp_path / "photos"), "classes": ["fish", "house"]}
+    for number in ("00", "01", "02", "05"):
+        execute(number, TINY | {"dataset": "folder", "dataset_options": options, "threshold": None})
+    assert "There is no truth to compare with" in capsys.readouterr().out
+    labels = tmp_path / "results" / "tiny" / "labels_zero_shot"
+    assert files.read_label(labels / "one.png", 3).shape == (70, 99)
+    assert files.read_label(labels / "two.png", 3).shape == (71, 99)
