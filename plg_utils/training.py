@@ -64,8 +64,8 @@ def fit(
     cutmix_partner: what is pasted: "batch", the batch in reverse order, or "view", another view of the same image
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
     workers: processes that draw views; cache_bytes: images kept decoded, in each of them
-    state_file: safetensors, written now and then and at the end; if it exists, training goes on from it. It must stem from the
-        same arguments and initial weights; that files behind the samples are still the same is the caller's care
+    state_file: safetensors, written now and then and at the end; if it exists, training goes on from it. It must stem
+        from the same arguments and initial weights; that the samples' files are still the same is the caller's care
     progress: what the bar on stderr is called; None shows none
     returns: a row for every log_every steps: step, lr, and the mean of each term of the loss since the row before
     """

@@ -10,7 +10,7 @@ from plg_utils.miniature import scenes
 from plg_utils.records import TruthHidden
 
 SCENES = [storybook.draw(seed) for seed in range(40)]
-# Of the label maps and captions of these scenes. The world is frozen: a change means running all published results anew.
+# Of the label maps and captions of these scenes. The world is frozen: a change means publishing every result anew.
 WORLD = "f4d44e6452eeaf0f5504da64a588839368fd8d4d84a40bf4d20c09199d58f2f8"
 
 
