@@ -19,7 +19,6 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     training      fit and predict
     metrics       one confusion matrix, and the scores that follow from it
     figures       what a notebook shows
-    export        a trained segmenter and its label maps for other programs
 
 Importing the package imports none of them.
 """

@@ -209,6 +209,10 @@ def test_folder_with_labels(tiny_root):
     some = datasets.load("folder", **options, labelled=2, val=3, truth_of=("labelled", "val"))
     assert (len(some.labelled), len(some.unlabelled), len(some.val)) == (2, 3, 3)
     assert some.val[0].truth().shape == (16, 24)
+    shut = datasets.load("folder", **options, labelled=2, val=3)
+    for sample in (*shut.unlabelled, *shut.val):  # some of the unlabelled have a label map, too
+        with pytest.raises(TruthHidden):
+            sample.truth()
     with pytest.raises(ValueError, match="labelled=5 and val=2: only 6 of the photos"):
         datasets.load("folder", **options, labelled=5, val=2)
     with pytest.raises(ValueError, match=r"values \[2, 3\], not classes 0 to 1"):
@@ -227,4 +231,8 @@ def test_folder_errors_say_what_is_missing(tiny_root, tmp_path):
         datasets.load("folder", root=tiny_root, classes=["cat"], labels=tmp_path / "empty")
     (tiny_root / "00.JPG").write_bytes((tiny_root / "JPEGImages" / "00.jpg").read_bytes())
     with pytest.raises(ValueError, match="00.JPG and 00.png .* share the id 00"):
+        datasets.load("folder", root=tiny_root, classes=["cat"])
+    (tiny_root / "00.JPG").rename(tiny_root / "a.png")
+    (tiny_root / "A.jpg").write_bytes((tiny_root / "a.png").read_bytes())
+    with pytest.raises(ValueError, match="A.jpg and a.png .* share the id a"):
         datasets.load("folder", root=tiny_root, classes=["cat"])

@@ -66,6 +66,13 @@ def test_unfinished_work_with_other_parameters_is_not_reused_either(tmp_path):
     assert work(tmp_path, parameters={"points": 32}) == IDS
 
 
+def test_the_manifest_never_tells_of_work_that_is_gone(tmp_path):
+    work(tmp_path)
+    runs.stage(tmp_path, name="masks", parameters={"points": 32})  # and killed here
+    assert (manifest(tmp_path)["state"], manifest(tmp_path)["parameters"]) == ("running", {"points": 32})
+    assert work(tmp_path) == IDS
+
+
 def test_files_of_unknown_origin_are_neither_used_nor_removed(tmp_path):
     (tmp_path / "b.json").write_text("mine")
     for _ in range(2):  # the manifest that the first call leaves must not adopt them

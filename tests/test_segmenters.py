@@ -79,7 +79,7 @@ def test_deeplab_equals_its_formula():
 
 def test_the_full_size_is_that_of_unimatch():
     with torch.device("meta"):  # shapes without memory
-        network = segmenters.build("deeplabv3plus", 21, encoder="resnet101c")
+        network = segmenters.build("deeplabv3plus", 21, encoder="resnet101s")
     million = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert round(million, 1) == 59.5  # as its training logs say
     assert network.head.reduce[0].out_channels == 48

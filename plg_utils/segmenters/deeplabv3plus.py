@@ -2,7 +2,7 @@
 
 The head is UniMatch's: ASPP on the last feature map c4, a skip of 48 channels from the first one, c1 at stride 4, two
 3x3 convolutions, a classifier; all resizing is bilinear with align_corners=True. The encoder is timm's, or the
-miniature of the embedded world. UniMatch's own ResNet begins with three 3x3 convolutions: timm calls it resnet101c.
+miniature of the embedded world. UniMatch's own ResNet begins with three 3x3 convolutions: timm calls it resnet101s.
 """
 
 import torch
