@@ -38,9 +38,12 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: floa
     logits: (B, K, H, W), target: (B, H, W) int64; smoothing: the target is (1 - smoothing) one-hot + smoothing / K
     returns: (B, H, W) float32
     """
-    rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, K): in 2-D CUDA's version is not deterministic
-    loss = F.cross_entropy(rows, target.flatten(), ignore_index=IGNORE, label_smoothing=smoothing, reduction="none")
-    return loss.view(target.shape)
+    scores = F.log_softmax(logits.float(), dim=1)
+    rows = scores.permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, K): in 2-D CUDA's version is not deterministic
+    loss = F.nll_loss(rows, target.flatten(), ignore_index=IGNORE, reduction="none").view(target.shape)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * scores.mean(dim=1) * (target != IGNORE)
+    return loss
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
