@@ -289,8 +289,8 @@ def draw_batch(world, rng: np.random.Generator, *, images: int, points: int, box
     """Scenes, each with point prompts and box prompts and the two true masks of every prompt.
 
     A pixel is drawn with weight 1/sqrt(area of its thing), half way between the mask generator's even grid and thing by
-    thing, and three times as often on an object, because regions are learned long before objects. The whole at a pixel is its object, or its background region; the part there is
-    its part, or the whole again.
+    thing, and three times as often on an object, because regions are learned long before objects. The whole at a pixel
+    is its object, or its background region; the part there is its part, or the whole again.
     returns: image (B, 3, H, W) float32 0..255, maps (B, 2, H, W) int16 of things as whole and as part,
     pixels (B, K, 2) the (x, y) of each prompt, centre (B, H, W, 2) and object (B, H, W) of the dense tasks
     """
