@@ -10,7 +10,8 @@ from segment_anything.modeling import Sam
 from plg_utils.datasets import storybook
 from plg_utils.miniature import sam, scenes, training
 
-RECORDED = {"mean_best_iou": 0.0}  # of sam.safetensors on 40 held-out scenes
+SETTINGS = {"points_per_side": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
+RECORDED = {"mean_best_iou": 0.70, "iou_error": 0.087}  # of sam.safetensors on 40 held-out scenes
 TINY = {"images": 1, "points": 2, "boxes": 1, "tokens": 4, "scenes": 2, "warmup": 2, "log_every": 1}
 
 
@@ -85,7 +86,9 @@ def test_the_true_masks_of_a_pixel_are_its_object_and_its_part(squares):
     masks = sam.true_masks(batch["maps"], batch["pixels"])  # (B, K, 2, H, W)
     for maps, pixels, found in zip(batch["maps"], batch["pixels"], masks, strict=True):
         for (x, y), (whole, part) in zip(pixels.tolist(), found, strict=True):
-            assert whole[y, x] and part[y, x] and not (part & ~whole).any()
+            assert whole[y, x]
+            assert part[y, x]
+            assert not (part & ~whole).any()
             assert whole.sum() == (maps[sam.WHOLE] == maps[sam.WHOLE, y, x]).sum()
     hole = (squares.parts[0] == 2)[None]
     assert sam.boxes_around(torch.from_numpy(hole)).tolist() == [[30, 30, 59, 59]]
@@ -134,6 +137,6 @@ def test_load_says_what_is_wrong_with_a_file(model, tmp_path):
 def test_trained_weights_find_the_objects():
     drawn = [storybook.draw(scenes.HELD_OUT + i) for i in range(2)]
     arrays = {name: np.stack([getattr(scene, name) for scene in drawn]) for name in scenes.ARRAYS}
-    measured = sam.evaluate(sam.load(), scenes.Scenes(**arrays, captions=["", ""]), points_per_side=8)
+    measured = sam.evaluate(sam.load(), scenes.Scenes(**arrays, captions=["", ""]), **SETTINGS)
     assert measured["mean_best_iou"] > RECORDED["mean_best_iou"] - 0.2
-    assert measured["iou_error"] < 0.2
+    assert measured["iou_error"] < RECORDED["iou_error"] + 0.1
