@@ -19,6 +19,23 @@ def test_each_number_of_the_results_table_stands_in_the_summary():
     assert told == measured
 
 
+def test_each_number_of_the_miniatures_table_was_measured():
+    measured = files.read_json(files.ROOT / "results" / "miniatures" / "measured.json")
+    sam, labels = measured["sam"]["held_out"], measured["labels"]
+    expected = [
+        f"{sam['mean_best_iou']:.2f}",
+        f"{sam['recall_50']:.2f}",
+        f"{sam['iou_error']:.2f}",
+        f"{sam['masks_per_image']:.1f}",
+        f"{measured['clip']['held_out']['accuracy']:.2f}",
+        *(f"{labels[name]['unlabelled']:.2f}" for name in ("plain", "plain, true masks", "gem")),
+    ]
+    table = README.split("<!-- miniatures -->")[1].split("<!-- /miniatures -->")[0]
+    assert re.findall(r"^\| [^|]+ \| ([\d.]+) \|", table, re.MULTILINE) == expected
+    for name, digest in measured["sha256"].items():  # measured with the weights that are here
+        assert files.sha256(files.ROOT / "plg_utils" / "miniature" / f"{name}.safetensors") == digest
+
+
 def test_local_links_and_pictures_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
         assert (files.ROOT / target).exists(), target
