@@ -155,7 +155,7 @@ def similarities(
     for spine in axis.spines.values():
         spine.set_visible(False)
     for row, picture in enumerate(pictures):
-        inset = axis.inset_axes([-0.62 - 0.5, row - 0.47, 0.94 * 0.62 * 1.6, 0.94], transform=axis.transData)
+        inset = axis.inset_axes([-1.52, row - 0.47, 0.94, 0.94], transform=axis.transData)  # left of the first column
         inset.imshow(picture)
         inset.set_axis_off()
     figure.tight_layout()

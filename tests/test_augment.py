@@ -99,10 +99,14 @@ def test_strong_views_do_what_they_were_told():
     image = np.full((5, 5, 3), (200, 40, 40), np.uint8)
     turned = augment.strong(image, Dice([0.7, 0.9, 0.9], [1, 1, 1, 0.25]))[0, 0].astype(int)
     assert turned[1] == 200 and turned[2] < 60  # a quarter turn from red: yellow-green
-    flat = augment.strong(image, Dice([0.7, 0.9, 0.9], [1, 1.5, 0.5, 0], [2, 1, 0, 3]))[0, 0].astype(int)
+    pale = augment.strong(image, Dice([0.7, 0.9, 0.9], [1, 1, 0.5, 0]))[0, 0].astype(int)
     luma = 0.299 * 200 + 0.587 * 40 + 0.114 * 40
-    paler = luma + 0.5 * (np.array([200, 40, 40]) - luma)
-    assert np.abs(flat - (luma + 1.5 * (paler - luma))).max() <= 6  # saturation first, then contrast
+    assert np.abs(pale - (luma + 0.5 * (np.array([200, 40, 40]) - luma))).max() <= 6
+    # the order is drawn: contrast first keeps the bright half from being cut off at 255
+    image = np.repeat(np.array([[200, 40]], np.uint8), 3, axis=1).reshape(1, 2, 3)
+    for order, expected in (((0, 1, 2, 3), (206, 109)), ((1, 0, 2, 3), (240, 120))):
+        halves = augment.strong(image, Dice([0.7, 0.9, 0.9], [1.5, 0.5, 1, 0], order))[0, :, 0].astype(int)
+        assert np.abs(halves - expected).max() <= 6
 
 
 def test_chances_of_the_strong_view():
