@@ -127,12 +127,14 @@ def test_zero_shot_targets_need_no_prediction():
 
 def test_fixmatch_is_unimatch_with_one_view():
     given = tensors(arrays(3))
-    expected = unimatch_loss(**given, weights=(1, 0, 0), threshold=0.6)["total"]
+    whole = unimatch_loss(**given, weights=(1, 0, 0), threshold=0.6)
+    expected = whole["total"]
     shared = ("logits_labelled", "label", "logits_weak", "logits_partner", "ignore", "partner_ignore")
     mine = {name: given[name] for name in shared}
     got = fixmatch_loss(**mine, logits_strong=given["logits_strong1"], boxes=given["boxes1"], threshold=0.6)
     assert got["total"].item() == pytest.approx(expected.item(), abs=1e-7)
     assert got["total"].item() == pytest.approx((got["labelled"] + got["strong"]).item() / 2)
+    assert got["sure"].item() == pytest.approx(whole["sure"].item()) and 0 < got["sure"] < 1
 
 
 def test_cutmix_pastes_what_is_inside_the_box():

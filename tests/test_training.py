@@ -124,6 +124,17 @@ def test_seed_and_nothing_else_decides():
     assert training.digest(first) == training.digest(second) != training.digest(third)
 
 
+def test_each_step_drops_other_channels():
+    drawn, inner = [], losses.build("unimatch")
+
+    def loss(model, batch):
+        drawn.append(torch.rand(1).item())
+        return inner(model, batch)
+
+    fit(reference_training.tiny(), loss)
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_a_loss_that_is_not_a_number_names_step_and_images(tmp_path):
     inner = losses.build("unimatch", threshold=0.5)
 
