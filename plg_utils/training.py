@@ -103,7 +103,7 @@ def fit(
             drawn = runs.progress(drawn, total=steps - start, what=progress)
         for step, batch in drawn:
             torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
-            batch = to_device(batch, device, channels_last)
+            batch = to_device(batch, device, channels_last) | {"progress": step / steps}
             rate = learning_rate(step, steps, lr, power)
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
@@ -135,29 +135,52 @@ def predict(
     model: nn.Module,
     images: Iterable[np.ndarray],
     *,
+    mode: str = "original",
+    crop_size: int | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     channels_last: bool = False,
 ) -> list[PseudoLabel]:
-    """Label whole images at a single scale (UniMatch's evaluation mode "original").
+    """Label images at a single scale, in one of UniMatch's evaluation modes (supervised.py, evaluate).
 
     images: (H, W, 3) uint8, of any sizes; those of the same size share a batch
-    returns: one PseudoLabel for each, in order, at the image's exact size; confidence is the largest softmax
+    mode: "original" looks at the whole image; "center_crop" at the square of crop_size in its middle and leaves the
+        rest IGNORE (score it against the same square of the truth, `augment.center`); "sliding_window" at squares of
+        crop_size that overlap by a third, whose probabilities are averaged
+    returns: one PseudoLabel for each, in order, at the image's exact size; confidence is the largest probability
     """
+    check_mode(mode, crop_size)
     device = torch.device(device)
     model.to(device, memory_format=layout(channels_last)).eval()
     labels: dict[int, PseudoLabel] = {}
     waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # by size
 
+    def probabilities(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(inputs).float().softmax(dim=1)
+
     def label(batch: list[tuple[int, np.ndarray]]) -> None:
         inputs = to_device({"image": torch.from_numpy(np.stack([image for _, image in batch]))}, device, channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(inputs["image"])
-        confidence, classes = logits.float().softmax(dim=1).max(dim=1)
+        inputs = inputs["image"]
+        size = inputs.shape[-2:]
+        seen = augment.center(size, crop_size) if mode == "center_crop" else (slice(None), slice(None))
+        if mode == "sliding_window":
+            found, count = 0, torch.zeros(size, device=device)
+            for window in windows(size, crop_size):
+                part = probabilities(inputs[:, :, *window])
+                found = torch.zeros(*part.shape[:2], *size, device=device) if count.sum() == 0 else found
+                found[:, :, *window] += part
+                count[window] += 1
+            found /= count
+        else:
+            found = probabilities(inputs[:, :, *seen])
+        confidence, classes = found.max(dim=1)
         classes, confidence = classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
         for (index, _), class_map, sureness in zip(batch, classes, confidence, strict=True):
-            labels[index] = PseudoLabel(class_map, sureness)
+            whole = PseudoLabel(np.full(size, IGNORE, np.uint8), np.zeros(size, np.float32))
+            whole.label[seen], whole.confidence[seen] = class_map, sureness
+            labels[index] = whole
 
     for index, image in enumerate(images):
         image = check_image(image, f"image {index}")
@@ -168,6 +191,25 @@ def predict(
     for batch in waiting.values():
         label(batch)
     return [labels[index] for index in range(len(labels))]
+
+
+def check_mode(mode: str, crop_size: int | None) -> None:
+    """Refuse an evaluation mode that there is not, or one that lacks its size."""
+    if mode not in ("original", "center_crop", "sliding_window"):
+        raise ValueError(f'mode is "{mode}"; right are "original", "center_crop" and "sliding_window"')
+    if mode != "original" and (crop_size is None or crop_size < 2):
+        raise ValueError(f'mode="{mode}" needs a crop_size of at least 2 pixels, not {crop_size}')
+
+
+def windows(size: tuple[int, int], side: int) -> list[tuple[slice, slice]]:
+    """Squares of `side` that overlap by a third and cover an image; at the lower and right border they are cut."""
+    height, width = size
+    step = int(side * 2 / 3)
+    return [
+        (slice(top, min(top + side, height)), slice(left, min(left + side, width)))
+        for top in range(0, height, step)
+        for left in range(0, width, step)
+    ]
 
 
 class Batches(Dataset):

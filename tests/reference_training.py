@@ -103,6 +103,46 @@ def unimatch(arrays, *, refine_target, threshold, smoothing, gate, fill, weights
     return total, gradients
 
 
+def semivl(arrays, *, weight, threshold, weights):
+    """Total loss of UniMatch with zero-shot labels beside it at `weight`, and its gradients; see `unimatch`."""
+    options = {"refine_target": "unimatch", "threshold": threshold, "smoothing": None, "gate": None, "fill": False}
+    total, gradients = unimatch(arrays, **options, weights=weights)
+    views = ("logits_strong1", "boxes1"), ("logits_strong2", "boxes2"), ("logits_feature", None)
+    for (name, box_name), share in zip(views, weights, strict=True):
+        pixels = arrays["ignore"].size  # all of them, with or without a label
+        for u, y, x in np.ndindex(arrays["ignore"].shape):
+            prefix = "partner_" if box_name is not None and inside(arrays[box_name][u], y, x) else ""
+            target = arrays[f"{prefix}pseudo_label"][u, y, x]
+            if target != IGNORE and not arrays[f"{prefix}ignore"][u, y, x]:
+                loss, slope = pixel_loss(arrays[name][u, :, y, x].tolist(), target, 0)
+                total += weight * share * loss / pixels
+                gradients[name][u, :, y, x] += [weight * share * value / pixels for value in slope]
+    return total, gradients
+
+
+@torch.no_grad()
+def sliding_window(model, image, side, num_classes):
+    """Label and confidence of one image (H, W, 3) uint8: windows that step by two thirds of their side, averaged."""
+    pixels = torch.from_numpy((image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
+    pixels = pixels.permute(2, 0, 1).float()[None]
+    height, width = image.shape[:2]
+    total, count = np.zeros((num_classes, height, width)), np.zeros((height, width))
+    row = 0
+    while row < height:
+        column = 0
+        while column < width:
+            below, right = min(height, row + side), min(width, column + side)
+            logits = model(pixels[:, :, row:below, column:right])[0].numpy()
+            for y in range(row, below):
+                for x in range(column, right):
+                    total[:, y, x] += softmax(logits[:, y - row, x - column].tolist())
+                    count[y, x] += 1
+            column += int(side * 2 / 3)
+        row += int(side * 2 / 3)
+    mean = total / count
+    return mean.argmax(0), mean.max(0)
+
+
 def bilinear(array, height, width):
     """Resize (C, h, w) with the corners in place (align_corners=True)."""
     channels, rows, columns = array.shape

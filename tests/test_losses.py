@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from plg_utils import losses
 from plg_utils.losses.fixmatch import fixmatch_loss
+from plg_utils.losses.semivl import semivl_loss
 from plg_utils.losses.unimatch import unimatch_loss
 from plg_utils.records import IGNORE
 
@@ -137,6 +138,34 @@ def test_fixmatch_is_unimatch_with_one_view():
     assert got["sure"].item() == pytest.approx(whole["sure"].item()) and 0 < got["sure"] < 1
 
 
+def test_semivl_and_its_gradients_equal_the_plain_loops():
+    for seed, (weight, threshold) in enumerate(itertools.product((0.0, 0.1, 1.5), (0.4, 0.95))):
+        given, weights = arrays(seed + 40), (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)
+        leaves = tensors(given)
+        terms = semivl_loss(**leaves, zero_shot_weight=weight, threshold=threshold, weights=weights)
+        terms["total"].backward()
+        total, gradients = reference_training.semivl(given, weight=weight, threshold=threshold, weights=weights)
+        assert terms["total"].item() == pytest.approx(total, abs=1e-6)
+        for name in LEARNT:
+            np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=name)
+
+
+def test_settings_that_move_with_the_training():
+    assert losses.at(0.95, {}) == 0.95
+    assert losses.at((0.6, 0.9), {"progress": 0.0}) == 0.6
+    assert losses.at([0.6, 0.9], {"progress": 0.5}) == pytest.approx(0.75)  # a list, as it comes from YAML
+    for name, option in (("unimatch", "threshold"), ("fixmatch", "threshold"), ("semivl", "zero_shot_weight")):
+        torch.manual_seed(0)
+        model = reference_training.tiny().eval()
+        drawn = batch() | {"progress": 0.25}
+        fixed = {} if name == "fixmatch" else {"feature_dropout": 0.0}
+        moving = losses.build(name, **{option: (0.3, 0.5)}, **fixed)(model, drawn)
+        there = losses.build(name, **{option: 0.35}, **fixed)(model, drawn)
+        start = losses.build(name, **{option: 0.3}, **fixed)(model, drawn)
+        assert moving["total"].item() == pytest.approx(there["total"].item(), abs=1e-7)
+        assert moving["total"].item() != start["total"].item(), name
+
+
 def test_cutmix_pastes_what_is_inside_the_box():
     maps, partner = torch.zeros(2, 3, 4, dtype=torch.long), torch.ones(2, 3, 4, dtype=torch.long)
     mixed = losses.cutmix(maps, partner, torch.tensor([[1, 0, 3, 2], [0, 0, 0, 0]]))
@@ -166,6 +195,7 @@ def batch(size=6, views=False):
     for prefix in ("", "partner_") if views else ("",):
         drawn[f"{prefix}pseudo_label"] = torch.randint(0, 3, (3, size, size), generator=generator)
         drawn[f"{prefix}ignore"] = torch.rand(3, size, size, generator=generator) < 0.2
+    drawn["progress"] = 0.5
     drawn["boxes1"] = torch.tensor([[0, 0, 3, 4], [0, 0, 0, 0], [2, 2, 6, 6]])
     drawn["boxes2"] = torch.tensor([[1, 1, 2, 5], [0, 0, 6, 6], [0, 0, 0, 0]])
     return drawn

@@ -14,6 +14,7 @@ of. The arithmetic stands in a pure function beside it. A batch is a dict of ten
     pseudo_label    (U, H, W) int64, a label map of `weak`, IGNORE where there is none; only if the run has some
     partner_weak, partner_strong1, partner_strong2, partner_ignore, partner_pseudo_label
                     what is pasted; without these, the same batch in reverse order
+    progress        float, share of the training that is done, 0 at the first step
 """
 
 from importlib import import_module
@@ -69,6 +70,20 @@ def partner(batch: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
     if "partner_weak" in batch:
         return batch.get(f"partner_{name}")
     return batch[name].flip(0) if name in batch else None
+
+
+def at(value: float | tuple[float, float], batch: dict) -> float:
+    """Return a setting at this point of the training: a number stays, of two the first moves to the second."""
+    if isinstance(value, int | float):
+        return value
+    first, last = value
+    return first + (last - first) * batch["progress"]
+
+
+def check_passes(passes: str) -> None:
+    """Refuse a way to take the passes that is none."""
+    if passes not in ("exact", "fast"):
+        raise ValueError(f'passes is "{passes}"; right are "exact" and "fast"')
 
 
 @torch.no_grad()

@@ -6,14 +6,14 @@ One strong view with CutMix must predict what the model is sure of in the weak v
 import torch
 from torch import nn
 
-from plg_utils.losses import cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils.losses import at, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
 from plg_utils.losses.unimatch import aim, consistency
 
 SMOKE = {"threshold": 0.3}
 
 
-def build(*, threshold: float = 0.95):
-    """Build the loss; threshold: probability from which on the model is sure."""
+def build(*, threshold: float | tuple[float, float] = 0.95):
+    """Build the loss; threshold: probability from which on the model is sure, or that of the first and last step."""
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         labelled = len(batch["image"])
@@ -28,7 +28,7 @@ def build(*, threshold: float = 0.95):
             ignore=batch["ignore"],
             partner_ignore=partner(batch, "ignore"),
             boxes=batch["boxes1"],
-            threshold=threshold,
+            threshold=at(threshold, batch),
         )
 
     return loss

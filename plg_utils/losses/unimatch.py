@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils.losses import cross_entropy, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils.losses import at, check_passes, cross_entropy, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
 from plg_utils.records import IGNORE
 
 TARGETS = ("unimatch", "zero_shot", "fusion")
@@ -25,7 +25,7 @@ SMOKE = {"refine_target": "fusion", "threshold": 0.3}
 def build(
     *,
     refine_target: str = "unimatch",
-    threshold: float = 0.95,
+    threshold: float | tuple[float, float] = 0.95,
     smoothing: float | None = None,
     gate: bool | None = None,
     fill: bool = False,
@@ -35,62 +35,76 @@ def build(
 ):
     """Build the loss; the options that are not named here are those of `unimatch_loss`.
 
+    threshold: or two, at the beginning and at the end of training, and a straight line between them
+    feature_dropout, passes: see `views`
+    """
+    check(refine_target)
+    check_passes(passes)
+    options = {"smoothing": smoothing, "gate": gate, "fill": fill, "weights": weights}
+    predicts = refine_target != "zero_shot" or bool(gate)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if refine_target != "unimatch" and "pseudo_label" not in batch:
+            raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
+        return unimatch_loss(
+            **views(model, batch, predicts=predicts, feature_dropout=feature_dropout, passes=passes),
+            **what_they_learn(batch),
+            refine_target=refine_target,
+            threshold=at(threshold, batch),
+            **options,
+        )
+
+    return loss
+
+
+def views(
+    model: nn.Module, batch: dict[str, torch.Tensor], *, predicts: bool, feature_dropout: float, passes: str
+) -> dict[str, torch.Tensor | None]:
+    """Take the passes of a step: all logits that `unimatch_loss` asks for.
+
+    predicts: whether somebody asks what the model predicts; if not, logits_weak and logits_partner are None
     feature_dropout: part of the encoder's channels that the third view loses
     passes: "exact" takes UniMatch's three: the images that CutMix pastes in evaluation mode; labelled and weak views,
         clean and with dropped features; the two strong views. "fast" takes two: the prediction of the pasted images
         is that of the weak views, and of the labelled views no features are dropped (UniMatch does so and uses only
         the batch statistics).
     """
-    if passes not in ("exact", "fast"):
-        raise ValueError(f'passes is "{passes}"; right are "exact" and "fast"')
-    check(refine_target)
-    options = {"threshold": threshold, "smoothing": smoothing, "gate": gate, "fill": fill, "weights": weights}
-    predicts = refine_target != "zero_shot" or bool(gate)
+    if passes == "fast" and predicts and "partner_weak" in batch:
+        raise ValueError('passes="fast" takes the batch itself as CutMix partner; give passes="exact" for views')
+    size = batch["image"].shape[-2:]
+    labelled, unlabelled = len(batch["image"]), len(batch["weak"])
 
-    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if refine_target != "unimatch" and "pseudo_label" not in batch:
-            raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
-        if passes == "fast" and predicts and "partner_weak" in batch:
-            raise ValueError('passes="fast" takes the batch itself as CutMix partner; give passes="exact" for views')
-        size = batch["image"].shape[-2:]
-        labelled, unlabelled = len(batch["image"]), len(batch["weak"])
+    logits_partner = None
+    if predicts and passes == "exact":
+        logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
 
-        logits_partner = None
-        if predicts and passes == "exact":
-            logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
+    features = model.encode(torch.cat([batch["image"], batch["weak"]]))
+    kept = slice(0, None) if passes == "exact" else slice(labelled, None)
+    dropped = [F.dropout2d(maps[kept], feature_dropout) for maps in features]
+    if passes == "fast" and not predicts:  # nobody asks for the clean weak view
+        features = [maps[:labelled] for maps in features]
+    logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
+    logits_weak = logits[labelled : labelled + unlabelled] if predicts else None
+    if predicts and passes == "fast":
+        logits_partner = logits_weak.detach().flip(0)
 
-        features = model.encode(torch.cat([batch["image"], batch["weak"]]))
-        kept = slice(0, None) if passes == "exact" else slice(labelled, None)
-        dropped = [F.dropout2d(maps[kept], feature_dropout) for maps in features]
-        if passes == "fast" and not predicts:  # nobody asks for the clean weak view
-            features = [maps[:labelled] for maps in features]
-        logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
-        logits_weak = logits[labelled : labelled + unlabelled] if predicts else None
-        if predicts and passes == "fast":
-            logits_partner = logits_weak.detach().flip(0)
+    strong1 = cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])
+    strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
+    logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat([strong1, strong2])), size).chunk(2)
+    return {
+        "logits_labelled": logits[:labelled],
+        "logits_weak": logits_weak,
+        "logits_partner": logits_partner,
+        "logits_strong1": logits_strong1,
+        "logits_strong2": logits_strong2,
+        "logits_feature": logits[-unlabelled:],
+    }
 
-        strong1 = cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])
-        strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
-        logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat([strong1, strong2])), size).chunk(2)
-        return unimatch_loss(
-            logits_labelled=logits[:labelled],
-            label=batch["label"],
-            logits_weak=logits_weak,
-            logits_partner=logits_partner,
-            logits_strong1=logits_strong1,
-            logits_strong2=logits_strong2,
-            logits_feature=logits[-unlabelled:],
-            ignore=batch["ignore"],
-            partner_ignore=partner(batch, "ignore"),
-            pseudo_label=batch.get("pseudo_label"),
-            partner_pseudo_label=partner(batch, "pseudo_label"),
-            boxes1=batch["boxes1"],
-            boxes2=batch["boxes2"],
-            refine_target=refine_target,
-            **options,
-        )
 
-    return loss
+def what_they_learn(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """Labels, padding and boxes of a batch, as `unimatch_loss` names them."""
+    mine = {name: batch.get(name) for name in ("label", "ignore", "pseudo_label", "boxes1", "boxes2")}
+    return mine | {f"partner_{name}": partner(batch, name) for name in ("ignore", "pseudo_label")}
 
 
 def unimatch_loss(
