@@ -11,6 +11,7 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     miniature/    the small networks of the embedded world: architecture, training, loading
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
+    cams/         class maps that a weakly supervised method made
     labels        pool, assign, paint: from segments and embeddings to a label map
     generators/   from samples to pseudo labels
     augment       weak and strong views of an image and its label map

@@ -13,7 +13,7 @@ ORDER = re.findall(r"^    (\w+)(/?) ", plg_utils.__doc__, re.MULTILINE)  # (name
 NAMES = [name for name, _ in ORDER]
 CHOICES = [name for name, slash in ORDER if slash and name != "miniature"]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-CHOICE_FILES = [path for path in FILES if path.parent.name in CHOICES and path.name != "__init__.py"]
+CHOICE_FILES = [path for path in FILES if path.parent.name in CHOICES and not path.stem.startswith("_")]
 
 
 def short(path):

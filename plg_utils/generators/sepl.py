@@ -1,0 +1,266 @@
+"""Paper B's labels, SEPL: a coarse class map is the cue by which SAM's masks get their classes.
+
+"Segment Anything Model (SAM) Enhanced Pseudo Labels for Weakly Supervised Semantic Segmentation", arXiv 2305.05803.
+`merge` works on the arrays of one image; what `build` returns takes samples and fetches cue maps and masks itself.
+
+Words used here: the region of a class is where the cue map says so; a mask is accepted for at most one class.
+
+    rule (a)    more than half of the mask lies in the region
+    rule (b)    the mask covers at least 0.85 of the region
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from plg_utils import cams as cue_sources
+from plg_utils import masks as mask_models
+from plg_utils.generators import Generate
+from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
+
+MODES = ("official", "paper")
+VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cskyl/SAM_WSSS, whose default is the last
+INSIDE = 0.5  # rule (a) of that code, strict
+COVERS = 0.85  # rule (b) of that code, inclusive
+
+
+def _upper_half(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
+    """Cue maps that need no weights: class 1 in the upper half of each image."""
+    images = [item.image() if isinstance(item, Sample) else item for item in samples]
+    cues = [np.zeros(image.shape[:2], dtype=np.uint8) for image in images]
+    for cue in cues:
+        cue[: len(cue) // 2] = 1
+    return cues
+
+
+def _whole_image(images: Sequence[np.ndarray]) -> list[Masks]:
+    """Masks that need no weights: one that holds each image."""
+    return [Masks.from_dense(np.ones((1, *image.shape[:2]), dtype=bool)) for image in images]
+
+
+SMOKE = {"cams": _upper_half, "masks": _whole_image}
+
+
+def build(
+    classes: Classes,
+    *,
+    cams: str | cue_sources.Cue = "folder",
+    cams_options: dict | None = None,
+    masks: str | mask_models.Generate = "sam",
+    masks_options: dict | None = None,
+    mode: str = "official",
+    variant: str = "max_iou_imp2",
+    inside: float = INSIDE,
+    covers: float = COVERS,
+) -> Generate:
+    """Load the source of the cue maps and the mask model.
+
+    cams, masks: the name of a file in cams/ or masks/, or what it has built already
+    mode, variant, inside, covers: see `merge`
+    """
+    _check_options(mode, variant, inside, covers)
+    if classes.background != 0:
+        raise ValueError(f"SEPL leaves 0 where it finds no class, so classes.background is 0, not {classes.background}")
+    cue = cue_sources.build(cams, classes, **(cams_options or {})) if isinstance(cams, str) else cams
+    segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
+
+    def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
+        """Label samples, or images (H, W, 3) uint8 RGB if the source of the cue maps takes them.
+
+        The confidence says only where there is a label: 1, and 0 where it is IGNORE. The cue is a hard map and the
+        rules accept or reject, so the method has no score of its own.
+        """
+        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        cues = cue([_with_image(*pair) for pair in zip(samples, images, strict=True)])
+        for number, (item, image, label) in enumerate(zip(samples, images, cues, strict=True)):
+            name = item.id if isinstance(item, Sample) else f"image {number}"
+            _check_label(f"the cue map of {name}", label, image.shape[:2], classes.num_classes, mode)
+        labels = [
+            merge(label, of_image.dense(), classes.num_classes, mode, variant=variant, inside=inside, covers=covers)
+            for label, of_image in zip(cues, segment(images), strict=True)
+        ]
+        return [PseudoLabel(label, (label != IGNORE).astype(np.float32)) for label in labels]
+
+    return generate
+
+
+def _with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
+    """Let a sample keep the image that was read, because the cue source needs it too."""
+    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item
+
+
+def merge(
+    label: np.ndarray,
+    masks: np.ndarray,
+    num_classes: int,
+    mode: str = "official",
+    *,
+    variant: str = "max_iou_imp2",
+    inside: float = INSIDE,
+    covers: float = COVERS,
+) -> np.ndarray:
+    """Choose masks for the classes of a cue map and make the new label map of them.
+
+    label: (H, W) uint8, masks: (N, H, W) bool in any order, perhaps none
+    mode: "official" does what the authors' code does. The lowest class that accepts a mask gets it, and the highest
+        class wins where accepted masks overlap. A cue pixel stays if only masks of lower classes, or none, are on it;
+        its class then counts like that of a mask. All else is 0, and so is what the cue has of 255 or other values
+        from num_classes on.
+        "paper" gives each mask to the class that it overlaps most, the lower of equal ones, if a rule accepts it there.
+        Where accepted masks overlap, the one with the larger part inside its region wins, of equal ones the lower
+        class. A cue pixel stays only if no mask is on it, and 255 stays if no accepted mask is.
+    variant: of the official code: "max_iou" has rule (a) only and drops the cue's own pixels, "max_iou_imp" keeps those
+        that no mask explains, "max_iou_imp2" has rule (b) too
+    inside, covers: the thresholds of rules (a) and (b)
+    returns: (H, W) uint8
+    """
+    label, masks = np.asarray(label), np.asarray(masks)
+    _check_options(mode, variant, inside, covers)
+    if not 1 <= num_classes <= IGNORE:
+        raise ValueError(f"num_classes is {num_classes}; a uint8 label map holds 1 to {IGNORE} classes")
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise ValueError(f"masks are (N, H, W) bool, not {masks.shape} {masks.dtype}")
+    _check_label("the cue map", label, masks.shape[1:], num_classes, mode)
+
+    # Masks decoded from run lengths lie column by column in memory: the pixels are counted in the masks' own order.
+    by_columns = not masks.flags.c_contiguous and masks.swapaxes(1, 2).flags.c_contiguous
+    if by_columns:
+        label, masks = label.T, masks.swapaxes(1, 2)
+    cue = label.ravel()
+    packed = _pack(masks.reshape(len(masks), cue.size))
+    areas = np.bitwise_count(packed).sum(axis=1, dtype=np.uint32)  # (N,)
+    sizes = np.bincount(cue, minlength=num_classes)  # pixels of each value
+    classes = 1 + np.flatnonzero(sizes[1:num_classes])  # (C,) the foreground classes of this cue map
+    overlaps = _overlaps(cue, packed, classes)  # (N, C) pixels
+    parts = overlaps / areas.clip(min=1)[:, None]  # (N, C) of the mask
+    accepted = parts > inside
+    if mode == "paper" or variant == "max_iou_imp2":
+        accepted |= overlaps / sizes[classes] >= covers
+    if mode == "official":
+        merged = _official(cue, packed, classes, accepted, num_classes, keep_cue=variant != "max_iou")
+    else:
+        merged = _paper(cue, packed, classes, accepted, overlaps, parts)
+    return np.ascontiguousarray(merged.reshape(label.shape).T) if by_columns else merged.reshape(label.shape)
+
+
+def _official(
+    cue: np.ndarray, packed: np.ndarray, classes: np.ndarray, accepted: np.ndarray, num_classes: int, *, keep_cue: bool
+) -> np.ndarray:
+    """Merge as the loop over rising classes does, in which a mask is gone once a class accepted it.
+
+    A cue pixel of class c stays unless a mask still on offer to c covers it: one that no class accepted, or that c or a
+    later class will. The latter paint the pixel c or higher anyway, so only masks that nobody accepts remove anything.
+
+    cue: (HW,), packed: (N, words), classes: (C,) rising, accepted: (N, C)
+    """
+    owners = np.zeros(len(packed), dtype=np.uint8)  # class of each mask, 0 for none
+    for column in reversed(range(len(classes))):
+        owners[accepted[:, column]] = classes[column]
+    merged = _painted(packed, owners, cue.size)
+    if not keep_cue:
+        return merged
+    rejected = _union(packed[owners == 0], cue.size)
+    return np.maximum(merged, np.where(cue < num_classes, cue, 0) * (1 - rejected))
+
+
+def _paper(
+    cue: np.ndarray,
+    packed: np.ndarray,
+    classes: np.ndarray,
+    accepted: np.ndarray,
+    overlaps: np.ndarray,
+    parts: np.ndarray,
+) -> np.ndarray:
+    """Merge with each mask in its best class, the masks that lie best in their regions on top.
+
+    cue: (HW,), packed: (N, words), classes: (C,) rising, accepted, overlaps, parts: (N, C)
+    """
+    covered = _union(packed, cue.size)
+    kept = np.where(cue == IGNORE, cue, cue * (1 - covered))
+    if not len(classes):
+        return kept
+    every, best = np.arange(len(packed)), overlaps.argmax(axis=1)  # the first, so the lowest class, of equal ones
+    owners, part = classes[best].astype(np.uint8), parts[every, best]  # (N,)
+    chosen = np.flatnonzero(accepted[every, best])
+    won = np.zeros_like(packed)  # (N, words) the pixels that each mask wins
+    free = np.full(packed.shape[1], 2**64 - 1, dtype=np.uint64)
+    for index in chosen[np.lexsort((owners[chosen], -part[chosen]))]:
+        won[index] = packed[index] & free
+        free &= ~packed[index]
+    painted = _painted(won, owners, cue.size)
+    return np.where(painted > 0, painted, kept)
+
+
+# Sets of pixels as bits, 64 to a word: what is done to a word is done to 64 pixels at once
+
+
+def _pack(pixels: np.ndarray) -> np.ndarray:
+    """Pack M sets: (M, HW) bool to (M, words) uint64, padded with 0."""
+    packed = np.zeros((len(pixels), -(-pixels.shape[1] // 64) * 8), dtype=np.uint8)
+    packed[:, : -(-pixels.shape[1] // 8)] = np.packbits(pixels, axis=1)
+    return packed.view(np.uint64)
+
+
+def _union(packed: np.ndarray, pixels: int) -> np.ndarray:
+    """Unite M sets, perhaps none, and unpack them: (M, words) to (pixels,) uint8 of 0 and 1."""
+    return np.unpackbits(np.bitwise_or.reduce(packed, axis=0).view(np.uint8), count=pixels)
+
+
+def _overlaps(cue: np.ndarray, packed: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Count the pixels of each class in each mask; only words in which the class occurs are looked at.
+
+    cue: (HW,), packed: (N, words), classes: (C,)
+    returns: (N, C) int64
+    """
+    by_word = np.ascontiguousarray(packed.T)  # (words, N): numpy takes and sums rows faster than columns
+    overlaps = np.zeros((len(packed), len(classes)), dtype=np.int64)
+    for column, index in enumerate(classes):
+        region = _pack((cue == index)[None])[0]  # (words,)
+        occurs = np.flatnonzero(region)
+        overlaps[:, column] = np.bitwise_count(by_word[occurs] & region[occurs, None]).sum(axis=0, dtype=np.uint32)
+    return overlaps
+
+
+def _painted(packed: np.ndarray, owners: np.ndarray, pixels: int) -> np.ndarray:
+    """Paint each mask with its class, higher classes over lower ones.
+
+    packed: (N, words), owners: (N,) uint8 classes, 0 for masks that are not painted
+    returns: (pixels,) uint8, 0 where nothing was painted
+    """
+    painted = np.zeros(pixels, dtype=np.uint8)
+    for index in np.unique(owners[owners > 0]):
+        np.maximum(painted, index * _union(packed[owners == index], pixels), out=painted)
+    return painted
+
+
+# Checks
+
+
+def _check_options(mode: str, variant: str, inside: float, covers: float) -> None:
+    if mode not in MODES:
+        raise ValueError(f'mode is "{mode}"; right are {_listed(MODES)}')
+    if variant not in VARIANTS:
+        raise ValueError(f'variant is "{variant}"; right are {_listed(VARIANTS)}')
+    if mode == "paper" and variant != VARIANTS[-1]:
+        raise ValueError(f'variant "{variant}" is one of the official code; mode "paper" has no variants, leave it out')
+    if not (0 <= inside < 1 and 0 < covers <= 1):
+        raise ValueError(f"inside={inside} and covers={covers} must be parts: 0 <= inside < 1 and 0 < covers <= 1")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _check_label(what: str, label: np.ndarray, size: tuple[int, int], num_classes: int, mode: str) -> None:
+    """Refuse a cue map that does not fit; values that are no class have a meaning in the official code only."""
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(f"{what} is (H, W) uint8, not {label.shape} {label.dtype}")
+    if label.shape != tuple(size):
+        raise ValueError(f"{what} has the size {label.shape}, image and masks have {tuple(size)}: make it as large")
+    if mode == "paper":
+        unknown = [int(value) for value in np.unique(label) if num_classes <= value != IGNORE]
+        if unknown:
+            raise ValueError(
+                f"{what} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)"
+            )

@@ -1,0 +1,405 @@
+"""SEPL: both modes against plain loops, each quirk of the official code by hand, and what is refused."""
+
+import numpy as np
+import pytest
+import reference_sepl as reference
+
+from plg_utils import files, generators
+from plg_utils.generators import sepl
+from plg_utils.records import IGNORE, Classes, Masks, Sample
+
+VOC_MAPS = files.ROOT.parent / "shared" / "data" / "voc_label_maps" / "transcam"
+CLASSES = Classes(("background", "a", "b"), ((),) * 3, ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
+
+
+def row(text):
+    """A label map of one row of pixels: "0012" and v for void."""
+    return np.array([[IGNORE if sign == "v" else int(sign) for sign in text]], dtype=np.uint8)
+
+
+def rows(*texts):
+    """Masks of one row of pixels each: "..##"."""
+    return np.array([[[sign == "#" for sign in text]] for text in texts], dtype=bool)
+
+
+def random_case(rng):
+    """A map with some 255 and some values that are no class, and 0 to 7 masks, half of which follow its regions.
+
+    Few classes and coarse maps, so that both rules hold, meet and just fail; sizes on both sides of 64 pixels.
+    """
+    num_classes = int(rng.integers(2, 7))
+    height, width = (int(length) for length in rng.integers(1, 13, 2))
+    cells = rng.integers(0, num_classes, (-(-height // 3), -(-width // 3)))
+    label = cells.repeat(3, axis=0).repeat(3, axis=1)[:height, :width].astype(np.uint8)
+    noise = rng.random(label.shape)
+    label[noise < 0.1] = IGNORE
+    label[(noise > 0.1) & (noise < 0.15)] = num_classes + rng.integers(0, 3)
+    masks = np.zeros((int(rng.integers(0, 8)), height, width), dtype=bool)
+    for mask in masks:
+        if rng.random() < 0.5:
+            mask[:] = (label == rng.integers(0, num_classes)) ^ (rng.random(label.shape) < rng.choice([0.05, 0.2, 0.4]))
+        else:
+            (top, bottom), (left, right) = np.sort(rng.integers(0, (height + 1, width + 1), (2, 2)), axis=0).T
+            mask[top:bottom, left:right] = True
+    return label, masks, num_classes
+
+
+# The official code
+
+
+def test_official_equals_the_loop_in_2000_cases():
+    rng = np.random.default_rng(0)
+    differ = dict.fromkeys(sepl.VARIANTS, 0)
+    outputs = {}
+    for number in range(2000):
+        label, masks, num_classes = random_case(rng)
+        for variant in sepl.VARIANTS:
+            expected = reference.official(label, masks, num_classes, variant, count=np.count_nonzero)  # the faster
+            merged = sepl.merge(label, masks, num_classes, variant=variant)
+            assert merged.dtype == np.uint8
+            assert np.array_equal(merged, expected), (number, variant)
+            outputs[variant] = merged
+            differ[variant] += not np.array_equal(merged, label)
+        shuffled = masks[rng.permutation(len(masks))]  # the last variant, the default, stands for all
+        assert np.array_equal(sepl.merge(label, shuffled, num_classes), expected), number
+        differ["imp2 is not imp"] = differ.get("imp2 is not imp", 0) + (
+            not np.array_equal(outputs["max_iou_imp"], outputs["max_iou_imp2"])
+        )
+    assert min(differ.values()) > 100, f"the cases show too little: {differ}"
+
+
+def test_official_equals_the_loop_at_other_thresholds():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        label, masks, num_classes = random_case(rng)
+        inside, covers = rng.choice([0.0, 0.25, 0.5, 0.75]), rng.choice([0.25, 0.5, 0.75, 1.0])
+        for variant in sepl.VARIANTS:
+            expected = reference.official(label, masks, num_classes, variant, inside, covers)
+            merged = sepl.merge(label, masks, num_classes, variant=variant, inside=inside, covers=covers)
+            np.testing.assert_array_equal(merged, expected)
+
+
+def test_half_of_a_mask_is_not_enough_and_0_85_of_a_region_is():
+    cue = row("1" * 20 + "0" * 20)
+    half, more = rows("#" * 10 + "." * 10 + "#" * 10 + "." * 10, "#" * 10 + "." * 10 + "#" * 9 + "." * 11)
+    assert not sepl.merge(cue, half[None], 2, variant="max_iou").any()
+    np.testing.assert_array_equal(sepl.merge(cue, more[None], 2, variant="max_iou"), more)
+    enough, less = rows("#" * 17 + "..." + "#" * 20, "#" * 16 + "...." + "#" * 20)  # 17 / 20 = 0.85
+    for variant in ("max_iou", "max_iou_imp"):
+        assert not sepl.merge(cue, enough[None], 2, variant=variant)[enough].any()
+    np.testing.assert_array_equal(sepl.merge(cue, enough[None], 2), np.ones_like(cue))
+    np.testing.assert_array_equal(sepl.merge(cue, less[None], 2), row("0" * 16 + "1111" + "0" * 20))
+
+
+def test_quirk_1_a_consumed_mask_is_no_cover_for_a_later_class():
+    cue, mask = row("1112200"), rows("#####..")  # 60 % class 1, 40 % class 2
+    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant="max_iou"), row("1111100"))
+    for variant in ("max_iou_imp", "max_iou_imp2"):
+        np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant=variant), row("1112200"))
+    later = row("2221100")  # the other way round: class 1 comes first, and to it the mask is still on offer
+    np.testing.assert_array_equal(sepl.merge(later, mask, 3, variant="max_iou_imp"), row("2222200"))
+
+
+def test_quirk_2_cue_pixels_under_an_unselected_mask_become_background():
+    cue, mask = row("1111000000"), rows("...#######")
+    for variant in ("max_iou_imp", "max_iou_imp2"):
+        np.testing.assert_array_equal(sepl.merge(cue, mask, 2, variant=variant), row("1110000000"))
+    assert not sepl.merge(cue, mask, 2, variant="max_iou").any()
+
+
+def test_quirk_3_the_lowest_class_wins_a_mask_that_two_accept():
+    cue, mask = row("1122222"), rows("#######")  # all of class 1, but most of it is class 2
+    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant="max_iou_imp"), row("2222222"))
+    np.testing.assert_array_equal(sepl.merge(cue, mask, 3), row("1122222"))  # class 2 keeps its pixels, by quirk 1
+    np.testing.assert_array_equal(sepl.merge(row("1122200"), mask, 3), row("1122211"))
+    np.testing.assert_array_equal(sepl.merge(row("1122200"), mask, 3, "paper"), row("2222222"))
+
+
+def test_quirk_4_the_order_of_the_masks_does_not_matter_and_the_higher_class_is_on_top():
+    cue, masks = row("1110222"), rows("####...", "...####")
+    for order in ([0, 1], [1, 0]):
+        np.testing.assert_array_equal(sepl.merge(cue, masks[order], 3), row("1112222"))
+
+
+def test_quirk_5_what_is_no_class_becomes_background():
+    cue = row("1v3702")
+    for masks in (rows(), rows("......"), rows("....##")):
+        merged = sepl.merge(cue, masks.reshape(-1, 1, 6), 3)
+        np.testing.assert_array_equal(merged[0, :4], [1, 0, 0, 0])
+
+
+def test_quirk_6_without_masks_the_cue_stays_or_nothing_does():
+    cue, none = row("012v"), np.zeros((0, 1, 4), dtype=bool)
+    for variant in ("max_iou_imp", "max_iou_imp2"):
+        np.testing.assert_array_equal(sepl.merge(cue, none, 3, variant=variant), row("0120"))
+    assert not sepl.merge(cue, none, 3, variant="max_iou").any()
+    np.testing.assert_array_equal(sepl.merge(cue, none, 3, "paper"), cue)
+
+
+@pytest.mark.parametrize("mode", sepl.MODES)
+def test_a_cue_without_foreground_accepts_nothing(mode):
+    for cue in (row("0000"), row("00v0")):
+        kept = cue if mode == "paper" else row("0000")
+        np.testing.assert_array_equal(sepl.merge(cue, rows("##..", "...."), 3, mode), kept)
+
+
+@pytest.mark.parametrize("mode", sepl.MODES)
+def test_an_empty_mask_changes_nothing(mode):
+    cue = row("0120")
+    np.testing.assert_array_equal(sepl.merge(cue, rows("...."), 3, mode), cue)
+
+
+@pytest.mark.parametrize("mode", sepl.MODES)
+def test_254_classes_fit(mode):
+    cue = row("0" * 8)
+    cue[0, 2:5] = 254
+    np.testing.assert_array_equal(sepl.merge(cue, rows("..####.."), 255, mode)[0], [0, 0] + [254] * 4 + [0, 0])
+
+
+@pytest.mark.parametrize("mode", sepl.MODES)
+def test_masks_in_any_order_of_memory(mode):
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        label, masks, num_classes = random_case(rng)
+        label[label >= num_classes] = IGNORE
+        expected = sepl.merge(label, masks, num_classes, mode)
+        by_columns = np.ascontiguousarray(masks.swapaxes(1, 2)).swapaxes(1, 2)
+        by_masks = np.ascontiguousarray(masks.transpose(1, 2, 0)).transpose(2, 0, 1)
+        for others in (by_columns, by_masks, Masks.from_dense(masks).dense()):
+            merged = sepl.merge(np.asfortranarray(label), others, num_classes, mode)
+            np.testing.assert_array_equal(merged, expected)
+            assert merged.flags.c_contiguous
+
+
+def test_the_arguments_are_not_written_to():
+    label, masks = row("11v200"), rows("#####.", "...##.")
+    before = label.copy(), masks.copy()
+    for mode in sepl.MODES:
+        sepl.merge(label, masks, 3, mode)
+    np.testing.assert_array_equal(label, before[0])
+    np.testing.assert_array_equal(masks, before[1])
+
+
+@pytest.mark.skipif(not VOC_MAPS.is_dir(), reason=f"{VOC_MAPS} is not on this machine")
+def test_official_equals_the_loop_on_the_maps_of_a_published_method():
+    """Every 28th of TransCAM's maps, at a third of its size for the loop's sake, with random masks."""
+    paths = sorted(VOC_MAPS.glob("*.png"))[::28]
+    assert len(paths) == 40
+    for number, path in enumerate(paths):
+        label = files.read_label(path, 21)[::3, ::3]
+        masks = transcam_masks(label, np.random.default_rng(number))
+        for variant in sepl.VARIANTS:
+            expected = reference.official(label, masks, 21, variant)
+            np.testing.assert_array_equal(sepl.merge(label, masks, 21, variant=variant), expected, err_msg=path.name)
+
+
+def transcam_masks(label, rng):
+    """0 to 7 masks: ellipses anywhere, or regions of the map moved by some pixels."""
+    height, width = label.shape
+    y, x = np.mgrid[:height, :width]
+    masks = np.zeros((int(rng.integers(0, 8)), height, width), dtype=bool)
+    for mask in masks:
+        if rng.random() < 0.5:
+            region = label == rng.choice(np.unique(label))
+            mask[:] = np.roll(region, rng.integers(-height // 8, height // 8 + 1, 2), axis=(0, 1))
+        else:
+            centre, radius = rng.random(2) * label.shape, (0.05 + 0.4 * rng.random(2)) * label.shape
+            mask[:] = ((y - centre[0]) / radius[0]) ** 2 + ((x - centre[1]) / radius[1]) ** 2 < 1
+    return masks
+
+
+# The paper's rule
+
+
+def test_paper_equals_the_loop_over_a_grid_of_thresholds():
+    rng = np.random.default_rng(3)
+    differs = 0
+    for inside in (0.25, 0.5, 0.75):
+        for covers in (0.5, 0.7, 0.85, 0.95, 1.0):
+            for _ in range(25):
+                label, masks, num_classes = random_case(rng)
+                label[(label >= num_classes) & (label != IGNORE)] = 0
+                expected = reference.paper(label, masks, num_classes, inside, covers)
+                options = {"inside": inside, "covers": covers}
+                merged = sepl.merge(label, masks, num_classes, "paper", **options)
+                assert merged.dtype == np.uint8
+                np.testing.assert_array_equal(merged, expected)
+                shuffled = sepl.merge(label, masks[rng.permutation(len(masks))], num_classes, "paper", **options)
+                np.testing.assert_array_equal(shuffled, expected)
+                differs += not np.array_equal(merged, sepl.merge(label, masks, num_classes, **options))
+    assert differs > 100, f"the modes differ in {differs} cases only"
+
+
+def test_paper_the_lower_class_wins_a_mask_that_two_overlap_alike():
+    np.testing.assert_array_equal(sepl.merge(row("2211"), rows("####"), 3, "paper"), row("1111"))
+
+
+def test_paper_the_mask_that_lies_better_in_its_region_is_on_top():
+    cue = row("11112220")
+    masks = rows("#####...", "....####")  # 4/5 in class 1, 3/4 in class 2
+    np.testing.assert_array_equal(sepl.merge(cue, masks, 3, "paper"), row("11111222"))
+    np.testing.assert_array_equal(sepl.merge(cue, masks, 3), row("11112222"))
+    alike = rows("####....", "....###.", "...##...")  # the third: half in class 1, half in class 2, no rule holds
+    np.testing.assert_array_equal(sepl.merge(cue, alike, 3, "paper"), row("11112220"))
+    np.testing.assert_array_equal(sepl.merge(row("2220111"), rows("####...", "...####"), 3, "paper"), row("2221111"))
+
+
+def test_paper_a_cue_pixel_stays_only_where_no_mask_is():
+    cue, mask = row("1112200"), rows("#####..")
+    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, "paper"), row("1111100"))  # unlike quirk 1
+    np.testing.assert_array_equal(sepl.merge(row("1100000"), rows(".######"), 3, "paper"), row("1000000"))
+
+
+def test_paper_void_stays_unless_an_accepted_mask_claims_it():
+    cue = row("11vv000v")
+    np.testing.assert_array_equal(
+        sepl.merge(cue, rows("###.....", "...##...", "......#."), 2, "paper"), row("111v000v")
+    )
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("label", "masks", "options", "message"),
+    [
+        (
+            np.zeros((2, 3), np.uint8),
+            np.zeros((1, 3, 2), bool),
+            {},
+            r"the size \(2, 3\), image and masks have \(3, 2\)",
+        ),
+        (
+            np.zeros((2, 3), np.uint8),
+            np.zeros((0, 4, 4), bool),
+            {},
+            r"the size \(2, 3\), image and masks have \(4, 4\)",
+        ),
+        (np.zeros((2, 3), np.uint8), np.zeros((2, 3), bool), {}, r"masks are \(N, H, W\) bool, not \(2, 3\) bool"),
+        (np.zeros((2, 3), np.uint8), np.zeros((1, 2, 3), np.uint8), {}, r"bool, not \(1, 2, 3\) uint8"),
+        (np.zeros((2, 3), np.uint8), [], {}, r"masks are \(N, H, W\) bool, not \(0,\)"),
+        (np.zeros((2, 3), int), np.zeros((1, 2, 3), bool), {}, r"cue map is \(H, W\) uint8, not \(2, 3\) int64"),
+        (np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 3), bool), {}, r"\(H, W\) uint8, not \(1, 2, 3\)"),
+        (row("0v37"), rows("...."), {"mode": "paper"}, r"holds the values \[3, 7\], not classes 0 to 2 or 255"),
+        (row("00"), rows(".."), {"mode": "Paper"}, 'mode is "Paper"; right are "official", "paper"'),
+        (row("00"), rows(".."), {"variant": "imp2"}, 'variant is "imp2"; right are "max_iou", "max_iou_imp"'),
+        (row("00"), rows(".."), {"mode": "paper", "variant": "max_iou"}, "no variants"),
+        (row("00"), rows(".."), {"inside": 1.0}, "inside=1.0"),
+        (row("00"), rows(".."), {"inside": -0.1}, "inside=-0.1"),
+        (row("00"), rows(".."), {"covers": 0.0}, "covers=0.0"),
+        (row("00"), rows(".."), {"covers": 85}, "covers=85"),
+        (row("00"), rows(".."), {"num_classes": 256}, "num_classes is 256"),
+        (row("00"), rows(".."), {"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(label, masks, options, message):
+    with pytest.raises(ValueError, match=message):
+        sepl.merge(label, masks, **({"num_classes": 3} | options))
+
+
+# The generator
+
+
+def squares_of_two_sizes():
+    """Samples whose images differ in size, cue maps by id, and masks by size."""
+    cues = {"one": row("1100"), "two": np.array([[2, 2, 0], [0, 0, 0], [IGNORE, 0, 0]], dtype=np.uint8)}
+    images = {id: np.stack([cue] * 3, axis=2) for id, cue in cues.items()}
+    samples = [Sample(id, lambda image=image: image) for id, image in images.items()]
+    masks = {(1, 4): rows("###."), (3, 3): np.array([[[1, 1, 1], [0, 0, 0], [0, 0, 0]]], dtype=bool)}
+    return samples, cues, lambda images: [Masks.from_dense(masks[image.shape[:2]]) for image in images]
+
+
+def test_generate_is_merge_for_each_sample():
+    samples, cues, segment = squares_of_two_sizes()
+
+    def cue(items):
+        assert [item.id for item in items] == [sample.id for sample in samples]
+        return [cues[item.id] for item in items]
+
+    one, two = generators.build("sepl", CLASSES, cams=cue, masks=segment)(samples)
+    np.testing.assert_array_equal(one.label, row("1110"))
+    np.testing.assert_array_equal(two.label, [[2, 2, 2], [0, 0, 0], [0, 0, 0]])
+    assert (one.confidence == 1).all()
+    _, two = generators.build("sepl", CLASSES, cams=cue, masks=segment, mode="paper")(samples)
+    np.testing.assert_array_equal(two.label, [[2, 2, 2], [0, 0, 0], [IGNORE, 0, 0]])
+    np.testing.assert_array_equal(two.confidence, [[1, 1, 1], [1, 1, 1], [0, 1, 1]])
+
+
+def test_options_reach_merge():
+    samples, cues, segment = squares_of_two_sizes()
+    parts = {"cams": lambda items: [cues[item.id] for item in items], "masks": segment}
+    for options in ({"variant": "max_iou"}, {"inside": 0.7, "variant": "max_iou_imp"}, {"inside": 0.7, "covers": 1.0}):
+        made = generators.build("sepl", CLASSES, **parts, **options)(samples)
+        for sample, each in zip(samples, made, strict=True):
+            dense = segment([sample.image()])[0].dense()
+            np.testing.assert_array_equal(each.label, sepl.merge(cues[sample.id], dense, 3, **options))
+
+
+def test_cue_maps_from_a_folder(tmp_path):
+    samples, cues, segment = squares_of_two_sizes()
+    for id, cue in cues.items():
+        files.write_label(tmp_path / f"{id}.png", cue)
+    made = generators.build("sepl", CLASSES, cams_options={"root": tmp_path}, masks=segment)(samples)
+    np.testing.assert_array_equal(made[0].label, row("1110"))
+
+
+def test_images_without_id_are_labelled_too_and_each_is_read_once():
+    samples, cues, segment = squares_of_two_sizes()
+    reads = []
+
+    def read_image():
+        reads.append(1)
+        return samples[0].image()
+
+    cue = lambda items: [(item.image() if isinstance(item, Sample) else item)[..., 0] for item in items]  # noqa: E731
+    items = [Sample("one", read_image), samples[1].image()]
+    made = generators.build("sepl", CLASSES, cams=cue, masks=segment)(items)
+    np.testing.assert_array_equal(made[0].label, row("1110"))
+    np.testing.assert_array_equal(made[1].label, [[2, 2, 2], [0, 0, 0], [0, 0, 0]])
+    assert len(reads) == 1
+
+
+def test_an_image_without_masks_keeps_its_cue():
+    samples, cues, _ = squares_of_two_sizes()
+    none = lambda images: [Masks.from_dense(np.zeros((0, *image.shape[:2]), bool)) for image in images]  # noqa: E731
+    made = generators.build("sepl", CLASSES, cams=lambda items: [cues[item.id] for item in items], masks=none)(samples)
+    np.testing.assert_array_equal(made[0].label, cues["one"])
+
+
+def test_bad_cue_maps_are_refused_before_masks_are_made():
+    samples, cues, _ = squares_of_two_sizes()
+
+    def segment(images):
+        raise AssertionError("masks were made")
+
+    def refused(cue, message, **options):
+        with pytest.raises(ValueError, match=message):
+            generators.build("sepl", CLASSES, cams=lambda items: cue, masks=segment, **options)(samples)
+
+    refused(
+        [cues["one"], cues["two"].T[:2]], r"the cue map of two has the size \(2, 3\), image and masks have \(3, 3\)"
+    )
+    refused([cues["one"].astype(float), cues["two"]], r"the cue map of one is \(H, W\) uint8, not \(1, 4\) float64")
+    refused([cues["one"] * 9, cues["two"]], r"the cue map of one holds the values \[9\]", mode="paper")
+    refused([cues["one"]], "zip")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"mode": "best"}, 'mode is "best"'), ({"covers": 2.0}, r"covers=2\.0")]
+)
+def test_bad_options_are_refused_before_anything_is_loaded(options, message):
+    with pytest.raises(ValueError, match=message):
+        generators.build("sepl", CLASSES, cams="nowhere", masks="nothing", **options)
+    with pytest.raises(ValueError, match="background is 0, not None"):
+        generators.build("sepl", Classes(("a",), (("a",),), ((0, 0, 0),), background=None), cams="nowhere")
+
+
+def test_masks_of_sam_by_name(squares):
+    from plg_utils.masks import sam  # torch takes seconds to import, and the other tests need none
+
+    (untrained,) = sam.build(**sam.SMOKE)([squares.image])
+    generate = generators.build(
+        "sepl", squares.classes, cams=lambda items: [squares.truth], masks="sam", masks_options=sam.SMOKE
+    )
+    (made,) = generate([squares.image])
+    np.testing.assert_array_equal(made.label, sepl.merge(squares.truth, untrained.dense(), 4))
