@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from plg_utils import files
+from plg_utils.metrics import OUTCOMES, Reliability
 from plg_utils.records import IGNORE, Classes
 
 INK, FAINT = "#20242c", "#8a93a3"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
+ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of metrics.OUTCOMES; the colour-blind tell them apart
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
 UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
@@ -251,6 +253,80 @@ def class_bars(series: dict[str, Sequence[float]], names: Sequence[str]) -> Figu
     axis.legend(frameon=False, ncol=len(series), loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0)
     figure.tight_layout()
     return _closed(figure)
+
+
+def error_bars(series: dict[str, np.ndarray]) -> Figure:
+    """Bars of the share of pixels that went wrong, split by kind of error, a bar for each stage or method.
+
+    series: stage or method, in the order of the pipeline -> counts (K, 5) or (5,) of `metrics.error_types`
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(series) + 1.05), layout="constrained")
+    counts = np.array([np.asarray(each).reshape(-1, len(OUTCOMES)).sum(axis=0) for each in series.values()])
+    shares_wrong = 100 * counts[:, :-1] / counts.sum(axis=1, keepdims=True).clip(1)  # (stages, 4)
+    ends = shares_wrong.cumsum(axis=1)
+    longest = max(ends.max(), 1e-9)
+    for kind, fill in enumerate(ERRORS):
+        lengths = shares_wrong[:, kind]
+        axis.barh(range(len(series)), lengths, 0.72, ends[:, kind] - lengths, color=fill, label=OUTCOMES[kind])
+        for y, length in enumerate(lengths):
+            if length > 0.07 * longest:  # else the number is wider than the bar
+                axis.text(
+                    ends[y, kind] - length / 2, y, f"{length:.1f}", ha="center", va="center", fontsize=8, color=INK
+                )
+    for y, end in enumerate(ends[:, -1]):
+        axis.text(end + 0.012 * longest, y, f"{end:.1f}", va="center", color=INK, fontweight="bold")
+    axis.set_yticks(range(len(series)), list(series))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1 * longest)
+    axis.set_xlabel("% of the pixels that are wrong")
+    figure.legend(loc="outside upper center", ncol=len(ERRORS), frameon=False, handlelength=1.1)
+    return _closed(figure)
+
+
+def reliability(series: dict[str, Reliability]) -> Figure:
+    """Calibration: above, how often a confidence is right, and below, how frequent it is.
+
+    On the diagonal a confidence may be believed. Bins with less than a thousandth of the pixels are not drawn above.
+
+    series: label source or network -> `metrics.reliability`
+    """
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(3.9, 4.6), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    upper.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--")
+    for shade, marker, (name, found) in zip(_shades(len(series)), _markers(len(series)), series.items(), strict=True):
+        style = {"color": shade, "marker": marker, "markersize": 4, "linewidth": 1.5}
+        told = found.pixels > found.pixels.sum() / 1000
+        upper.plot(found.confidence[told], found.accuracy[told], label=f"{name} (ECE {found.ece:.3f})", **style)
+        lower.stairs(100 * found.pixels / max(found.pixels.sum(), 1), found.edges, color=shade, linewidth=1.5)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    upper.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0)
+    lower.set(xlabel="confidence", ylabel="% of pixels")
+    figure.align_ylabels()
+    return _closed(figure)
+
+
+def accuracy_coverage(series: dict[str, Reliability]) -> Figure:
+    """Accuracy of the surest pixels, against the share of pixels that is kept.
+
+    series: label source or network -> `metrics.reliability`
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 2.8))
+    for shade, marker, (name, found) in zip(_shades(len(series)), _markers(len(series)), series.items(), strict=True):
+        axis.plot(100 * found.coverage, 100 * found.kept_accuracy, color=shade, linewidth=1.5)
+        axis.plot(100 * found.coverage[-1:], 100 * found.kept_accuracy[-1:], marker, color=shade, label=name)
+    axis.set(xlabel="% of the pixels kept, the surest first", ylabel="% of them right", xlim=(0, 102))
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    return _closed(figure)
+
+
+def _shades(count: int) -> np.ndarray:
+    return plt.get_cmap("cividis")(np.linspace(0.1, 0.85, count))
+
+
+def _markers(count: int) -> list[str]:
+    return [("o", "s", "^", "D", "v", "P")[k % 6] for k in range(count)]
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 100) -> Path:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from plg_utils import figures
+from plg_utils import figures, metrics
 from plg_utils.records import Classes
 
 CLASSES = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (10, 200, 30)))
@@ -12,6 +12,7 @@ IMAGE = np.full((6, 8, 3), 100, np.uint8)
 LABEL = np.zeros((6, 8), np.uint8)
 LABEL[2:4, 2:5] = 1
 LABEL[5, 7] = 255
+SURE = metrics.reliability(metrics.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
 MASKS = np.stack([LABEL == 1, LABEL == 0])
 
 
@@ -54,9 +55,33 @@ def test_features_that_agree_look_alike():
         lambda: figures.shares(np.array([3, 1]), CLASSES),
         lambda: figures.ladder([{"stage": "zero_shot", "name": "zero-shot", "miou": 0.5}]),
         lambda: figures.class_bars({"a": [0.1, float("nan")]}, ["x", "y"]),
+        lambda: figures.error_bars({"a": np.arange(10).reshape(2, 5), "b": np.array([0, 0, 0, 0, 9])}),
+        lambda: figures.reliability({"a": SURE, "b": SURE}),
+        lambda: figures.accuracy_coverage({"a": SURE}),
     ],
 )
 def test_each_figure_draws_the_same_file_twice_and_stays_closed(figure, tmp_path):
     first, second = (figures.save(figure(), tmp_path / name) for name in ("a.png", "b.png"))
     assert first.read_bytes() == second.read_bytes()
     assert plt.get_fignums() == []
+
+
+def test_bars_of_errors_are_as_long_as_the_shares():
+    counts = {"first": np.array([[1, 2, 0, 0, 1], [0, 0, 3, 1, 2]]), "second": np.array([0, 0, 0, 1, 3])}
+    (axis,) = figures.error_bars(counts).axes
+    widths = [[bar.get_width() for bar in bars] for bars in axis.containers]  # kind of error by stage
+    np.testing.assert_allclose(widths, [[10, 0], [20, 0], [30, 0], [10, 25]])
+    starts = [[bar.get_x() for bar in bars] for bars in axis.containers]
+    np.testing.assert_allclose(starts, [[0, 0], [10, 0], [30, 0], [60, 0]], atol=1e-12)
+    assert [bars.get_label() for bars in axis.containers] == list(metrics.OUTCOMES[:4])
+    assert {"70.0", "25.0"} <= {text.get_text() for text in axis.texts}
+
+
+def test_curves_of_confidence_show_what_was_counted():
+    upper, lower = figures.reliability({"a": SURE}).axes
+    told = SURE.pixels > 0
+    np.testing.assert_allclose(upper.lines[1].get_xydata(), np.stack([SURE.confidence, SURE.accuracy], 1)[told])
+    assert "ECE" in upper.get_legend().get_texts()[0].get_text()
+    (axis,) = figures.accuracy_coverage({"a": SURE}).axes
+    curve = np.stack([100 * SURE.coverage, 100 * SURE.kept_accuracy], axis=1)
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), curve)
