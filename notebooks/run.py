@@ -3,10 +3,17 @@
     python notebooks/run.py demo                 # 00 to 05 with results/demo/parameters.yaml
     python notebooks/run.py demo -p steps 200    # the same with one parameter changed
     python notebooks/run.py demo --publish       # copy the finished run from results/local/demo to results/demo
+    python notebooks/run.py table -g labelled 12,24,48 -g seed 0,1,2    # nine runs and a table of their means
+    python notebooks/run.py table --dry-run      # which of them are done
 
 A run is a file results/RUN/parameters.yaml: only what differs from the notebooks' defaults, and, if it is not 00 to
 05, a list `notebooks`. Results go below the environment's PLG_RESULTS, by default results/local. A run that was
 stopped is started again with the same command; the stages skip what is already done.
+
+A mapping `grid` in that file, parameter: list of values, makes the run a grid: the notebooks run with each combination.
+-g changes or adds one of its parameters; values that hold commas or brackets are written as one YAML list. A list
+`shared` names the stages that points with the same parameters compute once, by default masks and segments. How points
+are kept, shared and gone on with stands in grid.py.
 """
 
 import argparse
@@ -18,11 +25,15 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grid
 import yaml
+from grid import Refused
 
 from plg_utils import files
 
@@ -32,16 +43,23 @@ KERNEL_START = 600  # seconds; a busy machine may need minutes
 TRACEBACK_LINES = 12  # shown of a failed cell; the copy holds the rest
 
 
-class Refused(Exception):
-    """A run that cannot start, with what would be right."""
-
-
 @dataclass(frozen=True)
 class Step:
     """A notebook of a run and what is injected into it."""
 
     notebook: Path
     parameters: dict[str, Any]  # `run` first, then what differs from the defaults
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What results/RUN/parameters.yaml says."""
+
+    run: str
+    known: dict[Path, dict[str, Any]]  # notebook -> its parameters and their defaults
+    values: dict[str, Any]  # what differs from the defaults
+    axes: dict[str, list]  # of the grid
+    shared: list[str] | None  # stages that points of the grid share; None: not said
 
 
 # What a run is
@@ -73,6 +91,12 @@ def tagged(notebook: Path, tag: str) -> list[str]:
     return [source(cell) for cell in cells if tag in cell["metadata"].get("tags", []) and cell["cell_type"] == "code"]
 
 
+def code_of(notebook: Path) -> str:
+    """All code of a notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")
+
+
 def assigned(code: str) -> dict[str, Any]:
     """Names and values of a cell of literals; a value that is no literal becomes None."""
     values = {}
@@ -100,8 +124,8 @@ def fits(value: Any, default: Any) -> bool:
     return type(value) is kind or (kind is float and type(value) is int)
 
 
-def plan(run: str, changes: dict[str, Any], *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> list[Step]:
-    """The notebooks of a run with their parameters; everything that can be wrong before any work is refused here."""
+def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> Recipe:
+    """Read the file of a run, and the parameters of its notebooks."""
     file = published / run / "parameters.yaml"
     runs = sorted(path.parent.name for path in published.glob("*/parameters.yaml"))
     if run not in runs:
@@ -116,24 +140,107 @@ def plan(run: str, changes: dict[str, Any], *, notebooks: Path = NOTEBOOKS, publ
     if missing or not paths:
         raise Refused(f"{notebooks} holds no {', '.join(missing) or 'notebooks 00 to 05'}")
 
-    values |= changes
+    axes, shared = values.pop("grid", None) or {}, values.pop("shared", None)
+    if not isinstance(axes, dict):
+        raise Refused(f"`grid` in {file} is a {type(axes).__name__}, not lines of `name: [value, value]`")
+    if shared is not None and not (isinstance(shared, list) and all(isinstance(name, str) for name in shared)):
+        raise Refused(f"`shared` in {file} is {shared!r}, not a list of stages such as {list(grid.SHARED)}")
+    twice = sorted(axes.keys() & values.keys(), key=str)
+    if twice:
+        raise Refused(f"{file} has {twice[0]} both as a parameter and in its grid: keep one")
+    return Recipe(run, {path: defaults(path) for path in paths}, values, axes, shared)
+
+
+def check(recipe: Recipe, values: dict[str, Any]) -> None:
+    """Refuse a parameter that no notebook of the run has, or a value of another kind than the default."""
     if "run" in values:
         raise Refused("`run` is the name of the run, the first argument; it is not set as a parameter")
-    known = {path: defaults(path) for path in paths}
-    all_defaults = {name: default for own in known.values() for name, default in own.items()}
+    all_defaults = {name: default for own in recipe.known.values() for name, default in own.items()}
     for name, value in values.items():
         if name not in all_defaults:
             near = difflib.get_close_matches(str(name), all_defaults)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(all_defaults))}"
-            raise Refused(f"no notebook of the run {run} has a parameter {name!r}; {hint}")
+            raise Refused(f"no notebook of the run {recipe.run} has a parameter {name!r}; {hint}")
         if not fits(value, all_defaults[name]):
             default = all_defaults[name]
             raise Refused(
                 f"{name} is {value!r}, a {type(value).__name__}; "
                 f"it should be a {type(default).__name__} such as the default {default!r}"
             )
+
+
+def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
+    """The notebooks with their parameters; `name` is what they get as `run`."""
+    values = recipe.values | changes
+    check(recipe, values)
     # A notebook gets only what its own cell of parameters names, in that order.
-    return [Step(path, {"run": run} | {name: values[name] for name in known[path] if name in values}) for path in paths]
+    return [
+        Step(path, {"run": name} | {key: values[key] for key in own if key in values})
+        for path, own in recipe.known.items()
+    ]
+
+
+def plan(run: str, changes: dict[str, Any], *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> list[Step]:
+    """The notebooks of a run with their parameters; everything that can be wrong before any work is refused here."""
+    return steps_of(read(run, notebooks=notebooks, published=published), changes, run)
+
+
+def listed(name: str, text: str) -> list:
+    """Values of -g: a YAML list, or texts between commas."""
+    where = f"the list of {name}"
+    text = text.strip()
+    if text.startswith("["):
+        return literal(text, where)
+    if re.search(r"[][{}\"']", text):
+        raise Refused(f"{where} is {text!r}; values with brackets or quotes are written as a YAML list: '[..., ...]'")
+    parts = [part.strip() for part in text.split(",")]
+    if not text or "" in parts:
+        raise Refused(f"{where} {f'has an empty place: {text!r}' if text else 'is empty'}; write it as 0,1,2")
+    return [literal(part, where) for part in parts]
+
+
+def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any]) -> dict[str, list]:
+    """Parameters of the grid with their values, in the order of the notebooks' cells; what is wrong is refused."""
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refused(f"-g {name} is given {names.count(name)} times: write all its values in one list")
+    axes = recipe.axes | {name: listed(name, text) for name, text in given}
+    for name, values in axes.items():
+        if name in changes:
+            raise Refused(f"{name} is in the grid and changed by -p: give its values by -g {name} alone")
+        if not isinstance(values, list):
+            raise Refused(f"the grid has {name}: {values!r}, a {type(values).__name__}, not a list of values")
+        check(recipe, {name: None})
+        if not values:
+            raise Refused(f"the list of {name} is empty; a grid needs at least one value of each of its parameters")
+        for index, value in enumerate(values):
+            check(recipe, {name: value})
+            if any(grid.same(value, earlier) for earlier in values[:index]):
+                raise Refused(f"the list of {name} holds {value!r} twice; each value makes points of its own")
+    known = dict.fromkeys(name for own in recipe.known.values() for name in own)
+    return {name: axes[name] for name in known if name in axes}
+
+
+def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], folder: Path, published: Path) -> grid.Grid:
+    """All points of a run's grid, which keeps its results in `folder` and publishes into `published`."""
+    values = {name: value for name, value in recipe.values.items() if name not in axes}
+    points = []
+    for chosen in grid.combinations(axes):
+        changed = values | changes | chosen
+        known = {
+            path.stem: {name: changed.get(name, default) for name, default in own.items()}
+            for path, own in recipe.known.items()
+        }
+        name = grid.name_of(chosen)
+        points.append(grid.Point(name, chosen, steps_of(recipe, changes | chosen, name), known))
+    code = {path.stem: code_of(path) for path in recipe.known}
+    found = {stage: grid.writer_of(stage, code) for stage in recipe.shared or grid.SHARED if recipe.shared != []}
+    unknown = [stage for stage, writer in found.items() if writer is None]
+    if recipe.shared and unknown:
+        raise Refused(f"{unknown[0]} cannot be shared: no notebook of the run opens runs.stage(folder / {unknown[0]!r}")
+    writers = {stage: writer for stage, writer in found.items() if writer}
+    return grid.Grid(recipe.run, axes, points, folder, published, writers)
 
 
 # Execution
@@ -204,19 +311,39 @@ def printed(outputs: list) -> list:
     return kept
 
 
-def execute_all(steps: list[Step], folder: Path) -> bool:
-    """Execute the notebooks of a run in order, up to the first that fails; whether all went well."""
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables of the environment while the block runs, for the kernels that it starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def execute_all(
+    steps: list[Step], folder: Path, around: Callable[[Step], AbstractContextManager] = nullcontext
+) -> bool:
+    """Execute the notebooks of a run in order, up to the first that fails; whether all went well.
+
+    around: gives what to hold while a notebook is executed
+    """
     prints = folder / "notebooks"
     for step in steps:
         (prints / step.notebook.name).unlink(missing_ok=True)  # a copy that exists belongs to this run
-    # Kernels run in another folder and must find the same results.
-    os.environ["PLG_RESULTS"] = str(folder.parent)
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each kernel starts with a warning about debuggers
     print(f"{steps[0].parameters['run']}: {len(steps)} notebooks, results in {folder}", flush=True)
     for step in steps:
         begin = time.perf_counter()
         try:
-            execute(step, prints)
+            # Kernels run in another folder and must find the same results; without the second, each starts with a
+            # warning about debuggers.
+            with around(step), environment(PLG_RESULTS=str(folder.parent), PYDEVD_DISABLE_FILE_VALIDATION="1"):
+                execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here
             copy = prints / f"{step.notebook.stem}.partial.ipynb"
             print(f"{step.notebook.stem} failed after {duration(begin)}\n{last_lines(error)}", file=sys.stderr)
@@ -248,9 +375,7 @@ def ladder(summary: dict) -> str:
         miou = "-" if row["miou"] is None else f"{100 * row['miou']:.1f}"
         options = " ".join(f"{name}={value}" for name, value in (row.get("options") or {}).items())
         table.append([*texts, miou.rjust(len("mIoU %")), options])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, texts, widths)) for texts in table]
-    return "\n".join(line.rstrip() for line in lines)
+    return grid.aligned(table)
 
 
 def report(folder: Path) -> str:
@@ -307,38 +432,64 @@ def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
     return copies
 
 
-def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> int:
-    """Run or publish what the command line says; 0 if all went well, 1 if a notebook failed, 2 if it was refused."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    told = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog="A run is a file results/RUN/parameters.yaml."
     )
-    parser.add_argument("run", metavar="RUN", help="its name, such as demo")
-    parser.add_argument(
+    told.add_argument("run", metavar="RUN", help="its name, such as demo")
+    told.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter (YAML)"
     )
-    parser.add_argument(
-        "--publish", action="store_true", help="copy the finished run into results/RUN, execute nothing"
+    told.add_argument(
+        "-g",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUES"),
+        help="run with each of these values, such as 12,24,48 or a YAML list, and with each combination of several -g",
     )
-    options = parser.parse_args(arguments)
-    if options.publish and options.p:
-        parser.error("what is published is what parameters.yaml says: write the change there and run again")
-    folder = files.results_root() / options.run
+    told.add_argument("--dry-run", action="store_true", help="list what would be executed, execute nothing")
+    told.add_argument("--keep", action="store_true", help="keep the folder of each finished point of a grid")
+    told.add_argument("--against", metavar="METHOD", help="of a grid: differences to this method, seed by seed")
+    told.add_argument("--publish", action="store_true", help="copy the finished run into results/RUN, execute nothing")
+    return told
+
+
+def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> int:
+    """Run or publish what the command line says; 0 if all went well, 1 if a notebook failed, 2 if it was refused."""
+    command = parser()
+    options = command.parse_args(arguments)
+    if options.publish and (options.p or options.g):
+        command.error("what is published is what parameters.yaml says: write the change there and run again")
     try:
         changes = {name: literal(value, f"the value of {name}") for name, value in options.p}
-        steps = plan(options.run, changes, notebooks=notebooks, published=published)
-        if options.publish:
-            copies = publish(steps, folder, published / options.run)
-            print(f"{len(copies)} files in {published / options.run}")
-            return 0
+        recipe = read(options.run, notebooks=notebooks, published=published)
+        axes = axes_of(recipe, options.g, changes)
+        folder, target = files.results_root() / options.run, published / options.run
+        if axes:
+            return grid.main(grid_of(recipe, axes, changes, folder, target), options, execute_all)
+        if options.keep or options.against:
+            raise Refused(f"--keep and --against are of grids, and {options.run} is none: add -g NAME VALUES")
+        return single_main(steps_of(recipe, changes, options.run), folder, target, options)
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2
-    try:
-        if not execute_all(steps, folder):
-            return 1
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+def single_main(steps: list[Step], folder: Path, target: Path, options: argparse.Namespace) -> int:
+    """Run or publish one run."""
+    if options.dry_run:
+        print("\n".join(f"{step.notebook.stem}  {step.parameters}" for step in steps))
+        return 0
+    if options.publish:
+        print(f"{len(publish(steps, folder, target))} files in {target}")
+        return 0
+    if not execute_all(steps, folder):
+        return 1
     print(report(folder))
     return 0
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 
 import nbformat
 import pytest
@@ -131,7 +132,24 @@ def test_a_notebook_gets_only_its_own_parameters(toy):
     assert second.parameters == {"run": "toy", "steps": 7}
 
 
+def test_a_dry_run_lists_the_notebooks_and_does_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    code, out, _ = call(toy, "toy", "-p", "steps", "7", "--dry-run")
+    assert code == 0
+    assert "01_fails  {'run': 'toy', 'steps': 7}" in out
+    assert not (tmp_path / "results").exists()
+
+
 # Execution
+
+
+def test_the_environment_is_as_before_when_the_notebooks_are_done(toy, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "execute", lambda step, folder: seen.append(os.environ["PLG_RESULTS"]))
+    monkeypatch.setenv("PLG_RESULTS", "before")
+    run.execute_all(run.plan("toy", {}, **toy), tmp_path / "results" / "toy")
+    assert seen == [str(tmp_path / "results")] * 2
+    assert os.environ["PLG_RESULTS"] == "before"
 
 
 def test_parameters_reach_the_notebook(calls):

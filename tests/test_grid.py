@@ -1,0 +1,565 @@
+"""notebooks/grid.py: what a grid expands to, what counts as done, what points share, what is told of them."""
+
+import ast
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import grid
+import pytest
+import run
+from test_run import call, write_notebook, write_run
+
+from plg_utils import files, runs
+
+LABELS = 'run = "demo"\nlabelled = 12\nseed = 0\nsize = 8  # of masks\nthreshold = None\ndevice = "auto"'
+OPENS_MASKS = 'stage = runs.stage(\n    folder / "masks", name="masks", parameters={"size": size})'
+TRAINING = 'run = "demo"\nlabelled = 12\nseed = 0\nsteps = 3\nrate = 0.5\nmethods = ["supervised", "direct"]'
+GRID = "grid: {labelled: [12, 24], seed: [0, 1]}"
+NAMES = ["labelled=12,seed=0", "labelled=12,seed=1", "labelled=24,seed=0", "labelled=24,seed=1"]
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Two notebooks, a run `toy` with a grid of four points, and `execute` replaced by what kernels would do.
+
+    .executed: (notebook, run) of each call; .masks: images whose masks were made; .failing: runs that fail in training
+    """
+    folders = {name: tmp_path / name for name in ("notebooks", "published")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_notebook(folders["notebooks"] / "01_labels.ipynb", LABELS, OPENS_MASKS)
+    write_notebook(folders["notebooks"] / "02_training.ipynb", TRAINING, 'print("trains")')
+    write_run(folders, GRID)
+    world = SimpleNamespace(folders=folders, folder=tmp_path / "results" / "toy", executed=[], masks=[], failing=set())
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(runs, "git_commit", lambda: "a" * 40)  # these two take longest
+    monkeypatch.setattr(runs, "package_versions", lambda: {"torch": "2.11.0"})
+
+    def execute(step, prints):
+        own = run.defaults(step.notebook) | step.parameters
+        world.executed.append((step.notebook.stem, own["run"]))
+        folder = runs.run_folder(own["run"])  # as in a kernel: by PLG_RESULTS and the parameter
+        if step.notebook.stem == "01_labels":
+            stage = runs.stage(folder / "masks", name="masks", parameters={"size": own["size"]})
+            ids = [f"labelled_{own['seed']}", *(f"unlabelled_{k}" for k in range(3))]
+            for id in stage.todo(ids, [".json"]):
+                files.write_json(stage.path(id, ".json"), own["size"])
+                world.masks.append(id)
+            stage.finish(images=len(ids))
+            return
+        if own["run"] in world.failing:
+            raise ValueError("the loss is not a number")
+        stage = runs.stage(
+            folder / "network",
+            name="network",
+            parameters={"steps": own["steps"]},
+            seed=own["seed"],
+            parents=[folder / "masks"],
+        )
+        stage.finish(steps=own["steps"])
+        (prints / step.notebook.name).parent.mkdir(exist_ok=True)
+        (prints / step.notebook.name).write_text("a child notebook")
+        gain = {"supervised": 0.0, "direct": (0.1, -0.02, 0.0)[own["seed"]]}
+        rows = [
+            {"stage": "segmenter", "method": method, "labels": None, "split": "val", "labelled": 0, "options": {}}
+            | {"checkpoint": "last", "seed": own["seed"], "miou": own["labelled"] / 100 + gain[method]}
+            for method in own["methods"]
+        ]
+        manifest = {path.parent.name: files.read_json(path) for path in folder.glob("*/manifest.json")}
+        files.write_json(
+            folder / "summary.json", {"run": own["run"], "dataset": "toy", "rows": rows, "manifest": manifest}
+        )
+
+    monkeypatch.setattr(run, "execute", execute)
+    world.execute = execute
+    world.call = lambda *arguments: call(folders, "toy", *arguments)
+    world.point = lambda name: files.read_json(world.folder / "points" / f"{name}.json")
+    return world
+
+
+def points_left(toy):
+    return sorted(path.name for path in (toy.folder / "points").iterdir())
+
+
+# What a grid expands to
+
+
+def expand(toy, *given):
+    recipe = run.read("toy", **toy.folders)
+    axes = run.axes_of(recipe, list(given), {})
+    return run.grid_of(recipe, axes, {}, toy.folder, toy.folders["published"] / "toy")
+
+
+def test_points_come_in_the_order_of_the_notebooks_parameters_last_one_fastest(toy):
+    write_run(toy.folders, "")
+    points = expand(toy, ("seed", "0,1"), ("labelled", " 12, 24 ")).points
+    assert [point.name for point in points] == NAMES
+    assert points[1].values == {"labelled": 12, "seed": 1}
+    assert points[1].steps[1].parameters == {"run": NAMES[1], "labelled": 12, "seed": 1}
+
+
+def test_the_command_line_overrides_one_parameter_of_the_files_grid(toy):
+    assert [point.name for point in expand(toy, ("labelled", "48")).points] == [
+        "labelled=48,seed=0",
+        "labelled=48,seed=1",
+    ]
+    assert len(expand(toy, ("rate", "1e-3,0.5")).points) == 8
+
+
+def test_values_with_commas_are_a_yaml_list(toy):
+    write_run(toy.folders, "")
+    points = expand(toy, ("methods", "[[supervised], [supervised, direct]]")).points
+    assert [point.values["methods"] for point in points] == [["supervised"], ["supervised", "direct"]]
+    assert points[0].name.startswith("methods=supervised~")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12, "12"), (0.001, "0.001"), (None, "null"), (True, "true"), ("fusion", "fusion"), ("bf16", "bf16")],
+)
+def test_a_simple_value_names_itself(value, text):
+    assert grid.text_of(value) == text
+
+
+def test_names_are_safe_and_differ_where_values_do():
+    values = ["ViT-B/16", "vit-b-16", "VIT-B-16", "null", None, "true", True, "12", 12, "", "../x", ["a", "b"], "a b"]
+    values += [{"checkpoint": "a"}, {"checkpoint": "b"}, "x" * 300, "x" * 301, "é", "a,b=c"]
+    names = [grid.name_of({"encoder": value}) for value in values]
+    assert len({name.casefold() for name in names}) == len(values)
+    for name in names:
+        assert files.check_stem(name) == name
+        assert name.isascii()
+        assert len(name) < 60
+    long = [grid.name_of({f"p{k}": {"a": "b" * 20} for k in range(20)} | {"seed": seed}) for seed in (0, 1)]
+    assert max(map(len, long)) == grid.LONGEST
+    assert long[0] != long[1]
+
+
+# Refused before any work
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-g", "stebs", "1,2"], "did you mean steps"),
+        (["-g", "seed", "0,1", "-p", "seed", "2"], "seed is in the grid and changed by -p"),
+        (["-p", "seed", "2"], "seed is in the grid and changed by -p"),
+        (["-g", "seed", "0", "-g", "seed", "1"], "-g seed is given 2 times"),
+        (["-g", "steps", ""], "the list of steps is empty"),
+        (["-g", "steps", "[]"], "the list of steps is empty"),
+        (["-g", "steps", "1,,2"], "has an empty place"),
+        (["-g", "steps", "1,many"], "steps is 'many', a str; it should be a int such as the default 3"),
+        (["-g", "steps", "1,true"], "a bool"),
+        (["-g", "steps", "1,2,1"], "the list of steps holds 1 twice"),
+        (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice"),
+        (["-g", "run", "a,b"], "the first argument"),
+        (["-g", "steps", "[1"], "the list of steps is not readable YAML"),
+        (["-g", "methods", "{a: 1},{b: 2}"], "written as a YAML list"),
+        (["-p", "stebs", "1"], "did you mean steps"),
+        (["--publish"], "no point of toy is finished"),
+    ],
+)
+def test_a_wrong_grid_is_refused(toy, arguments, says):
+    code, out, err = toy.call(*arguments)
+    assert (code, out, toy.executed) == (2, "", [])
+    assert says in err
+    assert not toy.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("grid: [seed]", "`grid` in"),
+        ("grid: {seed: 3}", "the grid has seed: 3, a int, not a list of values"),
+        ("grid: {seed: [0]}\nseed: 1", "has seed both as a parameter and in its grid"),
+        (f"{GRID}\nshared: masks", "`shared` in"),
+        (f"{GRID}\nshared: [refined]", "refined cannot be shared: no notebook of the run opens"),
+    ],
+)
+def test_a_wrong_file_is_refused(toy, text, says):
+    write_run(toy.folders, text)
+    code, _, err = toy.call()
+    assert code == 2
+    assert says in err
+    assert toy.executed == []
+
+
+def test_options_of_grids_are_refused_without_one(toy):
+    write_run(toy.folders, "")
+    assert "toy is none" in toy.call("--keep")[2]
+    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        toy.call("--publish", "-g", "seed", "0")
+
+
+# Making
+
+
+def test_each_point_leaves_one_small_json_and_nothing_else(toy):
+    code, out, _ = toy.call()
+    assert code == 0
+    assert [name for _, name in toy.executed] == [name for name in NAMES for _ in range(2)]
+    assert points_left(toy) == [f"{name}.json" for name in NAMES]
+    content = toy.point(NAMES[1])
+    assert content["point"] == {"labelled": 12, "seed": 1}
+    assert content["parameters"]["steps"] == 3  # defaults are part of it
+    assert [row["miou"] for row in content["rows"]] == pytest.approx([0.12, 0.1])
+    assert "manifest" not in content
+    made = content["made"]
+    assert made["git_commit"] == "a" * 40
+    assert made["packages"] == {"torch": "2.11.0"}
+    assert (made["device"], made["checkpoints"]) == ("cpu", {})
+    assert made["peak_memory_mb"] > 50
+    assert made["wall_seconds"] >= 0
+    assert made["stages"]["masks"]["shared"]
+    assert not made["stages"]["network"]["shared"]
+    assert "2 of" not in out
+
+
+def test_what_stages_disagree_in_is_listed_and_shared_time_is_told_apart(toy, tmp_path):
+    stages = {
+        "masks": {"device": "cuda", "checkpoints": {"sam": "1f"}, "wall_seconds": 60.0, "split_sha256": "another's"},
+        "network": {"device": "cpu", "checkpoints": {"resnet": "2e"}, "wall_seconds": 5.0, "peak_memory_mb": 90.0},
+        "predictions": {"device": "cpu", "wall_seconds": 1.5, "peak_memory_mb": 80.0, "split_sha256": "own"},
+    }
+    files.write_json(tmp_path / "summary.json", {"dataset": "toy", "rows": [], "manifest": stages})
+    points = expand(toy)
+    made = grid.record(points, points.points[0], tmp_path)["made"]
+    assert (made["device"], made["checkpoints"]) == (["cuda", "cpu"], {"sam": "1f", "resnet": "2e"})
+    assert (made["wall_seconds"], made["shared_wall_seconds"], made["peak_memory_mb"]) == (6.5, 60.0, 90.0)
+    assert made["split_sha256"] == "own"
+
+
+def test_what_is_done_is_not_done_again(toy):
+    toy.call()
+    toy.executed.clear()
+    assert toy.call()[0] == 0
+    assert toy.executed == []
+    (toy.folder / "points" / f"{NAMES[2]}.json").unlink()
+    toy.call()
+    assert toy.executed == [("01_labels", NAMES[2]), ("02_training", NAMES[2])]
+
+
+def test_device_is_no_other_work(toy):
+    toy.call()
+    toy.executed.clear()
+    toy.call("-p", "device", "cpu")
+    assert toy.executed == []
+
+
+@pytest.mark.parametrize("change", ["default", "yaml", "notebooks", "new parameter"])
+def test_a_point_made_otherwise_is_named_and_made_anew(toy, change):
+    toy.call()
+    toy.executed.clear()
+    if change == "yaml":
+        write_run(toy.folders, f"{GRID}\nsteps: 200")
+    elif change == "notebooks":
+        write_notebook(toy.folders["notebooks"] / "03_more.ipynb", 'run = "demo"', "1")
+        write_run(toy.folders, f"{GRID}\nnotebooks: [03_more, 01_labels, 02_training]")
+    else:
+        text = TRAINING.replace("steps = 3", "steps = 200") if change == "default" else f"{TRAINING}\nema = 0.9"
+        write_notebook(toy.folders["notebooks"] / "02_training.ipynb", text, 'print("trains")')
+    says = {"notebooks": "notebooks: [", "new parameter": "ema: absent, now 0.9"}.get(change, "steps: 3, now 200")
+    _, listed, _ = toy.call("--dry-run")
+    assert listed.count(says) == 4
+    assert "4 points: 0 done, 4 to do" in listed
+    if change == "notebooks":
+        return
+    _, out, _ = toy.call()
+    assert out.count(f"computed anew, {toy.folder}") == 4
+    assert says in out
+    assert len(toy.executed) == 8
+
+
+def test_a_broken_json_is_named_and_made_anew(toy):
+    toy.call()
+    toy.executed.clear()
+    path = toy.folder / "points" / f"{NAMES[0]}.json"
+    for broken in (path.read_text()[:40], "[]", "{}", json.dumps(toy.point(NAMES[1]) | {"rows": None})):
+        path.write_text(broken)
+        assert f"{path}" in toy.call("--dry-run")[1]
+        toy.call()
+        assert toy.point(NAMES[0])["point"] == {"labelled": 12, "seed": 0}
+    assert len(toy.executed) == 8
+
+
+def test_what_was_published_counts_as_done_elsewhere(toy, monkeypatch, tmp_path):
+    toy.call()
+    toy.call("--publish")
+    target = toy.folders["published"] / "toy"
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    assert names == sorted(["grid.json", "parameters.yaml", *(f"points/{name}.json" for name in NAMES)])
+    toy.executed.clear()
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "another machine"))
+    assert "4 points: 4 done, 0 to do" in toy.call("--dry-run")[1]
+    code, out, _ = toy.call("-g", "seed", "0,1,2")
+    assert code == 0
+    assert {name for _, name in toy.executed} == {"labelled=12,seed=2", "labelled=24,seed=2"}
+    collected = files.read_json(tmp_path / "another machine" / "toy" / "grid.json")
+    assert len(collected["rows"]) == 12
+    write_run(toy.folders, "grid: {labelled: [12, 24], seed: [0, 1, 2, 3]}")  # of which 3 is still to come
+    code, out, _ = toy.call("--publish")
+    assert "3 files in" in out
+    assert "2 of 8 points are not done: labelled=12,seed=3 labelled=24,seed=3" in out
+    assert len(list(target.glob("points/*.json"))) == 6
+
+
+def test_a_failing_point_is_told_and_the_others_go_on(toy):
+    toy.failing.add(NAMES[1])
+    code, out, err = toy.call()
+    assert code == 1
+    assert "ValueError: the loss is not a number" in err
+    assert str(toy.folder / "points" / NAMES[1] / "notebooks" / "02_training.partial.ipynb") in err
+    assert f"1 of 4 points failed: {NAMES[1]}" in err
+    assert f"1 of 4 points are not done: {NAMES[1]}" in out
+    assert [name for name in points_left(toy) if name.endswith(".json")] == [
+        f"{name}.json" for name in NAMES if name != NAMES[1]
+    ]
+    toy.failing.clear()
+    toy.executed.clear()
+    assert toy.call()[0] == 0
+    assert toy.executed == [("01_labels", NAMES[1]), ("02_training", NAMES[1])]
+
+
+def test_a_real_kernel_finds_the_folder_of_its_point(toy, monkeypatch):
+    monkeypatch.undo()  # of `execute` too: this one starts a kernel
+    monkeypatch.setenv("PLG_RESULTS", str(toy.folder.parent))
+    code = """
+from plg_utils import files
+folder = files.results_root() / files.check_stem(run)
+row = {"stage": "segmenter", "method": "direct", "split": "val", "seed": 0, "miou": labelled / 100, "options": {}}
+files.write_json(folder / "summary.json", {"run": run, "dataset": "toy", "rows": [row]})
+"""
+    write_notebook(toy.folders["notebooks"] / "01_labels.ipynb", 'run = "demo"\nlabelled = 12', code)
+    write_run(toy.folders, "notebooks: [01_labels]")
+    code, out, err = toy.call("-g", "labelled", "24")
+    assert (code, "24.0 ± -" in out) == (0, True), err
+    assert points_left(toy) == ["labelled=24.json"]
+    assert toy.point("labelled=24")["made"]["git_commit"] == []  # this notebook left no manifest
+
+
+def test_a_point_without_a_summary_fails(toy):
+    write_run(toy.folders, f"{GRID}\nnotebooks: [01_labels]")
+    code, _, err = toy.call()
+    assert code == 1
+    assert f"{NAMES[0]} left no summary.json" in err
+
+
+def test_the_folder_is_kept_if_asked_for(toy):
+    toy.call("-g", "seed", "0", "-g", "labelled", "12", "--keep")
+    assert points_left(toy) == [NAMES[0], f"{NAMES[0]}.json"]
+    link = toy.folder / "points" / NAMES[0] / "masks"
+    assert link.is_symlink()
+    assert not os.path.isabs(os.readlink(link))
+    assert link.resolve().parent == (toy.folder / "shared").resolve()
+
+
+def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
+    toy.failing.add(NAMES[0])
+    toy.call()
+    stale = toy.folder / "points" / NAMES[0] / "predictions_old"
+    stale.mkdir()
+    toy.call()
+    assert stale.exists()  # the same parameters: it is gone on with
+    toy.failing.clear()
+    write_run(toy.folders, f"{GRID}\nsteps: 200")
+    _, out, _ = toy.call("--keep")
+    assert f"{NAMES[0]}: begins anew, steps: 3, now 200" in out
+    assert not stale.exists()
+
+
+def die_in_the_masks(toy, flag):
+    """What a killed process does: the first point as far as one image's masks."""
+
+    def execute(step, prints):
+        own = run.defaults(step.notebook) | step.parameters
+        stage = runs.stage(runs.run_folder(own["run"]) / "masks", name="masks", parameters={"size": own["size"]})
+        stage.todo(["labelled_0", *(f"unlabelled_{k}" for k in range(3))], [".json"])
+        files.write_json(stage.path("unlabelled_0", ".json"), own["size"])
+        flag.touch()
+        time.sleep(600)
+
+    run.execute = execute
+    run.main(["toy"], **toy.folders)
+
+
+def test_a_killed_process_leaves_what_another_goes_on_with(toy, tmp_path):
+    flag = tmp_path / "begun"
+    process = multiprocessing.get_context("fork").Process(target=die_in_the_masks, args=(toy, flag))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not flag.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # While it lives, its point is left to it.
+    with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:
+        assert holder.startswith(f"process {process.pid} on ")
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    code, out, _ = toy.call()
+    assert code == 0
+    assert "begins anew" not in out
+    assert "unlabelled_0" not in toy.masks
+    assert "labelled_0" in toy.masks
+    assert len(toy.point(NAMES[0])["rows"]) == 2
+
+
+def test_a_point_that_another_process_makes_is_left_to_it(toy):
+    with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:
+        assert holder == ""
+        code, out, _ = toy.call()
+    assert code == 0
+    assert f"{NAMES[0]} is being made by process {os.getpid()} on " in out
+    assert {name for _, name in toy.executed} == set(NAMES[1:])
+    toy.call()
+    assert points_left(toy) == [f"{name}.json" for name in NAMES]
+
+
+def test_the_notebook_that_writes_a_shared_stage_runs_alone(toy, monkeypatch):
+    held = {}
+
+    def execute(step, prints):
+        found = []
+        for path in sorted((toy.folder / "locks").glob("masks-*.lock")):
+            with grid.lock(path) as holder:
+                found.append(bool(holder))
+        held[step.notebook.stem] = found
+        toy.execute(step, prints)
+
+    monkeypatch.setattr(run, "execute", execute)
+    toy.call("-g", "seed", "0", "-g", "labelled", "12")
+    assert held == {"01_labels": [True], "02_training": [False]}
+
+
+# Sharing
+
+
+def test_masks_are_made_once_for_all_points(toy):
+    toy.call()
+    assert sorted(toy.masks) == ["labelled_0", "labelled_1", "unlabelled_0", "unlabelled_1", "unlabelled_2"]
+    assert len(list((toy.folder / "shared").iterdir())) == 1
+
+
+def test_points_with_other_masks_get_another_folder_and_empty_none(toy):
+    write_run(toy.folders, "grid: {size: [8, 16], seed: [0, 1]}")
+    _, out, _ = toy.call()
+    assert "begins anew" not in out
+    assert sorted(files.read_json(path) for path in toy.folder.glob("shared/*/unlabelled_0.json")) == [8, 16]
+    assert len(toy.masks) == 2 * 5
+    toy.call("-p", "steps", "4")
+    assert len(toy.masks) == 2 * 5
+
+
+def test_a_parameter_that_nobody_knows_keeps_points_apart(toy):
+    text = f"{LABELS}\nmask_quality = 1"
+    write_notebook(toy.folders["notebooks"] / "01_labels.ipynb", text, OPENS_MASKS)
+    write_run(toy.folders, "grid: {mask_quality: [1, 2]}")
+    toy.call()
+    assert len(list((toy.folder / "shared").iterdir())) == 2
+
+
+def test_nothing_is_shared_where_the_file_says_so(toy):
+    write_run(toy.folders, f"{GRID}\nshared: []")
+    toy.call()
+    assert not (toy.folder / "shared").exists()
+    assert len(toy.masks) == 4 * 4
+
+
+@pytest.mark.parametrize("stage", grid.SHARED)
+def test_what_does_not_keep_points_apart_does_not_reach_the_stage(stage):
+    """Of the real notebook: the names in the call that opens the stage, and in the calls that build its model."""
+    code = {path.stem: run.code_of(path) for path in sorted(run.NOTEBOOKS.glob("0*.ipynb"))}
+    calls = [node for node in ast.walk(ast.parse(code[grid.writer_of(stage, code)])) if isinstance(node, ast.Call)]
+    opens = next(call for call in calls if call.args and ast.unparse(call.args[0]) == f"folder / '{stage}'")
+    builds = [call for call in calls if ast.unparse(call.func) == {"masks": "masks.build"}.get(stage, "encoders.build")]
+    assert builds
+    read = {node.id for call in (opens, *builds) for node in ast.walk(call) if isinstance(node, ast.Name)}
+    assert read & set(grid.UNRELATED[stage]) == set()
+
+
+# What is told
+
+
+def row(method, seed, miou, **more):
+    return {"stage": "segmenter", "method": method, "split": "val", "seed": seed, "miou": miou, "point": "p"} | more
+
+
+def test_all_rows_are_collected_in_the_order_of_the_grid(toy):
+    toy.call()
+    content = files.read_json(toy.folder / "grid.json")
+    told = [(row["point"], row["labelled"], row["seed"], row["method"]) for row in content["rows"]]
+    assert told == [
+        (name, int(name[9:11]), int(name[-1]), method) for name in NAMES for method in ("supervised", "direct")
+    ]
+    assert content["grid"] == {"labelled": [12, 24], "seed": [0, 1]}
+    assert content["missing"] == []
+
+
+def test_the_table_averages_over_seeds_alone(toy):
+    _, out, _ = toy.call("-g", "seed", "0,1,2", "--against", "supervised")
+    # direct, 12 labelled: 22, 10 and 12; mean 14.67, sample standard deviation 6.43
+    assert "segmenter  direct      -       12        val    3  14.7 ± 6.4" in out
+    assert "segmenter  supervised  -       24        val    3  24.0 ± 0.0" in out
+    # differences 10, -2 and 0; mean 2.67, the same deviation
+    assert "segmenter  direct  -       24        val    3  +2.7 ± 6.4    0: +10.0  1: -2.0  2: 0" in out
+
+
+def test_one_seed_has_no_deviation_and_no_value_no_mean():
+    assert "1  50.0 ± -" in grid.table([row("direct", 0, 0.5)], {"seed": [0]})
+    assert "0  -" in grid.table([row("direct", 0, None)], {"seed": [0]})
+
+
+def test_rows_that_differ_in_an_option_are_not_averaged():
+    rows = [row("direct", 0, 0.5), row("direct", 0, 0.7, options={"smoothing": 0})]
+    rows += [row("direct", 0, 0.8, checkpoint="best_val")]
+    told = grid.table(rows, {"seed": [0]})
+    assert [line.split("±")[1].split() for line in told.splitlines()[1:]] == [
+        ["-"],
+        ["-", "smoothing=0"],
+        ["-", "checkpoint=best_val"],
+    ]
+    with pytest.raises(grid.Refused, match="two rows that nothing tells apart"):
+        grid.table([*rows, rows[0]], {"seed": [0]})
+
+
+def test_pairs_are_of_the_same_point_but_for_methods():
+    axes = {"methods": [["supervised"], ["direct"]], "rate": [1, 2], "seed": [0, 1]}
+    rows = []
+    for rate, gain in ((1, 0.1), (2, -0.1)):
+        for seed in (0, 1):
+            rows.append(row("supervised", seed, 0.3 * rate + 0.1 * seed, methods=["supervised"], rate=rate))
+            rows.append(row("direct", seed, 0.3 * rate + 0.1 * seed + gain, methods=["direct"], rate=rate))
+    lines = grid.paired(rows, axes, "supervised").splitlines()[1:]
+    assert [line.split("val")[1].split("±")[0].split() for line in lines] == [
+        ["direct", "1", "2", "+10.0"],
+        ["direct", "2", "2", "-10.0"],
+    ]
+    first = grid.paired(rows[1:], axes, "supervised").splitlines()[1]  # a seed without a partner is no pair
+    assert first.split()[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
+    with pytest.raises(grid.Refused, match="more than one row of supervised"):
+        grid.paired([*rows, rows[0]], axes, "supervised")
+
+
+def test_an_unknown_reference_is_refused_after_the_rows_are_safe(toy):
+    code, _, err = toy.call("--against", "supervise")
+    assert code == 2
+    assert "no row is of the method 'supervise'; there are: supervised, direct" in err
+    assert (toy.folder / "grid.json").exists()
+
+
+def test_the_bar_counts_points(toy, monkeypatch):
+    monkeypatch.setenv("PLG_PROGRESS", "1")
+    _, _, err = toy.call()
+    assert "4/4" in err
+    assert NAMES[3] in err
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml")))
+def test_each_published_grid_expands(name, tmp_path):
+    recipe = run.read(name)
+    axes = run.axes_of(recipe, [], {})
+    assert run.grid_of(recipe, axes, {}, tmp_path, run.PUBLISHED / name).points
