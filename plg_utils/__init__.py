@@ -7,7 +7,7 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     files         where things lie, and reading and writing them whole or not at all
     checkpoints   from the name of a network's weights to a verified file
     runs          seed, device, manifest, and what is already done
-    datasets/     the embedded world, PASCAL VOC, your own photos
+    datasets/     the embedded world, PASCAL VOC, COCO, CamVid, your own photos
     miniature/    the small networks of the embedded world: architecture, training, loading
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space

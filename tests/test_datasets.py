@@ -5,6 +5,8 @@ from inspect import Parameter, signature
 
 import numpy as np
 import pytest
+from test_camvid import tiny_camvid
+from test_coco import tiny_coco
 
 from plg_utils import datasets, files
 from plg_utils.records import IGNORE, SPLITS, TruthHidden
@@ -14,6 +16,15 @@ OPTIONS = {"root", "labelled", "seed", "truth_of", "limit"}
 
 def ids(samples):
     return [sample.id for sample in samples]
+
+
+@pytest.fixture
+def tiny_root(tiny_root, tmp_path, monkeypatch):
+    """Add the layouts of camvid and coco to the folder; the label maps that coco paints go beside it."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    tiny_camvid(tiny_root)
+    tiny_coco(tiny_root)
+    return tiny_root
 
 
 @pytest.mark.parametrize("name", datasets.choices())

@@ -9,21 +9,34 @@ A file `name.py` here has
         truth_of    splits whose truth may be read; the others raise TruthHidden
         limit       keep only the first images of unlabelled, val and test, for trials
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
+    remarks(dataset) -> [(level, what, count, detail)]    what the validator should say besides; only where needed
 
-The same options give the same samples in the same order.
+The same options give the same samples in the same order. `python -m plg_utils.datasets NAME` reads all files once and
+tells what is wrong with them.
 """
 
+from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from importlib import import_module
 from inspect import signature
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 
 from plg_utils import files
-from plg_utils.records import SPLITS, Dataset, Sample
+from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 CLASS_FILES = Path(__file__).parent / "classes"
+
+
+@dataclass(frozen=True)
+class Photo(Sample):
+    """A sample that lies in files, and where: the validator looks at the files themselves."""
+
+    path: Path | None = None
+    truth_path: Path | None = None  # None: as for read_truth
 
 
 def choices() -> list[str]:
@@ -51,17 +64,25 @@ def load(name: str, **options) -> Dataset:
     return load_it(**options)
 
 
-def photo(path: Path, truth: Path | None = None, *, id: str | None = None, num_classes: int = 0) -> Sample:
-    """Make the sample of a photo, and of its label map if there is one that may be seen; neither is read yet."""
+def photo(
+    path: Path, truth: Path | None = None, *, id: str | None = None, num_classes: int = 0, void: bool = False
+) -> Photo:
+    """Make the sample of a photo, and of its label map if there is one that may be seen; neither is read yet.
+
+    void: whether the file may hold one value more, `num_classes`, which stands for void and is read as IGNORE
+    """
 
     def read_truth() -> np.ndarray:
-        label = files.read_label(truth, num_classes)
+        label = files.read_label(truth, num_classes + void)
+        if void:
+            label[label == num_classes] = IGNORE
         size = files.image_size(path)
         if label.shape != size:
             raise ValueError(f"{truth} is {label.shape}, its photo {path} is {size} (height, width): they must agree")
         return label
 
-    return Sample(files.check_stem(id or path.stem), lambda: files.read_image(path), read_truth if truth else None)
+    stem = files.check_stem(id or path.stem)
+    return Photo(stem, lambda: files.read_image(path), read_truth if truth else None, path, truth)
 
 
 def draw(items: list, count: int, seed: int) -> tuple[list, list]:
@@ -69,3 +90,42 @@ def draw(items: list, count: int, seed: int) -> tuple[list, list]:
     chosen = set(np.random.default_rng(seed).permutation(len(items))[:count].tolist())
     drawn = [item for index, item in enumerate(items) if index in chosen]
     return drawn, [item for index, item in enumerate(items) if index not in chosen]
+
+
+def count(labelled: int | str, pool: int) -> int:
+    """How many images of a pool are labelled: a number of images, or a part of the pool written as "1/8".
+
+    A part is rounded up, as in UniMatch's splits: 1/16 of the 10,582 images of VOC are 662.
+    """
+    if isinstance(labelled, str):
+        try:
+            part = Fraction(labelled)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'labelled={labelled!r} is neither a number of images nor a part such as "1/8"') from None
+        if not 0 < part <= 1:
+            raise ValueError(f'labelled={labelled!r} is no part of the images such as "1/8"')
+        if part * pool < 1:
+            raise ValueError(f"labelled={labelled!r} of {pool} images is less than one image")
+        return ceil(part * pool)
+    if isinstance(labelled, bool) or not isinstance(labelled, int) or not 0 <= labelled <= pool:
+        raise ValueError(f"labelled={labelled!r}: {pool} images have labels to choose from")
+    return labelled
+
+
+def check_disjoint(**splits: list[str]) -> None:
+    """Refuse ids that stand in a split twice, or in two splits."""
+    seen: dict[str, str] = {}
+    for split, ids in splits.items():
+        repeated = len(ids) - len(set(ids))
+        if repeated:
+            raise ValueError(f"{split} lists {repeated} ids more than once")
+        for other in dict.fromkeys(seen.values()):
+            shared = sorted(id for id in ids if seen.get(id) == other)
+            if shared:
+                raise ValueError(f"{len(shared)} images are both in {other} and in {split}, e.g. {shared[0]}")
+        seen.update(dict.fromkeys(ids, split))
+
+
+def absent(classes: Classes, present: set[int]) -> list[str]:
+    """Names of the classes, the background left out, whose values are not among those present."""
+    return [classes.names[index] for index in classes.foreground if index not in present]

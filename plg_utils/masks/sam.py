@@ -16,7 +16,7 @@ from plg_utils.miniature import sam as miniature
 from plg_utils.records import Masks
 
 OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}  # SAM's own defaults
-MINIATURE = {"points_per_side": 8, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}  # small, and so less sure
+MINIATURE = {"points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5}  # small, and so less sure
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 

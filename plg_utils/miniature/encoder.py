@@ -154,7 +154,7 @@ def train(
             right = ((logits > 0) == (named > 0)).float().mean()
             print(
                 f"{clock.seconds:6.0f} s, step {clock.step}, {seen} images: "
-                f"loss {float(loss):.4f}, nouns right {float(right):.3f}",
+                f"loss {loss.item():.4f}, nouns right {right.item():.3f}",
                 flush=True,
             )
             keep()

@@ -1,0 +1,130 @@
+"""CamVid, street scenes filmed from a car: the usual 11 classes at 480 x 360, in the layout of the SegNet tutorial.
+
+    root/train/ID.png  root/trainannot/ID.png  root/train.txt      and the same for val and, where present, test
+
+The frames of a video are one second apart: neighbours are nearly the same image. So the labelled frames are not drawn
+at random but evenly spaced over the videos.
+"""
+
+import re
+from math import gcd
+from pathlib import Path, PurePosixPath
+
+from plg_utils import datasets, files
+from plg_utils.records import Dataset, Sample
+
+CLASS_FILE = datasets.CLASS_FILES / "camvid.yaml"
+SUFFIXES = (".png", ".jpg", ".jpeg")
+SMOKE = {"labelled": 2, "limit": 2}
+
+Entry = tuple[Path, Path]  # photo and label map
+
+
+def load(
+    *,
+    root: str | Path | None = None,
+    labelled: int | str = 12,
+    seed: int = 0,
+    truth_of: tuple[str, ...] = ("labelled",),
+    limit: int | None = None,
+) -> Dataset:
+    """CamVid as a data set: 367 frames to train with, 101 val and 233 test frames in the usual split.
+
+    root: folder with train, trainannot, val, valannot and perhaps test, testannot; by default `camvid` in the data
+        folder. `train.txt`, `val.txt` and `test.txt` list the pairs; of a folder without list all frames are taken.
+    labelled: how many frames of train carry labels, or which part of them, as "1/8" (rounded up); evenly spaced, so 12
+        are not among the 24. The rest of train is unlabelled.
+    seed: moves the labelled frames along the videos: with 12 of 367 there are 30 places where the first of them can
+        lie (`spaced`), each seed takes another, and only the 31st comes back to the first. If more than half of the
+        frames are labelled there is but one place, and the seed does nothing.
+
+    Void is 11 on disk and IGNORE here. There is no background class. Published numbers with few labels are not known to
+    us for these draws.
+    """
+    root = Path(root) if root else files.data_root() / "camvid"
+    train, val = _entries(root, "train"), _entries(root, "val")
+    test = _entries(root, "test") if (root / "test").is_dir() else []
+    datasets.check_disjoint(
+        train=[image.stem for image, _ in train],
+        val=[image.stem for image, _ in val],
+        test=[image.stem for image, _ in test],
+    )
+    train = sorted(train, key=lambda entry: _video_and_frame(entry[0].stem))
+    taken = set(spaced(len(train), datasets.count(labelled, len(train)), seed))
+    chosen = [entry for index, entry in enumerate(train) if index in taken]
+    rest = [entry for index, entry in enumerate(train) if index not in taken]
+    missing = [path for entry in chosen for path in entry if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}")
+    classes = files.read_classes(CLASS_FILE)
+
+    def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
+        is_open = split in truth_of
+        return tuple(
+            datasets.photo(image, label if is_open else None, num_classes=classes.num_classes, void=True)
+            for image, label in entries
+        )
+
+    return Dataset(
+        "camvid",
+        classes,
+        labelled=samples("labelled", chosen),
+        unlabelled=samples("unlabelled", rest[:limit]),
+        val=samples("val", val[:limit]),
+        test=samples("test", test[:limit]),
+    )
+
+
+def spaced(frames: int, count: int, seed: int) -> list[int]:
+    """Positions of `count` evenly spaced frames in a row of videos, laid end to end.
+
+    A video gets its share of them to within one frame, and neighbours are frames // count or one more apart. There are
+    `frames // count` places for the first one; seed 0 takes the middle, and each next seed goes on by about 0.6 of the
+    distance, so that a few seeds lie far apart, and none repeats before all places were taken.
+    """
+    if not count:
+        return []
+    places = frames // count
+    stride = next(step for step in range(round(0.618 * places), places + 1) if gcd(step, places) == 1)
+    first = (places // 2 + seed * stride) % places
+    return [first + number * frames // count for number in range(count)]
+
+
+def _video_and_frame(stem: str) -> tuple[str, int, str]:
+    """Video and number of a frame: 0001TP_006690 is frame 6690 of 0001TP, 0006R0_f00930 is frame 930 of 0006R0."""
+    video, frame = re.fullmatch(r"(.*?)_?f?(\d*)", stem).groups()
+    return video, int(frame or 0), stem
+
+
+def _entries(root: Path, part: str) -> list[Entry]:
+    """Photos and label maps of train, val or test, as listed, or else all that are there."""
+    photos, maps = root / part, root / f"{part}annot"
+    for folder in (photos, maps):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{root} has no folder {folder.name}: root must hold {part} and {part}annot")
+    listed = root / f"{part}.txt"
+    if listed.is_file():
+        return _read_list(listed, part)
+    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    if not found:
+        raise FileNotFoundError(f"{photos} holds no frame whose name ends in {', '.join(SUFFIXES)}")
+    return [(path, maps / f"{path.stem}.png") for path in found]
+
+
+def _read_list(path: Path, part: str) -> list[Entry]:
+    """Read a list with a photo and its label map in each line.
+
+    The lists of the SegNet tutorial have the folders of its authors in front (/SegNet/CamVid/train/ID.png): only the
+    last folder and the name count.
+    """
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = [PurePosixPath(word) for word in line.split()]
+        if not words:
+            continue
+        if [word.parent.name for word in words] != [part, f"{part}annot"] or words[0].stem != words[1].stem:
+            raise ValueError(f"{path}, line {number}: {line!r} is not {part}/ID.png {part}annot/ID.png, with one ID")
+        entries.append((path.parent / part / words[0].name, path.parent / f"{part}annot" / words[1].name))
+    if not entries:
+        raise ValueError(f"{path} lists no frame")
+    return entries

@@ -1,0 +1,187 @@
+"""CamVid: labelled frames evenly spaced over the videos, void, and lists that are checked."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plg_utils import datasets, files
+from plg_utils.datasets import camvid
+from plg_utils.records import IGNORE, TruthHidden
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: the real CamVid is not at hand")
+
+
+def tiny_camvid(root, frames=(5, 3)):
+    """Write two videos into train, two frames into val and one into test; the classes run 0 to 10, void is 11."""
+    value = 0
+    for part, names in {
+        "train": [f"0001TP_{30 * n:06d}" for n in range(frames[0])]
+        + [f"0006R0_f{30 * n:05d}" for n in range(frames[1])],
+        "val": ["0016E5_07959", "0016E5_07961"],
+        "test": ["Seq05VD_f00000"],
+    }.items():
+        for name in names:
+            label = np.full((6, 8), value % 12, dtype=np.uint8)
+            label[0, 0] = 11
+            value += 1
+            files.write_image(root / part / f"{name}.png", np.full((6, 8, 3), value, dtype=np.uint8))
+            files.write_label(root / f"{part}annot" / f"{name}.png", label)
+    return root
+
+
+def ids(samples):
+    return [sample.id for sample in samples]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny_camvid(tmp_path / "camvid")
+
+
+def test_splits_and_void(root):
+    data = datasets.load("camvid", root=root, labelled=2, truth_of=("labelled", "val"))
+    assert (len(data.labelled), len(data.unlabelled), len(data.val), len(data.test)) == (2, 6, 2, 1)
+    assert ids(data.val) == ["0016E5_07959", "0016E5_07961"]
+    (eight, nine) = (sample.truth() for sample in data.val)  # the values that tiny_camvid has come to
+    assert eight.dtype == np.uint8
+    assert np.unique(eight).tolist() == [8, IGNORE]
+    assert eight[0, 0] == IGNORE  # 11 on disk
+    assert np.unique(nine).tolist() == [9, IGNORE]
+    with pytest.raises(TruthHidden):
+        data.test[0].truth()
+    assert data.classes.background is None
+    assert data.classes.names[3] == "road"
+
+
+def test_a_value_above_void_is_refused(root):
+    for path in (root / "trainannot").iterdir():
+        files.write_label(path, np.full((6, 8), 12, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"values \[12\]"):
+        datasets.load("camvid", root=root, labelled=1).labelled[0].truth()
+
+
+def test_without_a_test_folder_there_is_no_test_split(root):
+    (root / "test").rename(root / "elsewhere")
+    assert datasets.load("camvid", root=root, labelled=2).test == ()
+
+
+def test_videos_lie_in_the_order_of_their_frames(root):
+    """Sorted as text, f9 would come last."""
+    (root / "train" / "0006R0_f00060.png").rename(root / "train" / "0006R0_f9.png")
+    (root / "trainannot" / "0006R0_f00060.png").rename(root / "trainannot" / "0006R0_f9.png")
+    data = datasets.load("camvid", root=root, labelled=8)
+    assert ids(data.labelled)[5:] == ["0006R0_f00000", "0006R0_f9", "0006R0_f00030"]
+
+
+def test_counted_by_hand():
+    assert camvid.spaced(12, 3, 0) == [2, 6, 10]  # 4 places: the middle one is 2
+    assert camvid.spaced(12, 3, 1) == [1, 5, 9]  # 3 further, of 4
+    assert camvid.spaced(12, 3, 2) == [0, 4, 8]
+    assert camvid.spaced(12, 3, 4) == camvid.spaced(12, 3, 0)
+    assert camvid.spaced(7, 2, 0) == [1, 4]  # 3 or 4 apart
+    assert camvid.spaced(5, 5, 3) == [0, 1, 2, 3, 4]
+    assert camvid.spaced(5, 0, 3) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 12, 23, 46, 92, 122])
+def test_spacing_is_even_and_seeds_differ(count):
+    draws = [camvid.spaced(367, count, seed) for seed in range(3)]
+    for places in draws:
+        assert len(places) == len(set(places)) == count
+        assert places[0] >= 0
+        assert places[-1] < 367
+        assert set(np.diff(places)) <= {367 // count, 367 // count + 1}
+    assert not set(draws[0]) & set(draws[1])
+    assert len({tuple(places) for places in draws}) == 3
+
+
+def test_each_video_gets_its_share(tmp_path):
+    root = tiny_camvid(tmp_path, frames=(40, 20))
+    for seed in range(3):
+        count = Counter(
+            id.split("_")[0] for id in ids(datasets.load("camvid", root=root, labelled=6, seed=seed).labelled)
+        )
+        assert count == {"0001TP": 4, "0006R0": 2}
+
+
+def test_parts_are_rounded_up_and_never_nothing(root):
+    assert len(datasets.load("camvid", root=root, labelled="1/3").labelled) == 3  # of 8
+    for part, complaint in [
+        ("1/9", "'1/9' of 8 images is less than one image"),
+        ("0", "no part"),
+        ("3/2", "no part"),
+        ("half", "neither a number of images nor a part"),
+        ("1/0", "neither a number"),
+        (9, "labelled=9: 8 images have labels"),
+        (-1, "labelled=-1"),
+        (True, "labelled=True"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            datasets.load("camvid", root=root, labelled=part)
+    # UniMatch's counts (method.md 4.5)
+    assert [datasets.count(part, 10582) for part in ("1/16", "1/8", "1/4")] == [662, 1323, 2646]
+    assert [datasets.count(f"1/{n}", 118287) for n in (512, 256, 128, 64, 32)] == [232, 463, 925, 1849, 3697]
+
+
+def write_list(root, part, names):
+    lines = [f"/SegNet/CamVid/{part}/{name}.png /SegNet/CamVid/{part}annot/{name}.png" for name in names]
+    (root / f"{part}.txt").write_text("\n".join(lines) + "\n\n")
+
+
+def test_lists_say_what_is_taken(root):
+    write_list(root, "train", ["0001TP_000060", "0001TP_000000"])  # the tutorial's lists have its authors' folders
+    data = datasets.load("camvid", root=root, labelled=2)
+    assert ids(data.labelled) == ["0001TP_000000", "0001TP_000060"]
+    assert data.unlabelled == ()
+    assert data.labelled[0].truth().shape == (6, 8)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("train/a.png", "train.txt, line 1: 'train/a.png' is not train/ID.png trainannot/ID.png"),
+        ("train/a.png trainannot/b.png", "with one ID"),
+        ("val/a.png valannot/a.png", "is not train/ID.png"),
+        ("train/a.png trainannot/a.png more", "line 1"),
+        ("train/a.png trainannot/a.png\ntrain/a.png trainannot/a.png", "train lists 1 ids more than once"),
+        (
+            "train/0016E5_07961.png trainannot/0016E5_07961.png",
+            "1 images are both in train and in val, e.g. 0016E5_07961",
+        ),
+        ("train/a.png trainannot/a.png", "2 files of the labelled frames are not there, e.g. .*a.png"),
+        ("", "lists no frame"),
+    ],
+)
+def test_lists_are_checked(root, line, complaint):
+    (root / "train.txt").write_text(line + "\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        datasets.load("camvid", root=root, labelled=1)
+
+
+def test_it_says_which_folder_it_wants(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder train: root must hold train and trainannot"):
+        datasets.load("camvid", root=tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "trainannot").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no frame"):
+        datasets.load("camvid", root=tmp_path)
+
+
+@needs_shared
+def test_the_real_one():
+    draws = []
+    for seed in range(3):
+        data = datasets.load("camvid", root=SHARED, labelled="1/16", seed=seed)
+        assert (len(data.labelled), len(data.unlabelled), len(data.val)) == (23, 344, 101)
+        videos = Counter(id.split("_")[0] for id in ids(data.labelled))
+        for video, frames in {"0001TP": 62, "0006R0": 101, "0016E5": 204}.items():
+            assert abs(videos[video] - 23 * frames / 367) < 1
+        draws.append(set(ids(data.labelled)))
+    assert len(set.union(*draws)) == 69
+    assert len(datasets.load("camvid", root=SHARED, labelled="1/8").labelled) == 46
+    truth = data.labelled[0].truth()
+    assert truth.shape == data.labelled[0].image().shape[:2] == (360, 480)
+    assert set(np.unique(truth)) <= {*range(11), IGNORE}

@@ -1,0 +1,442 @@
+"""COCO: label maps that can be counted by hand, what is broken is told and never reaches C, and where files lie."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from plg_utils import datasets, files
+from plg_utils.datasets import coco
+from plg_utils.records import IGNORE, TruthHidden
+
+pytestmark = pytest.mark.filterwarnings("ignore:COCO's labelled images are drawn", "ignore:the .* labelled images show")
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "coco_sample").is_dir(), reason=f"{SHARED}/coco_sample is absent: no real photos of COCO are at hand"
+)
+CLASSES = files.read_classes(coco.CLASS_FILE)
+IDS = [*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91)]
+CATEGORIES = [{"id": id, "name": name} for id, name in zip(IDS, CLASSES.names[1:], strict=True)]
+PERSON, CAR, CAT = 1, 3, 17  # ids in the json; 17 is class 16, since the json has no category 12
+SIZE = (6, 8)
+
+
+def box(left, top, right, bottom):
+    """A rectangle as polygon: [left, right) x [top, bottom) pixels."""
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def note(category, segmentation, *, image=0, crowd=0, id=1):
+    return {"id": id, "image_id": image, "category_id": category, "iscrowd": crowd, "segmentation": segmentation}
+
+
+def dense(mask):
+    """Run lengths of a mask as the json writes a crowd: a list, column by column, zeros first."""
+    flat = np.asarray(mask, dtype=bool).ravel(order="F")
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *ends.tolist(), flat.size]).tolist()
+    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
+
+
+VALUES = {category["id"]: index for index, category in enumerate(CATEGORIES, start=1)}
+
+
+def paint(*annotations):
+    return coco.paint(list(annotations), SIZE, VALUES)
+
+
+def write_json(path, names, annotations, categories=None, size=SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": n, "file_name": name, "height": size[0], "width": size[1]} for n, name in enumerate(names)]
+    table = {
+        "images": images,
+        "annotations": annotations,
+        "categories": CATEGORIES if categories is None else categories,
+    }
+    path.write_text(json.dumps(table))
+
+
+def write_photos(folder, names):
+    for number, name in enumerate(names):
+        files.write_image(folder / name, np.full((*SIZE, 3), 20 * number, dtype=np.uint8))
+
+
+def tiny_coco(root, annotations=None):
+    """Write eight photos in one folder, and a json in which the first seven hold a car."""
+    names = [f"{number:012d}.jpg" for number in range(8)]
+    write_photos(root / "images", names)
+    cars = [note(CAR, box(1, 1, 4, 3), image=number, id=number) for number in range(7)]
+    write_json(root / "instances.json", names, cars if annotations is None else annotations)
+    return root
+
+
+def official(root, annotations=(), year=2017, train=6, val=3):
+    """Write COCO's own layout."""
+    for part, count in (("train", train), ("val", val)):
+        prefix = f"COCO_{part}2014_" if year == 2014 else ""
+        first = 0 if part == "train" else 100
+        names = [f"{prefix}{first + number:012d}.jpg" for number in range(count)]
+        write_photos(root / f"{part}{year}", names)
+        write_json(root / "annotations" / f"instances_{part}{year}.json", names, list(annotations))
+    return root
+
+
+def ids(samples):
+    return [sample.id for sample in samples]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load with the label maps in a folder of the test."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    return lambda **options: datasets.load("coco", **options)
+
+
+# Painting
+
+
+def test_classes_are_the_json_order():
+    assert CLASSES.num_classes == 81
+    assert (CLASSES.names[1], CLASSES.names[12], CLASSES.names[80]) == ("person", "stop sign", "toothbrush")
+    assert len(CLASSES.words[0]) == 23
+    assert [list(colour) for colour in CLASSES.colours] == files.voc_palette()[:81].tolist()
+    assert VALUES[CAT] == 16
+    assert VALUES[90] == 80
+
+
+def test_the_smaller_lies_on_top_however_they_are_listed():
+    large, small = note(CAR, box(0, 0, 6, 4), id=1), note(CAT, box(2, 1, 4, 3), id=2)
+    for order in ((large, small), (small, large)):
+        label, told = paint(*order)
+        expected = np.zeros(SIZE, dtype=np.uint8)
+        expected[:4, :6] = 3
+        expected[1:3, 2:4] = 16
+        np.testing.assert_array_equal(label, expected)
+        assert label.dtype == np.uint8
+        assert (told.pixels, told.annotations, told.crowds, told.overlap, told.contested) == (48, 2, 0, 4, 4)
+        assert told.classes == (0, 3, 16)
+
+
+def test_overlap_of_one_class_is_not_contested():
+    _, told = paint(note(CAR, box(0, 0, 4, 4)), note(CAR, box(2, 0, 5, 4)), note(CAT, box(3, 0, 4, 1)))
+    assert (told.overlap, told.contested) == (8, 1)  # 2 x 4 pixels of both cars, one of them with the cat
+
+
+def test_of_equal_ones_the_later_lies_on_top():
+    first, second = note(CAR, box(0, 0, 4, 2)), note(CAT, box(2, 0, 6, 2))
+    assert paint(first, second)[0][0].tolist() == [3, 3, 16, 16, 16, 16, 0, 0]
+    assert paint(second, first)[0][0].tolist() == [3, 3, 3, 3, 16, 16, 0, 0]
+
+
+def test_a_crowd_is_void_and_lies_in_the_same_order():
+    crowd = np.zeros(SIZE, dtype=bool)
+    crowd[1:5, 2:6] = True
+    label, told = paint(
+        note(PERSON, dense(crowd), crowd=1), note(CAR, box(0, 0, 8, 4)), note(PERSON, box(3, 2, 4, 3), id=3)
+    )
+    expected = np.zeros(SIZE, dtype=np.uint8)
+    expected[:4] = 3  # the car is larger than the crowd, the single person smaller
+    expected[crowd] = IGNORE
+    expected[2, 3] = 1
+    np.testing.assert_array_equal(label, expected)
+    assert (told.crowds, told.overlap, told.contested, told.classes) == (1, 12, 12, (0, 1, 3))
+
+
+def test_an_image_without_annotations_is_background():
+    label, told = paint()
+    assert not label.any()
+    assert (told.annotations, told.classes) == (0, (0,))
+
+
+def test_several_polygons_are_one_annotation():
+    label, told = paint(note(CAR, box(0, 0, 2, 2) + box(1, 1, 4, 3)))
+    assert (label == 3).sum() == 4 + 6 - 1
+    assert told.overlap == 0
+
+
+def test_run_lengths_in_both_forms():
+    mask = np.random.default_rng(0).random(SIZE) < 0.5
+    text = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    text = {"size": list(text["size"]), "counts": text["counts"].decode()}
+    for segmentation in (text, dense(mask)):
+        np.testing.assert_array_equal(coco.decode(segmentation, SIZE), mask)
+
+
+BROKEN = {
+    "no polygon": ([], "it has no polygon"),
+    "two corners": ([[0, 0, 3, 3]], "a polygon of 4 numbers"),
+    "odd": ([[0, 0, 3, 0, 3, 3, 1]], "a polygon of 7 numbers"),
+    "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "a polygon of 2 numbers"),
+    "flat list": ([0, 0, 3, 0, 3, 3], "a polygon of 0"),
+    "text": ([["0", 0, 3, 0, 3, 3]], "a polygon with '0'"),
+    "infinite": ([[float("inf"), 0, 3, 0, 3, 3]], "a polygon with inf"),
+    "far away": ([[0, 0, 1e12, 0, 3, 3]], "a corner at 1000000000000.0, far outside"),
+    "counts do not decode": ({"size": [6, 8], "counts": "~~~"}, "does not occur in run lengths"),
+    "counts have no end": ({"size": [6, 8], "counts": "P"}, "ends within a run length"),
+    "counts too long": ({"size": [6, 8], "counts": "oooooooo"}, "has no end"),
+    "counts too few": ({"size": [6, 8], "counts": "11"}, "add up to 2, the image has 48"),
+    "size": ({"size": [8, 6], "counts": "`1"}, r"of size \(8, 6\), the image has \(6, 8\)"),
+    "list too few": ({"size": [6, 8], "counts": [40, 7]}, "add up to 47, the image has 48"),
+    "list negative": ({"size": [6, 8], "counts": [50, -2]}, "neither a text nor a list of numbers"),
+    "list fraction": ({"size": [6, 8], "counts": [40, 8.0]}, "neither a text nor a list of numbers"),
+    "list size": ({"size": [8, 6], "counts": [40, 8]}, r"of size \(8, 6\)"),
+    "no counts": ({"size": [6, 8]}, "not COCO's form"),
+    "null": (None, "not COCO's form"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_broken_is_told_and_never_reaches_c(case, monkeypatch):
+    segmentation, complaint = BROKEN[case]
+
+    def crash(*_):
+        raise AssertionError("pycocotools was called")
+
+    for name in ("decode", "merge", "frPyObjects"):
+        monkeypatch.setattr(coco.coco, name, crash)
+    with pytest.raises(coco.BrokenAnnotation, match=f"annotation 5: .*{complaint}"):
+        paint(note(CAR, segmentation, id=5))
+
+
+def test_an_unknown_category_is_told():
+    with pytest.raises(coco.BrokenAnnotation, match="annotation 4: its category 12 is none of the 80 classes"):
+        paint(note(12, box(0, 0, 2, 2), id=4))
+
+
+def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
+    annotations = [
+        note(CAR, box(1, 1, 4, 3), image=0, id=1),
+        note(CAR, {"size": [6, 8], "counts": "11"}, image=1, id=2),
+        note(12, box(0, 0, 2, 2), image=2, id=3),
+    ]
+    root = tiny_coco(tmp_path, annotations)
+    with pytest.warns(UserWarning, match="2 images have no label map, e.g. .*annotation [23]: "):
+        data = load(root=root, labelled=6, truth_of=("labelled", "val"))
+    samples = {sample.id: sample for sample in (*data.labelled, *data.val)}
+    assert (samples["000000000000"].truth() == 3).sum() == 6
+    with pytest.raises(ValueError, match="000000000001 has no label map: annotation 2: run lengths: .*instances.json"):
+        samples["000000000001"].truth()
+    with pytest.raises(ValueError, match="its category 12"):
+        samples["000000000002"].truth()
+    assert not samples["000000000003"].truth().any()
+
+
+def test_categories_are_found_by_name(load, tmp_path):
+    root = tiny_coco(tmp_path)
+    names = [f"{number:012d}.jpg" for number in range(8)]
+    cats = [note(0, box(0, 0, 2, 2), image=number) for number in range(8)]
+    write_json(root / "instances.json", names, cats, [{"id": 0, "name": "cat"}])
+    assert np.unique(load(root=root, labelled=6).labelled[0].truth()).tolist() == [0, 16]
+
+
+# The cache
+
+
+def test_only_open_splits_are_painted_and_only_once(load, tmp_path, monkeypatch):
+    root = tiny_coco(tmp_path)
+    data = load(root=root, labelled=2)
+    (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
+    assert {path.stem for path in cache.glob("*.png")} == set(ids(data.labelled))
+    with Image.open(cache / f"{data.labelled[0].id}.png") as file:
+        assert file.mode == "P"
+    for sample in (*data.unlabelled, *data.val):
+        with pytest.raises(TruthHidden):
+            sample.truth()
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+
+    def forbidden(*_):
+        raise AssertionError("the json was read again")
+
+    monkeypatch.setattr(coco, "_read_instances", forbidden)
+    load(root=root, labelled=2)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before
+    load(root=root, labelled=2, truth_of=())
+    with pytest.raises(AssertionError, match="read again"):
+        load(root=root, labelled=2, truth_of=("val",))
+
+
+def test_another_json_has_other_maps(load, tmp_path):
+    root = tiny_coco(tmp_path)
+    assert (load(root=root, labelled=6).labelled[0].truth() == 3).sum() == 6
+    tiny_coco(tmp_path, [note(CAT, box(0, 0, 8, 6), image=number, id=number) for number in range(8)])
+    assert (load(root=root, labelled=6).labelled[0].truth() == 16).all()
+    assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 2
+
+
+def test_another_rule_has_other_maps(load, tmp_path, monkeypatch):
+    root = tiny_coco(tmp_path)
+    load(root=root, labelled=1)
+    monkeypatch.setattr(coco, "RULE", "2: by name")
+    load(root=root, labelled=1, cache=tmp_path / "data" / "coco_labels")
+    assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 2
+
+
+def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
+    root, real, painted = tiny_coco(tmp_path), coco.paint, []
+
+    def stops_at_the_third(*arguments):
+        if len(painted) == 2:
+            raise KeyboardInterrupt
+        painted.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(coco, "paint", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        load(root=root, labelled=6)
+    (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
+    assert len(list(cache.glob("*.png"))) == 2
+
+    def counts(*arguments):
+        painted.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(coco, "paint", counts)
+    data = load(root=root, labelled=6)
+    assert len(painted) == 6
+    next(cache.glob("*.png")).unlink()  # a map that is gone is made again
+    load(root=root, labelled=6)
+    assert len(painted) == 7
+    assert len({sample.id for sample in data.labelled if sample.truth().shape == SIZE}) == 6
+
+
+def test_remarks_add_up_the_overlaps(load, tmp_path):
+    annotations = [
+        note(CAR, box(0, 0, 4, 4)),
+        note(CAT, box(2, 0, 5, 4)),
+        note(PERSON, box(0, 0, 1, 1), crowd=1, image=1),
+    ]
+    data = load(root=tiny_coco(tmp_path, annotations), labelled=6, truth_of=("labelled", "val"))
+    assert [row[2] for row in coco.remarks(data)] == [3, 1, 8, 8]
+    assert coco.remarks(data)[2][3] == "2.08% of all"  # 8 of 8 images of 48 pixels
+
+
+# Layouts and splits
+
+
+@pytest.mark.parametrize("year", [2014, 2017])
+def test_the_official_layout(load, tmp_path, year):
+    data = load(root=official(tmp_path, year=year), labelled=2, year=year, limit=2)
+    assert (len(data.labelled), len(data.unlabelled), len(data.val), len(data.test)) == (2, 2, 2, 0)
+    assert data.labelled[0].truth().shape == SIZE
+    assert data.labelled[0].image().shape == (*SIZE, 3)
+    other = {2014: 2017, 2017: 2014}[year]
+    with pytest.raises(FileNotFoundError, match=f"has neither train{other}"):
+        load(root=tmp_path, year=other)
+
+
+def test_the_layout_with_images_above(load, tmp_path):
+    official(tmp_path)
+    (tmp_path / "images").mkdir()
+    for part in ("train2017", "val2017"):
+        (tmp_path / part).rename(tmp_path / "images" / part)
+    assert len(load(root=tmp_path, labelled="1/3").labelled) == 2
+
+
+def test_what_is_missing_is_named(load, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither train2017, val2017 and annotations, nor images"):
+        load(root=tmp_path)
+    official(tmp_path)
+    (tmp_path / "annotations" / "instances_val2017.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no annotations/instances_val2017.json"):
+        load(root=tmp_path)
+    with pytest.raises(ValueError, match="year=2015"):
+        load(root=tmp_path, year=2015)
+    with pytest.raises(ValueError, match="'1/512' of 6 images is less than one image"):
+        load(root=official(tmp_path), labelled="1/512")
+
+
+def test_one_set_is_divided(load, tmp_path):
+    root = tiny_coco(tmp_path)
+    few, more = (load(root=root, labelled=count) for count in (2, 4))
+    assert (len(few.labelled), len(few.unlabelled), len(few.val)) == (2, 4, 2)
+    assert set(ids(few.labelled)) < set(ids(more.labelled))
+    assert ids(few.val) == ids(more.val)
+    assert ids(load(root=root, labelled=2, seed=1).labelled) != ids(few.labelled)
+
+
+def write_splits(folder, labelled, val):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part, numbers in (("labeled.txt", "train", labelled), ("../val.txt", "val", val)):
+        lines = [f"{part}2017/{number:012d}.jpg masks/{number:012d}.png" for number in numbers]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_unimatch_lists(load, tmp_path, recwarn):
+    root, splits = official(tmp_path), write_splits(tmp_path / "splits" / "1_3", [4, 1], [102, 100])
+    data = load(root=root, splits=splits, labelled=2)
+    assert ids(data.labelled) == ["000000000004", "000000000001"]
+    assert ids(data.unlabelled) == [f"{number:012d}" for number in (0, 2, 3, 5)]
+    assert ids(data.val) == ["000000000102", "000000000100"]
+    assert not [told for told in recwarn if "published" in str(told.message)]
+    assert len(load(root=root, splits=splits, labelled=1).unlabelled) == 5
+    with pytest.raises(FileNotFoundError, match="has no labeled.txt"):
+        load(root=root, splits=splits.parent, labelled=1)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "val", "complaint"),
+    [
+        ([1, 1], [100], "labelled lists 1 ids more than once"),
+        ([1, 2], [2], "1 images are both in labelled and in val, e.g. 000000000002"),
+        ([1, 9], [100], "1 images of .*labeled.txt are not in .*train2017, e.g. 000000000009"),
+        ([1, 2], [1000], "1 images of .*val.txt are not in .*val2017"),
+    ],
+)
+def test_unimatch_lists_are_checked(load, tmp_path, labelled, val, complaint):
+    splits = write_splits(tmp_path / "splits" / "x", labelled, val)
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        load(root=official(tmp_path), splits=splits, labelled=1)
+
+
+def test_a_line_of_another_form_is_told(load, tmp_path):
+    splits = write_splits(tmp_path / "splits" / "x", [1], [100])
+    (splits / "labeled.txt").write_text("train2017/1.jpg masks/2.png\n")
+    with pytest.raises(ValueError, match="labeled.txt, line 1: .* with one ID"):
+        load(root=official(tmp_path), splits=splits, labelled=1)
+
+
+def test_a_draw_by_seed_says_so(load, tmp_path):
+    with pytest.warns(UserWarning, match="this compares with nothing published"):
+        load(root=official(tmp_path), labelled=1)
+
+
+def test_classes_that_no_labelled_image_shows_are_named(load, tmp_path):
+    root = official(tmp_path, [note(PERSON, box(0, 0, 2, 2)), note(CAR, box(4, 0, 6, 2))])
+    splits = write_splits(tmp_path / "splits" / "x", [0, 1], [100])
+    with pytest.warns(UserWarning, match="the 2 labelled images show no pixel of bicycle, motorcycle, .*toothbrush"):
+        load(root=root, splits=splits, labelled=2)
+
+
+def test_a_grey_photo_becomes_rgb(load, tmp_path):
+    root = tiny_coco(tmp_path)
+    for path in (root / "images").iterdir():
+        Image.new("L", SIZE[::-1], 7).save(path)
+    image = load(root=root, labelled=1).labelled[0].image()
+    assert image.shape == (*SIZE, 3)
+    assert np.ptp(image) == 0
+
+
+@needs_shared
+def test_real_photos(load):
+    data = load(root=SHARED / "coco_sample", labelled=24, truth_of=("labelled", "unlabelled", "val"))
+    every = {sample.id: sample for sample in (*data.labelled, *data.unlabelled, *data.val)}
+    assert (len(every), len(data.labelled), len(data.val)) == (64, 24, 16)
+    assert all(sample.truth().shape == files.image_size(sample.path) for sample in every.values())
+    with Image.open(every["000000000086"].path) as grey:
+        assert grey.mode == "L"
+    assert every["000000000086"].image().shape == (640, 512, 3)
+    # Measured once: if these change, the rule has changed, and with it all that was measured on these maps.
+    assert [row[2] for row in coco.remarks(data)] == [423, 0, 262650, 254783]
+
+
+@needs_shared
+@pytest.mark.parametrize(("split", "count"), [("512", 232), ("256", 463), ("128", 925), ("64", 1849), ("32", 3697)])
+def test_the_published_lists(split, count):
+    folder = SHARED / "splits" / "coco"
+    assert len(set(coco._read_list(folder / f"1_{split}" / "labeled.txt"))) == count
+    assert len(set(coco._read_list(folder / "val.txt"))) == 5000
