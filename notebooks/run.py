@@ -18,6 +18,7 @@ are kept, shared and gone on with stands in grid.py.
 
 import argparse
 import ast
+import base64
 import difflib
 import json
 import os
@@ -299,11 +300,14 @@ def clean(notebook: Any) -> Any:
 
 
 def printed(outputs: list) -> list:
-    """Outputs of a cell as they are printed: no stderr, no widgets, neighbouring pieces of text as one."""
+    """Outputs of a cell as they are printed: no stderr, no widgets, small pictures, pieces of text as one."""
     kept = []
     for output in outputs:
-        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        data = output.get("data", {})
+        if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in data:
             continue
+        if "image/png" in data:
+            data["image/png"] = base64.b64encode(files.shrink_png(base64.b64decode(data["image/png"]))).decode()
         if kept and output.output_type == "stream" and kept[-1].output_type == "stream":
             kept[-1].text += output.text  # where a text is cut depends on the moment
         else:

@@ -30,6 +30,28 @@ def test_atomic_leaves_nothing_of_what_failed(tmp_path):
     assert path.read_text() == "whole"
 
 
+def test_others_may_read_what_a_library_kept_to_itself(tmp_path):
+    path = tmp_path / "weights"
+    with files.atomic(path) as partial:
+        partial.touch(0o600)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_shrunk_picture_looks_the_same():
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 255, 200)[None, :, None] * np.linspace(0.2, 1, 150)[:, None, None] * [1, 0.8, 0.5]
+    picture = (smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8)
+    large = io.BytesIO()
+    Image.fromarray(picture).save(large, "PNG")
+    small = files.shrink_png(large.getvalue())
+    assert len(small) < 0.7 * len(large.getvalue())
+    assert small == files.shrink_png(large.getvalue()) and len(files.shrink_png(small)) <= len(small)
+    seen = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    assert np.abs(seen - picture).mean() < 8
+
+
 def test_roots_follow_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("PLG_DATA", raising=False)
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
