@@ -4,6 +4,7 @@ A closed figure shows once, under Jupyter, papermill and nbval alike, as the las
 have the colours of their class file, the same in every notebook.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from plg_utils import files
-from plg_utils.metrics import OUTCOMES, Reliability
+from plg_utils.comparisons import Interval
+from plg_utils.diagnosis import OUTCOMES, Reliability
 from plg_utils.records import IGNORE, Classes
 
 INK, FAINT = "#20242c", "#8a93a3"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
-ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of metrics.OUTCOMES; the colour-blind tell them apart
+ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of diagnosis.OUTCOMES; the colour-blind tell them apart
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
 UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
@@ -258,7 +260,7 @@ def class_bars(series: dict[str, Sequence[float]], names: Sequence[str]) -> Figu
 def error_bars(series: dict[str, np.ndarray]) -> Figure:
     """Bars of the share of pixels that went wrong, split by kind of error, a bar for each stage or method.
 
-    series: stage or method, in the order of the pipeline -> counts (K, 5) or (5,) of `metrics.error_types`
+    series: stage or method, in the order of the pipeline -> counts (K, 5) or (5,) of `diagnosis.error_types`
     """
     figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(series) + 1.05), layout="constrained")
     counts = np.array([np.asarray(each).reshape(-1, len(OUTCOMES)).sum(axis=0) for each in series.values()])
@@ -283,12 +285,31 @@ def error_bars(series: dict[str, np.ndarray]) -> Figure:
     return _closed(figure)
 
 
+def intervals(series: dict[str, Interval], unit: str) -> Figure:
+    """Differences as points with their intervals, and a line at zero; what lies across the line is not certain.
+
+    series: what is compared -> `comparisons.bootstrap` of two methods; unit: what stands below, in points (0.01)
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(series) + 0.75), layout="constrained")
+    axis.axvline(0, color=FAINT, linewidth=1)
+    for y, found in enumerate(series.values()):
+        axis.plot([100 * found.low, 100 * found.high], [y, y], color=STAGES["enhanced"], linewidth=3)
+        axis.plot(100 * found.value, y, "o", color=STAGES["segmenter"])
+        axis.annotate(
+            f"{100 * found.value:+.1f}", (100 * found.value, y), (0, 7), textcoords="offset points", ha="center"
+        )
+    axis.set_yticks(range(len(series)), list(series))
+    axis.set_ylim(len(series) - 0.5, -0.8)
+    axis.set_xlabel(unit)
+    return _closed(figure)
+
+
 def reliability(series: dict[str, Reliability]) -> Figure:
     """Calibration: above, how often a confidence is right, and below, how frequent it is.
 
     On the diagonal a confidence may be believed. Bins with less than a thousandth of the pixels are not drawn above.
 
-    series: label source or network -> `metrics.reliability`
+    series: label source or network -> `diagnosis.reliability`
     """
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(3.9, 4.6), sharex=True, height_ratios=(3, 1), layout="constrained"
@@ -309,7 +330,7 @@ def reliability(series: dict[str, Reliability]) -> Figure:
 def accuracy_coverage(series: dict[str, Reliability]) -> Figure:
     """Accuracy of the surest pixels, against the share of pixels that is kept.
 
-    series: label source or network -> `metrics.reliability`
+    series: label source or network -> `diagnosis.reliability`
     """
     figure, axis = plt.subplots(figsize=(4.6, 2.8))
     for shade, marker, (name, found) in zip(_shades(len(series)), _markers(len(series)), series.items(), strict=True):
@@ -330,12 +351,11 @@ def _markers(count: int) -> list[str]:
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 100) -> Path:
-    """Write a figure as PNG, PDF or SVG; without the date, so that the same picture is the same file."""
-    path = Path(path)
+    """Write a figure as PNG (in 256 colours), PDF or SVG; without the date: the same picture is the same file."""
+    path, drawn = Path(path), io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=dpi, metadata=UNDATED.get(path.suffix))
     with files.atomic(path) as temporary:
-        figure.savefig(
-            temporary, format=path.suffix[1:], dpi=dpi, metadata={"Software": None} if path.suffix == ".png" else None
-        )
+        temporary.write_bytes(files.shrink_png(drawn.getvalue()) if path.suffix == ".png" else drawn.getvalue())
     return path
 
 
