@@ -19,6 +19,8 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     losses/       what a segmenter is taught: one file for each method
     training      fit and predict
     metrics       one confusion matrix, and the scores that follow from it
+    diagnosis     kinds of error, borders, calibration: why a label map is wrong
+    comparisons   intervals, means and paired differences: whether a difference means something
     figures       what a notebook shows
 
 Importing the package imports none of them.

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from plg_utils import figures, metrics
+from plg_utils import diagnosis, figures
 from plg_utils.records import Classes
 
 CLASSES = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (10, 200, 30)))
@@ -12,7 +12,7 @@ IMAGE = np.full((6, 8, 3), 100, np.uint8)
 LABEL = np.zeros((6, 8), np.uint8)
 LABEL[2:4, 2:5] = 1
 LABEL[5, 7] = 255
-SURE = metrics.reliability(metrics.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
+SURE = diagnosis.reliability(diagnosis.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
 MASKS = np.stack([LABEL == 1, LABEL == 0])
 
 
@@ -73,7 +73,7 @@ def test_bars_of_errors_are_as_long_as_the_shares():
     np.testing.assert_allclose(widths, [[10, 0], [20, 0], [30, 0], [10, 25]])
     starts = [[bar.get_x() for bar in bars] for bars in axis.containers]
     np.testing.assert_allclose(starts, [[0, 0], [10, 0], [30, 0], [60, 0]], atol=1e-12)
-    assert [bars.get_label() for bars in axis.containers] == list(metrics.OUTCOMES[:4])
+    assert [bars.get_label() for bars in axis.containers] == list(diagnosis.OUTCOMES[:4])
     assert {"70.0", "25.0"} <= {text.get_text() for text in axis.texts}
 
 

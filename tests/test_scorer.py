@@ -252,13 +252,15 @@ def test_a_row_is_added_to_a_run(world, run, capsys):
         "name": "their_tool",
         "images": 3,
         "seconds": None,
+        "added": True,
     }
 
 
 def test_rows_have_the_keys_of_the_evaluation_notebook(world, run):
     assert metrics.main([*world.start, *ROW]) == 0
     printed = files.read_json(files.ROOT / "results" / "demo" / "summary.json")["rows"]
-    assert {*files.read_json(run)["rows"][1]} == {*printed[0]}
+    # the scorer marks its rows, and the notebook alone counts kinds of error
+    assert {*files.read_json(run)["rows"][1]} ^ {*printed[0]} <= {"added", "wrong_pixels"}
 
 
 def test_labels_are_their_own_method_and_count_on_the_unlabelled_split(world, run):

@@ -1,0 +1,92 @@
+"""Whether a difference means something: over other images (`bootstrap`), over seeds (`summarise`, `paired`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from plg_utils.metrics import margins, shares
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and how far chance in the choice of images may move it."""
+
+    value: float
+    low: float
+    high: float
+    level: float  # share of the resamples between low and high
+
+
+def bootstrap(
+    matrices: np.ndarray,
+    other: np.ndarray | None = None,
+    *,
+    uncovered: str = "background",
+    background: int | None = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of the mean IoU over images, or of its difference to another method's.
+
+    Images are drawn again, with replacement, as many as there are; both methods get the same draws. It tells what
+    other images would change, not what another seed of the training would.
+
+    matrices, other: (M, K, K+1), `metrics.confusion` of each image, of the same M images in the same order
+    returns: mean IoU of matrices, minus that of other if given
+    """
+    pair = [np.asarray(each) for each in (matrices, other) if each is not None]
+    if pair[0].ndim != 3 or len(pair[0]) < 2:
+        raise ValueError(f"matrices {pair[0].shape} are not (M, K, K+1) of at least two images")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level={level} must lie between 0 and 1, and resamples={resamples} be at least 1")
+    if pair[0].shape != pair[-1].shape or (pair[0].sum(axis=2) != pair[-1].sum(axis=2)).any():
+        raise ValueError("the two methods were not counted on the same images in the same order: their truths differ")
+    if not pair[0].any():
+        raise ValueError("no image has a pixel with truth: there is no mean IoU")
+    images = len(pair[0])
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    weights = np.concatenate([np.ones((1, images)), draws])  # (1 + resamples, M) how often each image counts
+    means = []
+    for each in pair:
+        # Counts stay exact in float64, which numpy multiplies fast, up to 2**53 pixels.
+        hit, true, given = (weights @ margin.astype(np.float64) for margin in margins(each, uncovered, background))
+        iou = np.nan_to_num(shares(hit, true + given - hit, where=true > 0))
+        means.append(shares(iou.sum(axis=1), (true > 0).sum(axis=1)))  # (1 + resamples,)
+    value, *drawn = means[0] - means[1] if other is not None else means[0]
+    low, high = np.nanpercentile(drawn, [50 * (1 - level), 50 * (1 + level)])
+    return Interval(float(value), float(low), float(high), level)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Repetitions of one measurement."""
+
+    values: tuple[float, ...]
+    mean: float
+    std: float  # of a sample (divided by n - 1); nan of a single value
+
+    @property
+    def signs(self) -> str:
+        """Sign of each value, such as "++-"; 0 stands for none."""
+        return "".join("+" if value > 0 else "-" if value < 0 else "0" for value in self.values)
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation, of the seeds for example."""
+    values = tuple(float(value) for value in values)
+    if not values:
+        raise ValueError("there is no value to summarise")
+    return Summary(values, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
+
+
+def paired(a: Mapping, b: Mapping) -> Summary:
+    """Differences a - b of two methods, seed by seed.
+
+    a, b: seed -> score, of the same seeds
+    returns: the differences in the order of a's seeds
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}")
+    return summarise([a[seed] - b[seed] for seed in a])

@@ -1,0 +1,219 @@
+"""Why a label map is wrong: kinds of error, borders, and whether its confidence may be believed.
+
+As with `metrics.confusion`, a function counts one image (`error_types`, `boundaries`, `calibration`), and counts are
+added up over the data set; `boundary_scores` and `reliability` read the sums.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from plg_utils.metrics import compared, known_mean, shares
+from plg_utils.records import IGNORE
+
+OUTCOMES = ("boundary", "background bleed", "missed object", "wrong class", "right")  # of a pixel; see error_types
+
+
+# Kinds of error
+
+
+def default_band(size: tuple[int, int]) -> int:
+    """Width in pixels of the boundary band of an image of this size (H, W).
+
+    3 where the longer side has 128 pixels (storybook), 5 where it has 500 (VOC), on a straight line between and beyond
+    them, at least 1.
+    """
+    return max(1, round(3 + (max(size) - 128) * (5 - 3) / (500 - 128)))
+
+
+def error_types(
+    truth: np.ndarray, label: np.ndarray, num_classes: int, *, background: int | None = 0, band: int | None = None
+) -> np.ndarray:
+    """Count the pixels of each true class by what happened to them: the kinds of error, or right.
+
+    Each pixel with a truth falls under exactly one of OUTCOMES, the first that fits:
+        boundary            wrong, and the truth holds another value (void included: VOC draws it around each thing)
+                            at most `band` pixels away, from centre to centre (Euclid); the image's edge is no boundary
+        background bleed    truth is background, label is an object
+        missed object       truth is an object, label is background or none
+        wrong class         truth is an object, label is another one
+    An uncovered pixel (label IGNORE) counts as background; where there is no such class (None), as missed.
+
+    truth, label: (H, W), integers in 0..num_classes-1 or IGNORE
+    band: by default `default_band` of the image; give it where the images of a set differ in size
+    returns: (K, 5) int64 in the order of OUTCOMES, to be added up over images; the sum is all pixels with a truth
+    """
+    truth, label, _ = compared(truth, label, num_classes)
+    band = default_band(_size(truth)) if band is None else band
+    empty = IGNORE if background is None else background
+    given = np.where(label == IGNORE, np.uint8(empty), label)
+    wrong = given != truth
+    outcome = np.full(truth.shape, OUTCOMES.index("right"), np.uint8)
+    outcome[wrong] = OUTCOMES.index("wrong class")
+    outcome[wrong & (given == empty)] = OUTCOMES.index("missed object")
+    outcome[wrong & (truth == empty)] = OUTCOMES.index("background bleed")  # void, where empty is IGNORE: not counted
+    near = _disc(truth, band, np.maximum) != _disc(truth, band, np.minimum)
+    outcome[wrong & near] = OUTCOMES.index("boundary")
+    cells = truth.astype(np.uint16) * len(OUTCOMES) + outcome
+    table = np.bincount(cells.ravel(), minlength=256 * len(OUTCOMES)).reshape(256, len(OUTCOMES))
+    return table[:num_classes]
+
+
+def _size(truth: np.ndarray) -> tuple[int, int]:
+    if truth.ndim != 2:
+        raise ValueError(f"a label map is (H, W), not {truth.shape}: count images one by one and add up")
+    return truth.shape
+
+
+def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
+    """Largest (np.maximum) or smallest (np.minimum) value (H, W) in the disc around each pixel, within the image."""
+    if radius != int(radius) or radius < 0:
+        raise ValueError(f"a distance of {radius} pixels is not 0, 1, 2, ...")
+    row, reach = values.copy(), 0  # row: extreme over the pixels up to `reach` to the left and right
+    result = values.copy()
+    for down in range(int(radius), -1, -1):
+        wide = math.isqrt(int(radius) ** 2 - down**2)
+        for across in range(reach + 1, wide + 1):
+            row[:, across:] = extreme(row[:, across:], values[:, :-across])
+            row[:, :-across] = extreme(row[:, :-across], values[:, across:])
+        reach = wide
+        if down:
+            result[down:] = extreme(result[down:], row[:-down])
+            result[:-down] = extreme(result[:-down], row[down:])
+    return extreme(result, row)
+
+
+# Borders
+
+
+@dataclass(frozen=True, eq=False)
+class BoundaryScores:
+    """How well the borders of the classes lie."""
+
+    precision: np.ndarray  # (K,) share of the given border that lies near a true one; nan if none is given
+    recall: np.ndarray  # (K,) share of the true border that lies near a given one; nan if there is none
+    f_score: np.ndarray  # (K,) harmonic mean of the two; 0 if nothing was given, nan without a true border
+    mean_f: float  # over the classes that have a true border
+
+
+def boundaries(
+    truth: np.ndarray, label: np.ndarray, num_classes: int, *, background: int | None = 0, tolerance: int | None = None
+) -> np.ndarray:
+    """Count the border pixels of each class that lie near a border of the same class in the other map.
+
+    A border pixel of a class is one with a pixel of another value above, below, left or right. Void truth is another
+    value too (VOC draws it around each thing), and a border given inside of it counts only if it lies near a true one:
+    it cannot be wrong. Uncovered pixels count as background, as in `error_types`.
+
+    truth, label: (H, W), integers in 0..num_classes-1 or IGNORE
+    tolerance: pixels, from centre to centre (Euclid); by default 0.75 % of the image's diagonal, at least 1
+        (Csurka et al., BMVC 2013, who score each image by itself; here the counts are added up over the set)
+    returns: (K, 4) int64: border pixels given, of them near a true one, true ones, of them near a given one
+    """
+    truth, label, _ = compared(truth, label, num_classes)
+    if tolerance is None:
+        tolerance = max(1, round(0.0075 * math.hypot(*_size(truth))))
+    if background is not None:
+        label = np.where(label == IGNORE, np.uint8(background), label)
+    true_border, given_border = _borders(truth), _borders(label)
+    counts = np.zeros((num_classes, 4), np.int64)
+    for index in np.union1d(truth[true_border], label[given_border]):
+        if index == IGNORE:
+            continue
+        true, given = true_border & (truth == index), given_border & (label == index)
+        near = _disc(true, tolerance, np.logical_or)
+        counts[index] = (
+            (given & (near | (truth != IGNORE))).sum(),
+            (given & near).sum(),
+            true.sum(),
+            (true & _disc(given, tolerance, np.logical_or)).sum(),
+        )
+    return counts
+
+
+def _borders(values: np.ndarray) -> np.ndarray:
+    """Where a pixel has another value above, below, left or right: (H, W) bool."""
+    border = np.zeros(values.shape, bool)
+    down, across = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
+    border[1:] |= down
+    border[:-1] |= down
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    return border
+
+
+def boundary_scores(counts: np.ndarray) -> BoundaryScores:
+    """Precision, recall and F-score of the borders, from counts (K, 4) of `boundaries` summed over the data set."""
+    given, given_near, true, true_near = np.asarray(counts).T
+    precision, recall = shares(given_near, given), shares(true_near, true)
+    both = np.nan_to_num(precision) + np.nan_to_num(recall)
+    f_score = np.where(true > 0, 0.0, np.nan)
+    np.divide(2 * precision * recall, both, out=f_score, where=both > 0)
+    return BoundaryScores(precision, recall, f_score, known_mean(f_score))
+
+
+# Confidence
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Whether a confidence may be believed, and how right the surest pixels are."""
+
+    edges: np.ndarray  # (bins + 1,) of the confidence, 0 to 1
+    pixels: np.ndarray  # (bins,) int64
+    confidence: np.ndarray  # (bins,) mean in each bin, nan where it is empty
+    accuracy: np.ndarray  # (bins,) share of right pixels, nan where the bin is empty
+    ece: float  # mean over the pixels of |accuracy - confidence| of their bin (Guo et al., ICML 2017)
+    coverage: np.ndarray  # (T,) share of pixels kept, from the surest bin down to each that is not empty; ends at 1
+    kept_accuracy: np.ndarray  # (T,) share of right pixels among those kept
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Count pixels, and how many of them are right, by the confidence they were given.
+
+    Leave out what is not to be judged: `known = truth != IGNORE`, then `calibration(confidence[known], (label ==
+    truth)[known])`. Uncovered pixels have confidence 0.
+
+    confidence: any shape, in [0, 1], correct: the same shape, bool
+    bins: of equal width; one reaches from its lower edge to below the upper one, the last includes 1
+    returns: (bins, 3) float64: pixels, right ones, sum of their confidence; to be added up over images
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
+    if confidence.shape != correct.shape or correct.dtype != bool:
+        raise ValueError(
+            f"correct is {correct.dtype} {correct.shape}: it must be bool, {confidence.shape} as confidence is"
+        )
+    if bins < 1:
+        raise ValueError(f"bins is {bins}; 15 are usual, and one is the least")
+    if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):  # so written, nan is refused too
+        raise ValueError(f"confidence is {confidence.min():.3g} to {confidence.max():.3g}, not within 0 and 1")
+    confidence, correct = confidence.ravel(), correct.ravel()
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    return np.stack([np.bincount(which, weights, bins) for weights in (None, correct, confidence)], axis=1)
+
+
+def reliability(counts: np.ndarray, bins: int | None = None) -> Reliability:
+    """Turn counts (bins', 3) of `calibration`, summed over the data set, into curves and the calibration error.
+
+    bins: merge into so many, which must divide bins'; the curve of accuracy against coverage keeps the fine ones.
+        Most pixels are given a confidence near 1, so count in 300 bins for a smooth one.
+    """
+    counts = np.asarray(counts, np.float64)
+    bins = len(counts) if bins is None else bins
+    if counts.ndim != 2 or counts.shape[1] != 3 or bins < 1 or len(counts) % bins:
+        raise ValueError(f"counts {counts.shape} of calibration() are (bins, 3), and do not merge into {bins} bins")
+    pixels, right, summed = counts.reshape(bins, -1, 3).sum(axis=1).T
+    confidence, accuracy = shares(summed, pixels), shares(right, pixels)
+    total = pixels.sum()
+    gaps = np.abs(right - summed)  # = pixels * |accuracy - confidence|
+    kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), an empty bin keeps nothing more
+    return Reliability(
+        edges=np.linspace(0, 1, bins + 1),
+        pixels=pixels.astype(np.int64),
+        confidence=confidence,
+        accuracy=accuracy,
+        ece=float(gaps.sum() / total) if total else float("nan"),
+        coverage=kept[:, 0] / total,
+        kept_accuracy=kept[:, 1] / kept[:, 0],
+    )
