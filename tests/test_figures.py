@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from plg_utils import diagnosis, figures
+from plg_utils.comparisons import Interval
 from plg_utils.records import Classes
 
 CLASSES = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (10, 200, 30)))
@@ -58,6 +59,7 @@ def test_features_that_agree_look_alike():
         lambda: figures.error_bars({"a": np.arange(10).reshape(2, 5), "b": np.array([0, 0, 0, 0, 9])}),
         lambda: figures.reliability({"a": SURE, "b": SURE}),
         lambda: figures.accuracy_coverage({"a": SURE}),
+        lambda: figures.intervals({"a minus b": Interval(0.1, -0.1, 0.2, 0.95)}, "points"),
     ],
 )
 def test_each_figure_draws_the_same_file_twice_and_stays_closed(figure, tmp_path):
@@ -75,6 +77,16 @@ def test_bars_of_errors_are_as_long_as_the_shares():
     np.testing.assert_allclose(starts, [[0, 0], [10, 0], [30, 0], [60, 0]], atol=1e-12)
     assert [bars.get_label() for bars in axis.containers] == list(diagnosis.OUTCOMES[:4])
     assert {"70.0", "25.0"} <= {text.get_text() for text in axis.texts}
+
+
+def test_intervals_are_drawn_in_points():
+    found = {"a minus b": Interval(0.01, -0.02, 0.03, 0.95), "a minus c": Interval(-0.1, -0.2, 0.0, 0.95)}
+    (axis,) = figures.intervals(found, "points of mean IoU").axes
+    zero, *drawn = [line.get_xydata() for line in axis.lines]
+    np.testing.assert_allclose(zero[:, 0], 0)
+    np.testing.assert_allclose(np.concatenate(drawn), [[-2, 0], [3, 0], [1, 0], [-20, 1], [0, 1], [-10, 1]], atol=1e-9)
+    assert [text.get_text() for text in axis.texts] == ["+1.0", "-10.0"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == list(found)
 
 
 def test_curves_of_confidence_show_what_was_counted():
