@@ -183,7 +183,8 @@ class Stage:
         differences = _differences({key: earlier.get(key) for key in identity}, identity) if earlier else []
         if differences:
             removed = self._clear()
-            print(f"{folder.name}: begins anew, {removed} files removed, for {'; '.join(differences)}")
+            said = f"{folder.name}: begins anew, {removed} files removed, for {'; '.join(differences)}"
+            print(said, file=sys.stderr)  # not to stdout: a printed notebook must not depend on what was there before
             earlier = {}
         self._earlier = earlier  # of the same work: this call goes on from it
         self._state = earlier.get("state")
