@@ -166,7 +166,7 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             default = all_defaults[name]
             raise Refused(
                 f"{name} is {value!r}, a {type(value).__name__}; "
-                f"it should be a {type(default).__name__} such as the default {default!r}"
+                f"right is the type {type(default).__name__}, such as the default {default!r}"
             )
 
 

@@ -154,7 +154,7 @@ def test_names_are_safe_and_differ_where_values_do():
         (["-g", "steps", ""], "the list of steps is empty"),
         (["-g", "steps", "[]"], "the list of steps is empty"),
         (["-g", "steps", "1,,2"], "has an empty place"),
-        (["-g", "steps", "1,many"], "steps is 'many', a str; it should be a int such as the default 3"),
+        (["-g", "steps", "1,many"], "steps is 'many', a str; right is the type int, such as the default 3"),
         (["-g", "steps", "1,true"], "a bool"),
         (["-g", "steps", "1,2,1"], "the list of steps holds 1 twice"),
         (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice"),

@@ -92,7 +92,7 @@ def calls(toy, tmp_path_factory):
         ("stebs: 3", "did you mean steps"),
         ("zzz: 3", "there are: rate, run, steps"),
         ("later: 2", "no notebook of the run toy has a parameter 'later'"),
-        ("steps: many", "steps is 'many', a str; it should be a int such as the default 3"),
+        ("steps: many", "steps is 'many', a str; right is the type int, such as the default 3"),
         ("steps: true", "a bool"),
         ("run: other", "the first argument"),
         ("steps: [1", "parameters.yaml is not readable YAML"),
