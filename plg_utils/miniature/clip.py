@@ -187,7 +187,7 @@ def save(model: CLIP, path: Path, token_ids: Sequence[int], notes: dict | None =
     """Write weights in half precision; row i of the model's token table is the token token_ids[i]."""
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
     tensors["token_ids"] = torch.tensor(list(token_ids), dtype=torch.int32)
-    learned = {"scale": float(_scale(model)), "bias": float(model.logit_bias), "threshold": threshold(model)}
+    learned = {"scale": _scale(model).item(), "bias": model.logit_bias.item(), "threshold": threshold(model)}
     metadata = {name: str(value) for name, value in {**learned, **(notes or {})}.items()}
     with files.atomic(path) as partial:
         save_file(tensors, partial, metadata=metadata)
