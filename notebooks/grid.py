@@ -27,7 +27,6 @@ import os
 import re
 import shutil
 import socket
-import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -39,7 +38,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from plg_utils import files
+from plg_utils import comparisons, files
 
 try:
     import fcntl
@@ -287,7 +286,7 @@ def prepare(grid: Grid, point: Point) -> Path:
             print(f"{point.name}: begins anew, {'; '.join(other)}", flush=True)
             shutil.rmtree(folder)
     files.write_json(stamp, point.identity)
-    (folder / "summary.json").unlink(missing_ok=True)  # one that exists belongs to this session
+    (folder / "summary.json").unlink(missing_ok=True)  # one that exists after the work belongs to it
     for stage, writer in grid.writers.items():
         target = grid.folder / "shared" / shared_folder(stage, point, writer)
         target.mkdir(parents=True, exist_ok=True)
@@ -402,12 +401,10 @@ def groups(rows: list[dict], names: list[str]) -> dict[tuple, dict[Any, dict]]:
     return found
 
 
-def mean_and_spread(values: list[float], form: str = ".1f") -> str:
+def mean_and_spread(found: comparisons.Summary, form: str = ".1f") -> str:
     """Mean ± sample standard deviation of fractions, in percent; of one value no deviation is known."""
-    if not values:
-        return "-"
-    spread = f"{100 * statistics.stdev(values):.1f}" if len(values) > 1 else "-"
-    return f"{100 * statistics.fmean(values):{form}} ± {spread}"
+    spread = f"{100 * found.std:.1f}" if len(found.values) > 1 else "-"
+    return f"{100 * found.mean:{form}} ± {spread}"
 
 
 def table(rows: list[dict], axes: dict[str, list]) -> str:
@@ -416,16 +413,18 @@ def table(rows: list[dict], axes: dict[str, list]) -> str:
     lines = [[*names, "n", "mIoU %", "options"]]
     for key, by_seed in groups(rows, names).items():
         values = [row["miou"] for row in by_seed.values() if row["miou"] is not None]
-        lines.append([*key[:-1], str(len(values)), mean_and_spread(values), key[-1]])
+        told = mean_and_spread(comparisons.summarise(values)) if values else "-"
+        lines.append([*key[:-1], str(len(values)), told, key[-1]])
     return aligned(lines)
 
 
 def paired(rows: list[dict], axes: dict[str, list], against: str) -> str:
     """Differences in mIoU to a method, seed by seed, in percentage points: mean ± deviation, n, and each one.
 
-    Compared are rows of the same stage, split and checkpoint, and of the same point but for `methods`.
+    Compared are rows of the same stage, split and checkpoint, and of the same point but for `methods`. The method
+    stands for its rows without changed options: `direct`, say, and not `direct` with twice the steps.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows if not row.get("options")))
     if against not in methods:
         raise Refused(f"no row is of the method {against!r}; there are: {', '.join(map(str, methods)) or 'no rows'}")
     names = columns(axes)
@@ -436,19 +435,26 @@ def paired(rows: list[dict], axes: dict[str, list], against: str) -> str:
         return tuple(cell(row.get(name)) for name in common)
 
     reference: dict[tuple, float | None] = {}
+    others = []
     for row in rows:
-        if row["method"] == against:
+        if row["method"] != against or row.get("options"):
+            others.append(row)
+        else:
             if partner(row) in reference:
                 raise Refused(f"{row['point']} has more than one row of {against} ({cell(row['stage'])}): which is it?")
             reference[partner(row)] = row["miou"]
     lines = [[*names, "n", f"- {against}", "each seed", "options"]]
-    for key, by_seed in groups([row for row in rows if row["method"] != against], names).items():
+    for key, by_seed in groups(others, names).items():
         pairs = {seed: (row["miou"], reference.get(partner(row))) for seed, row in by_seed.items()}
-        gains = {seed: one - other for seed, (one, other) in pairs.items() if None not in (one, other)}
-        if gains:
-            each = [f"{cell(seed)}: {100 * gain:+.1f}" if gain else f"{cell(seed)}: 0" for seed, gain in gains.items()]
-            spread = mean_and_spread(list(gains.values()), "+.1f")
-            lines.append([*key[:-1], str(len(gains)), spread, "  ".join(each), key[-1]])
+        pairs = {seed: pair for seed, pair in pairs.items() if None not in pair}
+        if pairs:
+            mine, theirs = ({seed: pair[side] for seed, pair in pairs.items()} for side in (0, 1))
+            gains = comparisons.paired(mine, theirs)
+            each = [
+                f"{cell(seed)}: {100 * gain:+.1f}" if gain else f"{cell(seed)}: 0"
+                for seed, gain in zip(pairs, gains.values, strict=True)
+            ]
+            lines.append([*key[:-1], str(len(pairs)), mean_and_spread(gains, "+.1f"), "  ".join(each), key[-1]])
     return aligned(lines)
 
 

@@ -5,6 +5,7 @@ have the colours of their class file, the same in every notebook.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,14 +127,17 @@ def gallery(
     figure.subplots_adjust(0.005, 0.01, 0.995, 0.995, wspace=0.04, hspace=0.04)
     figure.subplots_adjust(top=1 - 0.28 / figure.get_figheight(), bottom=0.42 * legend / figure.get_figheight() + 0.005)
     if legend:
-        shown = sorted({int(k) for row in rows for cell in row if cell.ndim == 2 for k in np.unique(cell)} - {IGNORE})
+        shown = sorted({int(k) for row in rows for cell in row if cell.ndim == 2 for k in np.unique(cell)})
         _legend(figure, classes, shown)
     return _closed(figure)
 
 
 def _legend(figure, classes, shown):
-    patches = [Patch(color=np.array(classes.colours[k]) / 255, label=classes.names[k]) for k in shown]
-    columns = min(max(1, int(figure.get_figwidth() / 0.95)), max(1, len(patches)))
+    told = [(VOID, "no label") if k == IGNORE else (classes.colours[k], classes.names[k]) for k in shown]
+    patches = [Patch(color=np.array(colour) / 255, label=name) for colour, name in told]
+    lines = max(1, math.ceil(len(patches) / max(1, int(figure.get_figwidth() / 0.95))))
+    columns = max(1, math.ceil(len(patches) / lines))
+    patches = [patch for column in range(columns) for patch in patches[column::columns]]  # to be read line by line
     style = {"frameon": False, "handlelength": 1.1, "columnspacing": 1.0, "fontsize": 8}
     figure.legend(handles=patches, loc="lower center", ncol=columns, **style)
 

@@ -110,11 +110,27 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def shrink_png(png: bytes) -> bytes:
-    """Bring a PNG to 256 colours: a figure looks the same at a quarter of the size. A small one stays as it is."""
-    picture, small = Image.open(io.BytesIO(png)), io.BytesIO()
+    """Bring a PNG to 256 colours: a figure looks the same at a quarter of the size. A small one stays as it is.
+
+    Colours of areas, such as those of label maps and legends, stay exact; only the others are merged.
+    """
+    picture = Image.open(io.BytesIO(png))
     if picture.mode == "P":
         return png
-    picture.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    picture = picture.convert("RGB")
+    pixels = np.asarray(picture).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)
+    colours, which, counts = np.unique(pixels, return_inverse=True, return_counts=True)
+    areas = np.argsort(-counts, kind="stable")[:128]
+    areas = areas[counts[areas] >= 50]  # pixels; less than a legend's patch
+    merged = picture.quantize(256 - len(areas))
+    place = np.full(len(colours), -1)
+    place[areas] = np.arange(len(areas))
+    place = place[which.reshape(pixels.shape)]
+    indexed = Image.fromarray(np.where(place < 0, np.asarray(merged) + len(areas), place).astype(np.uint8))
+    exact = np.stack([colours[areas] >> shift & 255 for shift in (16, 8, 0)], axis=1)
+    indexed.putpalette([*exact.ravel().tolist(), *merged.getpalette()])
+    small = io.BytesIO()
+    indexed.save(small, "PNG", optimize=True)
     return min(png, small.getvalue(), key=len)
 
 

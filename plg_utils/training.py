@@ -164,23 +164,17 @@ def predict(
         inputs = to_device({"image": torch.from_numpy(np.stack([image for _, image in batch]))}, device, channels_last)
         inputs = inputs["image"]
         size = inputs.shape[-2:]
-        seen = augment.center(size, crop_size) if mode == "center_crop" else (slice(None), slice(None))
-        if mode == "sliding_window":
-            found, count = 0, torch.zeros(size, device=device)
-            for window in windows(size, crop_size):
-                part = probabilities(inputs[:, :, *window])
-                found = torch.zeros(*part.shape[:2], *size, device=device) if count.sum() == 0 else found
-                found[:, :, *window] += part
-                count[window] += 1
-            found /= count
-        else:
-            found = probabilities(inputs[:, :, *seen])
-        confidence, classes = found.max(dim=1)
+        total, looks = None, torch.zeros(size, device=device)
+        for window in windows(size, mode, crop_size):
+            found = probabilities(inputs[:, :, *window])
+            total = found.new_zeros(*found.shape[:2], *size) if total is None else total
+            total[:, :, *window] += found
+            looks[window] += 1
+        confidence, classes = (total / looks.clamp(min=1)).max(dim=1)
+        classes[:, looks == 0] = IGNORE
         classes, confidence = classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
         for (index, _), class_map, sureness in zip(batch, classes, confidence, strict=True):
-            whole = PseudoLabel(np.full(size, IGNORE, np.uint8), np.zeros(size, np.float32))
-            whole.label[seen], whole.confidence[seen] = class_map, sureness
-            labels[index] = whole
+            labels[index] = PseudoLabel(class_map, sureness)
 
     for index, image in enumerate(images):
         image = check_image(image, f"image {index}")
@@ -201,9 +195,13 @@ def check_mode(mode: str, crop_size: int | None) -> None:
         raise ValueError(f'mode="{mode}" needs a crop_size of at least 2 pixels, not {crop_size}')
 
 
-def windows(size: tuple[int, int], side: int) -> list[tuple[slice, slice]]:
-    """Squares of `side` that overlap by a third and cover an image; at the lower and right border they are cut."""
+def windows(size: tuple[int, int], mode: str, side: int | None) -> list[tuple[slice, slice]]:
+    """Rows and columns of each look at an image in an evaluation mode; at the lower and right border they are cut."""
     height, width = size
+    if mode == "original":
+        return [(slice(0, height), slice(0, width))]
+    if mode == "center_crop":
+        return [augment.center(size, side)]
     step = int(side * 2 / 3)
     return [
         (slice(top, min(top + side, height)), slice(left, min(left + side, width)))

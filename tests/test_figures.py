@@ -68,6 +68,23 @@ def test_each_figure_draws_the_same_file_twice_and_stays_closed(figure, tmp_path
     assert plt.get_fignums() == []
 
 
+def test_a_legend_is_read_line_by_line_and_tells_what_has_no_label():
+    names = tuple("abcdefg")
+    classes = Classes(names, ((),) * 7, tuple((30 * k, 0, 0) for k in range(7)))
+    label = np.array([[*range(7), 255]], np.uint8)
+    (legend,) = figures.gallery([[label] * 3], ["one", "two", "three"], classes, width=1.3).legends
+    texts = legend.get_texts()
+    figure = texts[0].figure
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    read = sorted(range(len(texts)), key=lambda k: (-round(boxes[k].y0), boxes[k].x0))
+    assert [texts[k].get_text() for k in read] == [*names, "no label"]
+    assert len({round(box.y0) for box in boxes}) == 2
+    colours = {text.get_text(): patch.get_facecolor() for text, patch in zip(texts, legend.get_patches(), strict=True)}
+    np.testing.assert_allclose(colours["no label"][:3], np.array(figures.VOID) / 255)
+    np.testing.assert_allclose(colours["g"][:3], [180 / 255, 0, 0])
+
+
 def test_bars_of_errors_are_as_long_as_the_shares():
     counts = {"first": np.array([[1, 2, 0, 0, 1], [0, 0, 3, 1, 2]]), "second": np.array([0, 0, 0, 1, 3])}
     (axis,) = figures.error_bars(counts).axes

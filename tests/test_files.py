@@ -52,6 +52,21 @@ def test_a_shrunk_picture_looks_the_same():
     assert np.abs(seen - picture).mean() < 8
 
 
+def test_a_shrunk_picture_keeps_the_colours_of_areas():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)  # every colour there is, to be merged
+    patches = rng.integers(0, 256, (20, 3), dtype=np.uint8)
+    for index, patch in enumerate(patches):
+        picture[140:, 10 * index : 10 * index + 8] = patch  # 80 pixels, as in a legend
+    large = io.BytesIO()
+    Image.fromarray(picture).save(large, "PNG")
+    shrunk = Image.open(io.BytesIO(files.shrink_png(large.getvalue())))
+    assert shrunk.mode == "P"
+    seen = np.asarray(shrunk.convert("RGB"))
+    for index, patch in enumerate(patches):
+        assert (seen[140:, 10 * index : 10 * index + 8] == patch).all()
+
+
 def test_roots_follow_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("PLG_DATA", raising=False)
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))

@@ -544,6 +544,18 @@ def test_pairs_are_of_the_same_point_but_for_methods():
         grid.paired([*rows, rows[0]], axes, "supervised")
 
 
+def test_a_method_with_changed_options_is_compared_with_the_plain_one():
+    rows = [row("direct", 0, 0.5), row("direct", 0, 0.6, options={"steps": "twice"}), row("unimatch", 0, 0.4)]
+    lines = grid.paired(rows, {"seed": [0]}, "direct").splitlines()[1:]
+    assert [line.split()[1:6] for line in lines] == [
+        ["direct", "-", "-", "val", "1"],
+        ["unimatch", "-", "-", "val", "1"],
+    ]
+    assert "+10.0" in lines[0] and "steps=twice" in lines[0] and "-10.0" in lines[1]
+    with pytest.raises(grid.Refused, match="no row is of the method 'direct'"):
+        grid.paired(rows[1:], {"seed": [0]}, "direct")
+
+
 def test_an_unknown_reference_is_refused_after_the_rows_are_safe(toy):
     code, _, err = toy.call("--against", "supervise")
     assert code == 2

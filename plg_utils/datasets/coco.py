@@ -55,7 +55,7 @@ class Map:
 
 @dataclass(frozen=True)
 class _Set:
-    """The photos of a json, and what is in its index: train, val, or both of a set that is divided here."""
+    """Photos that share a json: those of train or of val."""
 
     instances: Path
     photos: dict[str, Path]  # by id, in the order of the ids
