@@ -35,7 +35,7 @@ SPLITS = ("labelled", "unlabelled", "val", "test")
 
 
 class TruthHidden(PermissionError):
-    """A stage asked for a truth that it may not see, or that does not exist."""
+    """A stage asked for a truth, or for tags, that it may not see, or that do not exist."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Sample:
     id: str  # a safe file stem: what a stage writes about this image is called so
     read_image: Callable[[], np.ndarray]
     read_truth: Callable[[], np.ndarray] | None = None  # None: there is no truth, or this stage may not see it
+    read_tags: Callable[[], tuple[int, ...]] | None = None  # None: there are no tags, or this stage may not see them
 
     def image(self) -> np.ndarray:
         """Read the image: (H, W, 3) uint8 RGB."""
@@ -83,10 +84,16 @@ class Sample:
             raise TruthHidden(f"the truth of {self.id} does not exist, or this stage may not see it")
         return self.read_truth()
 
+    def tags(self) -> tuple[int, ...]:
+        """Read the image-level labels: the foreground classes that a person said are in the image, rising."""
+        if self.read_tags is None:
+            raise TruthHidden(f"the tags of {self.id} do not exist, or this stage may not see them")
+        return self.read_tags()
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """The four splits of a data set. Truth is open only where the loader was told so (`truth_of`)."""
+    """The four splits of a data set. Truth and tags are open only where the loader was told so."""
 
     name: str
     classes: Classes

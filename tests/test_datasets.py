@@ -64,6 +64,20 @@ def test_contract(name, tiny_root):
     assert len(opened.unlabelled) <= 1
     for sample in (*opened.val, *opened.test):
         assert sample.truth().shape == sample.image().shape[:2]
+        with pytest.raises(TruthHidden):
+            sample.tags()
+
+    tagged = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ()}, tags_of=("labelled", "unlabelled"))
+    truths = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ("labelled", "unlabelled")})
+    for split in ("labelled", "unlabelled"):
+        assert ids(getattr(tagged, split)) == ids(getattr(truths, split))
+        for sample, with_truth in zip(getattr(tagged, split)[:2], getattr(truths, split)[:2], strict=True):
+            if with_truth.read_truth:
+                present = set(np.unique(with_truth.truth()).tolist())
+                assert sample.tags() == tuple(sorted(present & set(tagged.classes.foreground)))
+            for closed in (sample.truth, with_truth.tags):
+                with pytest.raises(TruthHidden):
+                    closed()
 
 
 def test_misspelt_names_and_options_are_told():
@@ -74,6 +88,8 @@ def test_misspelt_names_and_options_are_told():
     for truth_of in ("val", ["vall"]):
         with pytest.raises(ValueError, match="truth_of"):
             datasets.load("voc", truth_of=truth_of)
+        with pytest.raises(ValueError, match="tags_of"):
+            datasets.load("voc", tags_of=truth_of)
     with pytest.raises(ValueError, match="limit=-1"):
         datasets.load("voc", limit=-1)
 

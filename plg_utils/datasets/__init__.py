@@ -15,7 +15,8 @@ The same options give the same samples in the same order. `python -m plg_utils.d
 tells what is wrong with them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
 from importlib import import_module
@@ -44,8 +45,13 @@ def choices() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
-def load(name: str, **options) -> Dataset:
-    """Load the data set in the file `name`.py."""
+def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
+    """Load the data set in the file `name`.py.
+
+    tags_of: splits whose image-level labels may be read: the foreground classes of the label map, and nothing else of
+        it. VOC's XML files also name things that its label maps leave out
+    options: of that file's load
+    """
     if name not in choices():
         raise ValueError(f"there is no data set {name!r}, only {', '.join(choices())}")
     load_it = import_module(f"{__name__}.{name}").load
@@ -55,13 +61,29 @@ def load(name: str, **options) -> Dataset:
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise TypeError(f"the data set {name!r} has no option {option!r}; {hint}it has {', '.join(known)}")
-    splits = options.get("truth_of", ())
-    if isinstance(splits, str) or not set(splits) <= set(SPLITS):
-        raise ValueError(f"truth_of={splits!r} must be a list of splits, of {', '.join(SPLITS)}")
+    for option, splits in (("truth_of", options.get("truth_of", ())), ("tags_of", tags_of)):
+        if isinstance(splits, str) or not set(splits) <= set(SPLITS):
+            raise ValueError(f"{option}={splits!r} must be a list of splits, of {', '.join(SPLITS)}")
     limit = options.get("limit")
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit} must be a number of images, or None for all")
-    return load_it(**options)
+    dataset = load_it(**options)
+    if not tags_of:
+        return dataset
+    opened = load_it(**options | {"truth_of": tuple(tags_of)})
+    tagged = {
+        split: tuple(
+            replace(sample, read_tags=_tags(other, dataset.classes) if other.read_truth else None)
+            for sample, other in zip(getattr(dataset, split), getattr(opened, split), strict=True)
+        )
+        for split in tags_of
+    }
+    return replace(dataset, **tagged)
+
+
+def _tags(sample: Sample, classes: Classes) -> Callable[[], tuple[int, ...]]:
+    """Make the reader of a sample's tags from the sample with its truth, which nobody else gets to see."""
+    return lambda: tuple(index for index in np.unique(sample.truth()).tolist() if index in classes.foreground)
 
 
 def photo(
@@ -82,7 +104,7 @@ def photo(
         return label
 
     stem = files.check_stem(id or path.stem)
-    return Photo(stem, lambda: files.read_image(path), read_truth if truth else None, path, truth)
+    return Photo(stem, lambda: files.read_image(path), read_truth if truth else None, path=path, truth_path=truth)
 
 
 def draw(items: list, count: int, seed: int) -> tuple[list, list]:

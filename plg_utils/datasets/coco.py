@@ -374,7 +374,7 @@ def _sample(part: _Set, id: str, told: Map | None, num_classes: int) -> Sample:
     def read_truth() -> np.ndarray:
         raise BrokenAnnotation(f"{id} has no label map: {told.broken} ({part.instances})")
 
-    return datasets.Photo(files.check_stem(id), lambda: files.read_image(path), read_truth, path, label)
+    return datasets.Photo(files.check_stem(id), lambda: files.read_image(path), read_truth, path=path, truth_path=label)
 
 
 def _warn(maps: dict[str, Map], ids: dict[str, list[str]], classes: Classes, truth_of: tuple[str, ...]) -> None:
