@@ -45,11 +45,25 @@ PACKAGES = (
     "pillow",
     "pycocotools",
 )
+LABELLERS = {  # where the label maps of each lie in a run
+    "segment_match": "labels_zero_shot",
+    "cam": "labels_cam",
+    "sepl": "labels_sepl",
+    "boxes": "labels_boxes",
+    "ensemble": "labels_ensemble",
+}
 
 
 def run_folder(run: str) -> Path:
     """Folder of a run, below `files.results_root()`; it need not exist yet."""
     return files.results_root() / files.check_stem(run)
+
+
+def labels_of(labeller: str) -> str:
+    """Name of the folder in which a labeller's label maps lie: one of segment_match, cam, sepl, boxes, ensemble."""
+    if labeller not in LABELLERS:
+        raise ValueError(f"labeller is {labeller!r}; right are {', '.join(LABELLERS)}")
+    return LABELLERS[labeller]
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

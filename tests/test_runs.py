@@ -180,3 +180,10 @@ def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):
     assert captured.err.isascii()
     assert "masks" in captured.err
     assert "3/3" in captured.err
+
+
+def test_labels_are_found_by_their_labeller():
+    assert runs.labels_of("segment_match") == "labels_zero_shot"
+    assert runs.labels_of("sepl") == "labels_sepl"
+    with pytest.raises(ValueError, match="labeller is 'SEPL'; right are segment_match, cam, sepl"):
+        runs.labels_of("SEPL")

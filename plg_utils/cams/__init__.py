@@ -7,10 +7,12 @@ A file `name.py` here has
     SMOKE                       options with which `build` takes about a second
 
 The maps are hard: one class for each pixel, and the background where no class was found. SEPL (`generators/sepl.py`)
-takes them so, in order to fit any method; a source that has scores cuts them at its own threshold.
+takes them so, in order to fit any method. A source that has scores builds a `ScoredCue`, whose `scores` are there to
+try other thresholds without running a network again.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
@@ -18,8 +20,118 @@ import numpy as np
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
+Tags = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
+
+TOGETHER = 256  # images whose scores are held in memory at once
 
 
 def build(name: str, classes: Classes, **options) -> Cue:
     """Build the source in the file `name`.py for these classes."""
     return import_module(f"{__name__}.{name}").build(classes, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Cams:
+    """How much each class that is in an image is seen at each pixel."""
+
+    tags: tuple[int, ...]  # C classes, rising
+    maps: np.ndarray  # (C, H, W) float32 in [0, 1]
+
+
+class ScoredCue:
+    """A cue made of scores and a threshold."""
+
+    def __init__(self, scores: Callable[[Sequence[Sample]], list[Cams]], *, threshold: float, background: int | None):
+        """Keep the function that makes the scores; threshold, background: see `label_from_cams`."""
+        if background is None:
+            raise ValueError("a pixel below the threshold is background, but these classes have none")
+        self.scores, self.threshold, self.background = scores, threshold, background
+
+    def __call__(self, samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
+        """Label samples, or images (H, W, 3) uint8 RGB if the tags need no sample: (H, W) uint8 each."""
+        return [
+            label_from_cams(cams.maps, cams.tags, self.threshold, background=self.background)
+            for start in range(0, len(samples), TOGETHER)
+            for cams in self.scores(samples[start : start + TOGETHER])
+        ]
+
+
+def label_from_cams(maps: np.ndarray, tags: Sequence[int], threshold: float, *, background: int = 0) -> np.ndarray:
+    """Give each pixel the class of its highest score, or the background where none is above the threshold.
+
+    maps: (C, H, W), tags: the C classes; of equal scores the first counts
+    returns: (H, W) uint8
+    """
+    if not len(tags):
+        return np.full(maps.shape[1:], background, dtype=np.uint8)
+    named = np.asarray(tags, dtype=np.uint8)[maps.argmax(axis=0)]
+    return np.where(maps.max(axis=0) > threshold, named, np.uint8(background))
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdChoice:
+    """A background threshold, and how well each one of the grid did."""
+
+    threshold: float
+    grid: np.ndarray  # (M,) thresholds, rising
+    mean_iou: np.ndarray  # (M,) of the labels of the CAMs themselves
+
+
+def choose_threshold(
+    cams: Sequence[Cams],
+    truths: Sequence[np.ndarray],
+    grid: Sequence[float],
+    *,
+    mean_iou: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float],
+    background: int = 0,
+) -> ThresholdChoice:
+    """Choose the threshold whose labels fit these truths best, in the middle where several do.
+
+    truths: (H, W) of each image; whoever calls decides which may be read
+    grid: rising thresholds to try; mean_iou: from truths and labels of all images to the score
+    """
+    grid = np.asarray(grid, dtype=np.float64)
+    if not len(grid) or not (np.diff(grid) > 0).all():
+        raise ValueError(f"the grid of thresholds must rise and not be empty; it is {grid.tolist()}")
+    curve = np.array(
+        [
+            mean_iou(truths, [label_from_cams(each.maps, each.tags, cut, background=background) for each in cams])
+            for cut in grid
+        ]
+    )
+    best = np.flatnonzero(curve >= curve.max() - 1e-12)
+    return ThresholdChoice(float(grid[best[len(best) // 2]]), grid, curve)
+
+
+def tagger(tags: str | Tags, classes: Classes) -> Callable[[Sequence[Sample | np.ndarray]], list[tuple[int, ...]]]:
+    """Make the function that says which classes are in each image, rising.
+
+    tags: "given" reads the samples' image-level labels; "all" asks for every foreground class, so it needs no label;
+        a function of samples is asked, and its answer checked
+    """
+    if tags not in ("given", "all") and not callable(tags):
+        raise ValueError(f'tags is {tags!r}; right are "given", "all" and a function from samples to class indices')
+
+    def ask(samples: Sequence[Sample | np.ndarray]) -> list[tuple[int, ...]]:
+        if tags == "all":
+            return [classes.foreground] * len(samples)
+        if tags == "given":
+            if any(not isinstance(item, Sample) for item in samples):
+                raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
+            answers = [sample.tags() for sample in samples]
+        else:
+            answers = list(tags(samples))
+        if len(answers) != len(samples):
+            raise ValueError(f"the tags of {len(answers)} images were given for {len(samples)} samples")
+        for number, answer in enumerate(answers):
+            unknown = sorted(set(answer) - set(classes.foreground))
+            if unknown:
+                raise ValueError(f"the tags of image {number} hold {unknown}; right are {list(classes.foreground)}")
+        return [tuple(sorted(set(answer))) for answer in answers]
+
+    return ask
+
+
+def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
+    """Read the images of samples, where they are not images already."""
+    return [item.image() if isinstance(item, Sample) else item for item in samples]

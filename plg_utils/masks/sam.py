@@ -1,13 +1,14 @@
 """SAM's automatic mask generator, from its authors' package: a grid of points, three masks each, the best are kept.
 
 The masks overlap and do not cover the image. Their order is that of the generator: falling predicted IoU.
+SAM can be asked for the mask in a box too, see `build_box_prompter`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from plg_utils import checkpoints, runs
@@ -18,6 +19,8 @@ from plg_utils.records import Masks
 OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}  # SAM's own defaults
 MINIATURE = {"points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5}  # small, and so less sure
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+
+Prompt = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def build(
@@ -72,6 +75,30 @@ def build(
     return generate
 
 
+def build_box_prompter(
+    *,
+    checkpoint: str | None = "miniature_sam",
+    model: str | None = None,
+    multimask: bool = False,
+    device: str = "cpu",
+) -> Prompt:
+    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`.
+
+    checkpoint, model, device: as for `build`
+    multimask: take the best of SAM's three masks by the IoU that it predicts, instead of its single mask
+    returns: a function of images (H, W, 3) uint8 RGB, and for each its boxes (N, 4) xyxy pixels, to a pair for each
+        image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
+    """
+    predictor = SamPredictor(load(checkpoint, model).to(runs.device(str(device))))
+
+    @torch.inference_mode()
+    def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Segment what is in each box; all boxes of an image go through the decoder together."""
+        return [_in_boxes(predictor, *pair, multimask) for pair in zip(images, boxes, strict=True)]
+
+    return prompt
+
+
 def load(checkpoint: str | None, model: str | None = None) -> Sam:
     """Load a SAM, ready for inference; None is the miniature with random weights."""
     if checkpoint is None:
@@ -107,3 +134,19 @@ def _masks(records: list[dict], size: tuple[int, int], min_area: int) -> Masks:
         predicted_iou=np.array([record["predicted_iou"] for record in kept], dtype=np.float32),
         stability=np.array([record["stability_score"] for record in kept], dtype=np.float32),
     )
+
+
+def _in_boxes(
+    predictor: SamPredictor, image: np.ndarray, boxes: np.ndarray, multimask: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt with the boxes (N, 4) xyxy of one image: (N, H, W) bool and (N,) float32."""
+    boxes, size = np.asarray(boxes, dtype=np.float32), image.shape[:2]
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise ValueError(f"boxes are (N, 4) finite numbers, left, top, right, bottom in pixels, not {boxes.shape}")
+    if not len(boxes):  # the image need not be looked at
+        return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
+    predictor.set_image(image)
+    asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
+    masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
+    every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
+    return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()

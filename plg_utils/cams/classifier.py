@@ -1,0 +1,292 @@
+"""CAMs of a classifier that learned from image-level tags: which classes are in a photo, and not where.
+
+The network ends in global average pooling and a bias-free 1x1 classifier, so the classifier's weights, put on the
+feature map before the pooling, tell how much each place spoke for a class. As in IRN (github.com/jiwoon-ahn/irn,
+step/train_cam.py and step/make_cam.py): ReLU, several scales and their mirror images summed, each class divided by its
+maximum. `train` learns and writes the weights, what `build` returns makes the maps.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from plg_utils import augment, files, runs, training
+from plg_utils.cams import Cams, ScoredCue, Tags, images_of, tagger
+from plg_utils.records import Classes, Sample
+from plg_utils.segmenters import deeplabv3plus
+
+SMOKE = {"weights": None, "tags": "all", "scales": (1.0,)}
+
+SCALES = (1.0, 0.5, 1.5, 2.0)  # IRN's
+THRESHOLD = 0.15  # IRN's background score
+NORMALISATIONS = ("max", "minmax")
+
+
+class Classifier(nn.Module):
+    """An encoder, and a score for each foreground class at each place of its last feature map."""
+
+    def __init__(self, encoder: nn.Module, foreground: Sequence[int]):
+        """Put a fresh classifier on an encoder; foreground: the class index of each of its outputs."""
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Conv2d(encoder.channels[-1], len(foreground), 1, bias=False)
+        self.foreground = tuple(foreground)
+
+    def activations(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores (B, C, h, w) of images (B, 3, H, W), before the pooling."""
+        return self.classifier(self.encoder(images)[-1])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C) of images (B, 3, H, W): the mean over all places."""
+        return self.activations(images).mean(dim=(2, 3))
+
+
+def network(
+    classes: Classes,
+    *,
+    encoder: str = "resnet50",
+    pretrained: bool | str = False,
+    output_stride: int | None = None,
+    seed: int = 0,
+) -> Classifier:
+    """Build the network; what is not pretrained follows from the seed.
+
+    encoder, pretrained, output_stride: see `segmenters.deeplabv3plus.build`; IRN has ResNet-50 at stride 16
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        whole = deeplabv3plus.build(
+            1, encoder=encoder, pretrained=pretrained, output_stride=output_stride, width=1, skip=1
+        )
+        return Classifier(whole.encoder, classes.foreground)
+
+
+def train(
+    samples: Sequence[Sample],
+    classes: Classes,
+    weights: str | Path,
+    *,
+    steps: int,
+    batch_size: int,
+    crop_size: int,
+    lr: float,
+    encoder: str = "resnet50",
+    pretrained: bool | str = False,
+    output_stride: int | None = None,
+    head_lr_factor: float = 10.0,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    power: float = 0.9,
+    scale: tuple[float, float] = (0.64, 1.28),
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    cache_bytes: int = 2**30,
+    state_file: str | Path | None = None,
+    log_every: int = 10,
+    progress: str | None = "tags",
+) -> list[dict[str, float]]:
+    """Train on the tags of samples and write the weights; nothing else of a sample's labels is read.
+
+    Step t follows from (seed, t): which images, their views. The defaults are IRN's, whose images have a long side of
+    320 to 640 pixels instead of 500, and are cut to a crop_size of 512.
+
+    weights: the file to write, safetensors, with what `load` needs to build the network
+    batch_size: images; crop_size: pixels; scale: least and greatest factor of the size
+    lr: of the encoder; the classifier learns head_lr_factor times as fast
+    channels_last: memory order that some machines prefer
+    state_file: see `training.fit`: if it exists, training goes on from it
+    progress: what the bar on stderr is called; None shows none
+    returns: a row for every log_every steps: step, lr, the mean loss, and the part of the answers (class in the image,
+        or not) that were right
+    """
+    device = runs.device(str(device))
+    built = {"encoder": encoder, "output_stride": output_stride}
+    model = network(classes, pretrained=pretrained, seed=seed, **built)
+    model.to(device, memory_format=training.layout(channels_last)).train()
+    tags = {sample.id: tags for sample, tags in zip(samples, tagger("given", classes)(samples), strict=True)}
+    settings = built | {
+        "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
+        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "scale": scale,
+        "seed": seed, "channels_last": channels_last, "log_every": log_every, "classes": classes.names, "tags": tags,
+        "initial weights": training.digest(model),
+    }  # fmt: skip
+    optimiser = training.build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
+    factors = [group["lr"] / lr for group in optimiser.param_groups]
+    history, start = [], 0
+    if state_file is not None and Path(state_file).exists():
+        history, start = training.load_state(state_file, settings, model, optimiser, None)
+    views = training.Batches(
+        samples, samples, None,
+        steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner="batch", seed=seed,
+        cache_bytes=cache_bytes,
+    )  # fmt: skip
+
+    pending, saved = [], time.monotonic()
+    todo = range(start, steps)
+    for step in todo if progress is None else runs.progress(todo, what=progress):
+        rng = np.random.default_rng((seed, step))
+        drawn = views.samples(step, training.UNLABELLED)
+        images = np.stack([views.weak(sample, training.UNLABELLED, rng)[0] for sample in drawn])
+        target = torch.tensor([[float(index in tags[sample.id]) for index in model.foreground] for sample in drawn])
+        target = target.to(device)
+        rate = training.learning_rate(step, steps, lr, power)
+        for group, factor in zip(optimiser.param_groups, factors, strict=True):
+            group["lr"] = rate * factor
+        logits = model(training.to_device({"image": torch.from_numpy(images)}, device, channels_last)["image"])
+        loss = F.multilabel_soft_margin_loss(logits, target)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}; a smaller lr may help")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        pending.append((loss.item(), ((logits > 0) == (target > 0)).float().mean().item()))
+        if (step + 1) % log_every == 0 or step + 1 == steps:
+            total, right = np.mean(pending, axis=0).tolist()
+            history.append({"step": step + 1, "lr": rate, "total": total, "right": right})
+            pending = []
+            if state_file is not None and (step + 1 == steps or time.monotonic() - saved > training.SAVE_SECONDS):
+                training.save_state(state_file, settings, model, optimiser, None, history, step + 1)
+                saved = time.monotonic()
+    save(weights, model, classes, **built)
+    return history
+
+
+def save(path: str | Path, model: Classifier, classes: Classes, *, encoder: str, output_stride: int | None) -> None:
+    """Write a trained network as safetensors, with its classes and architecture."""
+    names = [classes.names[index] for index in classes.foreground]
+    notes = json.dumps({"classes": names, "encoder": encoder, "output_stride": output_stride})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with files.atomic(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, {"classifier": notes}))
+
+
+def load(path: str | Path, classes: Classes) -> Classifier:
+    """Load what `train` wrote for these classes, ready for inference."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: weights must be a file that cams.classifier.train wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {})["classifier"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is not a file that cams.classifier.train wrote") from error
+    names = [classes.names[index] for index in classes.foreground]
+    if (trained := notes.pop("classes")) != names:
+        raise ValueError(f"{path} was trained for {', '.join(trained)}, and asked for {', '.join(names)}: train anew")
+    model = network(classes, **notes)
+    files.read_weights(path, model)
+    return model.eval()
+
+
+def build(
+    classes: Classes,
+    *,
+    weights: str | Path | None,
+    tags: str | Tags = "given",
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    normalisation: str = "max",
+    threshold: float = THRESHOLD,
+    batch_size: int = 16,
+    device: str | torch.device = "cpu",
+) -> ScoredCue:
+    """Load a trained classifier.
+
+    weights: the file that `train` wrote; None: the miniature untrained
+    tags: which classes are asked for, see `cams.tagger`; scales, flip, normalisation: see `cams`
+    threshold: of the background, in [0, 1]; batch_size: images of one size that share a pass
+    """
+    if not len(scales) or min(scales) <= 0:
+        raise ValueError(f"scales={tuple(scales)} must be factors above 0, at least one")
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f'normalisation is "{normalisation}"; right are "max" and "minmax"')
+    model = network(classes, encoder="miniature").eval() if weights is None else load(weights, classes)
+    model.to(runs.device(str(device)))
+    tags_of = tagger(tags, classes)
+
+    def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
+        images, found = images_of(samples), tags_of(samples)
+        made: list = [None] * len(images)
+        sizes = [image.shape[:2] for image in images]
+        for size in dict.fromkeys(sizes):
+            same = [index for index, other in enumerate(sizes) if other == size]
+            for start in range(0, len(same), batch_size):
+                chosen = same[start : start + batch_size]
+                batch = np.stack([training.check_image(images[index], f"image {index}") for index in chosen])
+                maps = cams(
+                    model,
+                    batch,
+                    [found[index] for index in chosen],
+                    scales=scales,
+                    flip=flip,
+                    normalisation=normalisation,
+                )
+                for index, of_image in zip(chosen, maps, strict=True):
+                    made[index] = Cams(found[index], of_image)
+        return made
+
+    return ScoredCue(scores, threshold=threshold, background=classes.background)
+
+
+@torch.no_grad()
+def cams(
+    model: Classifier,
+    images: np.ndarray,
+    tags: Sequence[Sequence[int]],
+    *,
+    scales: Sequence[float] = SCALES,
+    flip: bool = True,
+    normalisation: str = "max",
+) -> list[np.ndarray]:
+    """Class activation maps: the classifier's scores at each place, over several sizes of the image.
+
+    images: (B, H, W, 3) uint8 RGB of one size, tags: the classes asked for in each; model: in evaluation mode
+    scales: factors of the image's size; flip: add the mirror image's maps
+    normalisation: "max" cuts each map off at 0, sums them, divides by the maximum + 1e-5 (IRN). "minmax" sums, cuts off
+        at 0, and brings minimum to 0 and maximum to 1, short of 1e-5 (TransCAM, infer_TransCAM.py)
+    returns: (C, H, W) float32 in [0, 1] for each image, C classes in the order of its tags
+    """
+    size = images.shape[1:3]
+    device = model.classifier.weight.device
+    columns = [[model.foreground.index(index) for index in of_image] for of_image in tags]
+    sums = [torch.zeros(len(of_image), *size, device=device) for of_image in columns]
+    for scale in scales:
+        inputs = augment.normalise(torch.from_numpy(_rescaled(images, scale)).to(device).permute(0, 3, 1, 2))
+        for mirrored in (False, True)[: 1 + flip]:
+            maps = model.activations(inputs.flip(-1)).flip(-1) if mirrored else model.activations(inputs)
+            maps = maps.relu() if normalisation == "max" else maps
+            for total, of_image, chosen in zip(sums, maps, columns, strict=True):
+                if chosen:
+                    total += F.interpolate(of_image[None, chosen], size, mode="bilinear", align_corners=False)[0]
+    return [normalise(total, normalisation).cpu().numpy() for total in sums]
+
+
+def _rescaled(images: np.ndarray, scale: float) -> np.ndarray:
+    """Resize images (B, H, W, 3) by a factor, bicubic as IRN does."""
+    height, width = (max(1, round(side * scale)) for side in images.shape[1:3])
+    if (height, width) == images.shape[1:3]:
+        return images
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    )
+
+
+def normalise(maps: torch.Tensor, normalisation: str) -> torch.Tensor:
+    """Bring each of the maps (C, H, W) to [0, 1]; see `cams`."""
+    maps = maps.relu()
+    greatest = maps.amax(dim=(1, 2), keepdim=True)
+    if normalisation == "max":
+        return maps / (greatest + 1e-5)
+    least = maps.amin(dim=(1, 2), keepdim=True)
+    return ((maps - least - 1e-5) / (greatest - least + 1e-5)).relu()

@@ -1,0 +1,121 @@
+"""How far to trust labels without a truth: do the labellers agree, are the masks stable, is CLIP sure of the names?
+
+Each signal is a number for an image, the larger the better; `combine` joins them by their ranks over the images, so
+that no signal's unit matters and nothing has to be tuned. Whether the score is any good is for notebook 06 to show.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from plg_utils.records import IGNORE, Masks, PseudoLabel
+
+
+def agreement(labels: Sequence[np.ndarray], num_classes: int, *, background: int = 0) -> np.ndarray:
+    """Mean IoU of each pair of label maps of one image, over the classes that occur in at least one of the two.
+
+    labels: L maps (H, W) uint8; IGNORE counts as background
+    returns: (L, L) float64, symmetric, 1 on the diagonal
+    """
+    maps = filled(labels, num_classes, background)
+    found = np.eye(len(maps))
+    for one in range(len(maps)):
+        for other in range(one):
+            pairs = np.bincount(maps[one].ravel() * num_classes + maps[other].ravel(), minlength=num_classes**2)
+            pairs = pairs.reshape(num_classes, num_classes)
+            union = pairs.sum(axis=0) + pairs.sum(axis=1) - pairs.diagonal()
+            found[one, other] = found[other, one] = (pairs.diagonal()[union > 0] / union[union > 0]).mean()
+    return found
+
+
+def support(pairs: np.ndarray) -> np.ndarray:
+    """Mean agreement of each labeller with the others, (L,), of pairs (L, L) as `agreement` gives them."""
+    if len(pairs) < 2:
+        raise ValueError(f"agreement needs at least two labellers, not {len(pairs)}")
+    return (pairs.sum(axis=1) - pairs.diagonal()) / (len(pairs) - 1)
+
+
+def vote(
+    labels: Sequence[np.ndarray], weights: Sequence[float], num_classes: int, *, background: int = 0
+) -> PseudoLabel:
+    """Give each pixel the class with the largest sum of weights, of equal sums the lower class.
+
+    labels: L maps (H, W) uint8; IGNORE counts as background; weights: L, not negative, e.g. their `support`
+    returns: no pixel is IGNORE; confidence is the part of the weights that voted for the class
+    """
+    maps, weights = filled(labels, num_classes, background), np.asarray(weights, dtype=np.float64)
+    if weights.shape != (len(maps),) or not (weights >= 0).all():
+        raise ValueError(f"{len(maps)} label maps need as many weights that are not negative, not {weights.tolist()}")
+    weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(maps), 1 / len(maps))
+    best = np.full(maps[0].shape, -1.0)
+    label = np.zeros(maps[0].shape, np.uint8)
+    for index in np.unique(maps):
+        votes = np.tensordot(weights, maps == index, axes=1)  # (H, W)
+        better = votes > best + 1e-12  # sums of the same weights in another order are equal
+        label[better], best[better] = index, votes[better]
+    return PseudoLabel(label, best.astype(np.float32))
+
+
+def margins(
+    segment_embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None = 0
+) -> np.ndarray:
+    """How much nearer each segment is to its best foreground class than to anything else CLIP was asked for.
+
+    segment_embeddings: (N, D), text_embeddings: (K', D), owner: (K',) class of each text, see `labels.assign`
+    returns: (N,) float32, cosine of the best class minus that of the best other class or background word
+    """
+    cosine = F.normalize(segment_embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T
+    groups = owner.unique()  # the background's words are one group
+    of_groups = torch.stack([cosine[:, owner == group].amax(dim=1) for group in groups], dim=1)
+    foreground = groups != (-1 if background is None else background)
+    if len(groups) < 2 or not foreground.any():
+        raise ValueError("a margin needs a foreground class and something to tell it from")
+    best, index = of_groups[:, foreground].max(dim=1)
+    index = foreground.nonzero()[:, 0][index]
+    others = of_groups.scatter(1, index[:, None], -torch.inf)
+    return (best - others.amax(dim=1)).cpu().numpy()
+
+
+def mean_over_things(values: np.ndarray, masks: Masks, label: np.ndarray, *, background: int = 0) -> float:
+    """Mean of a value of each mask over the pixels that a label map calls a thing; 0 where it names none.
+
+    values: (N,); label: (H, W) uint8. A mask weighs as much as it has pixels with a thing, nan is left out
+    """
+    thing = (label != background) & (label != IGNORE)
+    weights = (masks.dense() & thing).sum(axis=(1, 2)) * ~np.isnan(values)
+    return float((weights * np.nan_to_num(values)).sum() / weights.sum()) if weights.any() else 0.0
+
+
+def combine(signals: dict[str, Sequence[float]]) -> np.ndarray:
+    """Mean rank of each image over the signals, in [0, 1]; signals: M values each, the larger the better."""
+    return np.mean([ranks(values) / max(1, len(values) - 1) for values in signals.values()], axis=0)
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation of two series of M values; nan if one of them is constant."""
+    first, second = (ranks(values) - (len(values) - 1) / 2 for values in (one, other))
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale else float("nan")
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Rank of each of M values from 0, equal ones share the mean of theirs: (M,) float64."""
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are nan and have no rank")
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[which]
+
+
+def filled(labels: Sequence[np.ndarray], num_classes: int, background: int) -> np.ndarray:
+    """Stack label maps of one image, IGNORE turned to background: (L, H, W) int64."""
+    shapes = {label.shape for label in labels}
+    if len(shapes) != 1:
+        raise ValueError(f"label maps of one image have one size, not {sorted(shapes)}")
+    maps = np.stack(labels).astype(np.int64)
+    maps[maps == IGNORE] = background
+    if maps.max() >= num_classes:
+        raise ValueError(f"a label map holds the value {maps.max()}; the {num_classes} classes end before it")
+    return maps
