@@ -61,14 +61,15 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, monkeypatch):
     run_all(broken, tmp_path / "blind", monkeypatch, ["01", "02", "03", "04"])
     written = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.png"))
     labels = [path for path in written if "figures" not in path.parts]
-    assert len(labels) == 2 + 2 + 2 + 5 * 2 + 2  # zero-shot (labelled too), enhanced, five predictions, enhanced again
+    # zero-shot (labelled too), enhanced, both through SEPL (enhanced twice), five predictions, enhanced again
+    assert len(labels) == 2 + 2 + 2 + 3 * 2 + 5 * 2 + 2
     for path in labels:
         assert (tmp_path / "blind" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), path
 
     found = run_all(world, tmp_path / "whole", monkeypatch, ["05"])
     assert {row["stage"] for row in found["rows"]} == {"zero_shot", "enhanced", "segmenter"}
     summary = files.read_json(tmp_path / "whole" / "tiny" / "summary.json")
-    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 8
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
     with pytest.raises(ValueError, match="not a readable label map"):
         run_all(broken, tmp_path / "blind", monkeypatch, ["05"])
 
