@@ -41,6 +41,7 @@ from plg_utils import files
 NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
 KERNEL_START = 600  # seconds; a busy machine may need minutes
+PARTS = ("labelled",)  # whole numbers that may also be told as a part, such as "1/8"
 TRACEBACK_LINES = 12  # shown of a failed cell; the copy holds the rest
 
 
@@ -162,8 +163,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             near = difflib.get_close_matches(str(name), all_defaults)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(all_defaults))}"
             raise Refused(f"no notebook of the run {recipe.run} has a parameter {name!r}; {hint}")
-        if not fits(value, all_defaults[name]):
-            default = all_defaults[name]
+        default = all_defaults[name]
+        if not fits(value, default) and not (name in PARTS and isinstance(value, str)):
             raise Refused(
                 f"{name} is {value!r}, a {type(value).__name__}; "
                 f"right is the type {type(default).__name__}, such as the default {default!r}"

@@ -89,6 +89,17 @@ def mask_picture(image: np.ndarray, masks: np.ndarray, seed: int = 0) -> np.ndar
     return picture.clip(0, 255).astype(np.uint8)
 
 
+def heat_picture(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Lay the highest of some score maps over their image, from dark (0) to bright (1).
+
+    image: (H, W, 3) uint8, maps: (C, H, W) in [0, 1], perhaps none
+    returns: (H, W, 3) uint8
+    """
+    heat = maps.max(axis=0) if len(maps) else np.zeros(image.shape[:2])
+    glow = 255 * plt.get_cmap("inferno")(np.clip(heat, 0, 1))[..., :3]
+    return np.round(0.4 * image + 0.6 * glow).astype(np.uint8)
+
+
 def feature_picture(features: np.ndarray) -> np.ndarray:
     """Show a feature map by its three strongest directions, as red, green and blue.
 
@@ -305,6 +316,21 @@ def intervals(series: dict[str, Interval], unit: str) -> Figure:
     axis.set_yticks(range(len(series)), list(series))
     axis.set_ylim(len(series) - 0.5, -0.8)
     axis.set_xlabel(unit)
+    return _closed(figure)
+
+
+def scatter(x: Sequence[float], series: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
+    """Points of several quantities over the same x, one small plot each; their heights are of one scale.
+
+    x: M values; series: name -> M values
+    """
+    figure, axes = plt.subplots(1, len(series), figsize=(2.9 * len(series), 2.6), sharey=True, squeeze=False)
+    for axis, (name, y) in zip(axes[0], series.items(), strict=True):
+        axis.scatter(x, y, s=14, color=STAGES["enhanced"], alpha=0.8, linewidths=0)
+        axis.set_title(name, fontsize=9)
+        axis.set(xlabel=xlabel)
+    axes[0][0].set(ylabel=ylabel)
+    figure.tight_layout()
     return _closed(figure)
 
 

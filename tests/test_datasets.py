@@ -139,6 +139,7 @@ def test_voc_without_lists_draws_them(tiny_root):
     assert set(ids(listed.labelled) + ids(listed.val)) == {"00", "01", "02", "03"}
     with pytest.raises(ValueError, match="labelled=5: 3 images"):
         datasets.load("voc", root=tiny_root, labelled=5)
+    assert len(datasets.load("voc", root=tiny_root, labelled="1/2").labelled) == 2  # of three, rounded up
 
 
 def test_voc_with_its_own_lists(tiny_root):

@@ -37,6 +37,15 @@ def test_small_masks_are_drawn_over_large_ones():
     assert (one[3, 3] != one[0, 0]).any() and (two[3, 3] != two[0, 0]).any()
 
 
+def test_heat_is_bright_where_a_score_is_high():
+    maps = np.zeros((2, 6, 8), np.float32)
+    maps[1, 2, 3] = 1
+    picture = figures.heat_picture(IMAGE, maps)
+    assert picture.shape == IMAGE.shape and picture.dtype == np.uint8
+    assert picture[2, 3].sum() > picture[0, 0].sum()
+    np.testing.assert_array_equal(figures.heat_picture(IMAGE, maps[:0]), figures.heat_picture(IMAGE, 0 * maps))
+
+
 def test_features_that_agree_look_alike():
     features = np.random.default_rng(0).normal(size=(16, 4, 4)).astype(np.float32)
     features[:, 0, 0] = features[:, 3, 3]
@@ -59,6 +68,7 @@ def test_features_that_agree_look_alike():
         lambda: figures.error_bars({"a": np.arange(10).reshape(2, 5), "b": np.array([0, 0, 0, 0, 9])}),
         lambda: figures.reliability({"a": SURE, "b": SURE}),
         lambda: figures.accuracy_coverage({"a": SURE}),
+        lambda: figures.scatter([0.1, 0.2], {"a": [0.3, 0.4], "b": [0.1, 0.9]}, "x", "y"),
         lambda: figures.intervals({"a minus b": Interval(0.1, -0.1, 0.2, 0.95)}, "points"),
     ],
 )

@@ -126,6 +126,15 @@ def test_numbers_are_read_as_python_reads_them(toy):
     assert run.literal("92", "") == 92
 
 
+def test_labelled_may_be_a_part_of_the_images():
+    recipe = run.read("demo")
+    run.check(recipe, {"labelled": "1/8"})
+    with pytest.raises(run.Refused, match="labelled is .* a list"):
+        run.check(recipe, {"labelled": [12]})
+    with pytest.raises(run.Refused, match="steps is '1/8'"):
+        run.check(recipe, {"steps": "1/8"})
+
+
 def test_a_notebook_gets_only_its_own_parameters(toy):
     first, second = run.plan("toy", {"steps": 7}, **toy)
     assert first.parameters == {"run": "toy", "steps": 7, "rate": 0.001}

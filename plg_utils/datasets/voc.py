@@ -19,7 +19,7 @@ Entry = tuple[str, str | None]  # photo and label map, below the root
 def load(
     *,
     root: str | Path | None = None,
-    labelled: int = 92,
+    labelled: int | str = 92,
     seed: int = 0,
     truth_of: tuple[str, ...] = ("labelled",),
     limit: int | None = None,
@@ -28,7 +28,7 @@ def load(
     """PASCAL VOC 2012 as a data set; it has no test split, since those labels are not public.
 
     root: folder with JPEGImages and SegmentationClass, by default `VOC2012` in the data folder
-    labelled: how many images carry labels; if there are more to choose from, drawn by the seed, 12 within 24
+    labelled: how many images carry labels, or a part such as "1/8" of those that could; drawn by the seed, 12 within 24
     split: folder with UniMatch's lists: labeled.txt, and here or one level up val.txt, and unlabeled.txt or
         train_aug.txt, of which the labelled ones are left out
 
@@ -49,10 +49,7 @@ def load(
         others = _read_list(lists / "train_aug.txt") if (lists / "train_aug.txt").is_file() else []
     else:
         pool, others, val = _drawn_lists(root, lists, seed)
-    if not 0 <= labelled <= len(pool):
-        raise ValueError(f"labelled={labelled}: {len(pool)} images of {split or root} have labels to choose from")
-
-    chosen, rest = datasets.draw(pool, labelled, seed)
+    chosen, rest = datasets.draw(pool, datasets.count(labelled, len(pool)), seed)
     taken = {_id(entry) for entry in chosen}
     unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
     leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
