@@ -48,6 +48,7 @@ def test_only_things_are_asked():
     masks = Masks.from_dense(np.array([[[1, 1, 0, 0]], [[0, 1, 1, 1]], [[0, 0, 1, 1]]], bool))
     values = np.array([1.0, 0.4, np.nan])
     assert trust.mean_over_things(values, masks, A) == pytest.approx((2 * 1 + 1 * 0.4) / 3)
+    assert trust.mean_over_things(values, masks, np.array([[1, 1, 0, 2]])) == pytest.approx((2 * 1 + 2 * 0.4) / 4)
     assert trust.mean_over_things(values, masks, np.zeros((1, 4), np.uint8)) == 0
     assert trust.mean_over_things(values, masks, np.full((1, 4), IGNORE, np.uint8)) == 0
 
