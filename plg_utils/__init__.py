@@ -11,13 +11,16 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     miniature/    the small networks of the embedded world: architecture, training, loading
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
-    cams/         class maps that a weakly supervised method made
+    tags          which classes an image shows, asked of CLIP, a person or a file
+    detectors/    from tags to boxes
     labels        pool, assign, paint: from segments and embeddings to a label map
-    generators/   from samples to pseudo labels
     augment       weak and strong views of an image and its label map
     segmenters/   networks that learn from label maps
     losses/       what a segmenter is taught: one file for each method
     training      fit and predict
+    cams/         coarse class maps: a classifier's, CLIP's, or anybody's
+    generators/   from samples to pseudo labels: one file for each labeller
+    trust         agreement of labellers, and a vote: what labels are worth when there is no truth
     metrics       one confusion matrix, and the scores that follow from it
     diagnosis     kinds of error, borders, calibration: why a label map is wrong
     comparisons   intervals, means and paired differences: whether a difference means something

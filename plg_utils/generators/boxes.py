@@ -1,0 +1,178 @@
+"""Paper C's labels, made without any human label: CLIP tags the image, a detector boxes the tags, SAM cuts them out.
+
+"Enhancing Weakly Supervised Semantic Segmentation with Multi-modal Foundation Models: An End-to-End Approach",
+arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked, what lies on top) is an option.
+
+A pixel in no mask is background: the tags name all that the image shows, so what none of them explains is none of them.
+Paper A's segments have no such list, and leave those pixels open.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from plg_utils import detectors
+from plg_utils import tags as tagging
+from plg_utils.detectors import Boxes
+from plg_utils.encoders import clip
+from plg_utils.generators import Generate
+from plg_utils.masks import sam
+from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
+from plg_utils.tags import Tags
+
+OVERLAPS = ("score", "max_id", "detection_order", "smaller_on_top")
+SMOKE = {
+    "tags_options": {"encoder_options": clip.SMOKE},
+    "detector_options": {"encoder_options": clip.SMOKE},
+    "masks_options": {"checkpoint": None},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class BoxLabel(PseudoLabel):
+    """A pseudo label, and what it was made of."""
+
+    tags: Tags
+    boxes: Boxes
+
+    @property
+    def without_box(self) -> tuple[int, ...]:
+        """Tags that the detector did not find, and that were therefore dropped."""
+        return tuple(index for index in self.tags.classes.tolist() if index not in self.boxes.classes)
+
+
+def build(
+    classes: Classes,
+    *,
+    tags: str | Path | tagging.Tag = "clip",
+    tags_options: dict | None = None,
+    detector: str | detectors.Detect = "clip_boxes",
+    detector_options: dict | None = None,
+    masks: str | sam.Prompt = "sam",
+    masks_options: dict | None = None,
+    dilation: float | None = 0.05,
+    overlap: str = "score",
+) -> Generate:
+    """Load what tags, boxes and cuts out.
+
+    tags: "clip", see `tags.by_clip`; "sample", the tags that a person gave, see `tags.of_samples`; a YAML or JSON file,
+        see `tags.read`; or a function from samples to `Tags`
+    detector: the name of a file in detectors/, or what it has built already
+    masks: "sam", see `masks.sam.build_box_prompter`, or what that has built already
+    tags_options, detector_options, masks_options: of what is built here
+    dilation: see `inside_box`; None keeps what SAM says outside of the box
+    overlap: which mask is on top, see `painting_order`
+    """
+    if overlap not in OVERLAPS:
+        raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
+    tag = _tagger(tags, classes, tags_options or {})
+    detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
+    if isinstance(masks, str):
+        prompt = import_module(f"plg_utils.masks.{masks}").build_box_prompter(**(masks_options or {}))
+    else:
+        prompt = masks
+
+    def generate(samples: Sequence[Sample | np.ndarray]) -> list[BoxLabel]:
+        """Label samples, or images (H, W, 3) uint8 RGB if the tags do not come by an id."""
+        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        tagged = tag([_with_image(*pair) for pair in zip(samples, images, strict=True)])
+        found = detect(images, [of_image.classes.tolist() for of_image in tagged])
+        labels = []
+        prompted = prompt(images, [boxes.xyxy for boxes in found])
+        for of_image, boxes, (of_boxes, _) in zip(tagged, found, prompted, strict=True):
+            if dilation is not None:
+                of_boxes = inside_box(of_boxes, boxes.xyxy, dilation)
+            merged = merge(of_boxes, boxes, overlap=overlap, background=classes.background)
+            labels.append(BoxLabel(merged.label, merged.confidence, of_image, boxes))
+        return labels
+
+    return generate
+
+
+def _tagger(tags: str | Path | tagging.Tag, classes: Classes, options: dict) -> tagging.Tag:
+    """Find what tags the images."""
+    if tags == "clip":
+        return tagging.by_clip(classes, **options)
+    if isinstance(tags, str | Path) and Path(tags).suffix in (".yaml", ".yml", ".json"):
+        return tagging.read(tags, classes, **options)
+    if options:
+        raise ValueError(f"tags_options are of what is built here, and {tags!r} takes none: {', '.join(options)}")
+    if tags == "sample":
+        return tagging.of_samples
+    if isinstance(tags, str | Path):
+        raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
+    return tags
+
+
+def _with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
+    """Let a sample keep the image that was read, because whoever tags it may need it too."""
+    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item
+
+
+def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05) -> np.ndarray:
+    """Empty each mask outside of its box, each side of which is first moved outwards.
+
+    masks: (N, H, W) bool, boxes_xyxy: (N, 4) pixels; a pixel is inside if its centre is
+    dilation: part of the box's width for the left and right side, of its height for top and bottom
+    returns: (N, H, W) bool
+    """
+    masks, boxes = np.asarray(masks), np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    if masks.ndim != 3 or len(masks) != len(boxes):
+        raise ValueError(f"masks {masks.shape} are not (N, H, W) with one for each of {len(boxes)} boxes")
+    left, top, right, bottom = boxes.T[:, :, None]  # (N, 1) each
+    wider, higher = dilation * (right - left), dilation * (bottom - top)
+    x, y = np.arange(masks.shape[2]) + 0.5, np.arange(masks.shape[1]) + 0.5
+    columns = (left - wider <= x) & (x <= right + wider)  # (N, W)
+    rows = (top - higher <= y) & (y <= bottom + higher)  # (N, H)
+    return masks & rows[:, :, None] & columns[:, None, :]
+
+
+def merge(masks: np.ndarray, boxes: Boxes, *, overlap: str = "score", background: int | None = 0) -> PseudoLabel:
+    """Paint the masks of the boxes into one label map; the last one painted is on top.
+
+    masks: (N, H, W) bool; overlap: see `painting_order`
+    returns: a pixel in no mask is background with confidence 1, for the tags leave no other class; IGNORE with 0 if
+        there is no background class. Else the confidence is the score of the box on top
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or len(masks) != len(boxes):
+        raise ValueError(f"masks {masks.shape} are not (N, H, W) with one for each of {len(boxes)} boxes")
+    label = np.full(masks.shape[1:], IGNORE if background is None else background, dtype=np.uint8)
+    confidence = np.full(masks.shape[1:], 0 if background is None else 1, dtype=np.float32)
+    for index in painting_order(boxes, overlap):
+        label[masks[index]] = boxes.classes[index]
+        confidence[masks[index]] = boxes.scores[index].clip(0, 1)
+    return PseudoLabel(label, confidence)
+
+
+def painting_order(boxes: Boxes, overlap: str = "score") -> np.ndarray:
+    """Indices of the boxes in the order in which they are painted: (N,).
+
+    overlap: which mask is on top: "score" that of the highest score; "max_id" that of the highest class, in a class
+        that of the highest score (zhaozhengChen/SAM_WSSS); "detection_order" the last that the detector gave
+        (weixuansun/wsss_sam); "smaller_on_top" that of the smallest box. Of equal ones the later is on top
+    """
+    if overlap == "score":
+        return np.argsort(boxes.scores, kind="stable")
+    if overlap == "max_id":
+        return np.lexsort((boxes.scores, boxes.classes))
+    if overlap == "detection_order":
+        return np.arange(len(boxes))
+    if overlap == "smaller_on_top":
+        width, height = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
+        return np.argsort(-width * height, kind="stable")
+    raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
+
+
+def report(labels: Sequence[BoxLabel]) -> dict[str, int]:
+    """Count what became of the tags of images: what a stage should tell about its work."""
+    return {
+        "images": len(labels),
+        "tags": sum(len(label.tags.classes) for label in labels),
+        "tags without a box": sum(len(label.without_box) for label in labels),
+        "boxes": sum(len(label.boxes) for label in labels),
+        "images without a box": sum(not len(label.boxes) for label in labels),
+    }

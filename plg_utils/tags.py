@@ -1,0 +1,233 @@
+"""Tags: which classes an image shows. CLIP says it without any label, or a file or the data set does.
+
+Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP looks at an image
+in several views, compares each with the words of all classes, and the best view of a class decides. So a small thing
+counts as much as a large one. Which views:
+
+    crops   the image and nine overlapping crops, each embedded by CLIP's class token; for OpenAI's networks
+    dense   each patch of the image; for a network whose patches learned from captions, such as the miniature, whose
+            class token knows little
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from plg_utils import encoders
+from plg_utils.records import Classes, Sample
+
+VIEWS, RULES = ("crops", "dense"), ("softmax", "sigmoid")
+CROPS = 3  # along each side
+PART = 0.5  # of the side; neighbours overlap by half, so that a thing cut by one crop is whole in the next
+
+
+@dataclass(frozen=True, eq=False)
+class Tags:
+    """The classes that an image is said to show."""
+
+    classes: np.ndarray  # (M,) int64, foreground, rising
+    scores: np.ndarray  # (M,) float32 in [0, 1]; 1 where a person or a file said so
+
+
+Tag = Callable[[Sequence[Sample | np.ndarray]], list[Tags]]
+
+
+def by_clip(
+    classes: Classes,
+    *,
+    encoder: str | object = "clip",
+    encoder_options: dict | None = None,
+    views: str | None = None,
+    rule: str | None = None,
+    threshold: float = 0.5,
+    temperature: float | None = None,
+) -> Tag:
+    """Load CLIP and embed the words of the classes once.
+
+    encoder: the name of a file in encoders/, or what it has built already
+    views: "crops" or "dense", see above; None: dense if the network has a `logit_bias`, for it was then taught to
+        answer yes or no for each patch
+    rule, temperature: see `score`; None: sigmoid with that bias, else softmax; the temperature is the network's own
+    threshold: score from which on a class is a tag; the best class always is one. At 0.5 a view is more of the class
+        than of all else (softmax), or the answer is rather yes than no (sigmoid): nothing is tuned on labels
+    """
+    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+    bias = getattr(getattr(encode, "model", None), "logit_bias", None)
+    views = views or ("crops" if bias is None else "dense")
+    rule = rule or ("softmax" if bias is None else "sigmoid")
+    if views not in VIEWS or rule not in RULES:
+        raise ValueError(f'views "{views}" must be one of {VIEWS}, rule "{rule}" one of {RULES}')
+    temperature = own_temperature(encode) if temperature is None else temperature
+    text_embeddings, owner = encode.class_embeddings(classes)
+
+    @torch.no_grad()
+    def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
+        """Tag samples, or images (H, W, 3) uint8 RGB."""
+        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        if views == "dense":
+            embedded = [features.flatten(1).T for features in encode.images(images)]
+        else:
+            embedded = embed_crops(encode, images)
+        return [
+            choose(
+                score(
+                    of_image,
+                    text_embeddings,
+                    owner,
+                    background=classes.background,
+                    rule=rule,
+                    temperature=temperature,
+                    bias=0.0 if bias is None else float(bias),
+                ),
+                classes.foreground,
+                threshold,
+            )
+            for of_image in embedded
+        ]
+
+    return tag
+
+
+def of_samples(samples: Sequence[Sample]) -> list[Tags]:
+    """Take the tags that a person gave: `Sample.tags`, which the loader opens for a stage that may see them."""
+    return [_said(sample.tags()) for sample in samples]
+
+
+def read(path: str | Path, classes: Classes, *, ids: Iterable[str] | None = None) -> Tag:
+    """Read the tags that any tagger wrote: a YAML or JSON file {id: [names of classes]}, one id for each image.
+
+    ids: of all images that will be tagged; the file must then hold these and no others
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML or JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
+        raise ValueError(f"{path} must hold {{id: [names of classes]}} for each image, [] for an image without any")
+    number = {classes.names[index]: index for index in classes.foreground}
+    unknown = sorted({str(name) for names in content.values() for name in names if name not in number})
+    if unknown:
+        raise ValueError(f"{path} has unknown names: {_some(unknown)}; the classes are {', '.join(number)}")
+    tags = {str(id): _said({number[name] for name in names}) for id, names in content.items()}
+    if ids is not None:
+        ids = set(ids)
+        for what, wrong in (("has unknown ids", tags.keys() - ids), ("lacks the tags of", ids - tags.keys())):
+            if wrong:
+                raise ValueError(f"{path} {what}: {_some(sorted(wrong))}")
+
+    def tag(samples: Sequence[Sample]) -> list[Tags]:
+        """Look the tags of samples up by their id."""
+        without_id = [item for item in samples if not isinstance(item, Sample)]
+        if without_id:
+            raise TypeError(f"tags are found by the id of a Sample, which a {type(without_id[0]).__name__} lacks")
+        missing = [sample.id for sample in samples if sample.id not in tags]
+        if missing:
+            raise ValueError(f"{path} lacks the tags of: {_some(missing)}")
+        return [tags[sample.id] for sample in samples]
+
+    return tag
+
+
+def own_temperature(encoder: object) -> float:
+    """Temperature with which an encoder's CLIP was trained, 1 / logit scale; 0.01, that of OpenAI's, if it has none."""
+    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
+    return 0.01 if scale is None else 1 / float(scale.detach().exp())
+
+
+# The steps
+
+
+def class_cosines(
+    embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare embeddings with all words; the cosine of a class is that of its best word.
+
+    embeddings: (V, D) of any length, text_embeddings: (K', D), owner: (K',) the class of each word
+    returns: cosines with the foreground classes in rising order (V, F) and with each background word (V, M)
+    """
+    cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (V, K')
+    is_background = torch.zeros_like(owner, dtype=torch.bool) if background is None else owner == background
+    foreground = owner[~is_background].unique()
+    return torch.stack([cosine[:, owner == k].amax(dim=1) for k in foreground], dim=1), cosine[:, is_background]
+
+
+def score(
+    views: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    owner: torch.Tensor,
+    *,
+    background: int | None = 0,
+    rule: str = "softmax",
+    temperature: float = 0.01,
+    bias: float = 0.0,
+) -> torch.Tensor:
+    """Score the foreground classes of one image by its views.
+
+    views: (V, D) embeddings of any length, text_embeddings: (K', D), owner: (K',) the class of each word
+    rule: "softmax": in each view the softmax of cosine / temperature over the classes and the background words; the
+        class takes the best view. "sigmoid": the answer of a network with a bias, sigmoid of the logarithm of the mean
+        over the views of exp(cosine / temperature + bias), near the best view too; background words are not read
+    returns: (F,) in [0, 1], the foreground classes in rising order
+    """
+    classes, others = class_cosines(views, text_embeddings, owner, background=background)
+    if rule == "sigmoid":
+        logits = classes / temperature + bias
+        return (logits.logsumexp(dim=0) - np.log(len(logits))).sigmoid()
+    return (torch.cat([classes, others], dim=1) / temperature).softmax(dim=1)[:, : classes.shape[1]].amax(dim=0)
+
+
+def choose(scores: torch.Tensor, foreground: Sequence[int], threshold: float) -> Tags:
+    """Keep the classes that score at least the threshold, and the best one in any case.
+
+    scores: (F,), foreground: (F,) the class of each score, rising
+    """
+    scores = scores.detach().cpu().numpy().astype(np.float32)
+    kept = scores >= threshold
+    kept[scores.argmax()] = True
+    return Tags(np.asarray(foreground, dtype=np.int64)[kept], scores[kept])
+
+
+def crop_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Where the views of an image lie: all of it, then CROPS x CROPS crops of PART of its sides, evenly spread.
+
+    size: (H, W); returns: rows and columns of each view, the whole image first
+    """
+    lengths = [max(1, round(side * PART)) for side in size]
+    starts = [
+        np.linspace(0, side - length, CROPS).round().astype(int) for side, length in zip(size, lengths, strict=True)
+    ]
+    crops = [(slice(top, top + lengths[0]), slice(left, left + lengths[1])) for top in starts[0] for left in starts[1]]
+    return [(slice(0, size[0]), slice(0, size[1])), *crops]
+
+
+@torch.no_grad()
+def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """Embed the views of `crop_slices` by the class token of a CLIP with a vision transformer: (10, D) for each image.
+
+    A view is squashed to the square that the network was trained on, so that nothing at its borders is lost.
+
+    encoder: what encoders/clip.py builds; images: (H, W, 3) uint8 RGB
+    """
+    visual = encoder.model.visual
+    square = (visual.input_resolution,) * 2
+    views = [image[part] for image in images for part in crop_slices(image.shape[:2])]
+    embedded = []
+    for start in range(0, len(views), encoder.batch_size):
+        batch = torch.stack([encoder.preprocess(view, square) for view in views[start : start + encoder.batch_size]])
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
+            embedded.append(visual(batch).float())
+    return list(torch.cat(embedded).split(1 + CROPS**2)) if views else []
+
+
+def _said(classes: Iterable[int]) -> Tags:
+    classes = np.array(sorted(classes), dtype=np.int64)
+    return Tags(classes, np.ones(len(classes), dtype=np.float32))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,201 @@
+"""Tags: CLIP's against plain loops and a toy, files of tags, and what they must refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import reference_boxes
+import torch
+import torch.nn.functional as F
+
+from plg_utils import encoders, tags
+from plg_utils.records import Classes, Sample, TruthHidden
+
+CLASSES = Classes(
+    ("background", "red", "green", "blue"),
+    (("white", "black"), ("red", "pink"), ("green",), ("blue",)),
+    ((0, 0, 0),) * 4,
+    templates=("{}",),
+)
+COLOURS = {
+    "white": (1, 1, 1),
+    "black": (0.05, 0.05, 0.05),
+    "red": (1, 0, 0),
+    "pink": (1, 0.5, 0.5),
+    "green": (0, 1, 0),
+    "blue": (0, 0, 1),
+}
+
+
+class ColourEncoder:
+    """A word is its colour, a patch of 4 x 4 pixels its mean colour, in `model` the class token the mean of all."""
+
+    batch_size, precision, device = 3, "fp32", torch.device("cpu")
+
+    def __init__(self, **of_model):
+        def visual(pixels):
+            self.seen.append(tuple(pixels.shape))
+            return pixels.mean(dim=(2, 3))
+
+        self.seen = []
+        visual.input_resolution = 8
+        self.model = type("Model", (), {"visual": visual, **of_model})
+
+    def images(self, images):
+        return [F.avg_pool2d(torch.tensor(image).permute(2, 0, 1)[None].float(), 4)[0] for image in images]
+
+    def preprocess(self, image, size):
+        return F.interpolate(torch.tensor(image).permute(2, 0, 1)[None].float(), size=size)[0]
+
+    def texts(self, phrases):
+        return F.normalize(torch.tensor([COLOURS[phrase] for phrase in phrases]).float(), dim=1)
+
+    def class_embeddings(self, classes):
+        return encoders.class_embeddings(self.texts, classes)
+
+
+def picture(*places, size=(16, 16)):
+    """White, with squares of a colour at rows and columns."""
+    image = np.full((*size, 3), 255, dtype=np.uint8)
+    for colour, rows, columns in places:
+        image[rows, columns] = [round(255 * part) for part in COLOURS[colour]]
+    return image
+
+
+SMALL = picture(("red", slice(0, 4), slice(0, 4)), ("blue", slice(8, 16), slice(8, 16)))
+
+
+def test_the_score_is_that_of_the_best_view_and_word():
+    rng = np.random.default_rng(0)
+    views, texts = rng.normal(size=(5, 4)), rng.normal(size=(7, 4))
+    owner = [2, 0, 1, 1, 0, 3, 2]
+    for background in (0, None):
+        expected = reference_boxes.tag_scores(views, texts, owner, background, 0.2)
+        scores = tags.score(
+            torch.tensor(views), torch.tensor(texts), torch.tensor(owner), background=background, temperature=0.2
+        )
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+        assert len(scores) == (3 if background == 0 else 4)
+
+
+def test_the_answer_yes_or_no_is_pooled_as_the_miniature_was_trained():
+    from plg_utils.miniature import clip as miniature
+
+    torch.manual_seed(0)
+    views, texts = F.normalize(torch.randn(6, 4), dim=1), F.normalize(torch.randn(3, 4), dim=1)
+    scores = tags.score(views, texts, torch.arange(1, 4), rule="sigmoid", temperature=1 / 17, bias=-4.0)
+    logits = 17 * views @ texts.T - 4
+    pooled = miniature.pool_regions(logits[None], torch.zeros(1, 6, dtype=torch.long), 1)[0, 0]
+    np.testing.assert_allclose(scores, pooled.sigmoid(), rtol=1e-5)
+
+
+def test_small_things_are_seen_by_some_view():
+    """The red square fills a patch, and a quarter of a crop; the blue one fills a crop; the mean of all is white."""
+    for views in ("dense", "crops"):
+        encoder = ColourEncoder()
+        tag = tags.by_clip(CLASSES, encoder=encoder, views=views, rule="softmax", temperature=0.02)
+        blue, small, none = tag([picture(("blue", slice(0, 16), slice(0, 8))), SMALL, picture()])
+        assert blue.classes.tolist() == [3]
+        assert small.classes.tolist() == ([1, 3] if views == "dense" else [3])
+        assert len(none.classes) == 1  # the best class is a tag though it scores next to nothing
+        assert none.scores[0] < 0.1 < 0.5 < small.scores.min()
+        assert small.classes.dtype == np.int64
+        assert small.scores.dtype == np.float32
+    assert encoder.seen == [(3, 3, 8, 8)] * 10  # 3 images x 10 views, batch by batch
+
+
+def test_the_crops_are_half_as_long_and_overlap_by_half():
+    whole, *crops = tags.crop_slices((9, 16))
+    assert whole == (slice(0, 9), slice(0, 16))
+    assert [(crop[0].start, crop[0].stop) for crop in crops[::3]] == [(0, 4), (2, 6), (5, 9)]
+    assert [(crop[1].start, crop[1].stop) for crop in crops[:3]] == [(0, 8), (4, 12), (8, 16)]
+    assert len(tags.crop_slices((1, 1))) == 10
+    image = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
+    (views,) = tags.embed_crops(ColourEncoder(), [image])
+    assert views.shape == (10, 3)
+    np.testing.assert_allclose(views[6], image[2:6, 8:16].repeat(2, axis=0).mean(axis=(0, 1)), rtol=1e-5)
+
+
+def test_views_and_rule_follow_the_network():
+    """The sigmoid does not know background words: white counts for each colour, and not with the softmax."""
+    yes_or_no = {"logit_scale": torch.tensor(50.0).log(), "logit_bias": torch.tensor(-40.0)}
+    assert tags.own_temperature(ColourEncoder(**yes_or_no)) == pytest.approx(0.02)
+    assert tags.own_temperature(object()) == 0.01
+    encoder = ColourEncoder(**yes_or_no)
+    (dense,) = tags.by_clip(CLASSES, encoder=encoder)([SMALL])
+    assert encoder.seen == []
+    expected = tags.by_clip(CLASSES, encoder=encoder, views="dense", rule="sigmoid", temperature=0.02)([SMALL])[0]
+    np.testing.assert_array_equal(dense.scores, expected.scores)
+    assert dense.classes.tolist() == [1, 3]
+    encoder = ColourEncoder(logit_scale=yes_or_no["logit_scale"])
+    (crops,) = tags.by_clip(CLASSES, encoder=encoder)([SMALL])
+    assert len(encoder.seen) > 0
+    assert crops.classes.tolist() == [3]
+    with pytest.raises(ValueError, match='rule "cosine"'):
+        tags.by_clip(CLASSES, encoder=encoder, rule="cosine")
+
+
+def test_the_miniature_and_a_clip_of_the_package_tag():
+    options = {"encoder_options": {"checkpoint": None}}
+    images = [SMALL, picture(size=(12, 20))]
+    words = Classes(CLASSES.names, ((), ("a house",), ("a tree",), ("a boat",)), CLASSES.colours)
+    for views in ("dense", "crops"):
+        for each in tags.by_clip(words, views=views, **options)(images):
+            assert set(each.classes.tolist()) <= {1, 2, 3}
+            assert (np.diff(each.classes) > 0).all()
+            assert ((0 <= each.scores) & (each.scores <= 1)).all()
+
+
+def test_the_threshold_is_reached_by_equality_and_the_best_always_stays():
+    chosen = tags.choose(torch.tensor([0.5, 0.25, 0.75]), (1, 2, 4), 0.5)
+    assert (chosen.classes.tolist(), chosen.scores.tolist()) == ([1, 4], [0.5, 0.75])
+    chosen = tags.choose(torch.tensor([0.5, 0.25, 0.75]), (1, 2, 4), 0.9)
+    assert chosen.classes.tolist() == [4]
+
+
+def samples(*ids):
+    return [Sample(id, lambda: SMALL) for id in ids]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_tags_of_a_file_are_found_by_the_id(tmp_path, suffix):
+    path = tmp_path / f"tags.{suffix}"
+    path.write_text(json.dumps({"a": ["green", "red", "red"], "b": [], "7": ["blue"]}), encoding="utf-8")
+    read = tags.read(path, CLASSES, ids=["7", "b", "a"])
+    found = read(samples("b", "7", "a"))
+    assert [each.classes.tolist() for each in found] == [[], [3], [1, 2]]
+    assert [each.scores.tolist() for each in found] == [[], [1], [1, 1]]
+
+
+def test_files_of_tags_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "tags.yaml"
+
+    def read(text, **options):
+        path.write_text(text, encoding="utf-8")
+        return tags.read(path, CLASSES, **options)
+
+    with pytest.raises(ValueError, match="unknown names: purple; the classes are red, green, blue"):
+        read("a: [red, purple]")
+    with pytest.raises(ValueError, match="unknown names: background"):
+        read("a: [background]")
+    with pytest.raises(ValueError, match="must hold {id:"):
+        read("a: red")
+    with pytest.raises(ValueError, match="must hold {id:"):
+        read("[a, b]")
+    with pytest.raises(ValueError, match="not readable YAML"):
+        read("a: [red")
+    with pytest.raises(ValueError, match="has unknown ids: c, d"):
+        read("{a: [red], c: [], d: []}", ids=["a"])
+    with pytest.raises(ValueError, match="lacks the tags of: b"):
+        read("a: [red]", ids=["a", "b"])
+    with pytest.raises(ValueError, match="lacks the tags of: b"):
+        read("a: [red]")(samples("a", "b"))
+    with pytest.raises(TypeError, match="which a ndarray lacks"):
+        read("a: [red]")([SMALL])
+
+
+def test_tags_of_samples_are_those_that_the_loader_opened():
+    (open_,) = tags.of_samples([Sample("a", lambda: SMALL, read_tags=lambda: (1, 3))])
+    assert (open_.classes.tolist(), open_.scores.tolist()) == ([1, 3], [1, 1])
+    with pytest.raises(TruthHidden):
+        tags.of_samples(samples("a"))
