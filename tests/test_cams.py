@@ -1,14 +1,15 @@
-"""Cue maps: what a folder of them must hold."""
+"""Cue maps: the contract of every source, what a folder of maps must hold, and what sources with scores share."""
 
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_cams as reference
 from PIL import Image
 
 from plg_utils import cams, files
-from plg_utils.records import IGNORE, Sample
+from plg_utils.records import IGNORE, Sample, TruthHidden
 
 FILES = sorted(path.stem for path in Path(cams.__file__).parent.glob("[a-z]*.py"))
 
@@ -107,3 +108,96 @@ def test_an_image_without_id_is_refused(folder, squares):
     root, samples = folder
     with pytest.raises(TypeError, match="by the id of a Sample, which a ndarray lacks"):
         cams.build("folder", squares.classes, root=root)([samples[0], squares.image])
+
+
+# What sources with scores share
+
+
+def random_cams(rng, size=(4, 5)):
+    """CAMs of 0 to 3 classes in steps of a quarter, so that scores are equal to each other and to thresholds."""
+    tags = tuple(sorted(rng.choice([1, 2, 3], size=int(rng.integers(0, 4)), replace=False).tolist()))
+    return cams.Cams(tags, (rng.integers(0, 5, (len(tags), *size)) / 4).astype(np.float32))
+
+
+def test_labels_of_cams_equal_the_loop():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        each = random_cams(rng)
+        for threshold in (0.0, 0.25, 0.6, 1.0):
+            label = cams.label_from_cams(each.maps, each.tags, threshold)
+            assert label.dtype == np.uint8
+            np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, threshold))
+
+
+def test_a_score_at_the_threshold_is_background_and_the_first_of_equal_classes_counts():
+    maps = np.array([[[0.2, 0.5, 0.3, 0.9]], [[0.1, 0.5, 0.4, 0.2]]], dtype=np.float32)
+    np.testing.assert_array_equal(cams.label_from_cams(maps, (3, 7), 0.3), [[0, 3, 7, 3]])
+    np.testing.assert_array_equal(cams.label_from_cams(maps, (3, 7), 0.5), [[0, 0, 0, 3]])
+    np.testing.assert_array_equal(cams.label_from_cams(maps, (3, 7), 0.5, background=9), [[9, 9, 9, 3]])
+    np.testing.assert_array_equal(cams.label_from_cams(maps[:0], (), 0.5), [[0, 0, 0, 0]])
+
+
+def test_a_scored_cue_labels_in_portions(monkeypatch):
+    monkeypatch.setattr(cams, "TOGETHER", 2)
+    rng = np.random.default_rng(1)
+    made = [random_cams(rng) for _ in range(5)]
+    asked = []
+
+    def scores(numbers):
+        asked.append(list(numbers))
+        return [made[number] for number in numbers]
+
+    cue = cams.ScoredCue(scores, threshold=0.25, background=0)
+    labels = cue(range(5))
+    assert asked == [[0, 1], [2, 3], [4]]
+    for each, label in zip(made, labels, strict=True):
+        np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, 0.25))
+    assert cue([]) == []
+    with pytest.raises(ValueError, match="these classes have none"):
+        cams.ScoredCue(scores, threshold=0.25, background=None)
+
+
+def right_part(truths, labels):
+    return np.mean([np.mean(truth == label) for truth, label in zip(truths, labels, strict=True)])
+
+
+def test_the_threshold_that_fits_best_is_chosen_in_the_middle_of_equal_ones():
+    two = [
+        cams.Cams((2,), np.array([[[0.1, 0.3, 0.7, 0.9]]], dtype=np.float32)),
+        cams.Cams((), np.zeros((0, 1, 4), dtype=np.float32)),
+    ]
+    truths = [np.array([[0, 0, 2, 2]], dtype=np.uint8), np.zeros((1, 4), dtype=np.uint8)]
+    choice = cams.choose_threshold(two, truths, [0.0, 0.2, 0.4, 0.5, 0.6, 0.8], mean_iou=right_part)
+    np.testing.assert_allclose(choice.mean_iou, [0.75, 0.875, 1, 1, 1, 0.875])
+    assert choice.threshold == 0.5
+    np.testing.assert_array_equal(choice.grid, [0.0, 0.2, 0.4, 0.5, 0.6, 0.8])
+    for grid in ([], [0.2, 0.2], [0.5, 0.1]):
+        with pytest.raises(ValueError, match="must rise and not be empty"):
+            cams.choose_threshold(two, truths, grid, mean_iou=right_part)
+
+
+def test_who_says_which_classes_are_there(squares):
+    tagged = [Sample("a", None, None, lambda: (2,)), Sample("b", None, None, lambda: ())]
+    assert cams.tagger("given", squares.classes)(tagged) == [(2,), ()]
+    assert cams.tagger("all", squares.classes)([*tagged, squares.image]) == [(1, 2, 3)] * 3
+    (first, second) = cams.tagger(lambda samples: [[3, 1, 3], np.array([2])], squares.classes)(tagged)
+    assert (first, second) == ((1, 3), (2,)) and type(second[0]) is int
+
+
+def test_tags_that_are_closed_or_wrong_are_refused(squares):
+    with pytest.raises(TruthHidden, match="the tags of a do not exist, or this stage may not see them"):
+        cams.tagger("given", squares.classes)([Sample("a", None, lambda: squares.truth)])
+    with pytest.raises(TypeError, match='no tags to be "given"'):
+        cams.tagger("given", squares.classes)([squares.image])
+    with pytest.raises(ValueError, match="tags is 'none'; right are"):
+        cams.tagger("none", squares.classes)
+    with pytest.raises(ValueError, match=r"tags of image 1 hold \[0, 4\]; right are \[1, 2, 3\]"):
+        cams.tagger(lambda samples: [(1,), (0, 2, 4)], squares.classes)([None, None])
+    with pytest.raises(ValueError, match="the tags of 1 images were given for 2 samples"):
+        cams.tagger(lambda samples: [(1,)], squares.classes)([None, None])
+
+
+def test_images_of_one_size_go_together():
+    a, b = (4, 5), (5, 4)
+    assert list(cams.same_size([a, b, a, a, b], 2)) == [[0, 2], [3], [1, 4]]
+    assert list(cams.same_size([], 2)) == []

@@ -11,7 +11,7 @@ takes them so, in order to fit any method. A source that has scores builds a `Sc
 try other thresholds without running a network again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -20,7 +20,7 @@ import numpy as np
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
-Tags = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
+TagSource = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
 
 TOGETHER = 256  # images whose scores are held in memory at once
 
@@ -103,7 +103,7 @@ def choose_threshold(
     return ThresholdChoice(float(grid[best[len(best) // 2]]), grid, curve)
 
 
-def tagger(tags: str | Tags, classes: Classes) -> Callable[[Sequence[Sample | np.ndarray]], list[tuple[int, ...]]]:
+def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample | np.ndarray]], list[tuple[int, ...]]]:
     """Make the function that says which classes are in each image, rising.
 
     tags: "given" reads the samples' image-level labels; "all" asks for every foreground class, so it needs no label;
@@ -120,7 +120,7 @@ def tagger(tags: str | Tags, classes: Classes) -> Callable[[Sequence[Sample | np
                 raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
             answers = [sample.tags() for sample in samples]
         else:
-            answers = list(tags(samples))
+            answers = [[int(index) for index in answer] for answer in tags(samples)]
         if len(answers) != len(samples):
             raise ValueError(f"the tags of {len(answers)} images were given for {len(samples)} samples")
         for number, answer in enumerate(answers):
@@ -135,3 +135,11 @@ def tagger(tags: str | Tags, classes: Classes) -> Callable[[Sequence[Sample | np
 def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
     """Read the images of samples, where they are not images already."""
     return [item.image() if isinstance(item, Sample) else item for item in samples]
+
+
+def same_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Give the indices of images that can go through a network together: of one size, at most batch_size."""
+    for size in dict.fromkeys(sizes):
+        same = [index for index, other in enumerate(sizes) if other == size]
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]

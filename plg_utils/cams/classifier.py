@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plg_utils import augment, files, runs, training
-from plg_utils.cams import Cams, ScoredCue, Tags, images_of, tagger
+from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, same_size, tagger
 from plg_utils.records import Classes, Sample
 from plg_utils.segmenters import deeplabv3plus
 
@@ -193,7 +193,7 @@ def build(
     classes: Classes,
     *,
     weights: str | Path | None,
-    tags: str | Tags = "given",
+    tags: str | TagSource = "given",
     scales: Sequence[float] = SCALES,
     flip: bool = True,
     normalisation: str = "max",
@@ -218,22 +218,12 @@ def build(
     def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
         images, found = images_of(samples), tags_of(samples)
         made: list = [None] * len(images)
-        sizes = [image.shape[:2] for image in images]
-        for size in dict.fromkeys(sizes):
-            same = [index for index, other in enumerate(sizes) if other == size]
-            for start in range(0, len(same), batch_size):
-                chosen = same[start : start + batch_size]
-                batch = np.stack([training.check_image(images[index], f"image {index}") for index in chosen])
-                maps = cams(
-                    model,
-                    batch,
-                    [found[index] for index in chosen],
-                    scales=scales,
-                    flip=flip,
-                    normalisation=normalisation,
-                )
-                for index, of_image in zip(chosen, maps, strict=True):
-                    made[index] = Cams(found[index], of_image)
+        for chosen in same_size([image.shape[:2] for image in images], batch_size):
+            batch = np.stack([training.check_image(images[index], f"image {index}") for index in chosen])
+            asked = [found[index] for index in chosen]
+            maps = cams(model, batch, asked, scales=scales, flip=flip, normalisation=normalisation)
+            for index, of_image in zip(chosen, maps, strict=True):
+                made[index] = Cams(found[index], of_image)
         return made
 
     return ScoredCue(scores, threshold=threshold, background=classes.background)

@@ -1,0 +1,208 @@
+"""CAMs of CLIP asked by words, as in CLIP-ES (github.com/linyq2117/CLIP-ES): no training at all.
+
+The mean of an image's patch tokens is compared with the words of the classes that are in it and of the background. How
+much a place speaks for a class is the Grad-CAM of the class's probability at the first norm of the last block; the
+words of the background compete, so that a road is not taken for a car. The attention of the last layers then carries
+each class to similar places nearby. As in their code, one size and no mirror image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clip.model import VisionTransformer
+
+from plg_utils import encoders
+from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, same_size, tagger
+from plg_utils.encoders import clip
+from plg_utils.records import Classes, Sample
+
+SMOKE = {"encoder_options": clip.SMOKE, "tags": "all"}
+
+THRESHOLD = 0.5  # what the background score 1 - max(CAM) of eval_cam_with_crf.py comes to
+LAYERS = 2 / 3  # part of all whose attention refines: 8 of 12
+PLACES = ("ln_1", "ln_post")
+BOX = 0.4  # part of the greatest score from which on a place is in a box
+
+
+def build(
+    classes: Classes,
+    *,
+    encoder: str | object = "clip",
+    encoder_options: dict | None = None,
+    tags: str | TagSource = "given",
+    layer: str | None = None,
+    refine: bool = True,
+    layers: int | None = None,
+    threshold: float = THRESHOLD,
+) -> ScoredCue:
+    """Load CLIP and embed the words of the classes once.
+
+    encoder: "clip", or an encoder that it has built; its image_size and resize hold, its dense features are not used
+    tags: which classes are asked for, see `cams.tagger`
+    layer: see `grad_cam`; None: "ln_1", but "ln_post" for the miniature, which with "ln_1" has half the mIoU on the
+        labelled scenes
+    refine, layers: let the mean attention of so many last layers refine the maps; None: two thirds of them, CLIP-ES's 8
+        of 12
+    threshold: of the background, in [0, 1]
+    """
+    if layer not in (None, *PLACES):
+        raise ValueError(f'layer is "{layer}"; right are "ln_1" and "ln_post"')
+    if layers is not None and layers < 1:
+        raise ValueError(f"layers={layers} must be at least 1; refine=False leaves the attention out")
+    if classes.background is None or not classes.words[classes.background]:
+        raise ValueError("a class is told from the words of the background, of which the class file has none")
+    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+    text_embeddings, owner = encode.class_embeddings(classes)
+    scale = encode.model.logit_scale.exp().item()
+    is_miniature = hasattr(encode.model, "logit_bias")
+    place = layer or ("ln_post" if is_miniature else "ln_1")
+    attending = layers or round(LAYERS * len(encode.model.visual.transformer.resblocks))
+    tags_of = tagger(tags, classes)
+
+    def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
+        images, found = images_of(samples), tags_of(samples)
+        made: list = [None] * len(images)
+        sizes = [encode.network_size(image.shape[:2]) for image in images]
+        for chosen in same_size(sizes, encode.batch_size):
+            maps, attention = grad_cam(
+                encode.model.visual,
+                torch.stack([encode.preprocess(images[index], sizes[index]) for index in chosen]),
+                [found[index] for index in chosen],
+                text_embeddings,
+                owner,
+                background=classes.background,
+                scale=scale,
+                layer=place,
+                layers=attending if refine else 0,
+            )
+            for index, of_image, similar in zip(chosen, maps, attention, strict=True):
+                of_image = refined(of_image, similar) if refine and found[index] else of_image
+                made[index] = Cams(found[index], _resized(of_image, images[index].shape[:2]))
+        return made
+
+    return ScoredCue(scores, threshold=threshold, background=classes.background)
+
+
+@torch.enable_grad()
+def grad_cam(
+    visual: VisionTransformer,
+    images: torch.Tensor,
+    tags: Sequence[Sequence[int]],
+    text_embeddings: torch.Tensor,
+    owner: torch.Tensor,
+    *,
+    background: int,
+    scale: float,
+    layer: str = "ln_1",
+    layers: int = 0,
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """Grad-CAM of each class that is in an image, and the image's mean attention in the last layers.
+
+    A class's probability is that of its words together, in the softmax over all words of the classes in the image and
+    of the background. A channel's weight is its mean gradient over all patches; the weighted channels are summed, cut
+    off at 0 and brought to [0, 1].
+
+    images: (B, 3, H, W) normalised, sides multiples of the patch; tags: the classes asked for in each
+    text_embeddings: (K', D) of length 1, owner: (K',) the class of each word; scale: of the cosine, CLIP's logit_scale
+    layer: where the gradient is taken, "ln_1" of the last block (CLIP-ES) or "ln_post", after which comes the pooling
+    layers: how many; with 0 the attention is None
+    returns: (C, h, w) and (h * w, h * w) for each image, C classes in the order of its tags
+    """
+    blocks = list(visual.transformer.resblocks)
+    with torch.no_grad():
+        tokens, grid = _embedded(visual, images)  # (L, B, C), L = 1 + h * w
+        attention = tokens.new_zeros(len(images), len(tokens), len(tokens)) if layers else None
+        for number, block in enumerate(blocks):
+            if attention is not None and number >= len(blocks) - layers:
+                attention += _attend(block, block.ln_1(tokens), need_weights=True)[1] / min(layers, len(blocks))
+            if block is not blocks[-1]:
+                tokens = block(tokens)
+
+    pairs = [(index, name) for index, of_image in enumerate(tags) for name in of_image]
+    maps = []
+    for start in range(0, len(pairs), len(images)):
+        part = pairs[start : start + len(images)]
+        of_image = torch.tensor([index for index, _ in part], device=tokens.device)
+        own = torch.stack([owner == name for _, name in part])  # (M, K') the words of the class
+        asked = torch.stack([torch.isin(owner, owner.new_tensor([*tags[index], background])) for index, _ in part])
+        tokens_in = tokens[:, of_image].detach()  # (L, M, C)
+        activations = blocks[-1].ln_1(tokens_in).detach().requires_grad_()
+        tokens_out = tokens_in + _attend(blocks[-1], activations)[0]
+        tokens_out = tokens_out + blocks[-1].mlp(blocks[-1].ln_2(tokens_out))
+        final = visual.ln_post(tokens_out)
+        if layer == "ln_post":
+            activations = final = final.detach().requires_grad_()
+        embedding = F.normalize(final[1:].mean(dim=0) @ visual.proj, dim=1)  # (M, D)
+        logits = (scale * embedding @ text_embeddings.T).masked_fill(~asked, float("-inf"))  # (M, K')
+        probability = (logits.softmax(dim=1) * own).sum()  # of all pairs together, because they do not touch each other
+        (gradient,) = torch.autograd.grad(probability, activations)
+        weights = gradient[1:].mean(dim=0)  # (M, C)
+        seen = (activations[1:].detach() * weights).sum(dim=2).T.relu()  # (M, h * w)
+        maps += list(_to_unit(seen).unflatten(1, grid))
+    of_images = [[each for each, (index, _) in zip(maps, pairs, strict=True) if index == b] for b in range(len(images))]
+    stacked = [torch.stack(each) if each else tokens.new_zeros(0, *grid) for each in of_images]
+    return stacked, [None] * len(images) if attention is None else list(attention[:, 1:, 1:])
+
+
+def refined(maps: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Carry each map to the places that attend to each other, starting from the boxes around its high scores.
+
+    Rows and columns of the attention are brought to the sum 1 in turn, three times; it is averaged with its transpose,
+    and squared. Their boxes end one cell before the last row and column of the map; ours do not.
+
+    maps: (C, h, w) in [0, 1], at least one; attention: (h * w, h * w), not negative
+    returns: (C, h, w) in [0, 1]
+    """
+    for _ in range(3):
+        attention = attention / attention.sum(dim=0, keepdim=True)
+        attention = attention / attention.sum(dim=1, keepdim=True)
+    attention = (attention + attention.T) / 2
+    attention = attention @ attention
+    kept = maps * boxes(maps > BOX * maps.amax(dim=(1, 2), keepdim=True))
+    return _to_unit(kept.flatten(1) @ attention.T).view_as(maps)
+
+
+def boxes(regions: torch.Tensor) -> torch.Tensor:
+    """Fill the smallest box around each connected part, corners touching.
+
+    regions: (C, h, w) bool, at least one
+    returns: the same shape, bool
+    """
+    numbers = torch.arange(1.0, 1 + regions[0].numel(), device=regions.device).view(regions.shape[1:]) * regions
+    while not torch.equal(spread := F.max_pool2d(numbers, 3, stride=1, padding=1) * regions, numbers):
+        numbers = spread
+    filled = torch.zeros_like(regions)
+    for of_class, parts in zip(filled, numbers, strict=True):
+        for number in parts.unique().tolist():
+            if number:
+                rows, columns = (parts == number).nonzero(as_tuple=True)
+                of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return filled
+
+
+def _embedded(visual: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Tokens (L, B, C) that enter the first block, the class token first, and the grid (h, w) of the others."""
+    patches = visual.conv1(images)  # (B, C, h, w)
+    grid = tuple(patches.shape[2:])
+    tokens = torch.cat([visual.class_embedding.expand(1, len(images), -1), patches.flatten(2).permute(2, 0, 1)])
+    return visual.ln_pre(tokens + clip.position_embedding(visual, grid)[:, None]), grid
+
+
+def _attend(block: torch.nn.Module, normed: torch.Tensor, *, need_weights: bool = False) -> tuple:
+    """Attention of a block: its output (L, B, C), and the mean over its heads (B, L, L) if that is wanted."""
+    return block.attn(normed, normed, normed, need_weights=need_weights)
+
+
+def _to_unit(maps: torch.Tensor) -> torch.Tensor:
+    """Bring each row (M, places) from its least to its greatest value to [0, 1]."""
+    maps = maps - maps.amin(dim=1, keepdim=True)
+    return maps / (maps.amax(dim=1, keepdim=True) + 1e-7)  # of pytorch_grad_cam's scale_cam_image
+
+
+def _resized(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Upsample maps (C, h, w) to (C, *size), on the CPU."""
+    if not len(maps):
+        return np.zeros((0, *size), dtype=np.float32)
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].cpu().numpy()

@@ -1,0 +1,233 @@
+"""CAMs of a classifier: against plain loops, what the training reads and how it goes on, and what is refused."""
+
+import numpy as np
+import pytest
+import reference_cams as reference
+import torch
+from safetensors.torch import save_file
+
+from plg_utils import cams, training
+from plg_utils.cams import classifier
+from plg_utils.records import Classes, Sample, TruthHidden
+
+CLASSES = Classes(("none", "red", "green", "blue"), ((),) * 4, ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)))
+OPTIONS = {"steps": 6, "batch_size": 3, "crop_size": 8, "lr": 0.05, "log_every": 2, "progress": None}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """In place of every network: cells of 4 x 4 pixels."""
+
+    def network(classes, *, seed=0, **options):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return classifier.Classifier(reference.Cells(), classes.foreground)
+
+    monkeypatch.setattr(classifier, "network", network)
+    return network
+
+
+def hidden():
+    raise AssertionError("the truth was read")
+
+
+def scenes(count, side=16):
+    """Dark images with one or two flat-coloured squares; their tags are open, their truth is not."""
+    samples = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        label = np.zeros((side, side), np.uint8)
+        for index in rng.choice([1, 2, 3], size=int(rng.integers(1, 3)), replace=False):
+            top, left = 4 * rng.integers(0, side // 4 - 1, 2)
+            label[top : top + 8, left : left + 8] = index
+        image = np.array(CLASSES.colours, np.uint8)[label]
+        tags = tuple(np.unique(label[label > 0]).tolist())
+        samples.append(Sample(f"{number}", lambda image=image: image, hidden, lambda tags=tags: tags))
+    return samples
+
+
+def colour_label(sample):
+    """The label map of a scene, seen from the image."""
+    return (np.argmax(sample.image(), axis=2) + 1) * (sample.image().max(axis=2) > 0)
+
+
+def random_images(count, size):
+    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
+# CAMs
+
+
+@pytest.mark.parametrize("normalisation", classifier.NORMALISATIONS)
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scales", [(1.0,), (0.5,), (1.0, 0.5, 1.5)])
+def test_cams_equal_the_loop(tiny, scales, flip, normalisation):
+    model = tiny(CLASSES).eval()
+    images, tags = random_images(3, (10, 13)), [(3,), (), (1, 2)]
+    options = {"scales": scales, "flip": flip, "normalisation": normalisation}
+    made = classifier.cams(model, images, tags, **options)
+    for image, of_image, maps in zip(images, tags, made, strict=True):
+        assert maps.dtype == np.float32 and maps.shape == (len(of_image), 10, 13)
+        expected = reference.classifier_cams(model, image, of_image, scales, flip, normalisation)
+        np.testing.assert_allclose(maps, expected, atol=2e-4)
+        if of_image:
+            assert maps.min() >= 0 and 0.99 < maps.max() <= 1
+
+
+def test_normalisation_by_hand():
+    maps = torch.tensor([[[-1.0, 1.0, 3.0]], [[-2.0, -1.0, 0.0]]])
+    by_maximum = classifier.normalise(maps, "max")
+    assert torch.allclose(by_maximum, torch.tensor([[[0, 1 / 3, 1.0]], [[0, 0, 0.0]]]), atol=1e-5)
+    least_is_zero = classifier.normalise(maps + 2, "minmax")  # 1, 3, 5 and 0, 1, 2
+    assert torch.allclose(least_is_zero, torch.tensor([[[0, 0.5, 1.0]], [[0, 0.5, 1.0]]]), atol=3e-5)
+
+
+def test_a_logit_is_the_mean_of_its_activations(tiny):
+    model = tiny(CLASSES).eval()
+    images = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    features = model.encoder(images)[-1].mean(dim=(2, 3))
+    expected = features @ model.classifier.weight[:, :, 0, 0].T  # pooled first, and no bias
+    assert torch.allclose(model(images), expected, atol=1e-6)
+
+
+def test_images_of_all_sizes_come_back_in_their_order(tiny):
+    images = [random_images(1, size)[0] for size in ((8, 12), (12, 8), (8, 12), (9, 9), (8, 12))]
+    tags = [(1,), (2, 3), (), (1, 2), (3,)]
+    options = {"weights": None, "batch_size": 2, "scales": (1.0, 0.5)}
+    cue = cams.build("classifier", CLASSES, tags=lambda items: tags, **options)
+    made = cue.scores(images)
+    model = tiny(CLASSES).eval()
+    for image, of_image, each in zip(images, tags, made, strict=True):
+        alone = classifier.cams(model, image[None], [of_image], scales=(1.0, 0.5))[0]
+        assert each.tags == of_image
+        np.testing.assert_allclose(each.maps, alone, atol=1e-6)
+    for each, label in zip(made, cue(images), strict=True):
+        np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, classifier.THRESHOLD))
+
+
+def test_the_miniature_is_the_encoder_of_the_segmenter():
+    from plg_utils.segmenters import deeplabv3plus
+
+    model = classifier.network(CLASSES, encoder="miniature", pretrained=True, output_stride=16)
+    other = deeplabv3plus.build(2, encoder="miniature", pretrained=True, output_stride=16)
+    images = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval().encoder(images)[-1], other.eval().encoder(images)[-1])
+        assert model.activations(images).shape == (1, 3, 2, 2)
+    again = classifier.network(CLASSES, encoder="miniature", pretrained=True, output_stride=16)
+    fresh = classifier.network(CLASSES, encoder="miniature", pretrained=True, output_stride=16, seed=1)
+    assert training.digest(model) == training.digest(again) != training.digest(fresh)
+
+
+# Training
+
+
+def test_it_finds_the_squares_having_read_nothing_but_tags(tiny, tmp_path):
+    samples = scenes(40)
+    options = OPTIONS | {"steps": 150, "batch_size": 10, "crop_size": 16, "lr": 0.1, "log_every": 50}
+    history = classifier.train(samples, CLASSES, tmp_path / "w.safetensors", **options)
+    assert [row["step"] for row in history] == [50, 100, 150]
+    assert set(history[0]) == {"step", "lr", "total", "right"}
+    assert history[-1]["total"] < history[0]["total"] and history[-1]["right"] > 0.9
+    cue = cams.build("classifier", CLASSES, weights=tmp_path / "w.safetensors", threshold=0.4)
+    right = np.mean([np.mean(label == colour_label(item)) for label, item in zip(cue(samples), samples, strict=True)])
+    assert right > 0.85
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "channels_last": True}])
+def test_a_killed_training_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    straight, broken, state = (tmp_path / name for name in ("straight", "broken", "state"))
+    history = classifier.train(scenes(5), CLASSES, straight, **OPTIONS | options)
+    learning_rate, steps = training.learning_rate, []
+
+    def counted(step, *rest):
+        steps.append(step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return learning_rate(step, *rest)
+
+    monkeypatch.setattr(training, "learning_rate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        classifier.train(scenes(5), CLASSES, broken, state_file=state, **OPTIONS | options)
+    assert state.exists() and not broken.exists()
+    torch.manual_seed(9)  # nothing depends on the random numbers of the process
+    again = classifier.train(scenes(5), CLASSES, broken, state_file=state, **OPTIONS | options)
+    assert steps == [0, 1, 2, 3, 4, 4, 5]
+    assert again == history
+    assert broken.read_bytes() == straight.read_bytes()
+
+
+def test_another_trainings_state_is_refused(tiny, tmp_path):
+    paths = {"weights": tmp_path / "w.safetensors", "state_file": tmp_path / "state.safetensors"}
+    classifier.train(scenes(4), CLASSES, **paths, **OPTIONS)
+    for change, named in (({"lr": 0.01}, "lr: 0.05, now 0.01"), ({"seed": 1}, "seed"), ({"encoder": "x"}, "encoder")):
+        with pytest.raises(ValueError, match=named):
+            classifier.train(scenes(4), CLASSES, **paths, **OPTIONS | change)
+    with pytest.raises(ValueError, match="other tags"):
+        classifier.train(scenes(5), CLASSES, **paths, **OPTIONS)
+
+
+def test_the_seed_decides_views_and_first_weights(tiny, tmp_path):
+    written = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(number)
+        classifier.train(scenes(4), CLASSES, tmp_path / f"{number}", **OPTIONS, seed=seed)
+        written.append((tmp_path / f"{number}").read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_closed_tags_stop_the_training(tiny, tmp_path):
+    closed = [Sample("closed", scenes(1)[0].read_image, hidden)]
+    with pytest.raises(TruthHidden, match="the tags of closed do not exist"):
+        classifier.train(closed, CLASSES, tmp_path / "w.safetensors", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tiny, tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss of step 2 is nan; a smaller lr"):
+        classifier.train(scenes(4), CLASSES, tmp_path / "w.safetensors", **OPTIONS | {"lr": float("nan")})
+
+
+# Weights
+
+
+def test_weights_know_their_network(tmp_path):
+    path = tmp_path / "w.safetensors"
+    model = classifier.network(CLASSES, encoder="miniature", output_stride=16, seed=3).eval()
+    classifier.save(path, model, CLASSES, encoder="miniature", output_stride=16)
+    loaded = classifier.load(path, CLASSES)
+    assert not loaded.training
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded.activations(images), model.activations(images))
+
+
+def test_weights_that_do_not_fit_are_refused(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not there: weights must be a file"):
+        cams.build("classifier", CLASSES, weights=tmp_path / "nowhere")
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="is not a file that cams.classifier.train wrote"):
+        classifier.load(path, CLASSES)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="is not a file that cams.classifier.train wrote"):
+        classifier.load(path, CLASSES)
+    classifier.save(path, tiny(CLASSES), CLASSES, encoder="cells", output_stride=None)
+    others = Classes(("none", "red", "green"), ((),) * 3, ((0, 0, 0),) * 3)
+    with pytest.raises(ValueError, match="was trained for red, green, blue, and asked for red, green: train anew"):
+        classifier.load(path, others)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, r"scales=\(\) must be factors above 0"),
+        ({"scales": (1.0, 0.0)}, "must be factors above 0"),
+        ({"normalisation": "sum"}, 'normalisation is "sum"; right are "max" and "minmax"'),
+        ({"tags": "some"}, "tags is 'some'"),
+    ],
+)
+def test_options_that_are_wrong_are_refused(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        cams.build("classifier", CLASSES, weights=None, **options)
