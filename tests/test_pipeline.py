@@ -18,6 +18,9 @@ TINY = {
     "steps": 1,
     "batch_size": 2,
     "crop_size": 32,
+    "classifier_steps": 2,
+    "classifier_batch_size": 2,
+    "classifier_crop_size": 32,
 }
 
 
@@ -72,6 +75,25 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, monkeypatch):
     assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
     with pytest.raises(ValueError, match="not a readable label map"):
         run_all(broken, tmp_path / "blind", monkeypatch, ["05"])
+
+
+def test_three_labellers_label_the_same_images(world, tmp_path, monkeypatch):
+    """06 labels with the truth closed, says which supervision each labeller had."""
+    found = run_all(world, tmp_path, monkeypatch, ["02", "06"])
+    run = tmp_path / "tiny"
+    data = found["data"]
+    assert all(sample.read_truth is None for sample in (*data.unlabelled, *data.val))
+    assert all(sample.read_tags is None for sample in data.val)
+    labelled_by = [(row["method"], row["supervision"]) for row in files.read_json(run / "summary.json")["rows"]]
+    cams = [("cam", "tags"), ("sepl", "tags")]
+    assert labelled_by == [("segment_match", "none"), *cams, *cams, ("boxes", "none"), ("ensemble", "tags")]
+    for name in ("cam", "cam_clip_text", "sepl", "sepl_clip_text", "boxes", "ensemble"):
+        maps = [
+            files.read_label(run / f"labels_{name}" / f"{sample.id}.png", 11) for sample in found["samples"].values()
+        ]
+        assert {label.shape for label in maps} == {(128, 128)}
+        wanted = "none" if name == "boxes" else "tags"
+        assert files.read_json(run / f"labels_{name}" / "manifest.json")["parameters"]["supervision"] == wanted
 
 
 def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys):
