@@ -44,3 +44,21 @@ def test_local_links_and_pictures_exist():
 def test_the_tree_names_what_there_is():
     for folder in re.findall(r"^  (\w+)/ ", README, re.MULTILINE):
         assert (files.ROOT / "plg_utils" / folder).is_dir(), folder
+
+
+def grid_of(run):
+    """Rows of a published grid."""
+    return files.read_json(files.ROOT / "results" / run / "grid.json")["rows"]
+
+
+def test_each_number_of_the_ablations_was_measured():
+    table = README.split("<!-- ablations -->")[1].split("<!-- /ablations -->")[0]
+    told = [line.split(" | ")[-1].removesuffix(" |").split(" / ") for line in table.strip().splitlines()[2:]]
+    rules = ("cosine", "softmax")
+    measured = [grid_of("ablation_features")]
+    measured += [[row for row in grid_of("ablation_painting") if row["rule"] == rule] for rule in rules]
+    assert told == [[f"{100 * row['miou']:.1f}" for row in rows] for rows in measured]
+    depths = [row["encoder_options"].get("depth") for row in measured[0]]
+    assert depths == [None, 2, 3, 5]
+    overlaps = ["score", "small_on_top", "predicted_iou", "vote"]
+    assert [[row["overlap"] for row in rows] for rows in measured[1:]] == [overlaps, overlaps]
