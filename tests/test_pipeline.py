@@ -102,9 +102,14 @@ def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys)
         files.write_image(tmp_path / "photos" / name, storybook.draw(seed).image[: 70 + seed, :99])
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
     options = {"root": str(tmp_path / "photos"), "classes": ["fish", "house"]}
+    parameters = TINY | {"dataset": "folder", "dataset_options": options, "threshold": None}
     for number in ("00", "01", "02", "05"):
-        execute(number, TINY | {"dataset": "folder", "dataset_options": options, "threshold": None})
+        execute(number, parameters)
     assert "There is no truth to compare with" in capsys.readouterr().out
+    execute("06", parameters | {"cam_sources": []})
+    assert "There is no truth to compare with" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="2 of 2 images have no tags.* set cam_sources = "):
+        execute("06", parameters)
     labels = tmp_path / "results" / "tiny" / "labels_zero_shot"
     assert files.read_label(labels / "one.png", 3).shape == (70, 99)
     assert files.read_label(labels / "two.png", 3).shape == (71, 99)
