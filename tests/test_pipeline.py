@@ -95,6 +95,13 @@ def test_three_labellers_label_the_same_images(world, tmp_path, monkeypatch):
         wanted = "none" if name == "boxes" else "tags"
         assert files.read_json(run / f"labels_{name}" / "manifest.json")["parameters"]["supervision"] == wanted
 
+    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "labeller": "sepl"}
+    refined = execute("03", parameters)
+    one = data.unlabelled[0]
+    expected = files.read_label(run / "labels_sepl" / f"{one.id}.png", 11)
+    assert (refined["zero_shot_label"](one) == expected).all()
+    assert set(files.read_json(run / "refined" / "manifest.json")["parents"]) == {"labels_sepl"}
+
 
 def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys):
     """Sizes that no network was made for, no truth anywhere: labels come out at the photos' sizes, 05 says it."""
