@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from plg_utils import files
+from plg_utils import comparisons, files
 
 README = (files.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -57,8 +57,39 @@ def test_each_number_of_the_ablations_was_measured():
     rules = ("cosine", "softmax")
     measured = [grid_of("ablation_features")]
     measured += [[row for row in grid_of("ablation_painting") if row["rule"] == rule] for rule in rules]
-    assert told == [[f"{100 * row['miou']:.1f}" for row in rows] for rows in measured]
+    assert told[:3] == [[f"{100 * row['miou']:.1f}" for row in rows] for rows in measured]
+    drawn = {}
+    for row in grid_of("ablation_threshold"):
+        drawn.setdefault(row["threshold"], []).append(row["miou"])
+    spread = [comparisons.summarise(drawn[threshold]) for threshold in (None, 0.2)]
+    assert told[3:] == [[f"{100 * found.mean:.1f} ± {100 * found.std:.1f}" for found in spread]]
     depths = [row["encoder_options"].get("depth") for row in measured[0]]
     assert depths == [None, 2, 3, 5]
     overlaps = ["score", "small_on_top", "predicted_iou", "vote"]
     assert [[row["overlap"] for row in rows] for rows in measured[1:]] == [overlaps, overlaps]
+
+
+def test_each_number_of_the_labellers_was_measured():
+    rows = grid_of("compare_labellers_seeds")
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    ways = {}
+    for row in rows:
+        ways.setdefault((row["method"], row["options"].get("cam")), []).append(row)
+
+    def told(values, scale, digits):
+        found = comparisons.summarise(values)
+        return f"{scale * found.mean:.{digits}f} ± {scale * found.std:.{digits}f}"
+
+    columns = ("miou", "precision", "recall", "boundary_f")
+    measured = [[told([row[name] for row in own], 100, 1) for name in columns] for own in ways.values()]
+    assert cells("labellers", skip=2) == measured
+    judged = [ways["segment_match", None], ways["ensemble", None]]
+    signals = ("agreement", "mask stability", "CLIP margin", "all three")
+    measured = [[told([row["trust"][name] for row in own], 1, 2) for own in judged] for name in signals]
+    assert cells("trust", skip=1) == measured
+
+
+def cells(mark, skip):
+    """Cells of the README's table between two marks, without its head and the first columns."""
+    table = README.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
+    return [line.strip("| ").split(" | ")[skip:] for line in table.strip().splitlines()[2:]]
