@@ -360,7 +360,8 @@ def collect(grid: Grid) -> dict:
         if content is None:
             missing.append(point.name)
         else:
-            rows += [row | {"point": point.name} | files.plain(point.values) for row in content["rows"]]
+            own = without_repeats(content["rows"])
+            rows += [row | {"point": point.name} | files.plain(point.values) for row in own]
     return {"run": grid.run, "grid": grid.axes, "points": len(grid.points), "missing": missing, "rows": rows}
 
 
@@ -383,6 +384,16 @@ def remarks(row: dict) -> str:
     more = {"checkpoint": row["checkpoint"]} if row.get("checkpoint", "last") != "last" else {}
     more |= {"split_name": row["split_name"]} if row.get("split_name") else {}
     return cell((row.get("options") or {}) | more)
+
+
+def without_repeats(rows: list[dict]) -> list[dict]:
+    """Rows of a point; one that was added to a summary gives way to the same one by 05_evaluation."""
+
+    def told(row: dict) -> list:
+        return [row.get(key) for key in (*KEYS, "split_name", "seed", "checkpoint", "options")]
+
+    by_evaluation = [told(row) for row in rows if not row.get("added")]
+    return [row for row in rows if not row.get("added") or told(row) not in by_evaluation]
 
 
 def groups(rows: list[dict], names: list[str]) -> dict[tuple, dict[Any, dict]]:

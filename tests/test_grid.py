@@ -544,6 +544,13 @@ def test_pairs_are_of_the_same_point_but_for_methods():
         grid.paired([*rows, rows[0]], axes, "supervised")
 
 
+def test_a_row_that_was_added_gives_way_to_the_same_of_the_evaluation():
+    mine, added = row("direct", 0, 0.5), row("direct", 0, 0.4) | {"added": "06"}
+    other = row("direct", 0, 0.6, options={"cam": "clip_text"}) | {"added": "06"}
+    assert grid.without_repeats([added, mine, other]) == [mine, other]
+    assert grid.without_repeats([added]) == [added]
+
+
 def test_a_method_with_changed_options_is_compared_with_the_plain_one():
     rows = [row("direct", 0, 0.5), row("direct", 0, 0.6, options={"steps": "twice"}), row("unimatch", 0, 0.4)]
     lines = grid.paired(rows, {"seed": [0]}, "direct").splitlines()[1:]

@@ -93,3 +93,16 @@ def cells(mark, skip):
     """Cells of the README's table between two marks, without its head and the first columns."""
     table = README.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0]
     return [line.strip("| ").split(" | ")[skip:] for line in table.strip().splitlines()[2:]]
+
+
+def test_each_number_of_the_networks_was_measured():
+    rows = [row for row in grid_of("labeller_networks") if not row.get("added")]
+    demo = files.read_json(files.ROOT / "results" / "demo" / "summary.json")["rows"]
+    plain = {(row["stage"], row["method"]): row for row in demo if not row["options"]}
+    measured = [
+        [f"{100 * plain[key]['miou']:.1f}" for key in (("zero_shot", "segment_match"), ("segmenter", "direct"))]
+    ]
+    for labeller in ("sepl", "boxes", "ensemble"):
+        own = {row["stage"]: row for row in rows if row["labeller"] == labeller}
+        measured.append([f"{100 * own[stage]['miou']:.1f}" for stage in ("zero_shot", "segmenter")])
+    assert cells("networks", skip=1) == measured
