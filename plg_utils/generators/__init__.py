@@ -5,6 +5,7 @@ to a list of `PseudoLabel` of the same order.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -17,3 +18,8 @@ Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
 def build(name: str, classes: Classes, **options) -> Generate:
     """Build the generator in the file `name`.py for these classes."""
     return import_module(f"{__name__}.{name}").build(classes, **options)
+
+
+def with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
+    """Let a sample keep the image that was read, because whoever is asked about it next may need it too."""
+    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item

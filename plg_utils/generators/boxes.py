@@ -8,7 +8,7 @@ Paper A's segments have no such list, and leave those pixels open.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from plg_utils import detectors
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
-from plg_utils.generators import Generate
+from plg_utils.generators import Generate, with_image
 from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
 from plg_utils.tags import Tags
@@ -78,7 +78,7 @@ def build(
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[BoxLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags do not come by an id."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        tagged = tag([_with_image(*pair) for pair in zip(samples, images, strict=True)])
+        tagged = tag([with_image(*pair) for pair in zip(samples, images, strict=True)])
         found = detect(images, [of_image.classes.tolist() for of_image in tagged])
         labels = []
         prompted = prompt(images, [boxes.xyxy for boxes in found])
@@ -105,11 +105,6 @@ def _tagger(tags: str | Path | tagging.Tag, classes: Classes, options: dict) -> 
     if isinstance(tags, str | Path):
         raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
     return tags
-
-
-def _with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
-    """Let a sample keep the image that was read, because whoever tags it may need it too."""
-    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item
 
 
 def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05) -> np.ndarray:

@@ -10,13 +10,12 @@ Words used here: the region of a class is where the cue map says so; a mask is a
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from plg_utils import cams as cue_sources
 from plg_utils import masks as mask_models
-from plg_utils.generators import Generate
+from plg_utils.generators import Generate, with_image
 from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
 
 MODES = ("official", "paper")
@@ -72,7 +71,7 @@ def build(
         rules accept or reject, so the method has no score of its own.
         """
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        cues = cue([_with_image(*pair) for pair in zip(samples, images, strict=True)])
+        cues = cue([with_image(*pair) for pair in zip(samples, images, strict=True)])
         for number, (item, image, label) in enumerate(zip(samples, images, cues, strict=True)):
             name = item.id if isinstance(item, Sample) else f"image {number}"
             _check_label(f"the cue map of {name}", label, image.shape[:2], classes.num_classes, mode)
@@ -83,11 +82,6 @@ def build(
         return [PseudoLabel(label, (label != IGNORE).astype(np.float32)) for label in labels]
 
     return generate
-
-
-def _with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
-    """Let a sample keep the image that was read, because the cue source needs it too."""
-    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item
 
 
 def merge(
