@@ -2,6 +2,7 @@
 
     python notebooks/run.py demo                 # 00 to 05 with results/demo/parameters.yaml
     python notebooks/run.py demo -p steps 200    # the same with one parameter changed
+    python notebooks/run.py demo -p preset fast  # the same, faster and not as good: see presets.yaml
     python notebooks/run.py demo --publish       # copy the finished run from results/local/demo to results/demo
     python notebooks/run.py table -g labelled 12,24,48 -g seed 0,1,2    # nine runs and a table of their means
     python notebooks/run.py table --dry-run      # which of them are done
@@ -14,6 +15,8 @@ A mapping `grid` in that file, parameter: list of values, makes the run a grid: 
 -g changes or adds one of its parameters; values that hold commas or brackets are written as one YAML list. A list
 `shared` names the stages that points with the same parameters compute once, by default masks and segments. How points
 are kept, shared and gone on with stands in grid.py.
+
+The parameter `preset`, which no notebook has, stands for those that presets.yaml lists under its value.
 """
 
 import argparse
@@ -41,6 +44,7 @@ from plg_utils import files
 NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
 KERNEL_START = 600  # seconds; a busy machine may need minutes
+PRESETS = NOTEBOOKS / "presets.yaml"
 PARTS = ("labelled",)  # whole numbers that may also be told as a part, such as "1/8"
 TRACEBACK_LINES = 12  # shown of a failed cell; the copy holds the rest
 
@@ -153,12 +157,46 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
     return Recipe(run, {path: defaults(path) for path in paths}, values, axes, shared)
 
 
+def all_defaults_of(recipe: Recipe) -> dict[str, Any]:
+    """Parameters of all notebooks of a run, with their defaults."""
+    return {name: default for own in recipe.known.values() for name, default in own.items()}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """The presets: name -> parameters, and in `times` factors of parameters."""
+    return literal(PRESETS.read_text(encoding="utf-8"), str(PRESETS))
+
+
+def settled(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults: the run's values, over them those of the preset, over these the changes."""
+    values = recipe.values | changes
+    preset = values.pop("preset", None)
+    if preset is None:
+        return values
+    before = all_defaults_of(recipe) | values
+    chosen = dict(presets()[preset])
+    factors = chosen.pop("times", {})
+    chosen |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if key in before}
+    for key, value in chosen.items():
+        if key not in before:  # the run trains nothing, say
+            continue
+        if isinstance(value, dict):
+            values[key] = before[key] | value | changes.get(key, {})
+        elif key not in changes:
+            values[key] = value
+    return values
+
+
 def check(recipe: Recipe, values: dict[str, Any]) -> None:
     """Refuse a parameter that no notebook of the run has, or a value of another kind than the default."""
     if "run" in values:
         raise Refused("`run` is the name of the run, the first argument; it is not set as a parameter")
-    all_defaults = {name: default for own in recipe.known.values() for name, default in own.items()}
+    all_defaults = all_defaults_of(recipe)
     for name, value in values.items():
+        if name == "preset":
+            if value is not None and value not in presets():
+                raise Refused(f"there is no preset {value!r}, only {', '.join(presets())}: see {PRESETS.name}")
+            continue
         if name not in all_defaults:
             near = difflib.get_close_matches(str(name), all_defaults)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(all_defaults))}"
@@ -173,8 +211,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
 
 def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
     """The notebooks with their parameters; `name` is what they get as `run`."""
-    values = recipe.values | changes
-    check(recipe, values)
+    check(recipe, recipe.values | changes)
+    values = settled(recipe, changes)
     # A notebook gets only what its own cell of parameters names, in that order.
     return [
         Step(path, {"run": name} | {key: values[key] for key in own if key in values})
@@ -220,22 +258,22 @@ def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any
             check(recipe, {name: value})
             if any(grid.same(value, earlier) for earlier in values[:index]):
                 raise Refused(f"the list of {name} holds {value!r} twice; each value makes points of its own")
-    known = dict.fromkeys(name for own in recipe.known.values() for name in own)
+    known = ["preset", *all_defaults_of(recipe)]
     return {name: axes[name] for name in known if name in axes}
 
 
 def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], folder: Path, published: Path) -> grid.Grid:
     """All points of a run's grid, which keeps its results in `folder` and publishes into `published`."""
-    values = {name: value for name, value in recipe.values.items() if name not in axes}
     points = []
     for chosen in grid.combinations(axes):
-        changed = values | changes | chosen
+        name = grid.name_of(chosen)
+        steps = steps_of(recipe, changes | chosen, name)
+        values = settled(recipe, changes | chosen)
         known = {
-            path.stem: {name: changed.get(name, default) for name, default in own.items()}
+            path.stem: {name: values.get(name, default) for name, default in own.items()}
             for path, own in recipe.known.items()
         }
-        name = grid.name_of(chosen)
-        points.append(grid.Point(name, chosen, steps_of(recipe, changes | chosen, name), known))
+        points.append(grid.Point(name, chosen, steps, known))
     code = {path.stem: code_of(path) for path in recipe.known}
     found = {stage: grid.writer_of(stage, code) for stage in recipe.shared or grid.SHARED if recipe.shared != []}
     unknown = [stage for stage, writer in found.items() if writer is None]

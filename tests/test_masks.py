@@ -115,6 +115,12 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
         assert {name: seen[name] for name in defaults} == defaults
     sam.build(checkpoint="sam_vit_b", points_per_side=7, pred_iou_thresh=0.0)
     assert (seen["points_per_side"], seen["pred_iou_thresh"], seen["stability_score_thresh"]) == (7, 0.0, 0.95)
+    for density, points in ((0.5, 16), (0.75, 24), (0.01, 1)):
+        sam.build(checkpoint="sam_vit_h", density=density)
+        assert seen["points_per_side"] == points
+    for density in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"density is {density}"):
+            sam.build(checkpoint="sam_vit_h", density=density)
 
 
 def test_a_file_must_come_with_its_model(tmp_path):

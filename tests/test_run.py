@@ -135,6 +135,51 @@ def test_labelled_may_be_a_part_of_the_images():
         run.check(recipe, {"steps": "1/8"})
 
 
+def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_path):
+    folders = {name: tmp_path / name for name in ("notebooks", "published")}
+    for folder in folders.values():
+        folder.mkdir()
+    code = 'run = "demo"\nsteps = 100\nprecision = "fp32"\nmask_options = {"checkpoint": "small"}'
+    write_notebook(folders["notebooks"] / "00_works.ipynb", code)
+    write_run(folders, "steps: 40\nmask_options: {checkpoint: large, points: 9}")
+    presets = tmp_path / "presets.yaml"
+    presets.write_text(
+        "fast: {mask_options: {density: 0.5, points: 4}, precision: bf16, crop: 8, times: {steps: 0.2, rounds: 2}}\n"
+        "slow: {}\n"
+    )
+    monkeypatch.setattr(run, "PRESETS", presets)
+
+    def parameters(**changes):
+        (step,) = run.plan("toy", changes, **folders)
+        return {key: value for key, value in step.parameters.items() if key != "run"}
+
+    options = {"checkpoint": "large", "points": 4, "density": 0.5}
+    assert parameters(preset="fast") == {"steps": 8, "mask_options": options, "precision": "bf16"}
+    assert (
+        parameters(preset="slow") == parameters() == {"steps": 40, "mask_options": {"checkpoint": "large", "points": 9}}
+    )
+    changed = parameters(preset="fast", steps=7, precision="fp32", mask_options={"density": 1.0})
+    assert changed == {"steps": 7, "precision": "fp32", "mask_options": {"density": 1.0, "points": 4}}
+    assert run.plan("toy", {"preset": "fast", "steps": 1}, **folders)[0].parameters["steps"] == 1
+
+    with pytest.raises(run.Refused, match="no preset 'faster', only fast, slow"):
+        parameters(preset="faster")
+    code, out, err = call(folders, "toy", "-g", "preset", "slow,fast", "--dry-run")
+    assert code == 0 and "preset=slow  to do" in out and "preset=fast  to do" in out
+    write_run(folders, "preset: fast")
+    assert parameters()["steps"] == 20
+
+
+def test_the_presets_are_of_parameters_that_notebooks_have():
+    recipe = run.read("demo")
+    for name, values in run.presets().items():
+        run.check(recipe, {key: value for key, value in values.items() if key != "times"})
+        assert set(values.get("times", {})) <= set(run.all_defaults_of(recipe))
+        settled = run.settled(recipe, {"preset": name})
+        assert settled["steps"] == round(120 * values["times"]["steps"])
+        assert settled["mask_options"] == {"checkpoint": "miniature_sam"} | values["mask_options"]
+
+
 def test_a_notebook_gets_only_its_own_parameters(toy):
     first, second = run.plan("toy", {"steps": 7}, **toy)
     assert first.parameters == {"run": "toy", "steps": 7, "rate": 0.001}

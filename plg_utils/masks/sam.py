@@ -28,6 +28,7 @@ def build(
     checkpoint: str | None = "miniature_sam",
     model: str | None = None,
     points_per_side: int | None = None,
+    density: float = 1.0,
     points_per_batch: int = 64,
     pred_iou_thresh: float | None = None,
     stability_score_thresh: float | None = None,
@@ -43,6 +44,7 @@ def build(
     checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
     model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
     points_per_side: of the grid of prompts
+    density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
     pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
     stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
     min_mask_region_area: pixels; smaller holes and islands are removed (the package needs OpenCV for that)
@@ -56,9 +58,13 @@ def build(
         "pred_iou_thresh": pred_iou_thresh,
         "stability_score_thresh": stability_score_thresh,
     }
+    chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
+    if not density > 0:
+        raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
+    chosen["points_per_side"] = max(1, round(density * chosen["points_per_side"]))
     generator = Generator(
         load(checkpoint, model).to(runs.device(str(device))),
-        **{name: defaults[name] if value is None else value for name, value in given.items()},
+        **chosen,
         points_per_batch=points_per_batch,
         stability_score_offset=stability_score_offset,
         box_nms_thresh=box_nms_thresh,
