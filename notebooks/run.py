@@ -16,7 +16,8 @@ A mapping `grid` in that file, parameter: list of values, makes the run a grid: 
 `shared` names the stages that points with the same parameters compute once, by default masks and segments. How points
 are kept, shared and gone on with stands in grid.py.
 
-The parameter `preset`, which no notebook has, stands for those that presets.yaml lists under its value.
+The parameter `preset`, which no notebook has, stands for those that presets.yaml lists under its value; -p data_root
+DIR and -p class_file FILE stand for `root` and `classes` in dataset_options.
 """
 
 import argparse
@@ -45,6 +46,7 @@ NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
 KERNEL_START = 600  # seconds; a busy machine may need minutes
 PRESETS = NOTEBOOKS / "presets.yaml"
+SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
 PARTS = ("labelled",)  # whole numbers that may also be told as a part, such as "1/8"
 TRACEBACK_LINES = 12  # shown of a failed cell; the copy holds the rest
 
@@ -167,24 +169,35 @@ def presets() -> dict[str, dict[str, Any]]:
     return literal(PRESETS.read_text(encoding="utf-8"), str(PRESETS))
 
 
+def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Parameters as -p gives them, later ones over earlier ones, with those in SHORT put where they belong."""
+    changes: dict[str, Any] = {}
+    for name, value in given:
+        mapping, key = SHORT.get(name, (None, None))
+        changes |= joined(changes, {mapping: {key: value}}) if mapping else {name: value}
+    return changes
+
+
 def settled(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults: the run's values, over them those of the preset, over these the changes."""
-    values = recipe.values | changes
-    preset = values.pop("preset", None)
-    if preset is None:
-        return values
-    before = all_defaults_of(recipe) | values
-    chosen = dict(presets()[preset])
-    factors = chosen.pop("times", {})
-    chosen |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if key in before}
-    for key, value in chosen.items():
-        if key not in before:  # the run trains nothing, say
-            continue
-        if isinstance(value, dict):
-            values[key] = before[key] | value | changes.get(key, {})
-        elif key not in changes:
-            values[key] = value
-    return values
+    """What differs from the defaults: the run's values, over them those of the preset, over these the changes.
+
+    Of a mapping that stands below, the preset and the changes replace the keys that they name.
+    """
+    values = {key: value for key, value in recipe.values.items() if key != "preset"}
+    name = (recipe.values | changes).get("preset")
+    if name is not None:
+        before = all_defaults_of(recipe) | values
+        preset = {key: value for key, value in presets()[name].items() if key in before}  # some runs train nothing
+        factors = presets()[name].get("times", {})
+        preset |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if key in before}
+        values |= joined(before, preset)
+    return values | joined(values, {key: value for key, value in changes.items() if key != "preset"})
+
+
+def joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Values `above`, in which a mapping keeps the keys of the one below that it does not name."""
+    both = {key for key in above if isinstance(below.get(key), dict) and isinstance(above[key], dict)}
+    return above | {key: below[key] | above[key] for key in both}
 
 
 def check(recipe: Recipe, values: dict[str, Any]) -> None:
@@ -482,7 +495,12 @@ def parser() -> argparse.ArgumentParser:
     )
     told.add_argument("run", metavar="RUN", help="its name, such as demo")
     told.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change a parameter (YAML)"
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="change a parameter (YAML); of a mapping that the run has only the keys named",
     )
     told.add_argument(
         "-g",
@@ -506,7 +524,7 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
     if options.publish and (options.p or options.g):
         command.error("what is published is what parameters.yaml says: write the change there and run again")
     try:
-        changes = {name: literal(value, f"the value of {name}") for name, value in options.p}
+        changes = written_out([(name, literal(value, f"the value of {name}")) for name, value in options.p])
         recipe = read(options.run, notebooks=notebooks, published=published)
         axes = axes_of(recipe, options.g, changes)
         folder, target = files.results_root() / options.run, published / options.run

@@ -118,6 +118,24 @@ def test_a_changed_parameter_is_checked_like_one_of_the_file(toy):
     assert "the value of rate is not readable YAML" in call(toy, "toy", "-p", "rate", "[1")[2]
 
 
+def test_a_changed_mapping_keeps_the_run_s_other_keys(toy, capsys):
+    assert run.main(["voc_92", "-p", "dataset_options", "{root: here, limit: 5}", "--dry-run"]) == 0
+    assert "'dataset_options': {'split': '92', 'root': 'here', 'limit': 5}" in capsys.readouterr().out
+    assert run.main(["demo", "-p", "dataset_options", "{}", "--dry-run"]) == 0  # the run's file does not name it
+    assert "'dataset_options': {}" in capsys.readouterr().out
+    assert run.main(["voc_92", "-p", "data_root", "here", "--dry-run"]) == 0
+    assert "'dataset_options': {'split': '92', 'root': 'here'}" in capsys.readouterr().out
+    short = [
+        ("data_root", "here"),
+        ("class_file", "my.yaml"),
+        ("dataset_options", {"limit": 5}),
+        ("data_root", "there"),
+    ]
+    assert run.written_out(short[:2]) == {"dataset_options": {"root": "here", "classes": "my.yaml"}}
+    assert run.written_out(short) == {"dataset_options": {"limit": 5, "root": "there"}}
+    assert run.joined({"a": {"b": 1}, "c": 2}, {"c": {"d": 3}, "a": None}) == {"c": {"d": 3}, "a": None}
+
+
 def test_numbers_are_read_as_python_reads_them(toy):
     steps = run.plan("toy", {"rate": run.literal("-2E+3", "")}, **toy)
     assert steps[0].parameters == {"run": "toy", "rate": -2000.0}
@@ -159,7 +177,7 @@ def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_pat
         parameters(preset="slow") == parameters() == {"steps": 40, "mask_options": {"checkpoint": "large", "points": 9}}
     )
     changed = parameters(preset="fast", steps=7, precision="fp32", mask_options={"density": 1.0})
-    assert changed == {"steps": 7, "precision": "fp32", "mask_options": {"density": 1.0, "points": 4}}
+    assert changed == {"steps": 7, "precision": "fp32", "mask_options": options | {"density": 1.0}}
     assert run.plan("toy", {"preset": "fast", "steps": 1}, **folders)[0].parameters["steps"] == 1
 
     with pytest.raises(run.Refused, match="no preset 'faster', only fast, slow"):
