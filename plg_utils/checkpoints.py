@@ -4,18 +4,27 @@ A checkpoint is asked for by name (`names()`) or by the path of a file of your o
 world are committed beside their code. The real ones lie in one folder, PLG_CHECKPOINTS in the environment or
 `checkpoints` in the data folder; what is missing there is downloaded once, and where that is not possible the error
 says which file to put where. No file is opened before its SHA-256 was compared.
+
+A repository of the Hugging Face hub is a folder of files, asked for by a name of `names()`, by "hub:owner/name", or by
+"hub:owner/name@commit". Without a commit it is the newest one when the first file comes, and that one from then on. A
+json beside the folder (`<folder>.hub.json`) records the commit and the SHA-256 of each file that is read from it; both
+are enforced ever after. Weights come as safetensors only, because opening a pickle runs what is in it. Files that
+were put into the folder by hand are taken as they are when first used, and from then on must stay so.
 """
 
 import http.client
 import os
+import re
+import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -27,6 +36,9 @@ if TYPE_CHECKING:
 SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 MINIATURE = Path(__file__).parent / "miniature"
 CHUNK = 1 << 20  # bytes
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+WEIGHTS = "model.safetensors"  # as repositories of the hub call their weights
+HARMLESS = (".safetensors", ".json", ".txt")  # nothing in files of these kinds is ever run
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
 
 
@@ -36,16 +48,21 @@ class Checkpoint:
 
     name: str
     licence: str
-    sha256: str | None = None  # None: listed in miniature/SHA256SUMS, or kept by the hub
+    sha256: str | None = None  # None: listed in miniature/SHA256SUMS, or recorded when it came from the hub
     address: str | None = None  # https; None: committed, or on the hub
     size: int | None = None  # bytes, where known
-    hub: str | None = None  # name on the Hugging Face hub, from where transformers loads it
+    hub: str | None = None  # name on the Hugging Face hub, as owner/name
+    revision: str | None = None  # commit there; None: the newest when the first file comes
+    files: tuple[str, ...] = (WEIGHTS,)  # which are needed of the repository
 
     @property
     def file(self) -> str:
         """Name of the file."""
         return self.address.rsplit("/", 1)[1] if self.address else f"{self.name.removeprefix('miniature_')}.safetensors"
 
+
+# What transformers reads of a detector.
+_DETECTOR = ("config.json", WEIGHTS, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 # Addresses: README of facebookresearch/segment-anything.
 _LISTED = (
@@ -71,8 +88,8 @@ _LISTED = (
         address=f"{SAM}/sam_vit_h_4b8939.pth",
         size=2_564_550_879,
     ),
-    Checkpoint("grounding_dino_tiny", "Apache-2.0", hub="IDEA-Research/grounding-dino-tiny"),
-    Checkpoint("grounding_dino_base", "Apache-2.0", hub="IDEA-Research/grounding-dino-base"),
+    Checkpoint("grounding_dino_tiny", "Apache-2.0", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
+    Checkpoint("grounding_dino_base", "Apache-2.0", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
 )
 LISTED = {checkpoint.name: checkpoint for checkpoint in _LISTED}
 
@@ -87,7 +104,7 @@ def clip_checkpoints() -> dict[str, Checkpoint]:
 
 
 def names() -> list[str]:
-    """All names that `locate` knows."""
+    """All names that `locate` knows, besides the repositories "hub:owner/name"."""
     return [*LISTED, *clip_checkpoints()]
 
 
@@ -97,18 +114,23 @@ def folder() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else files.data_root() / "checkpoints"
 
 
-def locate(name: str | Path) -> Path:
-    """Return the verified file of a checkpoint, downloading it if need be; a path of your own is taken as it is."""
+def locate(name: str | Path, *, endpoint: str | None = None, http_on_loopback: bool = False) -> Path:
+    """Return the verified file of a checkpoint, downloading it if need be; a path of your own is taken as it is.
+
+    endpoint: https address of a hub other than the one that huggingface_hub asks
+    http_on_loopback: plain http is allowed from this machine to itself, for tests; else every address must be https
+    returns: a file; of the hub, the folder with the files
+    """
     checkpoint = _known(name)
     if checkpoint is None:
         return Path(name).expanduser().absolute()
     if checkpoint.hub:
-        raise ValueError(f"{name} is no single file: transformers loads it from the hub as {checkpoint.hub}")
+        return _repository(checkpoint, endpoint, http_on_loopback)
     if checkpoint.address is None:
         return _committed(checkpoint)
     path = folder() / checkpoint.file
     if not path.exists():
-        _download(checkpoint, path)
+        _download(checkpoint, path, http_on_loopback)
     found = _remembered_sha256(path)
     if found != checkpoint.sha256:
         raise ValueError(
@@ -118,12 +140,19 @@ def locate(name: str | Path) -> Path:
     return path
 
 
+def locate_weights(name: str | Path) -> Path:
+    """Return the verified file of a checkpoint's weights, also where `locate` returns a folder."""
+    path = locate(name)
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def sha256_of(name: str | Path) -> str:
-    """SHA-256 of a checkpoint, by name or path: what a manifest records."""
+    """SHA-256 of a checkpoint's weights, by name or path: what a manifest records."""
     checkpoint = _known(name)
     if checkpoint is not None and checkpoint.sha256:
         return checkpoint.sha256  # locate() compares the file with it
-    return files.sha256(locate(name))
+    path = locate_weights(name)
+    return _remembered_sha256(path) if checkpoint is not None and checkpoint.hub else files.sha256(path)
 
 
 def freeze() -> None:
@@ -137,14 +166,30 @@ def freeze() -> None:
 
 
 def _known(name: str | Path) -> Checkpoint | None:
-    """Look a name up; None for the path of an existing file."""
+    """Look a name up; None for the path of an existing file, or of a folder with weights as the hub lays them out."""
     if name in LISTED:
         return LISTED[str(name)]
-    if Path(name).expanduser().is_file():
+    if str(name).startswith("hub:"):
+        return _of_hub(str(name))
+    path = Path(name).expanduser()
+    if path.is_file() or (path / WEIGHTS).is_file():
         return None
     if name in clip_checkpoints():
         return clip_checkpoints()[str(name)]
-    raise FileNotFoundError(f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}")
+    raise FileNotFoundError(
+        f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}, and hub:owner/name"
+    )
+
+
+def _of_hub(name: str) -> Checkpoint:
+    """Read the name of a repository of the hub."""
+    parts = re.fullmatch(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([0-9a-f]{40}))?", name, re.ASCII)
+    if parts is None:
+        raise ValueError(
+            f"{name!r} is not hub:owner/name or hub:owner/name@commit, the commit with all its 40 digits: "
+            "branches and tags may move"
+        )
+    return Checkpoint(name, f"that of {parts[1]}", hub=parts[1], revision=parts[2])
 
 
 def _committed(checkpoint: Checkpoint) -> Path:
@@ -178,7 +223,7 @@ def _remembered_sha256(path: Path) -> str:
     return found
 
 
-def _download(checkpoint: Checkpoint, path: Path) -> None:
+def _download(checkpoint: Checkpoint, path: Path, http_on_loopback: bool) -> None:
     """Fetch a checkpoint to `path`, going on where an earlier attempt stopped."""
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +232,7 @@ def _download(checkpoint: Checkpoint, path: Path) -> None:
             return
         try:
             with open(part, "ab") as file:
-                _fetch(checkpoint.address, file, what=path.name)
+                _fetch(checkpoint.address, file, what=path.name, http_on_loopback=http_on_loopback)
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
             if not part.stat().st_size:
                 part.unlink()
@@ -223,18 +268,19 @@ def _alone(place: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _fetch(address: str, file: BinaryIO, *, what: str) -> None:
+def _fetch(address: str, file: BinaryIO, *, what: str, http_on_loopback: bool) -> None:
     """Append to an open file what it does not have yet of what lies at the address."""
     start = file.seek(0, os.SEEK_END)
-    request = urllib.request.Request(_https(address), headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(_checked(address, http_on_loopback), headers=headers)  # noqa: S310
+    opener = urllib.request.build_opener(_CheckedRedirects(http_on_loopback))
     try:
-        response = urllib.request.urlopen(request, timeout=30)  # noqa: S310  _https() looked at it
+        response = opener.open(request, timeout=30)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing lies behind what is here already
             return
         raise
     with response:
-        _https(response.url)  # where it was redirected to
         if start and response.status != 206:  # the server sends all of it
             file.truncate(start := 0)
         length = int(response.headers.get("Content-Length") or 0)
@@ -246,10 +292,129 @@ def _fetch(address: str, file: BinaryIO, *, what: str) -> None:
         raise OSError(f"the connection ended early, after {file.tell():,} of {start + length:,} bytes")
 
 
-def _https(address: str) -> str:
-    if not address.startswith("https://"):
-        raise ValueError(f"{address} is not an https address")
-    return address
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Looks at each address before it is asked."""
+
+    def __init__(self, http_on_loopback: bool):
+        self.http_on_loopback = http_on_loopback
+
+    def redirect_request(self, request, file, code, message, headers, address):
+        """Follow a redirect if its address is allowed."""
+        _checked(address, self.http_on_loopback)
+        return super().redirect_request(request, file, code, message, headers, address)
+
+
+def _checked(address: str, http_on_loopback: bool) -> str:
+    """Return an address if it is https, or, where that is allowed, http on this machine."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme == "https" or (parts.scheme == "http" and http_on_loopback and parts.hostname in LOOPBACK):
+        return address
+    raise ValueError(f"{address} is not an https address")
+
+
+# The hub
+
+
+def _repository(checkpoint: Checkpoint, endpoint: str | None, http_on_loopback: bool) -> Path:
+    """Return the folder of a repository's files, fetched if need be, each compared with its recorded SHA-256."""
+    name = checkpoint.name if checkpoint.name in LISTED else checkpoint.name.replace("hub:", "hub/", 1)
+    place = folder() / name
+    record = _record(place)
+    if any(name not in record["sha256"] or not (place / name).is_file() for name in checkpoint.files):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(place.parent):
+            record = _complete(checkpoint, place, endpoint, http_on_loopback)
+    for name in checkpoint.files:
+        path, wanted = place / name, record["sha256"][name]
+        found = _remembered_sha256(path) if path.suffix == ".safetensors" else files.sha256(path)
+        if found != wanted:
+            raise ValueError(
+                f"{path} is not the file that was first used: its SHA-256 is {found}, {_note(place).name} says "
+                f"{wanted}. Put that one back, or delete this one, and it is fetched again; if you want another "
+                f"revision of {checkpoint.hub}, delete {place} and {_note(place)}"
+            )
+    return place
+
+
+def _note(place: Path) -> Path:
+    """Where the commit and the SHA-256 of a repository's files are recorded."""
+    return place.with_name(f"{place.name}.hub.json")
+
+
+def _record(place: Path) -> dict[str, Any]:
+    """Read what was recorded of a repository's files; commit None: put there by hand, or not there yet."""
+    return files.read_json(_note(place)) if _note(place).exists() else {"commit": None, "sha256": {}}
+
+
+def _complete(checkpoint: Checkpoint, place: Path, endpoint: str | None, http_on_loopback: bool) -> dict[str, Any]:
+    """Fetch the files of a repository that are missing, record the SHA-256 of all, and return the record."""
+    record = _record(place)  # again: another process may have been at it meanwhile
+    missing = [name for name in checkpoint.files if not (place / name).is_file()]
+    if missing and len(missing) < len(checkpoint.files) and record["commit"] is None:
+        raise FileNotFoundError(
+            f"{place} was put there by hand and lacks {', '.join(missing)} of {checkpoint.hub}: fetch what lacks from "
+            f"the same commit on the Hugging Face hub, or delete {place} and {_note(place)}, and all is fetched anew"
+        )
+    for name in checkpoint.files:
+        if name in missing:
+            _fetch_from_hub(checkpoint, name, place, record, endpoint, http_on_loopback)
+        elif name not in record["sha256"]:
+            record["sha256"][name] = files.sha256(place / name)
+            files.write_json(_note(place), record)
+    return record
+
+
+def _fetch_from_hub(
+    checkpoint: Checkpoint, name: str, place: Path, record: dict, endpoint: str | None, http_on_loopback: bool
+) -> None:
+    """Fetch one file of a repository, compare it with what is known of it, record it, and put it into its place."""
+    if not name.endswith(HARMLESS):
+        raise ValueError(f"{name} of {checkpoint.hub} is not fetched: only files that end in {', '.join(HARMLESS)} are")
+    revision = record["commit"] or checkpoint.revision
+    new = place.with_name(f".{place.name}.new")  # what stands in its place was compared before
+    try:
+        try:
+            path, commit, known = _ask_hub(checkpoint.hub, name, revision, new, endpoint, http_on_loopback)
+        except Exception as error:  # the library's are not all OSErrors: some are those of its HTTP client
+            raise FileNotFoundError(
+                f"{name} of {checkpoint.hub} is not here and could not be fetched ({error}). Fetch "
+                f"{', '.join(checkpoint.files)} of {checkpoint.hub}{f' at commit {revision}' if revision else ''} from "
+                f"the Hugging Face hub on a machine with access and put them into {place}"
+            ) from error
+        found, wanted = files.sha256(path), record["sha256"].get(name, known)
+        if wanted not in (None, found):
+            raise ValueError(
+                f"{checkpoint.hub} gave {name} at commit {commit} with SHA-256 {found}, not {wanted}: it was thrown "
+                "away; run again, and if this repeats, something between here and there changes the file"
+            )
+        record["commit"], record["sha256"][name] = commit, found
+        files.write_json(_note(place), record)
+        place.mkdir(exist_ok=True)
+        os.replace(path, place / name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _ask_hub(
+    repository: str, name: str, revision: str | None, new: Path, endpoint: str | None, http_on_loopback: bool
+) -> tuple[str, str, str | None]:
+    """Have huggingface_hub fetch a file into the folder `new`.
+
+    returns: path of the file, its commit, and its SHA-256 if the hub tells one, as it does of large files
+    """
+    import huggingface_hub  # it takes a second
+
+    address = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=endpoint)
+    told = huggingface_hub.get_hf_file_metadata(_checked(address, http_on_loopback), endpoint=endpoint)
+    commit = str(told.commit_hash)
+    if not re.fullmatch("[0-9a-f]{40}", commit) or revision not in (None, commit):
+        raise ValueError(f"the server has commit {commit}, not {revision or 'one of 40 digits'}")
+    _checked(told.location, http_on_loopback)  # from where the library fetches it
+    path = huggingface_hub.hf_hub_download(repository, name, revision=commit, local_dir=new, endpoint=endpoint)
+    return path, commit, told.etag if re.fullmatch("[0-9a-f]{64}", told.etag or "") else None
+
+
+# Reading
 
 
 def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:

@@ -270,8 +270,8 @@ class Stage:
 
 
 def _called(checkpoint: str | Path) -> str:
-    """Name a checkpoint for a manifest: without the folder, if it is a file of one's own."""
-    is_own = checkpoint not in weights.LISTED and Path(checkpoint).is_file()
+    """Name a checkpoint for a manifest: without where it lies, if it is a file or a folder of one's own."""
+    is_own = checkpoint not in weights.LISTED and Path(checkpoint).exists()
     return Path(checkpoint).name if is_own else str(checkpoint)
 
 

@@ -10,7 +10,7 @@ import pytest
 import reference_boxes
 import torch
 
-from plg_utils import checkpoints, detectors
+from plg_utils import checkpoints, detectors, runs
 from plg_utils.detectors import Boxes, clip_boxes, grounding_dino
 from plg_utils.records import Classes
 
@@ -314,29 +314,36 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
     model, processor = network
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
     folder = tmp_path / "grounding_dino_tiny"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    for part in (model, processor.image_processor, processor.tokenizer):  # as the authors laid out theirs
+        part.save_pretrained(folder)
+    assert set(checkpoints.LISTED["grounding_dino_tiny"].files) <= {path.name for path in folder.iterdir()}
     images, tags = random_images((24, 36)), [(1, 3)]
     expected = detectors.build("grounding_dino", CLASSES, **grounding_dino.SMOKE)(images, tags)[0]
     for checkpoint in ("grounding_dino_tiny", folder):
         thresholds = {"box_threshold": 0.0, "text_threshold": 0.0}
         (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **thresholds)(images, tags)
         np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
+    identity = runs.stage(tmp_path / "stage", name="boxes", parameters={}, checkpoints=[folder])._identity
+    assert identity["checkpoints"] == {"grounding_dino_tiny": checkpoints.sha256_of("grounding_dino_tiny")}
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    with pytest.raises(ValueError, match="tokenizer.json is not the file that was first used"):
+        grounding_dino.load("grounding_dino_tiny")
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="model.safetensors.* of IDEA-Research/grounding-dino-tiny"):
+    with pytest.raises(FileNotFoundError, match="lacks model.safetensors of IDEA-Research/grounding-dino-tiny"):
         grounding_dino.load("grounding_dino_tiny")
+    with pytest.raises(FileNotFoundError, match="could not be loaded .*it needs config.json, model.safetensors"):
+        grounding_dino.load(folder)
 
 
 def test_offline_the_error_says_what_to_put_where(network, tmp_path, monkeypatch):
-    import transformers
+    import huggingface_hub
 
-    def offline(source, **options):
-        assert (source, options) == ("IDEA-Research/grounding-dino-base", {"use_safetensors": True})
-        raise OSError("no connection")
+    def offline(address, **options):
+        raise ConnectionError("no connection")
 
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
-    monkeypatch.setattr(transformers.GroundingDinoForObjectDetection, "from_pretrained", offline)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", offline)
     place = re.escape(str(checkpoints.folder() / "grounding_dino_base"))
     with pytest.raises(FileNotFoundError, match=f"no connection.*tokenizer.json.*put them into {place}"):
         grounding_dino.load("grounding_dino_base")

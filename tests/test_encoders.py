@@ -124,6 +124,25 @@ def test_dense_features_equal_plain_loops(small_vision, depth, iterations, tempe
         np.testing.assert_allclose(feature, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("depth", "iterations"), [*((depth, 1 + depth % 3) for depth in range(2, 14)), (7, 1), (7, 3)])
+def test_gem_of_twelve_layers_on_a_rectangular_image_equals_plain_loops(depth, iterations):
+    torch.manual_seed(depth)
+    visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=12, heads=2, output_dim=5).eval()
+    for parameter in visual.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    image = torch.randn(1, 3, 8, 12)  # 2 x 3 patches; the network's own grid is 2 x 2
+    with torch.no_grad():
+        features = clip.dense_features(visual, image, depth=depth, iterations=iterations)
+        position = clip.position_embedding(visual, (2, 3))  # tested by itself
+    state = {name: weight.double().numpy() for name, weight in visual.state_dict().items()}
+    state["positional_embedding"] = position.double().numpy()
+    expected = reference.gem_features(
+        state, image[0].double().numpy(), heads=2, depth=depth, iterations=iterations, temperature=None
+    )
+    assert expected.shape == (5, 2, 3)
+    np.testing.assert_allclose(features[0], expected, atol=1e-5)
+
+
 def test_plain_features_are_the_final_tokens_of_the_package(small_vision):
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():

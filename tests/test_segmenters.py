@@ -6,8 +6,10 @@ import pytest
 import reference_training
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
-from plg_utils import segmenters
+from plg_utils import checkpoints, segmenters
+from plg_utils.segmenters import deeplabv3plus, smp
 
 FILES = sorted(path.stem for path in Path(segmenters.__file__).parent.glob("[!_]*.py"))
 
@@ -84,3 +86,92 @@ def test_the_full_size_is_that_of_unimatch():
     assert round(million, 1) == 59.5  # as its training logs say
     assert network.head.reduce[0].out_channels == 48
     assert [branch[0].dilation[0] for branch in network.head.aspp.branches] == [1, 6, 12, 18]
+
+
+# Weights of encoders
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_without_pretraining_there_is_no_checkpoint(name):
+    module = import_module(f"plg_utils.segmenters.{name}")
+    assert module.checkpoint(**module.SMOKE) is None
+    assert module.checkpoint() is None
+
+
+def put_there(monkeypatch, folder, name, state):
+    """Lay weights where those of a repository are looked for."""
+    monkeypatch.setenv("PLG_CHECKPOINTS", str(folder))
+    place = folder / name.replace("hub:", "hub/")
+    place.mkdir(parents=True)
+    save_file(state, place / "model.safetensors")
+
+
+def randomised(network):
+    """State dict with values that no initialisation gives, whatever the layer."""
+    rng = torch.Generator().manual_seed(7)
+    state = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    for value in state.values():
+        if value.is_floating_point():
+            value.uniform_(0.5, 1, generator=rng)
+    return state
+
+
+def test_weights_of_a_timm_encoder_come_through_checkpoints(tmp_path, monkeypatch):
+    import timm
+
+    options = {"encoder": "test_resnet", "width": 8, "skip": 4, "rates": (1, 2, 3)}
+    state = randomised(timm.create_model("test_resnet"))
+    assert "fc.weight" in state  # as the hub has it, for the classes of ImageNet
+    name = deeplabv3plus.checkpoint(**options, pretrained=True)
+    assert name == "hub:timm/test_resnet.r160_in1k"
+    assert name == deeplabv3plus.checkpoint(encoder="test_resnet.r160_in1k", pretrained=True)
+    put_there(monkeypatch, tmp_path, name, state)
+    path = checkpoints.locate_weights(name)
+    for pretrained in (True, name, path, str(path)):
+        network = segmenters.build("deeplabv3plus", 3, **options, pretrained=pretrained)
+        loaded = network.encoder.network.state_dict()
+        assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
+    save_file(state | {"fc.bias": state["fc.bias"] + 1}, path)
+    with pytest.raises(ValueError, match="model.safetensors is not the file that was first used"):
+        segmenters.build("deeplabv3plus", 3, **options, pretrained=True)
+
+
+def test_weights_of_an_smp_encoder_come_through_checkpoints(tmp_path, monkeypatch):
+    state = randomised(segmenters.build("smp", 3, **smp.SMOKE).encoder)
+    name = smp.checkpoint(encoder="mobilenet_v2", pretrained=True)
+    assert name == smp.checkpoint(encoder="mobilenet_v2", pretrained="imagenet", architecture="FPN")
+    settings = smp.listed["mobilenet_v2"]["pretrained_settings"]["imagenet"]
+    assert name == f"hub:{settings['repo_id']}@{settings['revision']}"
+    put_there(monkeypatch, tmp_path, name, state)
+    loaded = segmenters.build("smp", 3, **smp.SMOKE, pretrained=True).encoder.state_dict()
+    assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+
+def test_every_weight_that_smp_lists_has_a_commit():
+    for encoder, entry in smp.listed.items():
+        for weights in entry["pretrained_settings"]:
+            name = smp.checkpoint(encoder=encoder, pretrained=weights)
+            assert checkpoints._of_hub(name).revision
+
+
+def test_weights_that_nobody_pins_are_refused():
+    with pytest.raises(ValueError, match="timm lists no model.safetensors on the hub for resnetx"):
+        segmenters.build("deeplabv3plus", 3, encoder="resnetx", pretrained=True)
+    for pretrained in (True, False):
+        with pytest.raises(ValueError, match="hf-hub:timm/resnet10t.c3_in1k"):
+            segmenters.build("deeplabv3plus", 3, encoder="hf-hub:timm/resnet10t.c3_in1k", pretrained=pretrained)
+    with pytest.raises(ValueError, match="no weights 'imagenet' for tu-resnet18, only none"):
+        segmenters.build("smp", 3, encoder="tu-resnet18", pretrained=True)
+    with pytest.raises(ValueError, match="no weights 'coco' for mobilenet_v2, only imagenet"):
+        segmenters.build("smp", 3, encoder="mobilenet_v2", pretrained="coco")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
+        segmenters.build("deeplabv3plus", 3, encoder="resnet10t", pretrained="lost.pth")
+    assert deeplabv3plus.checkpoint(encoder="miniature", pretrained=True) == "miniature_encoder"
+
+
+@pytest.mark.parametrize(("encoder", "classes", "millions"), [("resnet101s", 21, 59.5), ("xception65", 81, 54.7)])
+def test_the_large_networks_are_as_large_as_unimatch_s(encoder, classes, millions):
+    """The sizes that UniMatch's training logs print, for VOC and for COCO."""
+    with torch.device("meta"):  # no memory is touched
+        network = segmenters.build("deeplabv3plus", classes, encoder=encoder)
+    assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 1) == millions

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SMOKE = {"checkpoint": None, "box_threshold": 0.0, "text_threshold": 0.0}
 
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-
 
 def build(
     classes: Classes,
@@ -222,29 +220,26 @@ def load(
     """Load the network and what prepares its inputs, ready for inference.
 
     checkpoint: a name of `checkpoints`; a folder in the layout of the hub, with config.json, model.safetensors,
-        preprocessor_config.json and the tokenizer's files; or None: random weights. A name is looked up as a folder of
-        that name among the checkpoints, then transformers asks the hub. Weights are read as safetensors only, because
-        opening a pickle runs what is in it
+        preprocessor_config.json and the tokenizer's files; or None: random weights. The files behind a name are
+        fetched once and compared with their SHA-256 ever after, those of a folder are taken as they are. Weights are
+        read as safetensors only, because opening a pickle runs what is in it
     words: that the tokenizer of None should know
     """
     transformers = _transformers()
     if checkpoint is None:
         return _untrained(words)
-    listed = checkpoints.LISTED.get(str(checkpoint))
-    hub = listed.hub if listed else None
-    folder = checkpoints.folder() / str(checkpoint) if hub else Path(checkpoint).expanduser()
-    if not hub and not folder.is_dir():
-        names = [name for name, other in checkpoints.LISTED.items() if other.hub]
-        raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(names)}")
-    source = folder if folder.is_dir() else hub
+    named = [name for name, listed in checkpoints.LISTED.items() if listed.hub]
+    if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
+        raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
+    folder = checkpoints.locate(checkpoint) if checkpoint in named else Path(checkpoint).expanduser()
     try:
-        model = transformers.GroundingDinoForObjectDetection.from_pretrained(source, use_safetensors=True)
-        processor = transformers.GroundingDinoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:  # what transformers raises, offline or for files that lack
-        raise FileNotFoundError(
-            f"{checkpoint} could not be loaded from {source} ({error}). Fetch {', '.join(FILES)} of "
-            f"{hub or 'the model'} from the Hugging Face hub on a machine with access and put them into {folder}"
-        ) from error
+        model = transformers.GroundingDinoForObjectDetection.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        )
+        processor = transformers.GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:  # what transformers raises for files that lack or are broken
+        wanted = checkpoints.LISTED["grounding_dino_tiny"].files
+        raise FileNotFoundError(f"{folder} could not be loaded ({error}); it needs {', '.join(wanted)}") from error
     return model.eval(), processor
 
 

@@ -7,9 +7,12 @@ returns is an `nn.Module` that shows its seams, so that a method can disturb the
     decode(features, size)  those maps and size = (H, W) of the images -> logits (B, K, H, W) float32
     forward(images)         both in a row
     encoder                 the pretrained part, which `training.fit` teaches at a lower rate than the rest
+
+Where a network may start from somebody's weights, `checkpoint(**options)` names them.
 """
 
 from importlib import import_module
+from pathlib import Path
 
 from torch import nn
 
@@ -17,3 +20,9 @@ from torch import nn
 def build(name: str, num_classes: int, **options) -> nn.Module:
     """Build the segmenter in the file `name`.py for num_classes classes."""
     return import_module(f"{__name__}.{name}").build(num_classes, **options)
+
+
+def checkpoint(name: str, **options) -> str | Path | None:
+    """Name or path, as `checkpoints` knows it, of the weights with which `build` would start; None: random ones."""
+    module = import_module(f"{__name__}.{name}")
+    return module.checkpoint(**options) if hasattr(module, "checkpoint") else None

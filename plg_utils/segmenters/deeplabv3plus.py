@@ -5,6 +5,8 @@ The head is UniMatch's: ASPP on the last feature map c4, a skip of 48 channels f
 miniature of the embedded world. UniMatch's own ResNet begins with three 3x3 convolutions: timm calls it resnet101s.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +20,7 @@ def build(
     num_classes: int,
     *,
     encoder: str = "resnet101",
-    pretrained: bool | str = False,
+    pretrained: bool | str | Path = False,
     output_stride: int | None = None,
     width: int | None = None,
     skip: int = 48,
@@ -26,24 +28,26 @@ def build(
 ) -> nn.Module:
     """Build the network.
 
-    encoder: a network of timm, or "miniature"; pretrained: its weights (True: timm's download, or the miniature's
-    committed file), or the path of a weight file
+    encoder: a network of timm ("resnet101", or with the tag of its weights, "resnet101.a1h_in1k"), or "miniature"
+    pretrained: its weights; True: those that timm lists, or the miniature's committed file; or a name of `checkpoints`
+        or the path of a weight file
     output_stride: pixels per cell of c4, by default 16 (miniature: 8)
     width: channels of the head, by default 256 (miniature: 64); skip: channels of the skip from c1
     rates: dilation of the ASPP branches, by default 6, 12, 18 (miniature: 3, 6, 9, as large for its smaller maps)
     """
     miniature = encoder == "miniature"
     output_stride = output_stride or (8 if miniature else 16)
+    name = checkpoint(encoder=encoder, pretrained=pretrained)
+    weights = None if name is None else checkpoints.locate_weights(name)
     if miniature:
         from plg_utils.miniature import encoder as small  # it needs timm, which takes seconds to import
 
-        if pretrained:
-            weights = checkpoints.locate("miniature_encoder" if pretrained is True else pretrained)
-            features = small.load(weights, output_stride=output_stride)
-        else:
+        if weights is None:
             features = small.build(output_stride=output_stride)
+        else:
+            features = small.load(weights, output_stride=output_stride)
     else:
-        features = TimmFeatures(encoder, pretrained, output_stride)
+        features = TimmFeatures(encoder, weights, output_stride)
     head = Head(
         low=features.channels[0],
         high=features.channels[-1],
@@ -53,6 +57,23 @@ def build(
         rates=rates or ((3, 6, 9) if miniature else (6, 12, 18)),
     )
     return DeepLabV3Plus(features, head)
+
+
+def checkpoint(*, encoder: str = "resnet101", pretrained: bool | str | Path = False, **options) -> str | Path | None:
+    """Name or path, for `checkpoints`, of the weights with which `build` starts, given its options; None: random."""
+    if pretrained is not True:
+        return pretrained or None
+    if encoder == "miniature":
+        return "miniature_encoder"
+    import timm
+
+    listed = timm.get_pretrained_cfg(encoder)
+    if listed is None or not listed.hf_hub_id or listed.hf_hub_filename not in (None, checkpoints.WEIGHTS):
+        raise ValueError(
+            f"timm lists no {checkpoints.WEIGHTS} on the hub for {encoder}: choose another network or tag, see "
+            "timm.list_pretrained(), or give the path of a weight file as pretrained"
+        )
+    return f"hub:{listed.hf_hub_id}"
 
 
 class DeepLabV3Plus(nn.Module):
@@ -80,14 +101,16 @@ class DeepLabV3Plus(nn.Module):
 class TimmFeatures(nn.Module):
     """Feature maps [c1, c2, c3, c4] of a timm network; strides 4, 8, ... up to `output_stride`, then dilation."""
 
-    def __init__(self, name: str, pretrained: bool | str, output_stride: int):
+    def __init__(self, name: str, weights: Path | None, output_stride: int):
         super().__init__()
         import timm  # it takes seconds
 
+        if ":" in name:  # timm would ask the hub for the newest of whatever stands there
+            raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
         self.network = timm.create_model(
             name,
-            pretrained=bool(pretrained),
-            pretrained_cfg_overlay={"file": pretrained} if isinstance(pretrained, str) else None,
+            pretrained=weights is not None,
+            pretrained_cfg_overlay=None if weights is None else {"file": str(weights)},
             features_only=True,
             output_stride=output_stride,
             out_indices=(1, 2, 3, 4),

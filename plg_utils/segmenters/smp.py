@@ -3,7 +3,11 @@
 import segmentation_models_pytorch
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders as listed
 from torch import nn
+
+from plg_utils import checkpoints
 
 SMOKE = {"architecture": "FPN", "encoder": "mobilenet_v2"}
 
@@ -19,16 +23,34 @@ def build(
     """Build the network.
 
     architecture, encoder: names of the package; pretrained: True for ImageNet weights, or the name of others it lists
+        for its own encoders. They come through `checkpoints`, at the revision of the hub that the package names
     options: further arguments of the architecture
     """
+    name = checkpoint(encoder=encoder, pretrained=pretrained)
     network = segmentation_models_pytorch.create_model(
         architecture,
         encoder_name=encoder,
-        encoder_weights="imagenet" if pretrained is True else pretrained or None,
+        encoder_weights=None,
         classes=num_classes,
         **options,
     )
+    if name is not None:
+        network.encoder.load_state_dict(load_file(checkpoints.locate_weights(name)))
     return Network(network)
+
+
+def checkpoint(*, encoder: str = "resnet34", pretrained: bool | str = False, **options) -> str | None:
+    """Name, for `checkpoints`, of the weights with which `build` starts, given its options; None: random."""
+    if not pretrained:
+        return None
+    known = listed[encoder]["pretrained_settings"] if encoder in listed else {}
+    weights = "imagenet" if pretrained is True else pretrained
+    if weights not in known:
+        raise ValueError(
+            f"the package pins no weights {weights!r} for {encoder}, only {', '.join(known) or 'none'}. "
+            "The encoders that it takes from timm (tu-...) start from random weights here; deeplabv3plus has them too"
+        )
+    return f"hub:{known[weights]['repo_id']}@{known[weights]['revision']}"
 
 
 class Network(nn.Module):
