@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from plg_utils import datasets, files
+from plg_utils.datasets import _instances as instances
 from plg_utils.datasets import coco
 from plg_utils.records import IGNORE, TruthHidden
 
@@ -46,7 +47,7 @@ VALUES = {category["id"]: index for index, category in enumerate(CATEGORIES, sta
 
 
 def paint(*annotations):
-    return coco.paint(list(annotations), SIZE, VALUES)
+    return instances.paint(list(annotations), SIZE, VALUES)
 
 
 def write_json(path, names, annotations, categories=None, size=SIZE):
@@ -163,7 +164,7 @@ def test_run_lengths_in_both_forms():
     text = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     text = {"size": list(text["size"]), "counts": text["counts"].decode()}
     for segmentation in (text, dense(mask)):
-        np.testing.assert_array_equal(coco.decode(segmentation, SIZE), mask)
+        np.testing.assert_array_equal(instances.decode(segmentation, SIZE), mask)
 
 
 BROKEN = {
@@ -197,13 +198,13 @@ def test_what_is_broken_is_told_and_never_reaches_c(case, monkeypatch):
         raise AssertionError("pycocotools was called")
 
     for name in ("decode", "merge", "frPyObjects"):
-        monkeypatch.setattr(coco.coco, name, crash)
-    with pytest.raises(coco.BrokenAnnotation, match=f"annotation 5: .*{complaint}"):
+        monkeypatch.setattr(instances.coco, name, crash)
+    with pytest.raises(instances.BrokenAnnotation, match=f"annotation 5: .*{complaint}"):
         paint(note(CAR, segmentation, id=5))
 
 
 def test_an_unknown_category_is_told():
-    with pytest.raises(coco.BrokenAnnotation, match="annotation 4: its category 12 is none of the 80 classes"):
+    with pytest.raises(instances.BrokenAnnotation, match="annotation 4: its category 12 stands for no class"):
         paint(note(12, box(0, 0, 2, 2), id=4))
 
 
@@ -251,7 +252,7 @@ def test_only_open_splits_are_painted_and_only_once(load, tmp_path, monkeypatch)
     def forbidden(*_):
         raise AssertionError("the json was read again")
 
-    monkeypatch.setattr(coco, "_read_instances", forbidden)
+    monkeypatch.setattr(instances, "read", forbidden)
     load(root=root, labelled=2)
     assert {path: path.read_bytes() for path in cache.iterdir()} == before
     load(root=root, labelled=2, truth_of=())
@@ -270,13 +271,13 @@ def test_another_json_has_other_maps(load, tmp_path):
 def test_another_rule_has_other_maps(load, tmp_path, monkeypatch):
     root = tiny_coco(tmp_path)
     load(root=root, labelled=1)
-    monkeypatch.setattr(coco, "RULE", "2: by name")
+    monkeypatch.setattr(instances, "RULE", "2: by name")
     load(root=root, labelled=1, cache=tmp_path / "data" / "coco_labels")
     assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 2
 
 
 def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
-    root, real, painted = tiny_coco(tmp_path), coco.paint, []
+    root, real, painted = tiny_coco(tmp_path), instances.paint, []
 
     def stops_at_the_third(*arguments):
         if len(painted) == 2:
@@ -284,7 +285,7 @@ def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
         painted.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(coco, "paint", stops_at_the_third)
+    monkeypatch.setattr(instances, "paint", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         load(root=root, labelled=6)
     (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
@@ -294,7 +295,7 @@ def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
         painted.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(coco, "paint", counts)
+    monkeypatch.setattr(instances, "paint", counts)
     data = load(root=root, labelled=6)
     assert len(painted) == 6
     next(cache.glob("*.png")).unlink()  # a map that is gone is made again
@@ -310,8 +311,8 @@ def test_remarks_add_up_the_overlaps(load, tmp_path):
         note(PERSON, box(0, 0, 1, 1), crowd=1, image=1),
     ]
     data = load(root=tiny_coco(tmp_path, annotations), labelled=6, truth_of=("labelled", "val"))
-    assert [row[2] for row in coco.remarks(data)] == [3, 1, 8, 8]
-    assert coco.remarks(data)[2][3] == "2.08% of all"  # 8 of 8 images of 48 pixels
+    assert [row[2] for row in data.remarks] == [3, 1, 8, 8]
+    assert data.remarks[2][3] == "2.08% of all"  # 8 of 8 images of 48 pixels
 
 
 # Layouts and splits
@@ -368,14 +369,14 @@ def write_splits(folder, labelled, val):
 
 def test_unimatch_lists(load, tmp_path, recwarn):
     root, splits = official(tmp_path), write_splits(tmp_path / "splits" / "1_3", [4, 1], [102, 100])
-    data = load(root=root, splits=splits, labelled=2)
+    data = load(root=root, split=splits, labelled=2)
     assert ids(data.labelled) == ["000000000004", "000000000001"]
     assert ids(data.unlabelled) == [f"{number:012d}" for number in (0, 2, 3, 5)]
     assert ids(data.val) == ["000000000102", "000000000100"]
     assert not [told for told in recwarn if "published" in str(told.message)]
-    assert len(load(root=root, splits=splits, labelled=1).unlabelled) == 5
+    assert len(load(root=root, split=splits, labelled=1).unlabelled) == 5
     with pytest.raises(FileNotFoundError, match="has no labeled.txt"):
-        load(root=root, splits=splits.parent, labelled=1)
+        load(root=root, split=splits.parent, labelled=1)
 
 
 @pytest.mark.parametrize(
@@ -390,14 +391,14 @@ def test_unimatch_lists(load, tmp_path, recwarn):
 def test_unimatch_lists_are_checked(load, tmp_path, labelled, val, complaint):
     splits = write_splits(tmp_path / "splits" / "x", labelled, val)
     with pytest.raises((ValueError, FileNotFoundError), match=complaint):
-        load(root=official(tmp_path), splits=splits, labelled=1)
+        load(root=official(tmp_path), split=splits, labelled=1)
 
 
 def test_a_line_of_another_form_is_told(load, tmp_path):
     splits = write_splits(tmp_path / "splits" / "x", [1], [100])
     (splits / "labeled.txt").write_text("train2017/1.jpg masks/2.png\n")
     with pytest.raises(ValueError, match="labeled.txt, line 1: .* with one ID"):
-        load(root=official(tmp_path), splits=splits, labelled=1)
+        load(root=official(tmp_path), split=splits, labelled=1)
 
 
 def test_a_draw_by_seed_says_so(load, tmp_path):
@@ -409,7 +410,7 @@ def test_classes_that_no_labelled_image_shows_are_named(load, tmp_path):
     root = official(tmp_path, [note(PERSON, box(0, 0, 2, 2)), note(CAR, box(4, 0, 6, 2))])
     splits = write_splits(tmp_path / "splits" / "x", [0, 1], [100])
     with pytest.warns(UserWarning, match="the 2 labelled images show no pixel of bicycle, motorcycle, .*toothbrush"):
-        load(root=root, splits=splits, labelled=2)
+        load(root=root, split=splits, labelled=2)
 
 
 def test_a_grey_photo_becomes_rgb(load, tmp_path):
@@ -431,7 +432,7 @@ def test_real_photos(load):
         assert grey.mode == "L"
     assert every["000000000086"].image().shape == (640, 512, 3)
     # Measured once: if these change, the rule has changed, and with it all that was measured on these maps.
-    assert [row[2] for row in coco.remarks(data)] == [423, 0, 262650, 254783]
+    assert [row[2] for row in data.remarks] == [423, 0, 262650, 254783]
 
 
 @needs_shared

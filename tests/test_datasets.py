@@ -6,9 +6,10 @@ from inspect import Parameter, signature
 import numpy as np
 import pytest
 from test_camvid import tiny_camvid
-from test_coco import tiny_coco
+from test_coco import CAR, CAT, PERSON, SIZE, box, note, tiny_coco, write_json, write_photos
 
 from plg_utils import datasets, files
+from plg_utils.datasets import folder as folder_file
 from plg_utils.records import IGNORE, SPLITS, TruthHidden
 
 OPTIONS = {"root", "labelled", "seed", "truth_of", "limit"}
@@ -37,6 +38,7 @@ def test_contract(name, tiny_root):
     dataset = datasets.load(name, root=tiny_root, **module.SMOKE)
     again = datasets.load(name, root=tiny_root, **module.SMOKE)
     assert dataset.name == name
+    assert "label" in datasets.provenance(dataset)
     every = [sample for split in SPLITS for sample in getattr(dataset, split)]
     assert ids(every) == ids(sample for split in SPLITS for sample in getattr(again, split))
     assert len(set(ids(every))) == len(every) > 0  # an image is in one split
@@ -264,3 +266,156 @@ def test_folder_errors_say_what_is_missing(tiny_root, tmp_path):
     (tiny_root / "A.jpg").write_bytes((tiny_root / "a.png").read_bytes())
     with pytest.raises(ValueError, match="A.jpg and a.png .* share the id a"):
         datasets.load("folder", root=tiny_root, classes=["cat"])
+
+
+# Your own photos, with a json of objects
+
+NAMES = [f"{number:012d}.jpg" for number in range(4)]
+NOTES = [
+    note(PERSON, box(0, 0, 8, 6), image=0, id=1),
+    note(CAT, box(1, 1, 5, 5), image=0, id=2),
+    note(CAR, box(2, 2, 4, 4), image=0, id=3),
+    note(CAR, box(0, 0, 2, 2), image=1, crowd=1, id=4),
+    note(CAT, box(6, 0, 8, 2), image=1, id=5),
+]
+
+
+@pytest.fixture
+def objects(tmp_path, monkeypatch):
+    """Load four photos with a json; keyword options go to the loader, the json can be changed in between."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    write_photos(tmp_path / "photos", NAMES)
+    write_json(tmp_path / "objects.json", NAMES[:3], NOTES)
+    options = {"root": tmp_path / "photos", "labels": tmp_path / "objects.json"}
+    return lambda **more: datasets.load("folder", **options | more)
+
+
+def test_objects_are_painted_as_coco_paints_them(objects, tmp_path):
+    classes = datasets.CLASS_FILES / "coco.yaml"
+    data = objects(classes=classes, truth_of=("labelled", "unlabelled"))
+    assert ids(data.labelled) == [name[:-4] for name in NAMES[:3]]
+    assert ids(data.unlabelled) == [NAMES[3][:-4]]  # not in the json: nobody has looked at it
+    with pytest.raises(TruthHidden):
+        data.unlabelled[0].truth()
+    expected = np.full(SIZE, 1, dtype=np.uint8)
+    expected[1:5, 1:5] = 16
+    expected[2:4, 2:4] = 3
+    np.testing.assert_array_equal(data.labelled[0].truth(), expected)
+    crowd = np.zeros(SIZE, dtype=np.uint8)
+    crowd[:2, :2], crowd[:2, 6:] = IGNORE, 16
+    np.testing.assert_array_equal(data.labelled[1].truth(), crowd)
+    assert not data.labelled[2].truth().any()  # listed, without annotation
+    root = tiny_coco(tmp_path / "coco", NOTES)
+    with pytest.warns(UserWarning):
+        coco = datasets.load("coco", root=root, labelled=6, truth_of=("labelled", "val"))
+    theirs = {sample.id: sample for sample in (*coco.labelled, *coco.val)}
+    for sample in data.labelled:
+        np.testing.assert_array_equal(sample.truth(), theirs[sample.id].truth())
+
+
+def test_a_category_of_no_class_is_background_and_told(objects):
+    with pytest.warns(
+        UserWarning, match=r"2 annotations are of categories that no class has: car \(2\); they count as b"
+    ):
+        data = objects(classes=["cat", "person"])
+    truth = data.labelled[0].truth()
+    assert truth[3, 3] == 0  # the car, which lies on the cat
+    assert (truth[1, 1], truth[0, 0]) == (1, 2)
+    assert data.labelled[1].truth()[0].tolist() == [IGNORE] * 2 + [0] * 4 + [1] * 2  # a crowd of cars hides what it is
+    with pytest.raises(
+        ValueError, match="no category of .*objects.json is a class: its categories are person, bicycle"
+    ):
+        objects(classes=["Katze"])
+
+
+def test_without_a_background_nothing_is_void(objects, tmp_path):
+    path = tmp_path / "pets.yaml"
+    path.write_text("classes: [{name: cat}, {name: person}]")
+    with pytest.warns(UserWarning, match="they count as void"):
+        data = objects(classes=path)
+    assert data.labelled[0].truth()[[0, 1, 3], [0, 1, 3]].tolist() == [1, 0, IGNORE]
+    assert (data.labelled[2].truth() == IGNORE).all()
+
+
+def test_categories_are_found_by_name_then_by_words():
+    classes = files.classes_from(
+        {
+            "background": ["wall", "Brick Wall"],
+            "classes": [{"name": "cat", "words": ["kitten", "tom-cat"]}, {"name": "Tom", "words": ["man"]}],
+        }
+    )
+    found = {
+        name: folder_file.class_of(name, classes) for name in ("cat", "Tom", "tom", "CAT", "tom_cat", "brick-wall")
+    }
+    assert found == {"cat": 1, "Tom": 2, "tom": 2, "CAT": 1, "tom_cat": 1, "brick-wall": 0}
+    assert folder_file.class_of("dog", classes) is None
+    twice = files.classes_from({"classes": [{"name": "cat", "words": ["pet"]}, {"name": "dog", "words": ["Pet"]}]})
+    with pytest.raises(ValueError, match="the category 'pet' could be a word of cat and of dog"):
+        folder_file.class_of("pet", twice)
+
+
+def test_only_open_objects_are_painted_and_kept(objects, tmp_path, monkeypatch):
+    options = {"classes": ["cat", "person", "car"], "labelled": "1/2", "val": 1}
+    data = objects(**options)
+    assert (len(data.labelled), len(data.unlabelled), len(data.val)) == (1, 2, 1)
+    (cache,) = (tmp_path / "data" / "folder_labels").iterdir()
+    assert [path.stem for path in cache.glob("*.png")] == ids(data.labelled)
+    for sample in (*data.unlabelled, *data.val):
+        with pytest.raises(TruthHidden):
+            sample.truth()
+    objects(**options | {"classes": ["cat", "Person", "car"]})
+    path = tmp_path / "words.yaml"
+    path.write_text("background: []\nclasses: [{name: cat, words: [cat, person]}, {name: person}, {name: car}]")
+    with pytest.raises(ValueError, match="'person' could be"):
+        path.write_text("background: []\nclasses: [{name: cat, words: [person]}, {name: Person}, {name: car}]")
+        objects(**options | {"classes": path})
+    assert len(list(cache.parent.iterdir())) == 2  # other names, other maps
+    monkeypatch.setattr("plg_utils.datasets._instances.paint", None)  # what is there is not painted again
+    objects(**options)
+    with pytest.raises(ValueError, match="labelled=3 and val=1: only 3 of the photos have a label map"):
+        objects(**options | {"labelled": 3})
+
+
+def test_other_words_give_other_maps(objects, tmp_path):
+    """The same names and colours: what differs is which category they take."""
+    path, truths = tmp_path / "words.yaml", []
+    for words in ("[cat]", "[cat, car]"):
+        path.write_text(f"background: []\nclasses: [{{name: pet, words: {words}}}]")
+        with pytest.warns(UserWarning, match="no class has"):
+            truths.append(objects(classes=path).labelled[0].truth())
+    assert (truths[0][3, 3], truths[1][3, 3]) == (0, 1)
+
+
+def test_names_in_the_json_may_have_folders_and_other_suffixes(objects, tmp_path):
+    write_json(tmp_path / "objects.json", [f"images\\{NAMES[0]}", f"a/b/{NAMES[1][:-4]}.PNG"], NOTES)
+    data = objects(classes=["cat", "person", "car"])
+    assert ids(data.labelled) == [NAMES[0][:-4], NAMES[1][:-4]]
+    assert (data.labelled[0].truth() == 2).sum() == 48 - 16
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "complaint"),
+    [
+        ("{", ValueError, "objects.json is not readable JSON: Expecting"),
+        ("[]", ValueError, "not COCO's json of instances"),
+        ('{"images": [], "annotations": []}', ValueError, "not COCO's json of instances .*categories"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ValueError, "not COCO's json .*file_name"),
+        ('{"images": [], "annotations": [], "categories": []}', FileNotFoundError, "as one of the photos, but none at"),
+        (None, FileNotFoundError, "objects.json"),
+    ],
+)
+def test_a_json_of_another_form_is_told(objects, tmp_path, content, error, complaint):
+    (tmp_path / "objects.json").unlink()
+    if content:
+        (tmp_path / "objects.json").write_text(content)
+    with pytest.raises(error, match=complaint) as told:
+        objects(classes=["cat"])
+    assert "delete" not in str(told.value)  # somebody's work
+
+
+def test_a_json_of_other_photos_is_told(objects, tmp_path):
+    write_json(tmp_path / "objects.json", ["other.jpg"], [])
+    with pytest.raises(FileNotFoundError, match="lists no image that is called as one of the photos, e.g. other"):
+        objects(classes=["cat"])
+    with pytest.raises(FileNotFoundError, match="or a file .json in COCO's form"):
+        objects(classes=["cat"], labels=tmp_path / "absent")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_camvid import tiny_camvid
-from test_coco import CAR, SIZE, box, note, tiny_coco
+from test_coco import CAR, CAT, SIZE, box, note, tiny_coco, write_json
 
 from plg_utils import datasets, files
 from plg_utils.datasets.__main__ import main, validate
@@ -226,6 +226,74 @@ def test_ids_in_two_splits_and_nothing_at_all():
     assert found["photo of another kind"].count == found["sizes differ"].count == 1
 
 
+# A json of objects
+
+
+def objects(folder, names, annotations, **options):
+    """Rows of the table for the three photos with a json that lists images of these names."""
+    write_json(folder / "objects.json", [f"{name}.png" for name in names], annotations)
+    return look(folder, labels=folder / "objects.json", **options)
+
+
+CATS = [note(CAT, box(0, 0, 4, 4), image=number, id=number) for number in range(3)]
+
+
+def test_nothing_is_wrong_with_objects(folder):
+    rows = objects(folder, "abc", CATS)
+    assert {row.level for row in rows.values()} == {"note"}
+    assert rows["annotations painted"].count == 3
+    assert rows["share of cat"].count == 3 * 16
+    assert "all 3 photos with a label map" in rows["how the labelled images were chosen"].detail
+
+
+def test_an_unknown_category_is_counted(folder):
+    with pytest.warns(UserWarning, match="1 annotations are of categories that no class has: car"):
+        rows = objects(folder, "abc", [*CATS, note(CAR, box(5, 0, 6, 1), image=2, id=9)])
+    row = rows["annotations of no class, painted as background"]
+    assert (row.level, row.count, row.detail) == ("warning", 1, "car")
+    assert not stops(rows)
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (note(CAT, [[0, 0, 3, 3]], id=9), "annotation 9: a polygon of 4 numbers"),
+        (note(CAT, box(0, 0, 1e9, 2), id=9), "annotation 9: a polygon with a corner at 1000000000.0, far outside"),
+        (note(99, box(0, 0, 2, 2), id=9), "annotation 9: its category 99 stands for no class"),
+        ({"image_id": 0, "category_id": CAT, "id": 9}, "annotation 9: it is not COCO's form"),
+    ],
+)
+def test_a_broken_annotation_stops_its_image_alone(folder, broken, why):
+    with pytest.warns(UserWarning, match=f"1 images have no label map, e.g. a: {why}"):
+        rows = objects(folder, "abc", [*CATS, broken])
+    assert stops(rows) == {"label map cannot be made"}
+    assert rows["label map cannot be made"].count == 1
+    assert f"a has no label map: {why}" in rows["label map cannot be made"].detail
+    assert rows["share of cat"].count == 2 * 16
+
+
+def test_photos_and_json_that_do_not_meet(folder):
+    names = ["a", "b", "gone", "lost"]
+    rows = objects(folder, names, [*CATS[:1], note(CAT, box(0, 0, 2, 2), image=77, id=9)])
+    found = {name: (rows[name].level, rows[name].count, rows[name].detail) for name in rows}
+    assert found["images of the json that are not in the folder"] == ("note", 2, "e.g. gone")
+    assert found["photos that the json does not list"] == ("note", 1, "e.g. c")
+    assert found["listed photos without annotation: all background"] == ("warning", 1, "e.g. b")
+    assert found["annotations of images that the json does not list"][:2] == ("warning", 1)
+    assert rows["images, unlabelled"].detail.startswith("0 with label map")
+    assert not stops(rows)
+
+
+def test_an_image_listed_twice_and_one_of_another_size(folder):
+    with pytest.warns(UserWarning, match="the json lists more than one image of this name"):
+        rows = objects(folder, ["a", "b", "a"], CATS)
+    assert stops(rows) == {"label map cannot be made"}
+    files.write_image(folder / "photos" / "b.png", np.zeros((8, 6, 3), dtype=np.uint8))
+    rows = objects(folder, "abc", CATS)
+    assert stops(rows) == {"sizes differ"}
+    assert "map 6x8, photo 8x6" in rows["sizes differ"].detail
+
+
 # The command
 
 
@@ -273,7 +341,7 @@ def test_coco_tells_overlaps_and_broken_annotations(folder, capsys):
     assert main(["coco", "--root", str(root), "labelled", "6"]) == 1
     told = capsys.readouterr().out
     assert "label map cannot be made" in told
-    assert "annotation 7: its category 99 is none of the 80 classes" in told
+    assert "annotation 7: its category 99 stands for no class" in told
     assert "pixels of two or more annotations" in told
     assert "this compares with nothing published" in told
 
@@ -298,3 +366,13 @@ def test_the_shared_voc(capsys):
     assert main(["voc", "--root", str(SHARED / "voc_sample"), "labelled", "20"]) == 0
     told = capsys.readouterr().out
     assert "images, labelled" in told
+
+
+@pytest.mark.skipif(not (SHARED / "coco_sample").is_dir(), reason=f"{SHARED}/coco_sample is absent")
+def test_the_shared_coco_as_a_folder_of_photos(folder, capsys):
+    root, classes = SHARED / "coco_sample", str(datasets.CLASS_FILES / "voc.yaml")
+    call = ["folder", "--root", str(root / "images"), "labels", str(root / "instances.json"), "classes", classes]
+    assert main([*call, "labelled", "12"]) == 0
+    told = capsys.readouterr().out
+    assert "couch (" in told  # VOC says sofa: it would be lost, and is told
+    assert "52 with label map" in told

@@ -9,7 +9,10 @@ A file `name.py` here has
         truth_of    splits whose truth may be read; the others raise TruthHidden
         limit       keep only the first images of unlabelled, val and test, for trials
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
-    remarks(dataset) -> [(level, what, count, detail)]    what the validator should say besides; only where needed
+
+A load that knows how the labelled images were chosen, or has more to say to the validator, returns `Loaded`. Files
+whose name starts with an underscore are no data sets: `_splits` finds lists of labelled images, `_instances` paints
+label maps from COCO's form.
 
 The same options give the same samples in the same order. `python -m plg_utils.datasets NAME` reads all files once and
 tells what is wrong with them.
@@ -38,6 +41,14 @@ class Photo(Sample):
 
     path: Path | None = None
     truth_path: Path | None = None  # None: as for read_truth
+
+
+@dataclass(frozen=True)
+class Loaded(Dataset):
+    """A data set together with what its loader knows about it: the validator prints it."""
+
+    provenance: str = ""  # how the labelled images were chosen
+    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for the validator: level, finding, count, detail
 
 
 def choices() -> list[str]:
@@ -81,6 +92,14 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
     return replace(dataset, **tagged)
 
 
+def provenance(dataset: Dataset) -> str:
+    """Say in a sentence how the labelled images were chosen: whether numbers on them compare with published ones."""
+    told = getattr(dataset, "provenance", "")
+    return (
+        told or f"the {len(dataset.labelled)} labelled images are {dataset.name}'s own: no published list is followed"
+    )
+
+
 def _tags(sample: Sample, classes: Classes) -> Callable[[], tuple[int, ...]]:
     """Make the reader of a sample's tags from the sample with its truth, which nobody else gets to see."""
     return lambda: tuple(index for index in np.unique(sample.truth()).tolist() if index in classes.foreground)
@@ -112,6 +131,14 @@ def draw(items: list, count: int, seed: int) -> tuple[list, list]:
     chosen = set(np.random.default_rng(seed).permutation(len(items))[:count].tolist())
     drawn = [item for index, item in enumerate(items) if index in chosen]
     return drawn, [item for index, item in enumerate(items) if index not in chosen]
+
+
+def drawn(count: int, seed: int, pool: str = "") -> str:
+    """Say that labelled images were drawn by a seed, perhaps from a pool, and what that means."""
+    if not count:
+        return "no image is labelled"
+    source = f" from the {pool}" if pool else ""
+    return f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
 
 
 def count(labelled: int | str, pool: int) -> int:

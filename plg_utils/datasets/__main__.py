@@ -17,7 +17,6 @@ import argparse
 import sys
 import warnings
 from collections import Counter
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +88,11 @@ def validate(dataset: Dataset) -> pd.DataFrame:
         absent = datasets.absent(dataset.classes, set(np.flatnonzero(pixels[:IGNORE]).tolist()))
         if absent:
             rows.append(("warning", "classes that no labelled image shows", len(absent), ", ".join(absent)))
-    if dataset.name in datasets.choices():
-        module = import_module(f"plg_utils.datasets.{dataset.name}")
-        rows += module.remarks(dataset) if hasattr(module, "remarks") else []
+    rows += getattr(dataset, "remarks", ())
+    if dataset.labelled:
+        rows.append(
+            ("note", "how the labelled images were chosen", len(dataset.labelled), datasets.provenance(dataset))
+        )
     for split in SPLITS:
         listed = ", ".join(f"{count} of {_written(size)}" for size, count in sizes[split].most_common(4))
         more = f" and {len(sizes[split]) - 4} more sizes" if len(sizes[split]) > 4 else ""

@@ -1,10 +1,21 @@
-"""Your own photos: a folder of images, the names of what to look for, and label maps of some if you have any."""
+"""Your own photos: a folder of images, the names of what to look for, and labels of some if you have any.
 
-from collections.abc import Sequence
+Labels are a folder of label maps (PNG), or a json of objects in COCO's form. The json is painted by the rule of
+`_instances`, as COCO is. Its categories are found among the classes by name, else by name or word where case, "_" and
+"-" do not matter. A category that no class has is background, and so is what it stands for: the label map is the one
+that all categories would give, with those of no class turned into background. That is counted and told, since a
+category of another spelling ("sofa", where the class is "couch") would be lost in the same way.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from plg_utils import datasets, files
-from plg_utils.records import Classes, Dataset, Sample
+from plg_utils.datasets import _instances
+from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SMOKE = {"classes": ["cat", "dog"]}
@@ -13,7 +24,7 @@ SMOKE = {"classes": ["cat", "dog"]}
 def load(
     *,
     root: str | Path | None = None,
-    labelled: int | None = None,
+    labelled: int | str | None = None,
     seed: int = 0,
     truth_of: tuple[str, ...] = ("labelled",),
     limit: int | None = None,
@@ -27,33 +38,57 @@ def load(
     root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; it is not searched deeper
     classes: names of what to look for, or a class file (`files.read_classes`); 0 is the background, then comes the list
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
-    labels: folder of label maps, PNG, called as the photos, with values as in `classes` and 255 for void
-    labelled: how many of the photos with label map are labelled, drawn by the seed; None for all. The others of them
-        count as unlabelled. Without `labels` there are none.
+    labels: folder of label maps, PNG, called as the photos, with values as in `classes` and 255 for void; or a file
+        .json in COCO's form, whose images have the names of the photos (folders before it and suffix do not matter).
+        A photo that the json lists has a label map, which is all background if it gives no annotation: do not list
+        what nobody has looked at. Maps are kept in `folder_labels` in the data folder
+    labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
+        after val; None for all. The others of them count as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
     """
     chosen_classes = _classes(classes, background)
     root = Path(root).expanduser() if root else files.data_root() / "photos"
     photos = _photos(root)
-    maps = _label_maps(Path(labels).expanduser(), photos) if labels else {}
-    if val < 0 or (labelled or 0) < 0 or ((labels or val) and val + (labelled or 0) > len(maps)):
-        raise ValueError(f"labelled={labelled} and val={val}: only {len(maps)} of the photos have a label map")
+    labels = Path(labels).expanduser() if labels else None
+    content = _instances.read(labels) if labels and labels.suffix.lower() == ".json" else None
+    maps = _label_maps(labels, photos) if labels and not content else {}
+    mapped = _listed(content, photos) if content else sorted(maps)
+    left = len(mapped) - val
+    if val < 0 or left < 0 or (labels and isinstance(labelled, int) and labelled > left):
+        raise ValueError(f"labelled={labelled} and val={val}: only {len(mapped)} of the photos have a label map")
+    if labels is None:
+        labelled = 0  # notebooks always name a number
+    count = left if labelled is None else datasets.count(labelled, left)
 
-    measured, rest = datasets.draw(sorted(maps), val, seed)
-    taught, _ = datasets.draw(rest, len(rest) if labelled is None else labelled, seed)
-    others = sorted(photos.keys() - set(measured) - set(taught))
+    measured, rest = datasets.draw(mapped, val, seed)
+    taught, _ = datasets.draw(rest, count, seed)
+    ids = {
+        "labelled": taught,
+        "unlabelled": sorted(photos.keys() - set(measured) - set(taught))[:limit],
+        "val": measured[:limit],
+    }
+    has_map = set(mapped)
+    seen = dict.fromkeys(id for split in ids if split in truth_of for id in ids[split] if id in has_map)
+    remarks = ()
+    if content:
+        painted = _painted(content, seen, chosen_classes)
+        remarks = _remarks(content, photos, painted, chosen_classes)
 
-    def samples(split: str, ids: list[str]) -> tuple[Sample, ...]:
-        seen = maps if split in truth_of else {}
-        count = chosen_classes.num_classes
-        return tuple(datasets.photo(photos[id], seen.get(id), num_classes=count) for id in ids)
+    provenance = datasets.drawn(count, seed)
+    if 0 < count == len(mapped):
+        provenance = f"all {count} photos with a label map are labelled: no published list is followed"
 
-    return Dataset(
+    def sample(id: str) -> Sample:
+        if content:
+            return painted.sample(photos[id], chosen_classes.num_classes)
+        return datasets.photo(photos[id], maps[id] if id in seen else None, num_classes=chosen_classes.num_classes)
+
+    return datasets.Loaded(
         "folder",
         chosen_classes,
-        labelled=samples("labelled", taught),
-        unlabelled=samples("unlabelled", others[:limit]),
-        val=samples("val", measured[:limit]),
+        **{split: tuple(sample(id) for id in ids[split]) for split in ids},
+        provenance=provenance,
+        remarks=remarks,
     )
 
 
@@ -86,8 +121,94 @@ def _photos(root: Path) -> dict[str, Path]:
 def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
     """Label maps of a folder that belong to a photo, by id."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: labels must be the folder of your label maps")
+        raise FileNotFoundError(
+            f"{folder} is not a folder: labels must be the folder of your label maps, or a file .json in COCO's form"
+        )
     maps = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"}
     if not maps.keys() & photos.keys():
         raise FileNotFoundError(f"{folder} holds no PNG that is called as one of the photos, e.g. {min(photos)}.png")
     return {id: path for id, path in maps.items() if id in photos}
+
+
+# Labels from a json
+
+
+def _listed(content: _instances.Instances, photos: dict[str, Path]) -> list[str]:
+    """Photos that the json lists, by id, sorted."""
+    both = sorted(photos.keys() & content.sizes.keys())
+    if not both:
+        listed = f"e.g. {min(content.sizes)}" if content.sizes else "but none at all"
+        raise FileNotFoundError(f"{content.path} lists no image that is called as one of the photos, {listed}")
+    return both
+
+
+def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> _instances.Painted:
+    """Paint the label maps of these photos; warn of what has none, and of categories that no class has."""
+    nothing = IGNORE if classes.background is None else classes.background
+    found = {id: class_of(name, classes) for id, name in content.categories.items()}
+    if not any(value in classes.foreground for value in found.values()):
+        known = ", ".join(list(content.categories.values())[:8]) or "none"
+        raise ValueError(
+            f"no category of {content.path} is a class: its categories are {known}, the classes are "
+            f"{', '.join(classes.names[index] for index in classes.foreground)[:200]}"
+        )
+    values = {id: nothing if value is None else value for id, value in found.items()}
+    cache = _instances.cache_of(content.path, files.data_root() / "folder_labels", classes, nothing, values)
+    painted = _instances.make_maps(content.path, cache, ids, classes, lambda: (content, values))
+    _instances.warn_of_broken(painted.maps, "folder")
+    lost = _without_class(content, painted, classes)
+    if lost:
+        shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
+        warnings.warn(
+            f"{lost.total()} annotations are of categories that no class has: {shown}; they count as "
+            f"{'void' if classes.background is None else 'background'}. If a class means one of them, rename it in "
+            f"the json, or put the category among the class's words",
+            stacklevel=3,
+        )
+    return painted
+
+
+def class_of(name: str, classes: Classes) -> int | None:
+    """Class that a category of a json stands for: of that name, else of a name or word that reads the same."""
+    if name in classes.names:
+        return classes.names.index(name)
+    words = [{_plain(word) for word in (own, *words)} for own, words in zip(classes.names, classes.words, strict=True)]
+    fitting = [index for index, own in enumerate(words) if _plain(name) in own]
+    if len(fitting) > 1:
+        both = " and of ".join(classes.names[index] for index in fitting)
+        raise ValueError(f"the category {name!r} could be a word of {both}: give it to one of them")
+    return fitting[0] if fitting else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _without_class(content: _instances.Instances, painted: _instances.Painted, classes: Classes) -> Counter:
+    """Annotations of the painted maps whose category no class has, by its name."""
+    names = {id: name for id, name in content.categories.items() if class_of(name, classes) is None}
+    return Counter(
+        names[annotation["category_id"]]
+        for id, told in painted.maps.items()
+        if not told.broken
+        for annotation in content.annotations[id]
+        if annotation["category_id"] in names
+    )
+
+
+def _remarks(
+    content: _instances.Instances, photos: dict[str, Path], painted: _instances.Painted, classes: Classes
+) -> tuple[tuple[str, str, int, str], ...]:
+    """Rows for the validator: what painting told, and where json and photos do not meet."""
+    lost = _without_class(content, painted, classes)
+    empty = [id for id, told in painted.maps.items() if not told.broken and not told.annotations]
+    absent, unlisted = sorted(content.sizes.keys() - photos.keys()), sorted(photos.keys() - content.sizes.keys())
+    where = "void" if classes.background is None else "background"
+    rows = [
+        ("warning", f"annotations of no class, painted as {where}", lost.total(), ", ".join(lost)),
+        ("warning", f"listed photos without annotation: all {where}", len(empty), f"e.g. {min(empty, default='')}"),
+        ("warning", "annotations of images that the json does not list", content.strays, ""),
+        ("note", "images of the json that are not in the folder", len(absent), f"e.g. {min(absent, default='')}"),
+        ("note", "photos that the json does not list", len(unlisted), f"e.g. {min(unlisted, default='')}"),
+    ]
+    return (*_instances.remarks(painted.maps.values()), *(row for row in rows if row[2]))

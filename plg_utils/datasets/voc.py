@@ -2,12 +2,14 @@
 
     root/JPEGImages/ID.jpg  root/SegmentationClass/ID.png  root/ImageSets/Segmentation/train.txt, val.txt
 
-Which images are labelled is said by a folder of lists in UniMatch's format (`split`), or drawn from the train list.
+Which images are labelled is said by a list of UniMatch's (`split`), or drawn from the train list.
 """
 
+import warnings
 from pathlib import Path, PurePosixPath
 
 from plg_utils import datasets, files
+from plg_utils.datasets import _splits
 from plg_utils.records import Dataset, Sample
 
 CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
@@ -19,7 +21,7 @@ Entry = tuple[str, str | None]  # photo and label map, below the root
 def load(
     *,
     root: str | Path | None = None,
-    labelled: int | str = 92,
+    labelled: int | str | None = None,
     seed: int = 0,
     truth_of: tuple[str, ...] = ("labelled",),
     limit: int | None = None,
@@ -28,9 +30,16 @@ def load(
     """PASCAL VOC 2012 as a data set; it has no test split, since those labels are not public.
 
     root: folder with JPEGImages and SegmentationClass, by default `VOC2012` in the data folder
-    labelled: how many images carry labels, or a part such as "1/8" of those that could; drawn by the seed, 12 within 24
-    split: folder with UniMatch's lists: labeled.txt, and here or one level up val.txt, and unlabeled.txt or
-        train_aug.txt, of which the labelled ones are left out
+    labelled: how many images carry labels, or a part such as "1/8"; drawn by the seed, 12 within 24. With `split`, None
+        for all that it lists, and a part is one of all training images (1/8 of 10,582 are the 1,323 of 1_8); without
+        it, None for 92, and a part is one of those that could be labelled
+    split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
+        missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
+        unlabeled.txt or train_aug.txt, of which the labelled ones are left out. If fewer are `labelled` than it lists,
+        these are drawn from it by the seed, with a warning: they are not the published list any more
+
+    The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: they
+    belong into SegmentationClass.
 
     Without `split`, labels are drawn from ImageSets/Segmentation/train.txt, and unlabelled is the rest of train_aug.txt
     if it is there, else of train.txt. If train.txt or val.txt are missing, a quarter of the images that have label maps
@@ -42,14 +51,24 @@ def load(
         if not (root / part).is_dir():
             raise FileNotFoundError(f"{root} has no folder {part}: root must be the folder VOC2012 of VOCdevkit")
     lists = root / "ImageSets" / "Segmentation"
-    if split is not None:
-        pool, others, val = _unimatch_lists(Path(split))
+    listed = _splits.find(split, "pascal") if split is not None else None
+    if listed:
+        pool, val = _read_list(listed.labelled), _read_list(listed.val)
+        others = _read_list(listed.train) if listed.train else []
     elif (lists / "train.txt").is_file() and (lists / "val.txt").is_file():
         pool, val = _read_list(lists / "train.txt"), _read_list(lists / "val.txt")
         others = _read_list(lists / "train_aug.txt") if (lists / "train_aug.txt").is_file() else []
     else:
         pool, others, val = _drawn_lists(root, lists, seed)
-    chosen, rest = datasets.draw(pool, datasets.count(labelled, len(pool)), seed)
+    if listed:
+        count = listed.count(labelled, len(pool), len({_id(entry) for entry in pool + others}))
+        provenance = listed.provenance(count, len(pool), seed)
+        if 0 < count < len(pool):
+            warnings.warn(provenance, stacklevel=2)
+    else:
+        count = datasets.count(92 if labelled is None else labelled, len(pool))
+        provenance = datasets.drawn(count, seed)
+    chosen, rest = datasets.draw(pool, count, seed)
     taken = {_id(entry) for entry in chosen}
     unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
     leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
@@ -66,13 +85,18 @@ def load(
         raise ValueError(f"the list of labelled images gives no label map for {len(mapless)} photos, e.g. {mapless[0]}")
     missing = [path for entry in chosen for path in entry if not (root / path).is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} files of the labelled images are not below {root}, e.g. {missing[0]}")
-    return Dataset(
+        without_sbd = listed is not None and missing[0].endswith(".png")  # its photo is there
+        hint = "; VOCdevkit has 2,913 label maps, those of the 10,582 images of train_aug are SBD's" * without_sbd
+        raise FileNotFoundError(
+            f"{len(missing)} files of the labelled images are not below {root}, e.g. {missing[0]}{hint}"
+        )
+    return datasets.Loaded(
         "voc",
         classes,
         labelled=samples("labelled", chosen),
         unlabelled=samples("unlabelled", unlabelled[:limit]),
         val=samples("val", val[:limit]),
+        provenance=provenance,
     )
 
 
@@ -82,7 +106,7 @@ def _sample(root: Path, entry: Entry, is_open: bool, num_classes: int) -> Sample
 
 
 def _id(entry: Entry) -> str:
-    return PurePosixPath(entry[0]).stem
+    return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]  # a path object takes as long as all the rest of a load
 
 
 def _read_list(path: Path) -> list[Entry]:
@@ -92,7 +116,7 @@ def _read_list(path: Path) -> list[Entry]:
         words = line.split()
         if not words:
             continue
-        if len(words) > 2 or any(word.startswith("/") or ".." in PurePosixPath(word).parts for word in words):
+        if len(words) > 2 or any(word.startswith("/") or ".." in word.split("/") for word in words):
             raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
             id = files.check_stem(words[0])
@@ -102,16 +126,6 @@ def _read_list(path: Path) -> list[Entry]:
     if repeated:
         raise ValueError(f"{path} lists {repeated} ids more than once")
     return entries
-
-
-def _unimatch_lists(split: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Labelled, other training and val entries of a split folder."""
-    aside = [split / "unlabeled.txt", split / "train_aug.txt", split.parent / "train_aug.txt"]
-    others = next((_read_list(path) for path in aside if path.is_file()), [])
-    val = next((path for path in (split / "val.txt", split.parent / "val.txt") if path.is_file()), None)
-    if val is None or not (split / "labeled.txt").is_file():
-        raise FileNotFoundError(f"{split} has no labeled.txt, or neither it nor {split.parent} has val.txt")
-    return _read_list(split / "labeled.txt"), others, _read_list(val)
 
 
 def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
