@@ -23,13 +23,16 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab publish lock
+.PHONY: help demo doctor test lab publish lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)  ## run notebooks 00 to 05 on the storybook world, print the results
 	@$(BIN)/python notebooks/run.py demo
+
+doctor: $(READY)  ## RUN=voc_92 ARGS="-p data_root ...": will that run (or the demo) work here, and what will it cost?
+	@$(BIN)/python notebooks/doctor.py "$(or $(RUN),demo)" $(ARGS)
 
 test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo again and compare
 	@$(BIN)/ruff check

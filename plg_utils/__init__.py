@@ -24,6 +24,8 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     metrics       one confusion matrix, and the scores that follow from it
     diagnosis     kinds of error, borders, calibration: why a label map is wrong
     comparisons   intervals, means and paired differences: whether a difference means something
+    costs         what a whole run costs on this machine, from a few images and steps
+    doctor        whether a run will work on this machine, and what to do if not
     figures       what a notebook shows
 
 Importing the package imports none of them.
