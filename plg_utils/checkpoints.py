@@ -114,6 +114,14 @@ def folder() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else files.data_root() / "checkpoints"
 
 
+def place_of(checkpoint: Checkpoint) -> Path:
+    """Where the file of a checkpoint, or the folder of its files, belongs; it need not be there."""
+    if checkpoint.hub:
+        inside = checkpoint.name if checkpoint.name in LISTED else checkpoint.name.replace("hub:", "hub/", 1)
+        return folder() / inside
+    return (folder() if checkpoint.address else MINIATURE) / checkpoint.file
+
+
 def locate(name: str | Path, *, endpoint: str | None = None, http_on_loopback: bool = False) -> Path:
     """Return the verified file of a checkpoint, downloading it if need be; a path of your own is taken as it is.
 
@@ -121,14 +129,14 @@ def locate(name: str | Path, *, endpoint: str | None = None, http_on_loopback: b
     http_on_loopback: plain http is allowed from this machine to itself, for tests; else every address must be https
     returns: a file; of the hub, the folder with the files
     """
-    checkpoint = _known(name)
+    checkpoint = known(name)
     if checkpoint is None:
         return Path(name).expanduser().absolute()
     if checkpoint.hub:
         return _repository(checkpoint, endpoint, http_on_loopback)
     if checkpoint.address is None:
         return _committed(checkpoint)
-    path = folder() / checkpoint.file
+    path = place_of(checkpoint)
     if not path.exists():
         _download(checkpoint, path, http_on_loopback)
     found = _remembered_sha256(path)
@@ -148,7 +156,7 @@ def locate_weights(name: str | Path) -> Path:
 
 def sha256_of(name: str | Path) -> str:
     """SHA-256 of a checkpoint's weights, by name or path: what a manifest records."""
-    checkpoint = _known(name)
+    checkpoint = known(name)
     if checkpoint is not None and checkpoint.sha256:
         return checkpoint.sha256  # locate() compares the file with it
     path = locate_weights(name)
@@ -165,8 +173,11 @@ def freeze() -> None:
         partial.write_text("".join(f"{files.sha256(path)}  {path.name}\n" for path in weights), encoding="utf-8")
 
 
-def _known(name: str | Path) -> Checkpoint | None:
-    """Look a name up; None for the path of an existing file, or of a folder with weights as the hub lays them out."""
+def known(name: str | Path) -> Checkpoint | None:
+    """Look a name up, whether or not its files are here.
+
+    returns: None for the path of an existing file, or of a folder with weights as the hub lays them out
+    """
     if name in LISTED:
         return LISTED[str(name)]
     if str(name).startswith("hub:"):
@@ -194,7 +205,7 @@ def _of_hub(name: str) -> Checkpoint:
 
 def _committed(checkpoint: Checkpoint) -> Path:
     """Find a miniature beside its code and compare it with SHA256SUMS."""
-    path, sums = MINIATURE / checkpoint.file, MINIATURE / "SHA256SUMS"
+    path, sums = place_of(checkpoint), MINIATURE / "SHA256SUMS"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: restore it from git, or train it with notebooks/extra/miniatures")
     lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
@@ -317,8 +328,7 @@ def _checked(address: str, http_on_loopback: bool) -> str:
 
 def _repository(checkpoint: Checkpoint, endpoint: str | None, http_on_loopback: bool) -> Path:
     """Return the folder of a repository's files, fetched if need be, each compared with its recorded SHA-256."""
-    name = checkpoint.name if checkpoint.name in LISTED else checkpoint.name.replace("hub:", "hub/", 1)
-    place = folder() / name
+    place = place_of(checkpoint)
     record = _record(place)
     if any(name not in record["sha256"] or not (place / name).is_file() for name in checkpoint.files):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -374,14 +384,14 @@ def _fetch_from_hub(
     new = place.with_name(f".{place.name}.new")  # what stands in its place was compared before
     try:
         try:
-            path, commit, known = _ask_hub(checkpoint.hub, name, revision, new, endpoint, http_on_loopback)
+            path, commit, told = _ask_hub(checkpoint.hub, name, revision, new, endpoint, http_on_loopback)
         except Exception as error:  # the library's are not all OSErrors: some are those of its HTTP client
             raise FileNotFoundError(
                 f"{name} of {checkpoint.hub} is not here and could not be fetched ({error}). Fetch "
                 f"{', '.join(checkpoint.files)} of {checkpoint.hub}{f' at commit {revision}' if revision else ''} from "
                 f"the Hugging Face hub on a machine with access and put them into {place}"
             ) from error
-        found, wanted = files.sha256(path), record["sha256"].get(name, known)
+        found, wanted = files.sha256(path), record["sha256"].get(name, told)
         if wanted not in (None, found):
             raise ValueError(
                 f"{checkpoint.hub} gave {name} at commit {commit} with SHA-256 {found}, not {wanted}: it was thrown "

@@ -490,12 +490,11 @@ def look_at_weights(name: str | Path, probe: Callable[[checkpoints.Checkpoint], 
     name: as for `checkpoints.locate`; probe: tells the size of what lies elsewhere, or raises OSError
     """
     try:
-        known = checkpoints._known(name)
+        known = checkpoints.known(name)
     except (FileNotFoundError, ValueError) as error:
         return Weights(str(name), "missing", Finding("stop", "weights", str(error), "write such a name, or a path"))
     if known is not None and (known.address or known.hub):
-        inside = known.name if known.name in checkpoints.LISTED else known.name.replace("hub:", "hub/", 1)
-        path = checkpoints.folder() / (inside if known.hub else known.file)
+        path = checkpoints.place_of(known)
         if not all((path / file).is_file() for file in known.files) if known.hub else not path.exists():
             return _absent(known, path, probe)
     try:
