@@ -170,11 +170,19 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Parameters as -p gives them, later ones over earlier ones, with those in SHORT put where they belong."""
+    """Parameters as -p gives them, later ones over earlier ones, with those in SHORT put where they belong.
+
+    Paths in these are meant from where the command is given; notebooks run in a folder of their own.
+    """
     changes: dict[str, Any] = {}
     for name, value in given:
         mapping, key = SHORT.get(name, (None, None))
-        changes |= joined(changes, {mapping: {key: value}}) if mapping else {name: value}
+        if mapping and isinstance(value, str):
+            path = Path(value).expanduser().absolute()
+            if not path.exists():
+                raise Refused(f"{name} is {value}, and there is no {path}")
+            value = str(path)
+        changes |= joined(changes, {mapping: {key: value}} if mapping else {name: value})
     return changes
 
 

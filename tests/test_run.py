@@ -123,17 +123,22 @@ def test_a_changed_mapping_keeps_the_run_s_other_keys(toy, capsys):
     assert "'dataset_options': {'split': '92', 'root': 'here', 'limit': 5}" in capsys.readouterr().out
     assert run.main(["demo", "-p", "dataset_options", "{}", "--dry-run"]) == 0  # the run's file does not name it
     assert "'dataset_options': {}" in capsys.readouterr().out
-    assert run.main(["voc_92", "-p", "data_root", "here", "--dry-run"]) == 0
-    assert "'dataset_options': {'split': '92', 'root': 'here'}" in capsys.readouterr().out
-    short = [
-        ("data_root", "here"),
-        ("class_file", "my.yaml"),
-        ("dataset_options", {"limit": 5}),
-        ("data_root", "there"),
-    ]
-    assert run.written_out(short[:2]) == {"dataset_options": {"root": "here", "classes": "my.yaml"}}
-    assert run.written_out(short) == {"dataset_options": {"limit": 5, "root": "there"}}
     assert run.joined({"a": {"b": 1}, "c": 2}, {"c": {"d": 3}, "a": None}) == {"c": {"d": 3}, "a": None}
+
+
+def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("here", "there", "my.yaml"):
+        (tmp_path / name).touch()
+    here, mine = str(tmp_path / "here"), str(tmp_path / "my.yaml")
+    assert run.main(["voc_92", "-p", "data_root", "here", "--dry-run"]) == 0
+    assert f"'dataset_options': {{'split': '92', 'root': '{here}'}}" in capsys.readouterr().out
+    short = [("data_root", "here"), ("class_file", "my.yaml")]
+    assert run.written_out(short) == {"dataset_options": {"root": here, "classes": mine}}
+    more = [*short, ("dataset_options", {"val": 5, "root": "x"}), ("data_root", "there"), ("class_file", ["cat"])]
+    assert run.written_out(more) == {"dataset_options": {"root": f"{tmp_path}/there", "classes": ["cat"], "val": 5}}
+    assert run.main(["voc_92", "-p", "data_root", "nowhere", "--dry-run"]) == 2
+    assert f"data_root is nowhere, and there is no {tmp_path}/nowhere" in capsys.readouterr().err
 
 
 def test_numbers_are_read_as_python_reads_them(toy):
