@@ -110,3 +110,13 @@ def test_each_number_of_the_networks_was_measured():
         stages = ({row["seed"]: row["miou"] for row in own if row["stage"] == stage} for stage in STAGES)
         measured.append([percent(list(values.values())) for values in stages])
     assert cells("networks", skip=1) == measured
+
+
+def test_each_number_of_the_presets_was_measured():
+    grid = files.read_json(files.ROOT / "results" / "presets" / "grid.json")
+    measured = []
+    for preset in grid["grid"]["preset"]:
+        own = [row for row in grid["rows"] if row["preset"] == preset]
+        assert {row["seed"] for row in own} == {0, 1}  # "two draws"
+        measured.append([percent([row["miou"] for row in own if row["stage"] == stage]) for stage in STAGES])
+    assert cells("presets", skip=1) == measured
