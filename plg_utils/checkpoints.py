@@ -282,11 +282,10 @@ def _alone(place: Path) -> Iterator[None]:
 def _fetch(address: str, file: BinaryIO, *, what: str, http_on_loopback: bool) -> None:
     """Append to an open file what it does not have yet of what lies at the address."""
     start = file.seek(0, os.SEEK_END)
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(_checked(address, http_on_loopback), headers=headers)  # noqa: S310
-    opener = urllib.request.build_opener(_CheckedRedirects(http_on_loopback))
     try:
-        response = opener.open(request, timeout=30)
+        response = open_address(
+            address, {"Range": f"bytes={start}-"} if start else {}, http_on_loopback=http_on_loopback
+        )
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing lies behind what is here already
             return
@@ -301,6 +300,18 @@ def _fetch(address: str, file: BinaryIO, *, what: str, http_on_loopback: bool) -
                 bar.update(len(piece))
     if length and file.seek(0, os.SEEK_END) != start + length:
         raise OSError(f"the connection ended early, after {file.tell():,} of {start + length:,} bytes")
+
+
+def open_address(
+    address: str, headers: dict[str, str] | None = None, *, http_on_loopback: bool = False
+) -> http.client.HTTPResponse:
+    """Ask a server, if its address is https, and so is every one that it is redirected to.
+
+    http_on_loopback: see `locate`
+    raises: ValueError for another address; OSError and HTTPException if there is no answer within 30 seconds
+    """
+    request = urllib.request.Request(_checked(address, http_on_loopback), headers=headers or {})  # noqa: S310
+    return urllib.request.build_opener(_CheckedRedirects(http_on_loopback)).open(request, timeout=30)
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):

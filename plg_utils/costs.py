@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from itertools import cycle, islice
@@ -19,7 +20,6 @@ from statistics import median
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from plg_utils import diagnosis, encoders, files, losses, masks, metrics, runs, segmenters, training
 from plg_utils.generators import segment_match, sepl
@@ -311,81 +311,107 @@ def measure_labels(
     shut: Mapping[str, str],
     patience: float,
 ) -> dict[str, Cost]:
-    """Time masks, segment embeddings, threshold and labels, as notebook 02 makes them."""
-    found = {
-        name: Cost(why="needs the stage before") for name in ("masks", "segments", "threshold", "labels", "borders")
+    """Time masks, segment embeddings, threshold, labels and their borders, as notebooks 02 and 03 make them."""
+    waiting = Cost(why="needs the stage before")
+    found = dict.fromkeys(("masks", "segments", "threshold", "labels", "borders"), waiting)
+    found |= {
+        name: Cost(why=shut[option])
+        for option, name in (("mask_options", "masks"), ("encoder_options", "segments"))
+        if option in shut
     }
-    numbers = range(len(photos))
-    for option, name in (("mask_options", "masks"), ("encoder_options", "segments")):
-        if option in shut:
-            found[name] = Cost(why=shut[option])
     if "mask_options" in shut:
         return found
+    segments, found["masks"] = measure_masks(photos, parameters, folder, chip, patience)
+    if segments is None or "encoder_options" in shut:
+        return found
+    photos = photos[: len(segments)]  # those for which patience sufficed
+    asked, found["segments"] = measure_segments(data, photos, segments, parameters, folder, chip)
+    if asked is None:
+        return found
+    return found | measure_naming(data, photos, segments, asked, parameters, folder, chip)
 
-    path = {name: [folder / f"{k}.{name}" for k in numbers] for name in ("masks", "segments", "labels", "borders")}
+
+def measure_masks(
+    photos: Sequence[np.ndarray], parameters: Mapping, folder: Path, chip: torch.device, patience: float
+) -> tuple[list | None, Cost]:
+    """Time the masks of each photo: the masks, and their cost."""
+    paths = [folder / f"{k}.masks" for k in range(len(photos))]
     try:
         find_masks = masks.build(parameters["mask_model"], device=str(chip), **parameters["mask_options"])
     except Exception as error:  # as in `timed`
-        return found | {"masks": Cost(why=failure(error))}
+        return None, Cost(why=failure(error))
 
     def mask(k: int):
         segments = find_masks([photos[k]])[0]
-        files.write_masks(path["masks"][k], segments)
+        files.write_masks(paths[k], segments)
         return segments
 
-    segments, found["masks"] = timed(mask, numbers, chip, paths=path["masks"], patience=patience)
-    if segments is None or "encoder_options" in shut:
-        return found
+    return timed(mask, range(len(photos)), chip, paths=paths, patience=patience)
+
+
+def measure_segments(
+    data: Dataset, photos: Sequence[np.ndarray], segments: list, parameters: Mapping, folder: Path, chip: torch.device
+) -> tuple[tuple | None, Cost]:
+    """Time a batch of segment embeddings: these, the text embeddings and whose they are, and the cost."""
+    paths = [folder / f"{k}.segments" for k in range(len(photos))]
     try:
         encode = encoders.build(parameters["encoder"], device=str(chip), **parameters["encoder_options"])
-        text_embeddings, owner = (tensor.cpu() for tensor in encode.class_embeddings(data.classes))
+        texts = [tensor.cpu() for tensor in encode.class_embeddings(data.classes)]
     except Exception as error:  # as in `timed`
-        return found | {"segments": Cost(why=failure(error))}
-    numbers = range(len(segments))  # those for which patience sufficed
-    batch = list(islice(cycle(numbers), max(len(segments), parameters["images_at_once"])))
+        return None, Cost(why=failure(error))
+    batch = list(islice(cycle(range(len(photos))), max(len(photos), parameters["images_at_once"])))
 
-    def embed(_) -> list[torch.Tensor]:
+    def embed(_) -> None:
         embeddings = segment_match.segment_embeddings(encode, [photos[k] for k in batch], [segments[k] for k in batch])
         for k, embedding in zip(batch, embeddings, strict=True):
-            files.write_embeddings(path["segments"][k], embedding)
-        return embeddings
+            files.write_embeddings(paths[k], embedding)
 
-    embedded, found["segments"] = timed(embed, range(2), chip, share=len(batch), paths=path["segments"])
-    if embedded is None:
-        return found
-    embeddings = [files.read_embeddings(path["segments"][k]) for k in numbers]
-    threshold = parameters["threshold"]
-    how = {"rule": parameters["rule"], "overlap": parameters["overlap"]}
-    asked = {"background": data.classes.background, **how}
+    done, cost = timed(embed, range(2), chip, share=len(batch), paths=paths)
+    return ([files.read_embeddings(path) for path in paths], *texts) if done else None, cost
+
+
+def measure_naming(
+    data: Dataset,
+    photos: Sequence[np.ndarray],
+    segments: list,
+    asked: tuple,
+    parameters: Mapping,
+    folder: Path,
+    chip: torch.device,
+) -> dict[str, Cost]:
+    """Time what names the segments: labels, the choice of a threshold, and SAM's borders laid over labels.
+
+    asked: of `measure_segments`
+    """
+    embeddings, *texts = asked
+    numbers, count, background = range(len(photos)), data.classes.num_classes, data.classes.background
+    how = {"rule": parameters["rule"], "overlap": parameters["overlap"], "background": background}
+    threshold = 0.2 if parameters["threshold"] is None else parameters["threshold"]
+
+    def stored(k: int):
+        return files.read_masks(folder / f"{k}.masks", photos[k].shape[:2])
 
     def label(k: int) -> np.ndarray:
-        stored = files.read_masks(path["masks"][k], photos[k].shape[:2])
-        guess = segment_match.label_from_embeddings(
-            stored, embeddings[k], text_embeddings, owner, threshold=0.2 if threshold is None else threshold, **asked
-        )
-        files.write_label(path["labels"][k], guess.label, data.classes.colours)
+        guess = segment_match.label_from_embeddings(stored(k), embeddings[k], *texts, threshold=threshold, **how)
+        files.write_label(folder / f"{k}.labels", guess.label, data.classes.colours)
         return guess.label
 
-    labels, found["labels"] = timed(label, numbers, chip, paths=path["labels"])
-    if labels is None:
-        return found
-    if threshold is None and data.classes.background is not None:
-
-        def choose(_):
-            return segment_match.choose_threshold(
-                embeddings, segments, labels, text_embeddings, owner, GRID,
-                mean_iou=lambda truths, guesses: mean_iou(truths, guesses, data.classes.num_classes), **asked,
-            )  # fmt: skip
-
-        _, found["threshold"] = timed(choose, [0], chip, share=len(segments))
+    def choose(_):
+        score = partial(mean_iou, num_classes=count)
+        return segment_match.choose_threshold(embeddings, segments, labels, *texts, GRID, mean_iou=score, **how)
 
     def sharpen(k: int) -> None:
-        dense = files.read_masks(path["masks"][k], photos[k].shape[:2]).dense()
-        merged = sepl.merge(labels[k], dense, data.classes.num_classes, "paper")
-        files.write_label(path["borders"][k], merged, data.classes.colours)
+        merged = sepl.merge(labels[k], stored(k).dense(), count, "paper")
+        files.write_label(folder / f"{k}.borders", merged, data.classes.colours)
 
-    if data.classes.background == 0:
-        _, found["borders"] = timed(sharpen, numbers, chip, paths=path["borders"])
+    labels, cost = timed(label, numbers, chip, paths=[folder / f"{k}.labels" for k in numbers])
+    found = {"labels": cost}
+    if labels is None:
+        return found
+    if parameters["threshold"] is None and background is not None:
+        found["threshold"] = timed(choose, [0], chip, share=len(segments))[1]
+    if background == 0:
+        found["borders"] = timed(sharpen, numbers, chip, paths=[folder / f"{k}.borders" for k in numbers])[1]
     return found
 
 
@@ -512,24 +538,6 @@ def release(chip: torch.device) -> None:
 
 
 # Presets
-
-
-def read_presets() -> dict[str, dict]:
-    """The presets of notebooks/presets.yaml; none if the file is not there."""
-    path = files.ROOT / "notebooks" / "presets.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def with_preset(parameters: Mapping, preset: Mapping) -> dict:
-    """Put a preset over a run's parameters: mappings are joined, `times` multiplies, as notebooks/run.py does it."""
-    changed = dict(parameters)
-    for name, value in preset.items():
-        if name in parameters and name != "times":
-            changed[name] = parameters[name] | value if isinstance(value, dict) else value
-    for name, factor in preset.get("times", {}).items():
-        if name in parameters:
-            changed[name] = max(1, round(parameters[name] * factor))
-    return changed
 
 
 def same_masks(one: Mapping, other: Mapping) -> bool:

@@ -8,12 +8,11 @@ train2017 without them. PASCAL VOC has three families: 92 to 1464 are parts of V
 
 import hashlib
 import http.client
-import urllib.request
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from plg_utils import datasets, files
+from plg_utils import checkpoints, datasets, files
 
 COMMIT = "0324f3d"  # of github.com/LiheYoung/UniMatch, MIT licence
 ADDRESS = f"https://raw.githubusercontent.com/LiheYoung/UniMatch/{COMMIT}/splits"
@@ -146,15 +145,8 @@ def _fetch_missing(root: Path, paths: list[str]) -> None:
 
 def _fetch(address: str) -> bytes:
     """Fetch a small file."""
-    with urllib.request.urlopen(_https(address), timeout=30) as response:  # noqa: S310  _https() looked at it
-        _https(response.url)  # where it was redirected to
+    with checkpoints.open_address(address) as response:
         content = response.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise OSError(f"{address} is larger than {LARGEST:,} bytes, which no list is")
     return content
-
-
-def _https(address: str) -> str:
-    if not address.startswith("https://"):
-        raise ValueError(f"{address} is not an https address")
-    return address
