@@ -458,7 +458,9 @@ def measure_training(
     if chip.type == "cuda":
         torch.cuda.reset_peak_memory_stats(chip)
     try:
-        loss = losses.build(name, **({"refine_target": target} if target else {}))
+        options = {"refine_target": target} if target else {}
+        options |= {"passes": parameters["passes"]} if name in ("unimatch", "semivl") else {}
+        loss = losses.build(name, **options)
 
         def watched(model: torch.nn.Module, batch: dict) -> dict:
             wait()
@@ -573,7 +575,8 @@ def measure_again(
     if measured["masks"].seconds is not None and not same_masks(own, other):
         found["masks"] = _masks_again(chosen(data, images)[measured["masks"].taken - 1], other, measured["masks"], chip)
         release(chip)
-    names = ("segmenter", "segmenter_options", "batch_size", "crop_size", "optimizer", "precision", "channels_last")
+    names = ["segmenter", "segmenter_options", "batch_size", "crop_size", "passes"]
+    names += ["optimizer", "precision", "channels_last"]
     keys = [key for key in measured if key.startswith("training ") and measured[key].seconds is not None]
     if keys and any(own[name] != other[name] for name in names):
         again = measure_training(data, other, folder, keys[0], chip, images, steps, patience)

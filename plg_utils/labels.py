@@ -107,7 +107,9 @@ def assign(
         raise ValueError("no text embedding belongs to a foreground class")
 
     cosine = F.normalize(segment_embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (N, K')
-    of_classes = torch.stack([cosine[:, owner == index].amax(dim=1) for index in foreground], dim=1)
+    place = torch.searchsorted(foreground, owner[~is_background]).expand(len(cosine), -1)
+    of_classes = cosine.new_full((len(cosine), len(foreground)), -torch.inf)  # (N, classes): of each the best word
+    of_classes = of_classes.scatter_reduce(1, place, cosine[:, ~is_background], "amax")
     scores = torch.cat([of_classes, cosine[:, is_background]], dim=1)
     if rule == "softmax":
         scores = (scores / temperature).softmax(dim=1)

@@ -557,7 +557,8 @@ def test_the_counts_agree_with_what_the_demo_wrote():
 def test_the_methods_are_those_of_notebook_04():
     for node in ast.walk(ast.parse(run.code_of(run.NOTEBOOKS / "04_segmenter.ipynb"))):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "METHODS":
-            table = eval(compile(ast.Expression(node.value), "04", "eval"), {"confidence": 0, "common": {}, "raw": ""})  # noqa: S307  our own notebook
+            names = {"sure": {}, "confidence": 0, "common": {}, "raw": ""}
+            table = eval(compile(ast.Expression(node.value), "04", "eval"), names)  # noqa: S307  our own notebook
     code = run.code_of(run.NOTEBOOKS / "04_segmenter.ipynb")
     assert {name: (loss, options.get("refine_target")) for name, (loss, options, _) in table.items()} == costs.METHODS
     assert '"steps": 2 * steps} if method == "direct_long"' in code and costs.STEPS_OF == {"direct_long": 2}

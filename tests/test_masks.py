@@ -1,5 +1,7 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
+import itertools
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -9,13 +11,16 @@ import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.amg import batched_mask_to_box
 
+from plg_utils import datasets
 from plg_utils import masks as mask_models
-from plg_utils.masks import sam
+from plg_utils.masks import _everything, sam, sam_official
 from plg_utils.records import Masks
 
 NAMES = sorted(path.stem for path in Path(mask_models.__file__).parent.glob("[a-z]*.py"))
 KEEP_ALL = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+KEEP_ALL["stability_score_offset"] = 0.0005  # the logits of a network with random weights are small
 
 
 def toy_sam(image_size=32, patch=8, width=8):
@@ -54,6 +59,7 @@ def random_images(*sizes):
 def toy(monkeypatch):
     """A model that `sam.build` loads in place of any checkpoint."""
     model = toy_sam()
+    model.mask_decoder.iou_prediction_head.layers[-1].bias.data += 0.5  # so that a threshold can lie among them
     monkeypatch.setattr(sam, "load", lambda checkpoint, model_name=None: model)
     return model
 
@@ -71,16 +77,140 @@ def test_contract(name):
     assert again.rles == segments[1].rles
 
 
-def test_masks_are_those_of_the_package_in_its_order(toy):
-    image = random_images((20, 30))[0]
-    (segments,) = sam.build(**KEEP_ALL, points_per_batch=4, box_nms_thresh=1.0)([image])
-    official = SamAutomaticMaskGenerator(toy, **KEEP_ALL, points_per_batch=4, box_nms_thresh=1.0).generate(image)
-    assert len(segments) == len(official) > 2
-    assert (np.diff(segments.predicted_iou) <= 0).all()
-    np.testing.assert_array_equal(segments.dense(), np.stack([record["segmentation"] for record in official]))
-    np.testing.assert_allclose(segments.predicted_iou, [record["predicted_iou"] for record in official])
-    np.testing.assert_allclose(segments.stability, [record["stability_score"] for record in official])
+def agree(ours, official, near=2):
+    """Whether two records are the same but for a few pixels whose logit is nearly 0."""
+    assert len(ours) == len(official) and ours.size == official.size
+    np.testing.assert_allclose(ours.predicted_iou, official.predicted_iou, atol=1e-5)
+    np.testing.assert_allclose(ours.stability, official.stability, atol=0.01)
+    assert (ours.dense() != official.dense()).sum() <= near
+
+
+GRID = {  # what is changed of KEEP_ALL, and sizes of images
+    "crop_n_layers": [0, 1],
+    "box_nms_thresh": [0.7, 1.0],
+    "thresholds": [{}, {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.925}],
+    "points_per_batch": [2, 64],
+    "size": [(20, 30), (32, 32), (50, 34)],
+}
+
+
+@pytest.mark.parametrize("case", list(itertools.product(*GRID.values())), ids=str)
+def test_masks_are_those_of_the_package_in_its_order(toy, case):
+    crop_n_layers, box_nms_thresh, thresholds, points_per_batch, size = case
+    image = random_images(size)[0]
+    options = KEEP_ALL | thresholds | {"crop_n_layers": crop_n_layers, "box_nms_thresh": box_nms_thresh}
+    (segments,) = sam.build(**options, points_per_batch=points_per_batch)([image])
+    official = SamAutomaticMaskGenerator(toy, **options, points_per_batch=4).generate(image)
+    assert official
+    agree(
+        segments,
+        Masks.from_dense(
+            np.stack([record["segmentation"] for record in official]),
+            [record["predicted_iou"] for record in official],
+            [record["stability_score"] for record in official],
+        ),
+    )
+    assert crop_n_layers or (np.diff(segments.predicted_iou) <= 0).all()
     assert all(isinstance(rle["counts"], str) for rle in segments.rles)
+    (same,) = sam_official.build(**options)([image])
+    agree(segments, same)
+
+
+def test_the_miniature_finds_what_the_package_finds():
+    data = datasets.load("storybook", labelled=2, limit=2)
+    images = [sample.image() for sample in (*data.labelled, *data.unlabelled)]
+    for ours, official in zip(sam.build()(images), sam_official.build()(images), strict=True):
+        assert len(ours) > 2
+        agree(ours, official)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (32, 32), (50, 34), (7, 90)])
+def test_enlarging_is_what_the_package_does_in_two_steps(toy, size):
+    small = torch.randn(5, 16, 16)
+    everything = _everything.SegmentEverything(toy, points_per_side=1)
+    inside = everything.resize.get_preprocess_shape(*size, 32)
+    expected = toy.postprocess_masks(small[:, None], inside, size)[:, 0]
+    torch.testing.assert_close(everything.enlarge(small, size).transpose(1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_boxes_and_areas_by_the_package():
+    masks = torch.rand(40, 9, 13) < torch.rand(40, 1, 1) * 0.3
+    masks[:2] = False
+    by_column = masks.transpose(1, 2).contiguous()
+    assert _everything.boxes_around(by_column).tolist() == batched_mask_to_box(masks).tolist()
+    assert _everything.count(by_column).tolist() == masks.sum(dim=(1, 2)).tolist()
+
+
+def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
+    everything = _everything.SegmentEverything(toy, points_per_side=1, points_per_batch=8)
+    asked = []
+
+    def greedy(points, most=3):
+        asked.append(len(points))
+        if len(points) > most:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return points
+
+    points = torch.arange(11)
+    with pytest.warns(UserWarning, match="from now on 2 points at once"):
+        found = list(everything.halving(greedy, points))
+    assert torch.cat(found).tolist() == points.tolist()
+    assert asked == [8, 4, 2, 2, 2, 2, 2, 1]
+    with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError):
+        list(everything.halving(lambda batch: greedy(batch, most=0), points))
+
+
+def test_many_masks_are_looked_at_in_parts(toy, monkeypatch):
+    image = random_images((20, 30))[0]
+    (whole,) = sam.build(**KEEP_ALL)([image])
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 20 * 30)
+    (parts,) = sam.build(**KEEP_ALL)([image])
+    assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
+
+
+def test_small_regions_are_removed(toy, monkeypatch):
+    """With a stand-in for OpenCV: islands smaller than the limit are single pixels in the first column here."""
+    changed = []
+
+    def remove(mask, limit, mode):
+        assert limit == 5 and mode in ("holes", "islands")
+        hit = mode == "islands" and bool(mask[:, 0].any())
+        changed.append(hit)
+        mask = mask.copy()
+        mask[:, 0] &= not hit
+        return mask, hit
+
+    monkeypatch.setitem(sys.modules, "cv2", object())
+    monkeypatch.setattr(_everything, "remove_small_regions", remove)
+    everything = _everything.SegmentEverything(toy, points_per_side=1, min_mask_region_area=5)
+    dense = np.zeros((4, 6, 8), dtype=bool)
+    dense[0, 1:5, 1:6] = dense[0, 0, 0] = True  # with an island; its box then is that of the next, which had none
+    dense[1, 1:5, 1:6] = True
+    dense[2, 3:6, 6:8] = True
+    dense[3, 0, 0] = dense[3, 5, 7] = True  # an island, and what is left of it
+    found = everything.without_small_regions(Masks.from_dense(dense, [0.9, 0.8, 0.7, 0.6]))
+    assert changed == [False, True, False, False, False, False, False, True]
+    assert found.predicted_iou.tolist() == pytest.approx([0.8, 0.7, 0.6])
+    left = dense.copy()
+    left[3, 0, 0] = False
+    np.testing.assert_array_equal(found.dense(), left[1:])
+    (segments,) = sam.build(**KEEP_ALL, min_mask_region_area=5)(random_images((20, 30)))
+    assert not segments.dense()[:, :, 0].any()
+
+
+def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
+    image = random_images((20, 30))[0]
+    (full,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0)([image])
+    (half,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, precision="bf16")([image])
+    assert len(half) > 0 and half.predicted_iou.dtype == np.float32
+    assert not np.array_equal(half.predicted_iou, full.predicted_iou[: len(half)])
+    with pytest.raises(ValueError, match='precision is "fp8"; right are "fp32" and "bf16"'):
+        sam.build(**KEEP_ALL, precision="fp8")
+    compiled = []
+    encoder = toy.image_encoder
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    (same,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, compiled=True)([image])
+    assert compiled == [encoder] and same.rles == full.rles
 
 
 def test_small_masks_are_dropped(toy):
@@ -109,7 +239,7 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
         seen.update(options)
 
     monkeypatch.setattr(sam, "load", lambda checkpoint, model=None: toy_sam())
-    monkeypatch.setattr(sam, "Generator", spy)
+    monkeypatch.setattr(sam, "SegmentEverything", spy)
     for checkpoint, defaults in (("miniature_sam", sam.MINIATURE), ("sam_vit_h", sam.OFFICIAL)):
         sam.build(checkpoint=checkpoint)
         assert {name: seen[name] for name in defaults} == defaults

@@ -84,7 +84,9 @@ def views(
     if passes == "fast" and not predicts:  # nobody asks for the clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
-    logits_weak = logits[labelled : labelled + unlabelled] if predicts else None
+    sizes = len(features[0]) - labelled, len(dropped[0]) - unlabelled
+    logits_labelled, logits_weak, _, logits_feature = logits.split([labelled, *sizes, unlabelled])
+    logits_weak = logits_weak if predicts else None
     if predicts and passes == "fast":
         logits_partner = logits_weak.detach().flip(0)
 
@@ -92,12 +94,12 @@ def views(
     strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
     logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat([strong1, strong2])), size).chunk(2)
     return {
-        "logits_labelled": logits[:labelled],
+        "logits_labelled": logits_labelled,
         "logits_weak": logits_weak,
         "logits_partner": logits_partner,
         "logits_strong1": logits_strong1,
         "logits_strong2": logits_strong2,
-        "logits_feature": logits[-unlabelled:],
+        "logits_feature": logits_feature,
     }
 
 

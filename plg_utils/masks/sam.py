@@ -1,6 +1,7 @@
-"""SAM's automatic mask generator, from its authors' package: a grid of points, three masks each, the best are kept.
+"""SAM's automatic masks: a grid of points, three masks each, the best are kept.
 
-The masks overlap and do not cover the image. Their order is that of the generator: falling predicted IoU.
+The networks are those of its authors' package, the rules those of its mask generator, which sam_official.py runs as it
+is; this one is faster. The masks overlap and do not cover the image; their order is that of falling predicted IoU.
 SAM can be asked for the mask in a box too, see `build_box_prompter`.
 """
 
@@ -8,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from plg_utils import checkpoints, runs
 from plg_utils.masks import Generate
+from plg_utils.masks._everything import SegmentEverything
 from plg_utils.miniature import sam as miniature
 from plg_utils.records import Masks
 
@@ -37,48 +39,67 @@ def build(
     crop_n_layers: int = 0,
     min_mask_region_area: int = 0,
     min_area: int = 0,
+    precision: str = "fp32",
+    compiled: bool = False,
     device: str = "cpu",
 ) -> Generate:
     """Load a SAM; the options keep the names and the defaults of its package.
 
     checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
     model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
-    points_per_side: of the grid of prompts
+    points_per_side: of the grid of prompts; points_per_batch: prompts that go through the decoder together, fewer
+        where the device's memory does not suffice
     density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
     pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
     stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
     min_mask_region_area: pixels; smaller holes and islands are removed (the package needs OpenCV for that)
     min_area: pixels; smaller masks are dropped
+    precision: "fp32", or "bf16" for autocast; compiled: let torch.compile make the image encoder faster, which takes
+        minutes and pays for many images
     device: see `runs.device`
     A None is the value in OFFICIAL or MINIATURE.
     """
-    defaults = MINIATURE if checkpoint in (None, "miniature_sam") else OFFICIAL
-    given = {
-        "points_per_side": points_per_side,
-        "pred_iou_thresh": pred_iou_thresh,
-        "stability_score_thresh": stability_score_thresh,
-    }
-    chosen = {name: defaults[name] if value is None else value for name, value in given.items()}
-    if not density > 0:
-        raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
-    chosen["points_per_side"] = max(1, round(density * chosen["points_per_side"]))
-    generator = Generator(
-        load(checkpoint, model).to(runs.device(str(device))),
+    chosen = settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
+    network = load(checkpoint, model).to(runs.device(str(device)))
+    if compiled:
+        network.image_encoder = torch.compile(network.image_encoder)
+    segment = SegmentEverything(
+        network,
         **chosen,
         points_per_batch=points_per_batch,
         stability_score_offset=stability_score_offset,
         box_nms_thresh=box_nms_thresh,
         crop_n_layers=crop_n_layers,
         min_mask_region_area=min_mask_region_area,
-        output_mode="coco_rle",  # a stack of (N, H, W) would be large, and the masks are stored as run lengths anyway
+        precision=precision,
     )
 
-    @torch.inference_mode()
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
-        return [_masks(generator.generate(image), image.shape[:2], min_area) for image in images]
+        found = map(segment, images)
+        return [masks.take(masks.areas() >= min_area) for masks in found]
 
     return generate
+
+
+def settings(
+    checkpoint: str | None,
+    density: float,
+    points_per_side: int | None,
+    pred_iou_thresh: float | None,
+    stability_score_thresh: float | None,
+) -> dict:
+    """Fill in what is not given from OFFICIAL or MINIATURE, and thin the grid by `density`."""
+    given = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+    }
+    defaults = MINIATURE if checkpoint in (None, "miniature_sam") else OFFICIAL
+    chosen = defaults | {name: value for name, value in given.items() if value is not None}
+    if not density > 0:
+        raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
+    return chosen | {"points_per_side": max(1, round(density * chosen["points_per_side"]))}
 
 
 def build_box_prompter(
@@ -120,26 +141,6 @@ def load(checkpoint: str | None, model: str | None = None) -> Sam:
     sam = sam_model_registry[model]()
     sam.load_state_dict(checkpoints.load_sam_state(path))
     return sam.eval()
-
-
-class Generator(SamAutomaticMaskGenerator):
-    """The package's generator, which stops with an IndexError if it looks at crops and no crop has a mask."""
-
-    def _process_crop(self, *arguments):
-        crop = super()._process_crop(*arguments)
-        crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
-        return crop
-
-
-def _masks(records: list[dict], size: tuple[int, int], min_area: int) -> Masks:
-    """Keep what we hand on of the generator's records."""
-    kept = [record for record in records if record["area"] >= min_area]
-    return Masks(
-        rles=tuple(record["segmentation"] for record in kept),
-        size=(int(size[0]), int(size[1])),
-        predicted_iou=np.array([record["predicted_iou"] for record in kept], dtype=np.float32),
-        stability=np.array([record["stability_score"] for record in kept], dtype=np.float32),
-    )
 
 
 def _in_boxes(

@@ -1,0 +1,251 @@
+"""SAM's automatic mask generation: the rules of its package's `SamAutomaticMaskGenerator`, at a fraction of its cost.
+
+A grid of points is asked for three masks each; what SAM predicts to be poor is dropped, then what is unstable, what
+touches the edge of a crop, and the poorer of two whose boxes nearly agree (automatic_mask_generator.py of that package;
+Kirillov et al. 2023, appendix B). The networks are the package's own. What is not done as it does it:
+
+- The image enters the decoder once and not once for each point. Its layers broadcast, so what the first of them makes
+  of the image alone is made once.
+- A mask is drawn only where the predicted IoU, which needs no mask, is high enough.
+- Two bilinear resizings and the cut between them are one matrix for the rows and one for the columns, so that nothing
+  as large as the network's input (1024 x 1024) is made for a mask.
+- Masks stay small (256 x 256) until boxes have been compared; run lengths are made for those that are left, by
+  pycocotools for many at once.
+
+The order of additions differs, so a predicted IoU differs by 1e-6 or so, and a pixel whose logit is nearly 0 may change
+sides; see tests/test_masks.py and benchmarks/bench_masks.py.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
+    build_all_layer_point_grids,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+    remove_small_regions,
+    uncrop_boxes_xyxy,
+)
+from segment_anything.utils.transforms import ResizeLongestSide
+from torchvision.ops import box_area, nms
+
+from plg_utils.records import Masks
+
+CROP_NMS_THRESH, CROP_OVERLAP_RATIO = 0.7, 512 / 1500  # the package's defaults
+PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks that passed the tests of their crop, in a form that does not grow with the image."""
+
+    small: torch.Tensor  # (N, r, r) float32 logits, as SAM's decoder gives them
+    boxes: torch.Tensor  # (N, 4) int64, left, top, right, bottom in pixels of the whole image, the last ones included
+    predicted_iou: torch.Tensor  # (N,) float32
+    stability: torch.Tensor  # (N,) float32
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def take(self, chosen: torch.Tensor) -> "Candidates":
+        """Keep those at these indices, or where a bool tensor (N,) is true."""
+        return Candidates(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        """Put candidates behind one another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+@dataclass
+class SegmentEverything:
+    """Calls give the `Masks` of an image; the fields are named as the package names them."""
+
+    sam: Sam
+    points_per_side: int = 32
+    points_per_batch: int = 64  # halved where the device's memory does not suffice
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    min_mask_region_area: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self):
+        """Lay the grids, one for each layer of crops."""
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "{self.precision}"; right are "fp32" and "bf16"')
+        if self.min_mask_region_area > 0:
+            import cv2  # noqa: F401  only this needs it
+        self.grids = build_all_layer_point_grids(self.points_per_side, self.crop_n_layers, 1)
+        self.resize = ResizeLongestSide(self.sam.image_encoder.img_size)
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> Masks:
+        """Segment an image (H, W, 3) uint8 RGB."""
+        size = image.shape[:2]
+        crops, layers = generate_crop_boxes(size, self.crop_n_layers, CROP_OVERLAP_RATIO)
+        found = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
+        everything = Candidates.join(found)
+        kept = torch.arange(len(everything))
+        if len(crops) > 1:  # of two that agree, the one in the smaller crop
+            detail = torch.repeat_interleave(
+                1 / box_area(torch.tensor(crops)), torch.tensor([len(each) for each in found])
+            )
+            kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), CROP_NMS_THRESH).cpu()
+        rles, first = {}, 0
+        for crop, each in zip(crops, found, strict=True):
+            here = kept[(kept >= first) & (kept < first + len(each))]
+            drawn = self.run_lengths(each.small[here - first], crop, size)
+            rles |= dict(zip(here.tolist(), drawn, strict=True))
+            first += len(each)
+        everything = everything.take(kept)
+        masks = Masks(
+            rles=tuple(rles[index] for index in kept.tolist()),
+            size=(int(size[0]), int(size[1])),
+            predicted_iou=everything.predicted_iou.cpu().numpy(),
+            stability=everything.stability.cpu().numpy(),
+        )
+        return self.without_small_regions(masks) if self.min_mask_region_area > 0 and len(masks) else masks
+
+    def look(self, image: np.ndarray, crop: Sequence[int], grid: np.ndarray) -> Candidates:
+        """Ask SAM at each point of a grid (P, 2), in 0 to 1, what it sees in a crop (xyxy pixels) of an image."""
+        height, width = image.shape[:2]
+        left, top, right, bottom = crop
+        size = bottom - top, right - left
+        with self.autocast():
+            embedding = self.embed(image[top:bottom, left:right])
+        points = torch.as_tensor(self.resize.apply_coords(grid * size[::-1], size), device=embedding.device)
+        thresholds = [self.sam.mask_threshold + change * self.stability_score_offset for change in (1, -1)]
+        found = []
+        for small, predicted_iou in self.halving(lambda batch: self.decode(embedding, batch), points):
+            for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
+                logits = self.enlarge(part, size)
+                inner, outer = (count(logits > threshold) for threshold in thresholds)
+                boxes, stability = boxes_around(logits > self.sam.mask_threshold), inner / outer
+                chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
+                if self.stability_score_thresh > 0:
+                    chosen &= stability >= self.stability_score_thresh
+                found.append(Candidates(part, boxes, predicted, stability).take(chosen))
+        everything = Candidates.join(found)
+        everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
+        return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop)))
+
+    def embed(self, image: np.ndarray) -> torch.Tensor:
+        """Image embedding (1, C, h, w) of an image (H, W, 3) uint8."""
+        pixels = torch.as_tensor(self.resize.apply_image(image), device=self.sam.device)
+        return self.sam.image_encoder(self.sam.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+
+    def decode(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks of points (P, 2), in pixels of the network's input, whose predicted IoU is high enough.
+
+        This is `MaskDecoder.predict_masks` with three outputs a point.
+        returns: logits (N, r, r) and predicted IoU (N,), float32
+        """
+        decoder, prompts = self.sam.mask_decoder, self.sam.prompt_encoder
+        with self.autocast():
+            foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+            sparse, dense = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
+            outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+            tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
+            queries, places = decoder.transformer(embedding + dense[:1], prompts.get_dense_pe(), tokens)
+            predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 1:].float()  # (P, 3)
+            good = predicted_iou > self.pred_iou_thresh if self.pred_iou_thresh > 0 else predicted_iou > -torch.inf
+            rows = good.any(dim=1)
+            features = places[rows].transpose(1, 2).unflatten(2, embedding.shape[-2:])
+            features = decoder.output_upscaling(features)  # (R, c, r, r)
+            kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
+            small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
+        return small[good[rows]].unflatten(1, features.shape[-2:]), predicted_iou[good]
+
+    def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
+
+        returns: (N, W, H), so that a column lies together, as in COCO's run lengths
+        """
+        side = self.sam.image_encoder.img_size
+        inside = self.resize.get_preprocess_shape(*size, side)
+        rows, columns = (resizing(small.shape[-1], side, *each).to(small) for each in zip(inside, size, strict=True))
+        return torch.bmm(columns.expand(len(small), -1, -1), small.transpose(1, 2) @ rows.T)
+
+    def run_lengths(self, small: torch.Tensor, crop: Sequence[int], size: tuple[int, int]) -> list[dict]:
+        """Run lengths, in an image of size (H, W), of masks with logits (N, r, r) in a crop of it."""
+        left, top, right, bottom = crop
+        view, rles = (bottom - top, right - left), []
+        for part in small.split(self.at_once(view)):
+            masks = (self.enlarge(part, view) > self.sam.mask_threshold).cpu().numpy()
+            if view != size:
+                whole = np.zeros((len(masks), size[1], size[0]), dtype=bool)
+                whole[:, left:right, top:bottom] = masks
+                masks = whole
+            rles += Masks.from_dense(masks.transpose(0, 2, 1)).rles
+        return rles
+
+    def without_small_regions(self, masks: Masks) -> Masks:
+        """Fill small holes, drop small islands; of masks whose boxes then agree those without a change are kept."""
+        dense, untouched = masks.dense(), []
+        for index, mask in enumerate(dense):
+            mask, filled = remove_small_regions(mask, self.min_mask_region_area, mode="holes")
+            mask, dropped = remove_small_regions(mask, self.min_mask_region_area, mode="islands")
+            dense[index] = mask
+            untouched.append(float(not filled and not dropped))
+        boxes = boxes_around(torch.from_numpy(dense.transpose(0, 2, 1)))
+        kept = nms(boxes.float(), torch.tensor(untouched), max(self.box_nms_thresh, CROP_NMS_THRESH)).numpy()
+        return Masks.from_dense(dense[kept], masks.predicted_iou[kept], masks.stability[kept])
+
+    def halving(self, function: Callable, points: torch.Tensor) -> Iterator:
+        """Call a function on batches of points, on smaller ones from then on where the device runs out of memory."""
+        done = 0
+        while done < len(points):
+            try:
+                result = function(points[done : done + self.points_per_batch])
+            except torch.cuda.OutOfMemoryError:
+                if self.points_per_batch == 1:
+                    raise
+                self.points_per_batch //= 2
+                torch.cuda.empty_cache()
+                warnings.warn(f"out of memory: from now on {self.points_per_batch} points at once", stacklevel=2)
+                continue
+            done += self.points_per_batch
+            yield result
+
+    def at_once(self, size: tuple[int, int]) -> int:
+        """Count the masks of this size (H, W) that are looked at together."""
+        return max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+
+    def autocast(self) -> torch.autocast:
+        """Half precision inside, if it was asked for."""
+        return torch.autocast(self.sam.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@cache
+def resizing(small: int, network: int, inside: int, size: int) -> torch.Tensor:
+    """Matrix (size, small): from `small` pixels to `network`, the first `inside` of them, and from these to `size`.
+
+    Both resizings are bilinear, as F.interpolate with align_corners=False has them.
+    """
+    weights = F.interpolate(torch.eye(small)[None, None], (network, small), mode="bilinear")[:, :, :inside]
+    return F.interpolate(weights, (size, small), mode="bilinear")[0, 0]
+
+
+def count(masks: torch.Tensor) -> torch.Tensor:
+    """Pixels of each mask (N, W, H) bool."""
+    return masks.sum(dim=2, dtype=torch.int16).sum(dim=1, dtype=torch.int32)  # as the package: wider sums are slower
+
+
+def boxes_around(masks: torch.Tensor) -> torch.Tensor:
+    """Boxes (N, 4) xyxy, last row and column included, of masks (N, W, H) bool; zeros around nothing."""
+    masks = masks.contiguous().view(torch.uint8)  # whose maximum is fifty times as fast as any() of bool
+    sides = []
+    for hit in (masks.amax(dim=2), masks.amax(dim=1)):  # columns (N, W), rows (N, H)
+        first, last = hit.argmax(dim=1), hit.shape[1] - 1 - hit.flip(1).argmax(dim=1)
+        sides.append((first, torch.where(hit.amax(dim=1) > 0, last, 0)))
+    (left, right), (top, bottom) = sides
+    return torch.stack([left, top, right, bottom], dim=1)
