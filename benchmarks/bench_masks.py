@@ -53,7 +53,7 @@ def main() -> None:
     parser = side_by_side.arguments(__doc__)
     parser.add_argument("--checkpoint", default="miniature_sam")
     parser.add_argument("--random", action="store_true", help="random weights instead of the checkpoint's")
-    parser.add_argument("--images", type=int, default=8, help="timed in each turn")
+    parser.add_argument("--images", type=int, default=3, help="timed in each turn")
     parser.add_argument("--scenes", type=int, default=200, help="compared: masks and labels")
     parser.add_argument("--points-per-batch", type=int, default=64)
     options = parser.parse_args()

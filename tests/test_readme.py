@@ -120,3 +120,25 @@ def test_each_number_of_the_presets_was_measured():
         assert {row["seed"] for row in own} == {0, 1}  # "two draws"
         measured.append([percent([row["miou"] for row in own if row["stage"] == stage]) for stage in STAGES])
     assert cells("presets", skip=1) == measured
+
+
+def test_each_number_of_the_benchmarks_was_measured():
+    folder = files.ROOT / "results" / "bench"
+    table = README.split("<!-- bench -->")[1].split("<!-- /bench -->")[0]
+    told = [line.strip("| ").split(" | ")[1:] for line in table.strip().splitlines()[2:]]
+    names = ["masks_miniature_sam_cpu", "masks_miniature_sam_cpu_plain_malloc"]
+    names += [f"training_miniature_{way}_cpu" for way in ("exact_fp32", "fast_fp32", "fast_bf16")]
+    names += ["labels_pool", "labels_paint"]
+    measured = [files.read_json(folder / f"{name}.json") for name in names]
+    assert told == [
+        [
+            *(f"{found[key]:.2g}" for key in ("ours_s", "original_s")),
+            f"{found['ratio']:.1f}",
+            f"{found['best_ratio']:.1f}",
+        ]
+        for found in measured
+    ]
+    masks = measured[0]["agreement"]
+    assert masks["images_with_equal_masks"] == 1 and f"{measured[0]['n']['scenes']} scenes all masks" in README
+    again = files.read_json(folder / "labels_again.json")
+    assert again["n"]["images"] == 1000 and f"anew in {again['ours_s']:.0f} seconds" in README

@@ -159,7 +159,7 @@ class SegmentEverything:
             predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 1:].float()  # (P, 3)
             good = predicted_iou > self.pred_iou_thresh if self.pred_iou_thresh > 0 else predicted_iou > -torch.inf
             rows = good.any(dim=1)
-            features = places[rows].transpose(1, 2).unflatten(2, embedding.shape[-2:])
+            features = places[rows].unflatten(1, embedding.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
             features = decoder.output_upscaling(features)  # (R, c, r, r)
             kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
             small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
