@@ -206,10 +206,10 @@ def decode_counts(counts: str) -> np.ndarray:
         raise ValueError(f"the character {strange!r} does not occur in run lengths")
     last = np.flatnonzero(codes & 32 == 0)  # character of each number
     first = np.concatenate([[0], last + 1])
+    if (np.diff(first, append=len(codes)) > 7).any():  # 35 bits: more than any image has pixels
+        raise ValueError("a run length has no end")
     if first[-1] < len(codes):
         raise ValueError("the text ends within a run length")
-    if (np.diff(first) > 7).any():  # 35 bits: more than any image has pixels
-        raise ValueError("a run length has no end")
     first = first[:-1]
     place = np.arange(len(codes)) - np.repeat(first, last + 1 - first)
     runs = np.add.reduceat((codes & 31) << 5 * place, first) if len(first) else codes
