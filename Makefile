@@ -41,7 +41,7 @@ test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo ag
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
 bench: $(READY)  ## time ours beside the originals, in turn and in one process; results/bench keeps the numbers
-	@for each in masks labels training; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
+	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@cd notebooks && ../$(BIN)/jupyter lab

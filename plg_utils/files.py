@@ -193,44 +193,62 @@ def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int
 # Masks
 
 
-def decode_counts(counts: str) -> np.ndarray:
-    """Decode COCO's text form of run lengths: (R,) int64.
+class BrokenRunLengths(ValueError):
+    """Run lengths that are those of no mask; `index` says which of several."""
+
+    def __init__(self, index: int, reason: str):
+        super().__init__(reason)
+        self.index = index
+
+
+def decode_counts(texts: Sequence[str]) -> list[np.ndarray]:
+    """Decode COCO's text form of run lengths, of several masks at once: (R,) int64 each.
 
     Each number is a row of characters from "0" (48) on: five bits each, lowest first, the sixth says that more
     follow, and the highest bit of the last is the sign. From the third run on the text holds the difference to the
     run before the previous one. (rleToString in maskApi.c of github.com/cocodataset/cocoapi)
     """
-    codes = np.frombuffer(counts.encode(), dtype=np.uint8).astype(np.int64) - 48
-    if ((codes < 0) | (codes >= 64)).any():
-        strange = next(character for character in counts if not 48 <= ord(character) < 112)
-        raise ValueError(f"the character {strange!r} does not occur in run lengths")
-    last = np.flatnonzero(codes & 32 == 0)  # character of each number
-    first = np.concatenate([[0], last + 1])
-    if (np.diff(first, append=len(codes)) > 7).any():  # 35 bits: more than any image has pixels
-        raise ValueError("a run length has no end")
-    if first[-1] < len(codes):
-        raise ValueError("the text ends within a run length")
-    first = first[:-1]
-    place = np.arange(len(codes)) - np.repeat(first, last + 1 - first)
+    characters = "".join(texts)
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)  # of the texts, in characters
+
+    def refuse(where: np.ndarray, reason: str) -> None:
+        if len(where):
+            raise BrokenRunLengths(int(ends.searchsorted(where[0], "right")), reason)
+
+    codes = np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.int64) - 48
+    strange = np.flatnonzero((codes < 0) | (codes >= 64))
+    refuse(strange, f"the character {characters[strange[0]]!r} does not occur in run lengths" if len(strange) else "")
+    ended = codes & 32 == 0
+    ended[ends[ends > 0] - 1] = True  # where the text stops, so that no number reaches into the next
+    last = np.flatnonzero(ended)  # character of each number
+    first = np.concatenate([[0], last + 1])[:-1]
+    length = last + 1 - first
+    refuse(first[length > 7], "a run length has no end")  # 35 bits: more than any image has pixels
+    refuse(last[codes[last] & 32 > 0], "the text ends within a run length")
+    place = np.arange(len(codes)) - first.repeat(length)
     runs = np.add.reduceat((codes & 31) << 5 * place, first) if len(first) else codes
-    runs -= np.where(codes[last] & 16, 1 << 5 * (last + 1 - first), 0)
-    for parity in (1, 2):
-        runs[parity::2] = runs[parity::2].cumsum()
-    return runs
+    runs -= np.where(codes[last] & 16, 1 << 5 * length, 0)
+    found = np.split(runs, last.searchsorted(ends[:-1])) if len(texts) else []
+    for of_mask in found:
+        for parity in (1, 2):
+            of_mask[parity::2] = of_mask[parity::2].cumsum()
+    return found
 
 
-def check_rle(rle: dict, size: tuple[int, int]) -> None:
-    """Refuse run lengths that are not those of an image of this size.
+def check_rles(rles: Sequence[dict], size: tuple[int, int]) -> None:
+    """Refuse run lengths that are not those of masks of an image of this size, with a `BrokenRunLengths`.
 
     pycocotools trusts what it gets: malformed run lengths crash the process, so they must never reach it.
     """
-    if tuple(rle["size"]) != tuple(size):
-        raise ValueError(f"it is a mask of size {tuple(rle['size'])}, the image has {tuple(size)}")
-    runs = decode_counts(rle["counts"])
-    if (runs < 0).any() or not runs[1:].all():
-        raise ValueError("a run length is negative, or zero where it may not be")
-    if runs.sum() != size[0] * size[1]:
-        raise ValueError(f"its run lengths add up to {runs.sum()}, the image has {size[0] * size[1]} pixels")
+    for index, rle in enumerate(rles):
+        if tuple(rle["size"]) != tuple(size):
+            raise BrokenRunLengths(index, f"it is a mask of size {tuple(rle['size'])}, the image has {tuple(size)}")
+    pixels = size[0] * size[1]
+    for index, runs in enumerate(decode_counts([rle["counts"] for rle in rles])):
+        if (runs < 0).any() or not runs[1:].all():
+            raise BrokenRunLengths(index, "a run length is negative, or zero where it may not be")
+        if runs.sum() != pixels:
+            raise BrokenRunLengths(index, f"its run lengths add up to {runs.sum()}, the image has {pixels} pixels")
 
 
 def write_masks(path: str | Path, masks: Masks) -> None:
@@ -264,11 +282,10 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
         raise ValueError(f"{path} is not a file of masks ({error!r}); delete it and make the masks again") from error
     if size is not None and (height, width) != tuple(size):
         raise ValueError(f"{path} holds masks of size {(height, width)}, the image has {tuple(size)}")
-    for index, rle in enumerate(rles):
-        try:
-            check_rle(rle, (height, width))
-        except ValueError as error:
-            raise ValueError(f"{path}, mask {index}: {error}; delete the file and make the masks again") from error
+    try:
+        check_rles(rles, (height, width))
+    except BrokenRunLengths as error:
+        raise ValueError(f"{path}, mask {error.index}: {error}; delete the file and make the masks again") from error
     scores = np.array(scores, dtype=np.float32).reshape(-1, 2)  # null becomes nan
     return Masks(rles, (height, width), scores[:, 0], scores[:, 1])
 

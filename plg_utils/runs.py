@@ -9,6 +9,8 @@ A stage writes its files into one folder, one or more for each image:
 
 Stopped anywhere and started again, it goes on with what is missing. Started with other parameters, or after a stage
 before it was run with others, it says what differs and begins anew: nothing made otherwise is reused silently.
+
+The same lines in several processes share the work, see distributed.py: `batches`, `each` and `loaded` hand out a share.
 """
 
 import os
@@ -17,7 +19,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib import metadata
 from json import dumps
@@ -30,7 +33,7 @@ import yaml
 from tqdm import tqdm
 
 from plg_utils import checkpoints as weights
-from plg_utils import files
+from plg_utils import distributed, files
 from plg_utils.records import SPLITS, Classes, Dataset
 
 PACKAGES = (
@@ -45,6 +48,7 @@ PACKAGES = (
     "pillow",
     "pycocotools",
 )
+READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 LABELLERS = {  # where the label maps of each lie in a run
     "segment_match": "labels_zero_shot",
     "cam": "labels_cam",
@@ -78,7 +82,12 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 
 def device(name: str = "auto") -> torch.device:
-    """Choose where networks run: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the best that is there."""
+    """Choose where networks run: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the best that is there.
+
+    Where several processes share the work, each has a device of its own.
+    """
+    if distributed.local_device() is not None:
+        return distributed.local_device()
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, is_there in present.items() if is_there))
@@ -104,19 +113,54 @@ def progress(iterable: Iterable, total: int | None = None, what: str = "") -> It
 
 
 def progress_shown() -> bool:
-    """Whether bars are wanted: always, unless the environment says PLG_PROGRESS=0."""
-    return os.environ.get("PLG_PROGRESS", "1") != "0"
+    """Whether bars are wanted: unless the environment says PLG_PROGRESS=0, and in one of several processes."""
+    return os.environ.get("PLG_PROGRESS", "1") != "0" and distributed.is_main()
 
 
 def batches(items: Sequence, size: int, what: str = "") -> Iterator[list]:
-    """Hand out the items `size` at a time, with a bar that counts single items."""
+    """Hand out the items `size` at a time, with a bar that counts single items.
+
+    Where several processes share the work, each gets every n-th batch, and all have done theirs at the end; the
+    batches are those of a single process.
+    """
+    return _shown(_shares(items, size), what)
+
+
+def each(items: Sequence, what: str = "") -> Iterator:
+    """Hand out the items one at a time; else as `batches`."""
+    for batch in batches(items, 1, what):
+        yield from batch
+
+
+def loaded(items: Sequence, size: int, read: Callable, what: str = "") -> Iterator[tuple[list, list]]:
+    """As `batches`, each with what `read` gives of its items, which threads do while the batch before is worked on."""
+    mine = _shares(items, size)
+    readers = ThreadPoolExecutor(min(READERS, size))
+    try:
+        waiting = [readers.submit(read, item) for item in mine[0]] if mine else []
+        for batch, following in zip(_shown(mine, what), [*mine, []][1:], strict=True):
+            ready, waiting = waiting, [readers.submit(read, item) for item in following]
+            yield batch, [future.result() for future in ready]
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _shares(items: Sequence, size: int) -> list[list]:
+    """The batches that this process is to do."""
+    return [list(items[start : start + size]) for start in distributed.share(range(0, len(items), size))]
+
+
+def _shown(mine: list[list], what: str) -> Iterator[list]:
+    """Hand out batches with a bar; wait at the end for the other processes."""
+    what = what if distributed.count() == 1 else f"{what}, process 1 of {distributed.count()}"
+    total = sum(len(batch) for batch in mine)
     with tqdm(
-        total=len(items), desc=what, mininterval=1.0, ascii=True, file=sys.stderr, disable=not progress_shown()
+        total=total, desc=what, mininterval=1.0, ascii=True, file=sys.stderr, disable=not progress_shown()
     ) as bar:
-        for start in range(0, len(items), size):
-            batch = list(items[start : start + size])
+        for batch in mine:
             yield batch
             bar.update(len(batch))
+    distributed.wait()
 
 
 def recorded(run: str) -> dict[str, dict[str, float]]:
@@ -160,8 +204,6 @@ def stage(
     parents: folders of the stages whose files are read, which must be finished
     dataset, whole_set: whose images; if the stage learns from all of them at once, another split is other work
     device: where it ran; recorded, but the same work elsewhere is the same work
-
-    Several processes may share the work: let one open the stage, then all; give `todo` all ids and take a share.
     """
     identity = {
         "stage": name,
@@ -179,8 +221,10 @@ def stage(
         "git_commit": git_commit(),
         "device": _describe(torch.device(device)),
         "threads": torch.get_num_threads(),
+        "processes": distributed.count(),
     }
-    return Stage(Path(folder), identity, details)
+    with distributed.main_first():  # it empties the folder, the others find it so
+        return Stage(Path(folder), identity, details)
 
 
 class Stage:
@@ -215,15 +259,18 @@ class Stage:
         return self.folder / f"{id}{suffix}"
 
     def todo(self, ids: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-        """Ids of which a file is missing, in the order given."""
+        """Ids of which a file is missing, in the order given; the same for all processes that share the work."""
         self.register(f"{id}{suffix}" for id in ids for suffix in suffixes)
         missing = [id for id in ids if not all(self.path(id, suffix).exists() for suffix in suffixes)]
+        missing = distributed.agreed(missing)  # one of them may be at work already
         if missing and self._state == "done":
             self._write("running")
         return missing
 
     def register(self, names: Iterable[str]) -> None:
         """Declare files that the stage is going to write here, so that it may remove them when it begins anew."""
+        if not distributed.is_main():
+            return
         known = self._declared()
         new = [name for name in dict.fromkeys(names) if name not in known]
         strange = [name for name in new if (self.folder / name).exists()]
@@ -238,12 +285,16 @@ class Stage:
 
     def finish(self, **counts: Any) -> None:
         """Write the manifest of the finished stage, with what there was to count."""
+        distributed.wait()
         self._write("done", counts=counts)
+        distributed.wait()
 
     def _write(self, state: str, **more: Any) -> None:
+        self._state = state
+        if not distributed.is_main():
+            return
         seconds = self._earlier.get("wall_seconds", 0) + time.perf_counter() - self._started
         memory = max(self._earlier.get("peak_memory_mb") or 0, peak_memory_mb() or 0) or None
-        self._state = state
         content = self._identity | self._details | more
         content |= {
             "state": state,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from plg_utils import augment, files, runs
+from plg_utils import augment, distributed, files, runs
 from plg_utils.records import IGNORE, PseudoLabel, Sample
 
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
@@ -68,8 +68,12 @@ def fit(
         from the same arguments and initial weights; that the samples' files are still the same is the caller's care
     progress: what the bar on stderr is called; None shows none
     returns: a row for every log_every steps: step, lr, and the mean of each term of the loss since the row before
+
+    Where several processes share the work (distributed.py), each calls this with the same arguments and learns from its
+    share of each batch; batch_size is that of them all, and the steps are those of a single process.
     """
     device = torch.device(device)
+    share = distributed.rows(batch_size) if distributed.count() > 1 else None
     settings = {
         "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
         "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "ema": ema,
@@ -80,6 +84,7 @@ def fit(
     }  # fmt: skip
     if precision not in ("fp32", "bf16"):
         raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
+    model = distributed.share_statistics(model, device)
     model.to(device, memory_format=layout(channels_last)).train()
     optimiser = build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
     factors = [group["lr"] / lr for group in optimiser.param_groups]
@@ -91,8 +96,9 @@ def fit(
     batches = Batches(
         labelled, unlabelled, pseudo_label,
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner, seed=seed,
-        cache_bytes=cache_bytes,
+        cache_bytes=cache_bytes, share=share,
     )  # fmt: skip
+    take_step = distributed.step(model, loss)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(start, steps), num_workers=workers, pin_memory=device.type == "cuda"
     )
@@ -108,7 +114,7 @@ def fit(
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = loss(model, batch)
+                terms = take_step(batch)
             optimiser.zero_grad(set_to_none=True)
             terms["total"].backward()
             optimiser.step()
@@ -116,12 +122,14 @@ def fit(
                 average.update(step)
             pending.append({name: term.detach() for name, term in terms.items()})
             if (step + 1) % log_every == 0 or step + 1 == steps:
-                table = torch.stack([torch.stack(list(row.values())) for row in pending]).cpu()  # waits for the device
+                table = torch.stack([torch.stack(list(row.values())) for row in pending])
+                table = distributed.mean(table).cpu()  # waits for the device
                 check_finite(table[:, list(terms).index("total")], step + 1 - len(pending), batches)
                 means = dict(zip(terms, table.double().mean(dim=0).tolist(), strict=True))
                 history.append({"step": step + 1, "lr": rate, **means})
                 pending = []
-                if state_file is not None and (step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS):
+                due = step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS
+                if state_file is not None and due and distributed.is_main():
                     save_state(state_file, settings, model, optimiser, average, history, step + 1)
                     saved = time.monotonic()
     if average is not None:
@@ -226,7 +234,9 @@ class Batches(Dataset):
         cutmix_partner: str,
         seed: int,
         cache_bytes: int,
+        share: Sequence[int] | None = None,
     ):
+        """share: which images of a batch are handed out; all are drawn, so that each is what it is in the whole."""
         if cutmix_partner not in ("batch", "view"):
             raise ValueError(f'cutmix_partner is "{cutmix_partner}"; right are "batch" and "view"')
         if not labelled:
@@ -234,6 +244,7 @@ class Batches(Dataset):
         self.labelled, self.unlabelled, self.pseudo_label = labelled, unlabelled, pseudo_label
         self.steps, self.batch_size, self.crop_size, self.scale = steps, batch_size, crop_size, scale
         self.partner_is_view, self.seed, self.room = cutmix_partner == "view", seed, cache_bytes
+        self.share = share
         self.cache: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -283,6 +294,8 @@ class Batches(Dataset):
                 batch[name] = [np.array(augment.cutmix_box(self.crop_size, rng)) for _ in samples]
             if self.partner_is_view:
                 batch |= {f"partner_{name}": views for name, views in self.unlabelled_views(samples, rng).items()}
+        if self.share is not None:
+            batch = {name: [arrays[index] for index in self.share] for name, arrays in batch.items()}
         return {name: torch.from_numpy(np.stack(arrays)) for name, arrays in batch.items()}
 
     def weak(self, sample: Sample, stream: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -156,14 +156,24 @@ def test_masks_are_read_as_written(tmp_path):
 
 
 def test_counts_decode_as_coco_encodes_them():
-    rng = np.random.default_rng(1)
+    rng, texts, right = np.random.default_rng(1), [], []
     for size in [(1, 1), (3, 5), (90, 70)]:
         for density in (0, 0.01, 0.3, 1):
             mask = np.asfortranarray(rng.random(size) < density, dtype=np.uint8)
             flat = mask.ravel(order="F").astype(int)
             runs = np.diff(np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])).tolist()
             counts = coco.encode(mask)["counts"].decode()
-            assert files.decode_counts(counts).tolist() == ([0] if flat[0] else []) + runs
+            texts.append(counts)
+            right.append(([0] if flat[0] else []) + runs)
+            assert [found.tolist() for found in files.decode_counts([counts])] == right[-1:]
+    assert [found.tolist() for found in files.decode_counts(texts)] == right
+    texts[5:5] = ["", ""]
+    right[5:5] = [[], []]
+    assert [found.tolist() for found in files.decode_counts(texts)] == right
+    assert files.decode_counts([]) == []
+    with pytest.raises(files.BrokenRunLengths, match="does not occur") as error:
+        files.decode_counts(["6", "11", "\ud800", "6"])
+    assert error.value.index == 2
 
 
 @pytest.mark.parametrize(
@@ -181,10 +191,11 @@ def test_counts_decode_as_coco_encodes_them():
     ],
 )
 def test_malformed_run_lengths_never_reach_pycocotools(tmp_path, counts, complaint):
-    row = {"counts": counts, "predicted_iou": None, "stability": None}
-    files.write_json(tmp_path / "a.json", {"size": [2, 3], "masks": [row]})
-    with pytest.raises(ValueError, match=rf"a.json, mask 0: .*{complaint}"):
-        files.read_masks(tmp_path / "a.json", (2, 3))
+    broken, sound = ({"counts": text, "predicted_iou": None, "stability": None} for text in (counts, "6"))
+    for index in (0, 2):
+        files.write_json(tmp_path / "a.json", {"size": [2, 3], "masks": [sound] * index + [broken, sound]})
+        with pytest.raises(ValueError, match=rf"a.json, mask {index}: .*{complaint}"):
+            files.read_masks(tmp_path / "a.json", (2, 3))
 
 
 def test_masks_of_another_image_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Runs: work that is done is kept, work that was made otherwise is not."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -170,6 +171,37 @@ def test_a_trained_number_is_told_by_its_recorded_spread():
 
 def test_batches_keep_the_order_and_the_rest():
     assert list(runs.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_the_next_batch_is_read_while_one_is_worked_on():
+    read, one_done = [], threading.Event()
+
+    def reader(item):
+        if item >= 2:
+            one_done.wait(30)  # only what was asked for ahead can wait for the first batch
+        read.append((item, threading.current_thread() is threading.main_thread()))
+        return 10 * item
+
+    found = []
+    for batch, contents in runs.loaded(range(5), 2, reader):
+        found.append((batch, contents))
+        one_done.set()
+    assert found == [([0, 1], [0, 10]), ([2, 3], [20, 30]), ([4], [40])]
+    assert sorted(read) == [(item, False) for item in range(5)]
+    assert list(runs.loaded([], 2, reader)) == []
+
+
+def test_what_cannot_be_read_stops_at_its_batch():
+    def reader(item):
+        if item == 3:
+            raise ValueError("image 3 is broken")
+        return item
+
+    done = []
+    with pytest.raises(ValueError, match="image 3 is broken"):
+        for batch, _ in runs.loaded(range(9), 2, reader):
+            done.append(batch)
+    assert done == [[0, 1]]
 
 
 def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):

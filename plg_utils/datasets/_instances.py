@@ -135,7 +135,7 @@ def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation["counts"], str):
         try:
-            files.check_rle(segmentation, size)
+            files.check_rles([segmentation], size)
         except ValueError as error:
             raise BrokenAnnotation(f"run lengths: {error}") from error
         rle = {"size": [height, width], "counts": segmentation["counts"]}

@@ -84,8 +84,15 @@ def segment_embeddings(
 
 
 def label_from_embeddings(
-    masks: Masks,
-    segment_embeddings: torch.Tensor,
+    masks: Masks, segment_embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, **how
+) -> PseudoLabel:
+    """Label one image from what was stored of its segments, (N, D); else as `labels_from_embeddings`."""
+    return labels_from_embeddings([masks], [segment_embeddings], text_embeddings, owner, **how)[0]
+
+
+def labels_from_embeddings(
+    masks: Sequence[Masks],
+    segment_embeddings: Sequence[torch.Tensor],
     text_embeddings: torch.Tensor,
     owner: torch.Tensor,
     *,
@@ -94,13 +101,13 @@ def label_from_embeddings(
     rule: str = "cosine",
     temperature: float = 0.01,
     overlap: str = "score",
-) -> PseudoLabel:
-    """Label one image from what was stored of its segments; see `labels.assign` and `labels.paint`.
+) -> list[PseudoLabel]:
+    """Label images from what was stored of their segments; see `labels.assign` and `labels.paint`.
 
-    segment_embeddings: (N, D), text_embeddings: (K', D), owner: (K',)
+    segment_embeddings: (N, D) for each image, text_embeddings: (K', D), owner: (K',)
     """
     assigned, scores = labels.assign(
-        segment_embeddings,
+        torch.cat([*segment_embeddings]),
         text_embeddings,
         owner=owner,
         background=background,
@@ -108,14 +115,13 @@ def label_from_embeddings(
         rule=rule,
         temperature=temperature,
     )
-    return labels.paint(
-        masks.dense(),
-        assigned,
-        scores,
-        background=background,
-        overlap=overlap,
-        predicted_iou=masks.predicted_iou,
-    )
+    counts = [len(embeddings) for embeddings in segment_embeddings]
+    return [
+        labels.paint(
+            of_image.dense(), *named, background=background, overlap=overlap, predicted_iou=of_image.predicted_iou
+        )
+        for of_image, *named in zip(masks, assigned.split(counts), scores.split(counts), strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)

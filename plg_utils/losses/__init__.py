@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from plg_utils import distributed
 from plg_utils.records import IGNORE
 
 
@@ -50,7 +51,16 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: floa
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
     """Mean of the cross-entropy over the pixels whose target is not IGNORE; 0 if there is none."""
     loss = cross_entropy(logits, target, smoothing=smoothing)
-    return loss.sum() / (target != IGNORE).sum().clamp(min=1)
+    return loss.sum() / number(target != IGNORE)
+
+
+def number(pixels: torch.Tensor) -> torch.Tensor:
+    """How many pixels of (B, H, W) bool are True, at least 1: what a sum of losses is divided by.
+
+    Where several processes share a batch, it is their mean, so that the mean of their losses is that of the batch.
+    """
+    total = distributed.mean(pixels.sum())
+    return total.masked_fill(total == 0, 1)
 
 
 def cutmix(maps: torch.Tensor, partner: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

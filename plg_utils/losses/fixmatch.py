@@ -6,7 +6,7 @@ One strong view with CutMix must predict what the model is sure of in the weak v
 import torch
 from torch import nn
 
-from plg_utils.losses import at, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils.losses import at, cutmix, mean_cross_entropy, number, partner, predict_in_eval_mode
 from plg_utils.losses.unimatch import aim, consistency
 
 SMOKE = {"threshold": 0.3}
@@ -53,5 +53,5 @@ def fixmatch_loss(
     mixed = [cutmix(mine, theirs, boxes) for mine, theirs in zip(own, pasted, strict=True)]
     labelled = mean_cross_entropy(logits_labelled, label)
     strong = consistency(logits_strong, *mixed, smoothing=0.0)
-    sure = own[1].sum() / own[2].sum().clamp(min=1)
+    sure = own[1].sum() / number(own[2])
     return {"total": (labelled + strong) / 2, "labelled": labelled, "strong": strong, "sure": sure}

@@ -12,10 +12,19 @@ Segmentation" (arXiv 2505.19846): smoothed labels, every pixel with a target cou
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from plg_utils.losses import at, check_passes, cross_entropy, cutmix, mean_cross_entropy, partner, predict_in_eval_mode
+from plg_utils import distributed
+from plg_utils.losses import (
+    at,
+    check_passes,
+    cross_entropy,
+    cutmix,
+    mean_cross_entropy,
+    number,
+    partner,
+    predict_in_eval_mode,
+)
 from plg_utils.records import IGNORE
 
 TARGETS = ("unimatch", "zero_shot", "fusion")
@@ -80,7 +89,8 @@ def views(
 
     features = model.encode(torch.cat([batch["image"], batch["weak"]]))
     kept = slice(0, None) if passes == "exact" else slice(labelled, None)
-    dropped = [F.dropout2d(maps[kept], feature_dropout) for maps in features]
+    parts = [labelled, unlabelled] if passes == "exact" else [unlabelled]
+    dropped = [distributed.dropout2d(maps[kept], feature_dropout, parts) for maps in features]
     if passes == "fast" and not predicts:  # nobody asks for the clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
@@ -166,7 +176,7 @@ def unimatch_loss(
     }
     if logits_weak is not None:
         sure = predict(logits_weak, threshold)[1] & ~ignore
-        terms["sure"] = sure.sum() / (~ignore).sum().clamp(min=1)
+        terms["sure"] = sure.sum() / number(~ignore)
     return terms
 
 
@@ -215,4 +225,4 @@ def consistency(
 ) -> torch.Tensor:
     """Sum of the cross-entropy where it counts, divided by the number of valid pixels: UniMatch's denominator."""
     loss = cross_entropy(logits, target, smoothing=smoothing)
-    return (loss * counts).sum() / valid.sum().clamp(min=1)
+    return (loss * counts).sum() / number(valid)

@@ -1,0 +1,60 @@
+"""What more processes gain when images are labelled: python benchmarks/bench_processes.py
+
+Notebook 02 on scenes of the storybook, by one, two and four processes with a core each, as its parameter `processes`
+starts them. Seconds are those of the stages by the wall (masks, embeddings, labels), without the imports before; the
+label maps must be the same to the byte.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+import side_by_side
+
+from plg_utils import distributed, files
+
+STAGES = ("masks", "segments", "labels_zero_shot")
+
+
+def label(processes: int, images: int, folder: Path) -> tuple[float, str]:
+    """Label scenes in a folder of results; return the seconds of the stages and a hash of all label maps."""
+    parameters = folder / "parameters.json"
+    files.write_json(parameters, {"run": "bench", "dataset_options": {"limit": images}, "device": "cpu"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += [str(distributed.WORKER), "--notebook", str(files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb")]
+    environment = os.environ | {"PLG_RESULTS": str(folder), "OMP_NUM_THREADS": "1", "PLG_PROGRESS": "0"}
+    subprocess.run([*command, "--parameters", str(parameters)], check=True, env=environment, stdout=subprocess.DEVNULL)
+    manifests = [files.read_json(folder / "bench" / stage / "manifest.json") for stage in STAGES]
+    maps = sorted((folder / "bench" / "labels_zero_shot").glob("*.png"))
+    digest = sha256(b"".join(path.read_bytes() for path in maps)).hexdigest()
+    return sum(manifest["wall_seconds"] for manifest in manifests), digest
+
+
+def main() -> None:
+    """Measure and write results/bench/scaling_processes.json."""
+    parser = side_by_side.arguments(__doc__)
+    parser.add_argument("--images", type=int, default=100, help="unlabelled scenes; 12 labelled ones come with them")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.set_defaults(repeats=3)
+    options = parser.parse_args()
+    counts = [count for count in options.processes if count <= (os.cpu_count() or 1)]
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    digests = set()
+    for _ in range(options.repeats):
+        for count in counts:
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, digest = label(count, options.images, Path(folder))
+            taken[count].append(seconds)
+            digests.add(digest)
+    best = [min(taken[count]) for count in counts]
+    found = {"sizes": counts, "seconds": best, "all_seconds": [taken[count] for count in counts]}
+    found |= {"speedup": [best[0] / seconds for seconds in best], "agreement": {"equal_label_maps": len(digests) == 1}}
+    n = {"repeats": options.repeats, "images": options.images + 12}
+    side_by_side.report(options.write, "scaling_processes", options.device, **found, n=n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""One run in several processes, each with a device of its own, on one machine or on several.
+
+A notebook starts them if its parameter `processes` says so, and finds its work done when they have ended; or a terminal
+does, on machines that share the folder of results:
+
+    torchrun --nproc-per-node 4 notebooks/worker.py voc_92
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT notebooks/worker.py voc_92    # on each of the two
+    accelerate launch --num_processes 4 notebooks/worker.py voc_92
+
+All of them execute the same cells. `runs.batches` and its kin give each process its share of the images, whose
+files never collide; `training.fit` gives it its share of each batch, and all steps are those of a single process:
+views, dropout, batch statistics and the pixels by which a mean is divided are those of the whole batch. In a single
+process nothing here does anything, and accelerate is not imported.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plg_utils import files
+
+PATIENCE = timedelta(days=7)  # for which a process waits for the slowest; torch's own is some minutes
+WORKER = files.ROOT / "notebooks" / "worker.py"
+_state = None  # accelerate.PartialState of a process that was started together with others
+
+
+def start(device: str = "auto") -> None:
+    """Join the processes that torchrun or accelerate has started with this one.
+
+    device: "cpu", or anything else for the GPUs of this machine, one for each process
+    """
+    global _state
+    from accelerate import PartialState
+
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not cpu and here > torch.cuda.device_count():
+        raise ValueError(f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: right is one for each")
+    _state = PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+def stop() -> None:
+    """Leave the others; from here on this process is alone."""
+    global _state
+    if _state is not None:
+        _state.destroy_process_group()
+    _state = None
+
+
+def count() -> int:
+    """How many processes share the work; 1 is the usual case."""
+    return 1 if _state is None else _state.num_processes
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return 0 if _state is None else _state.process_index
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes what all share, and that speaks."""
+    return rank() == 0
+
+
+def local_device() -> torch.device | None:
+    """The device that is this process's own; None if there is only one process."""
+    return None if _state is None else _state.device
+
+
+def wait() -> None:
+    """Go on when all have come here."""
+    if _state is not None:
+        _state.wait_for_everyone()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process run the block, then the others."""
+    with nullcontext() if _state is None else _state.main_process_first():
+        yield
+
+
+def agreed(value: Any) -> Any:
+    """What the main process has for a value; all must ask."""
+    if count() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0, device=_state.device)
+    return box[0]
+
+
+def share(items: Sequence) -> Sequence:
+    """Every n-th of the items, where n processes share the work."""
+    return items[rank() :: count()]
+
+
+# Training
+
+
+def rows(size: int) -> list[int]:
+    """Which images of a batch are this process's.
+
+    They are symmetric: with image i comes the one that stands as far from the end, so that the share in reverse order
+    is the share of the batch in reverse order, from which CutMix pastes.
+    """
+    pairs = size // 2
+    if size % 2 or pairs % count():
+        raise ValueError(
+            f"a batch of {size} cannot be shared by {count()} processes: right is a multiple of {2 * count()}, since "
+            "CutMix needs two images in each"
+        )
+    first = list(range(pairs))[rank() :: count()]
+    return first + [size - 1 - index for index in reversed(first)]
+
+
+def mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over the processes, as float; without gradient, and unchanged in a single process."""
+    if count() == 1:
+        return tensor
+    total = tensor.detach().float()
+    torch.distributed.all_reduce(total)
+    return total / count()
+
+
+def dropout2d(maps: torch.Tensor, part: float, sizes: Sequence[int]) -> torch.Tensor:
+    """Drop channels of the maps (N, C, H, W) as F.dropout2d does, each image those that it loses in the whole batch.
+
+    sizes: how many of the N images come from each batch that was shared, such as labelled and unlabelled
+    """
+    if count() == 1:
+        return F.dropout2d(maps, part)
+    whole = [size * count() for size in sizes]
+    mine = [sum(whole[:number]) + row for number, size in enumerate(whole) for row in rows(size)]
+    return maps * F.dropout2d(maps.new_ones(sum(whole), maps.shape[1], 1, 1), part)[mine]
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of all processes; torch's own nn.SyncBatchNorm is for GPUs only."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Normalise maps (N, C, H, W)."""
+        if not self.training or count() == 1:
+            return super().forward(maps)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = maps.float()
+        number = count() * values[:, 0].numel()
+        average = all_reduce(values.sum(dim=(0, 2, 3))) / number
+        centred = values - average[:, None, None]
+        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / number
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(average, factor)
+            self.running_var.lerp_(variance * number / (number - 1), factor)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let the model's batch normalisations use the statistics of all processes; parameters stay the same objects."""
+    if count() == 1:
+        return model
+    if device.type != "cpu":
+        from timm.layers import convert_sync_batchnorm  # knows timm's own kinds too
+
+        return convert_sync_batchnorm(model)
+    for name, module in model.named_modules():
+        if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats:
+            module.__class__ = SharedBatchNorm
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SharedBatchNorm):
+            raise TypeError(f"{name} is a {type(module).__name__}: on the CPU only a plain BatchNorm2d can be shared")
+    return model
+
+
+class Step(nn.Module):
+    """A model with its loss, as one module: what DistributedDataParallel can wrap."""
+
+    def __init__(self, model: nn.Module, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Return the loss's terms."""
+        return self.loss(self.model, batch)
+
+
+def step(model: nn.Module, loss):
+    """Return what takes a batch to the loss's terms, and whose gradients are the mean of all processes'."""
+    if count() == 1:
+        return partial(loss, model)
+    return nn.parallel.DistributedDataParallel(Step(model, loss), broadcast_buffers=False, static_graph=True)
+
+
+# Starting
+
+
+def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
+    """Execute the stages of a notebook in several processes on this machine, and show their progress on stderr.
+
+    notebook: name of a file in notebooks/; values: its variables (`globals()`), of which the parameters are taken
+    """
+    if processes < 1:
+        raise ValueError(f"processes is {processes}: right is 1 or more")
+    if processes == 1 or _state is not None:  # the second: this is one of them
+        return
+    path = files.ROOT / "notebooks" / notebook
+    names = [name for code in parameter_cells(path) for name in assigned_names(code)]
+    parameters = {name: values[name] for name in names if name != "processes"}
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "parameters.json"
+        files.write_json(told, parameters)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += [str(WORKER), "--notebook", str(path), "--parameters", str(told)]
+        environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+            try:
+                last = _pass_on(process)
+            except BaseException:  # an interrupted cell must not leave processes behind
+                process.terminate()
+                raise
+        if process.returncode:
+            raise RuntimeError(f"{processes} processes did not come to the end of {notebook}:\n{last}")
+
+
+def parameter_cells(notebook: Path) -> list[str]:
+    """Code of a notebook's cells that are tagged `parameters`."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+
+
+def assigned_names(code: str) -> list[str]:
+    """Names to which lines of code assign."""
+    return [
+        target.id
+        for statement in ast.parse(code).body
+        for target in getattr(statement, "targets", [])
+        if isinstance(target, ast.Name)
+    ]
+
+
+def _pass_on(process: subprocess.Popen) -> str:
+    """Show what a process writes to its stderr as it comes; return the last lines."""
+    said = b""
+    while text := process.stderr.read1(4096):
+        sys.stderr.write(text.decode(errors="replace"))
+        sys.stderr.flush()
+        said = (said + text)[-8000:]
+    return said.decode(errors="replace")

@@ -1,0 +1,187 @@
+"""Several processes do together what one does alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import worker
+from test_pipeline import TINY
+from two_processes import CASES, train
+
+from plg_utils import datasets, distributed, files, runs
+
+HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture
+def one_of(monkeypatch):
+    """Pretend to be one of several processes, as far as arithmetic on its own goes."""
+
+    def pretend(rank, count):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "count", lambda: count)
+        monkeypatch.setattr(distributed, "wait", lambda: None)
+
+    return pretend
+
+
+@pytest.mark.parametrize(("size", "count"), [(4, 2), (8, 2), (8, 4), (12, 3), (6, 1)])
+def test_shares_of_a_batch_are_all_of_it_and_closed_under_reversal(size, count, one_of):
+    shares = []
+    for rank in range(count):
+        one_of(rank, count)
+        shares.append(distributed.rows(size))
+    assert sorted(sum(shares, [])) == list(range(size))
+    assert len({len(share) for share in shares}) == 1
+    for share in shares:
+        assert share[::-1] == [size - 1 - row for row in share]  # the partner of the k-th is the k-th from behind
+
+
+@pytest.mark.parametrize(("size", "count", "right"), [(4, 4, 8), (6, 2, 4), (5, 1, 2)])
+def test_a_batch_that_cannot_be_shared_is_refused(size, count, right, one_of):
+    one_of(0, count)
+    with pytest.raises(ValueError, match=f"a batch of {size} .* {count} processes: right is a multiple of {right}"):
+        distributed.rows(size)
+
+
+@pytest.mark.parametrize("sizes", [[4, 2], [2]])
+def test_an_image_loses_the_channels_that_it_loses_in_the_whole_batch(sizes, one_of):
+    maps = torch.rand(2 * sum(sizes), 50, 3, 3) + 1
+    torch.manual_seed(3)
+    whole = torch.nn.functional.dropout2d(maps, 0.5)
+    for rank in range(2):
+        one_of(rank, 2)
+        rows = [2 * sum(sizes[:k]) + row for k, size in enumerate(sizes) for row in distributed.rows(2 * size)]
+        torch.manual_seed(3)
+        assert distributed.dropout2d(maps[rows], 0.5, sizes).equal(whole[rows])
+
+
+def test_each_process_gets_whole_batches_of_a_single_process(one_of):
+    alone = list(runs.batches(range(11), 3))
+    assert alone == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
+    shares = []
+    for rank in range(2):
+        one_of(rank, 2)
+        shares.append(list(runs.batches(range(11), 3)))
+        assert list(runs.each(range(5))) == [0, 1, 2, 3, 4][rank::2]
+    assert shares == [alone[::2], alone[1::2]]
+
+
+def test_a_single_process_waits_for_nobody():
+    assert (distributed.count(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    distributed.wait()
+    counted = torch.tensor(3)
+    assert (
+        distributed.mean(counted) is counted and distributed.agreed([1]) == [1] and distributed.local_device() is None
+    )
+    model = torch.nn.BatchNorm2d(2)
+    assert distributed.share_statistics(model, torch.device("cpu")) is model and type(model) is torch.nn.BatchNorm2d
+    distributed.launch(1, "no_such.ipynb", {})  # one process is this one
+    with pytest.raises(ValueError, match="processes is 0"):
+        distributed.launch(0, "no_such.ipynb", {})
+    assert "accelerate" not in sys.modules
+
+
+def test_batch_statistics_that_cannot_be_shared_are_refused(one_of):
+    one_of(0, 2)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
+    with pytest.raises(TypeError, match="0 is a BatchNorm1d: on the CPU only a plain BatchNorm2d"):
+        distributed.share_statistics(model, torch.device("cpu"))
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Loss curve and weights of each method; both end with the same weights, and with the state of the main one."""
+    subprocess.run([*TORCHRUN, str(HERE / "two_processes.py"), str(tmp_path)], check=True)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    assert ranks[0] == ranks[1]
+    (tmp_path / "alone").mkdir()
+    for case in CASES:
+        alone = train(case, tmp_path / "alone" / f"{case}.safetensors")
+        for one, other in zip(alone["history"], ranks[0][case]["history"], strict=True):
+            assert one == pytest.approx(other, abs=2e-5), case
+        for name, values in alone["weights"].items():
+            np.testing.assert_allclose(ranks[0][case]["weights"][name], values, atol=2e-4, err_msg=f"{case} {name}")
+        assert (tmp_path / f"{case}.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A drawn world of a few scenes."""
+    root = tmp_path_factory.mktemp("world")
+    data = datasets.load("storybook", root=root, labelled=2, limit=5)
+    for sample in (*data.labelled, *data.unlabelled, *data.val):
+        sample.image()
+    return root
+
+
+def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capfd):
+    """Masks, embeddings and label maps of notebook 02, to the byte; and a notebook finds its work done."""
+    notebook = files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb"
+    variables = {"__name__": "__main__"}
+    for code, _ in worker.stages(notebook)[:1]:
+        exec(code, variables)  # noqa: S102  our own notebook
+    parameters = variables | {name: value for name, value in TINY.items() if name in variables}
+    parameters |= {"dataset_options": {"root": str(world), "limit": 5}, "images_at_once": 2}
+    parameters.pop("__builtins__"), parameters.pop("__name__")
+
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "two"))
+    monkeypatch.setenv("PLG_PROGRESS", "1")
+    distributed.launch(2, notebook.name, parameters)
+    assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
+    manifest = files.read_json(tmp_path / "two" / "tiny" / "labels_zero_shot" / "manifest.json")
+    assert manifest["state"] == "done" and manifest["processes"] == 2 and manifest["counts"] == {"images": 7}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.*") if path.suffix != ".json"}
+    worker.execute(notebook, parameters)  # as the cells that follow in the notebook
+    assert {path: path.stat().st_mtime_ns for path in before if path.parent.name != "figures"}.items() <= before.items()
+
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "one"))
+    worker.execute(notebook, parameters)
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert names == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*"))
+    stages = [name for name in names if name.name not in ("manifest.json", "outputs.txt")]
+    assert len([name for name in stages if name.parts[1] in ("masks", "segments", "labels_zero_shot")]) == 3 * 7
+    for name in stages:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):
+    notebook = tmp_path / "notebooks" / "short.ipynb"
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["run = 1\n", "processes = 1"]}
+    files.write_json(notebook, {"cells": [cell]})
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, sys, time\n"
+        "assert json.load(open(sys.argv[4])) == {'run': 'seven'}\n"
+        "sys.exit('no such cat') if os.environ['RANK'] == '1' else time.sleep(600)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(distributed, "WORKER", script)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match=r"2 processes did not come to the end of short.ipynb:[\s\S]*no such cat"):
+        distributed.launch(2, "short.ipynb", {"run": "seven", "processes": 2, "other": object()})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [([], "say either"), (["demo", "--notebook", "a.ipynb"], "say either"), (["no_such_run"], "no run 'no_such_run'")],
+)
+def test_a_wrong_command_is_told_before_anything_starts(arguments, complaint, capsys):
+    try:
+        code = worker.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2 and complaint in capsys.readouterr().err
+
+
+def test_only_notebooks_that_share_their_work_are_executed():
+    options = worker.argparse.Namespace(run="demo", p=[["steps", "7"], ["processes", "2"]], notebook=None)
+    todo = worker.jobs(options)
+    assert [path.stem[:2] for path, _ in todo] == ["02", "03", "04"]
+    assert all(parameters["processes"] == 2 for _, parameters in todo) and todo[1][1]["steps"] == 7
+    assert os.environ.get("WORLD_SIZE") is None
