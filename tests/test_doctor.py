@@ -724,6 +724,24 @@ def test_the_notebook_without_weights_and_without_data(world, tmp_path, monkeypa
     assert "the data set cannot be loaded" in {row["not measured"] for row in found["card"]}
 
 
+@pytest.mark.parametrize(
+    ("processes", "on_cpu", "batch_size", "told"),
+    [
+        (1, False, 3, []),
+        (2, False, 8, [("note", "2 share the run")]),
+        (4, False, 8, [("stop", "4 processes on a machine with 2 GPUs")]),
+        (2, False, 6, [("stop", "batch_size=6 cannot be shared by 2 processes")]),
+        (8, True, 4, [("warning", "8 processes on a machine with 4 cores"), ("stop", "batch_size=4 cannot be shared")]),
+    ],
+)
+def test_processes_need_a_device_and_two_images_each(processes, on_cpu, batch_size, told):
+    found = doctor.check_processes(processes, gpus=2, cores=4, on_cpu=on_cpu, batch_size=batch_size)
+    assert [each.level for each in found] == [level for level, _ in told]
+    assert all(text in each.found for each, (_, text) in zip(found, told, strict=True))
+    if batch_size == 6:
+        assert found[0].fix.startswith("-p batch_size 8")
+
+
 # The starter
 
 

@@ -142,3 +142,31 @@ def test_each_number_of_the_benchmarks_was_measured():
     assert masks["images_with_equal_masks"] == 1 and f"{measured[0]['n']['scenes']} scenes all masks" in README
     again = files.read_json(folder / "labels_again.json")
     assert again["n"]["images"] == 1000 and f"anew in {again['ours_s']:.0f} seconds" in README
+
+
+def test_each_line_through_the_costs_was_measured():
+    names = ["masks_images", "labels_images", "labels_pixels", "labels_masks"]
+    measured = [files.read_json(files.ROOT / "results" / "bench" / f"scaling_{name}.json") for name in names]
+    units = [1e3, 1e3, 1e3 * 1e6, 1e3]  # ms an image; the third: a million pixels more
+    images = [1, 1, *(found["n"]["images"] for found in measured[2:])]
+    told = [
+        [f"{unit * found['slope_s'] / count:.2g}", f"{found['r2']:.4f}"]
+        for unit, count, found in zip(units, images, measured, strict=True)
+    ]
+    assert [row[1:] for row in cells("scaling", skip=0)] == told
+    for found in measured[:2]:
+        memory = found["peak_memory_mb"]
+        assert found["r2"] >= 0.99 and memory[-1] < 1.03 * memory[0]
+    shared = files.read_json(files.ROOT / "results" / "bench" / "scaling_processes.json")
+    assert shared["agreement"] == {"equal_label_maps": True}
+    assert f"two processes were {shared['speedup'][1]:.1f} times as fast as one" in README
+
+
+def test_each_number_of_the_passes_was_measured():
+    rows = [row for row in grid_of("passes") if row["stage"] == "segmenter"]
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    of = {}
+    for row in rows:
+        of.setdefault((row["passes"], row["method"]), []).append(row["miou"])
+    methods = ("unimatch", "direct")
+    assert cells("passes", skip=1) == [[percent(of[way, method]) for method in methods] for way in ("exact", "fast")]
