@@ -4,8 +4,7 @@ A notebook starts them if its parameter `processes` says so, and finds its work 
 does, on machines that share the folder of results:
 
     torchrun --nproc-per-node 4 notebooks/worker.py voc_92
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:PORT notebooks/worker.py voc_92    # on each of the two
-    accelerate launch --num_processes 4 notebooks/worker.py voc_92
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT notebooks/worker.py voc_92
 
 All of them execute the same cells. `runs.batches` and its kin give each process its share of the images, whose
 files never collide; `training.fit` gives it its share of each batch, and all steps are those of a single process:
@@ -38,7 +37,7 @@ _state = None  # accelerate.PartialState of a process that was started together 
 
 
 def start(device: str = "auto") -> None:
-    """Join the processes that torchrun or accelerate has started with this one.
+    """Join the processes that torchrun has started with this one.
 
     device: "cpu", or anything else for the GPUs of this machine, one for each process
     """
