@@ -42,12 +42,12 @@ def start(device: str = "auto") -> None:
     device: "cpu", or anything else for the GPUs of this machine, one for each process
     """
     global _state
-    from accelerate import PartialState
-
     cpu = device == "cpu" or not torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not cpu and here > torch.cuda.device_count():
         raise ValueError(f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: right is one for each")
+    from accelerate import PartialState
+
     _state = PartialState(cpu=cpu, timeout=PATIENCE)
 
 

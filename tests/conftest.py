@@ -1,4 +1,4 @@
-"""What several tests share: the world of flat-coloured squares, whose right answer is known."""
+"""What several tests share: the world of flat-coloured squares, whose right answer is known, and a small storybook."""
 
 import os
 
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from plg_utils import files
+from plg_utils import datasets, files
 from plg_utils.records import Classes
 
 RGB = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -31,6 +31,16 @@ def colour_squares(seed: int, side: int = 8) -> SimpleNamespace:
 def squares() -> SimpleNamespace:
     """One image of squares: .image, .truth, .masks, .classes."""
     return colour_squares(0)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder of a drawn storybook: two labelled scenes, two unlabelled ones, two for val."""
+    root = tmp_path_factory.mktemp("world")
+    data = datasets.load("storybook", root=root, labelled=2, limit=2)
+    for sample in (*data.labelled, *data.unlabelled, *data.val):
+        sample.image()
+    return root
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from plg_utils import datasets, files
+from plg_utils import files
 from plg_utils.datasets import storybook
 
 TINY = {
@@ -34,16 +34,6 @@ def execute(number: str, parameters: dict) -> dict:
             if "parameters" in cell["metadata"].get("tags", []):
                 variables |= {name: value for name, value in parameters.items() if name in variables}
     return variables
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A drawn world of a few scenes."""
-    root = tmp_path_factory.mktemp("world")
-    data = datasets.load("storybook", root=root, labelled=2, limit=2)
-    for sample in (*data.labelled, *data.unlabelled, *data.val):
-        sample.image()
-    return root
 
 
 def run_all(root, results, monkeypatch, numbers):
