@@ -113,6 +113,20 @@ def test_the_steps_one_by_one_are_what_generate_does():
         np.testing.assert_array_equal(step.confidence, whole.confidence)
 
 
+def test_images_labelled_together_are_labelled_as_each_alone():
+    rng = np.random.default_rng(0)
+    masks = [Masks.from_dense(rng.random((count, 9, 11)) < 0.4) for count in (3, 0, 5, 1)]
+    embeddings = [torch.from_numpy(rng.normal(size=(len(of_image), 6))).float() for of_image in masks]
+    texts, owner = torch.from_numpy(rng.normal(size=(5, 6))).float(), torch.tensor([1, 2, 2, 3, 0])
+    how = {"background": 0, "threshold": 0.1, "overlap": "vote"}
+    together = segment_match.labels_from_embeddings(masks, embeddings, texts, owner, **how)
+    for of_image, embedding, found in zip(masks, embeddings, together, strict=True):
+        alone = segment_match.label_from_embeddings(of_image, embedding, texts, owner, **how)
+        np.testing.assert_array_equal(found.label, alone.label)
+        np.testing.assert_allclose(found.confidence, alone.confidence, atol=1e-6)
+    assert len({tuple(np.unique(found.label)) for found in together}) > 2
+
+
 def test_patches_can_count_the_same_whatever_their_length():
     class Halves:
         def images(self, images):
