@@ -7,7 +7,6 @@ label maps must be the same to the byte.
 
 import os
 import subprocess
-import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -23,10 +22,10 @@ def label(processes: int, images: int, folder: Path) -> tuple[float, str]:
     """Label scenes in a folder of results; return the seconds of the stages and a hash of all label maps."""
     parameters = folder / "parameters.json"
     files.write_json(parameters, {"run": "bench", "dataset_options": {"limit": images}, "device": "cpu"})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += [str(distributed.WORKER), "--notebook", str(files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb")]
+    notebook = files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb"
+    command = distributed.command(processes, notebook, parameters)
     environment = os.environ | {"PLG_RESULTS": str(folder), "OMP_NUM_THREADS": "1", "PLG_PROGRESS": "0"}
-    subprocess.run([*command, "--parameters", str(parameters)], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     manifests = [files.read_json(folder / "bench" / stage / "manifest.json") for stage in STAGES]
     maps = sorted((folder / "bench" / "labels_zero_shot").glob("*.png"))
     digest = sha256(b"".join(path.read_bytes() for path in maps)).hexdigest()

@@ -55,9 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--notebook", type=Path, help="instead of RUN: one notebook")
     command.add_argument("--parameters", type=Path, help="with --notebook: its parameters, JSON")
     options = command.parse_args(arguments)
-    if (options.run is None) == (options.notebook is None) or (options.notebook is None) != (
-        options.parameters is None
-    ):
+    given = [told is not None for told in (options.run, options.notebook, options.parameters)]
+    if given not in ([True, False, False], [False, True, True]):
         command.error("say either RUN, or --notebook and --parameters")
     try:
         todo = jobs(options)

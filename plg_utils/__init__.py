@@ -6,6 +6,7 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     records       what the stages hand to each other: Classes, Sample, Masks, PseudoLabel, Scores
     files         where things lie, and reading and writing them whole or not at all
     checkpoints   from the name of a network's weights to a verified file
+    notebooks     the cells of a notebook and its parameters
     distributed   one run in several processes: who does which share
     runs          seed, device, manifest, and what is already done
     datasets/     the embedded world, PASCAL VOC, COCO, CamVid, your own photos

@@ -12,8 +12,6 @@ views, dropout, batch statistics and the pixels by which a mean is divided are t
 process nothing here does anything, and accelerate is not imported.
 """
 
-import ast
-import json
 import os
 import subprocess
 import sys
@@ -29,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import files
+from plg_utils import files, notebooks
 
 PATIENCE = timedelta(days=7)  # for which a process waits for the slowest; torch's own is some minutes
 WORKER = files.ROOT / "notebooks" / "worker.py"
@@ -217,16 +215,14 @@ def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
     if processes == 1 or _state is not None:  # the second: this is one of them
         return
     path = files.ROOT / "notebooks" / notebook
-    names = [name for code in parameter_cells(path) for name in assigned_names(code)]
-    parameters = {name: values[name] for name in names if name != "processes"}
+    parameters = {name: values[name] for name in notebooks.defaults(path) if name != "processes"}
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "parameters.json"
         files.write_json(told, parameters)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += [str(WORKER), "--notebook", str(path), "--parameters", str(told)]
         environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        with subprocess.Popen(command(processes, path, told), env=environment, **streams) as process:
             try:
                 last = _pass_on(process)
             except BaseException:  # an interrupted cell must not leave processes behind
@@ -236,20 +232,10 @@ def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
             raise RuntimeError(f"{processes} processes did not come to the end of {notebook}:\n{last}")
 
 
-def parameter_cells(notebook: Path) -> list[str]:
-    """Code of a notebook's cells that are tagged `parameters`."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-
-
-def assigned_names(code: str) -> list[str]:
-    """Names to which lines of code assign."""
-    return [
-        target.id
-        for statement in ast.parse(code).body
-        for target in getattr(statement, "targets", [])
-        if isinstance(target, ast.Name)
-    ]
+def command(processes: int, notebook: Path, parameters: Path) -> list[str]:
+    """Command that executes the stages of a notebook in processes on this machine; parameters: a JSON file."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, str(WORKER), "--notebook", str(notebook), "--parameters", str(parameters)]
 
 
 def _pass_on(process: subprocess.Popen) -> str:

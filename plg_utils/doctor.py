@@ -355,16 +355,19 @@ def check_threads(threads: str | None, cores: int, *, small: bool, on_cpu: bool)
     return [Finding("note", "threads", f"{told}, {cores} cores")]
 
 
-def check_processes(processes: int, *, gpus: int, cores: int, on_cpu: bool, batch_size: int) -> list[Finding]:
-    """Can so many processes share the run, each with a GPU or a core of its own and two images of each batch?"""
+def check_processes(processes: int, *, gpus: int, cores: int, on_cpu: bool, batch_size: int | None) -> list[Finding]:
+    """Can so many processes share the run, each with a GPU or a core of its own and two images of each batch?
+
+    batch_size: None if the run trains nothing
+    """
     if processes <= 1:
         return []
     found, have, what = [], cores if on_cpu else gpus, "cores" if on_cpu else "GPUs"
     if processes > have:
         told = f"{processes} processes on a machine with {have} {what}"
         found.append(Finding("warning" if on_cpu else "stop", "processes", told, f"-p processes {max(1, have)}"))
-    if batch_size % (2 * processes):
-        told = f"batch_size={batch_size} cannot be shared by {processes} processes when networks are trained"
+    if batch_size and batch_size % (2 * processes):
+        told = f"batch_size={batch_size} cannot be shared by {processes} processes"
         fix = f"-p batch_size {-(-batch_size // (2 * processes)) * 2 * processes}, a multiple of {2 * processes}"
         found.append(Finding("stop", "processes", told, fix))
     return found or [Finding("note", "processes", f"{processes} share the run; the costs below are those of one")]

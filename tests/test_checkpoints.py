@@ -204,6 +204,7 @@ def test_no_redirect_leaves_https(site, tmp_path, monkeypatch):
 def test_without_a_server_s_help_the_error_says_what_to_put_where(site, tmp_path, status, said):
     site.status = status
     if status is None:
+        site.shutdown()  # first: a socket that a thread still waits on goes on taking connections
         site.server_close()
     with pytest.raises(FileNotFoundError, match=said) as caught:
         locate()
@@ -316,6 +317,7 @@ def test_what_was_changed_after_the_fetch_is_refused(hub):
 def test_without_the_hub_the_error_says_what_to_put_where(site, hub, tmp_path, status):
     site.status = status
     if status is None:
+        site.shutdown()  # first: a socket that a thread still waits on goes on taking connections
         site.server_close()
     with pytest.raises(FileNotFoundError, match="could not be fetched") as caught:
         hub("grounding_dino_tiny")

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import worker
+from safetensors import safe_open
 from test_pipeline import TINY
 from two_processes import CASES, train
 
 from plg_utils import distributed, files, runs
+from plg_utils.notebooks import defaults
 
 HERE = Path(__file__).parent
+STAGES = ("masks", "segments", "labels_zero_shot", "labels_enhanced", "labels_enhanced_sepl")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -120,34 +123,52 @@ def test_two_processes_train_as_one(tmp_path):
         assert (tmp_path / f"{case}.safetensors").exists()
 
 
+def tiny_parameters(notebook, world):
+    """All parameters of a notebook, for a few scenes and untrained miniatures."""
+    own = defaults(notebook)
+    changes = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "images_at_once": 1}
+    changes |= {"batch_size": 4, "steps": 2}  # a multiple of twice the processes
+    return own | {name: value for name, value in changes.items() if name in own}
+
+
+def written(root):
+    """Files of the stages below a folder of results, without what tells of the circumstances."""
+    found = (path.relative_to(root) for path in root.rglob("*.*") if path.is_file())
+    return sorted(name for name in found if name.name not in ("manifest.json", "outputs.txt"))
+
+
 def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capfd):
-    """Masks, embeddings and label maps of notebook 02, to the byte; and a notebook finds its work done."""
-    notebook = files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb"
-    variables = {"__name__": "__main__"}
-    for code, _ in worker.stages(notebook)[:1]:
-        exec(code, variables)  # noqa: S102  our own notebook
-    parameters = variables | {name: value for name, value in TINY.items() if name in variables}
-    parameters |= {"dataset_options": {"root": str(world), "limit": 2}, "images_at_once": 1}
-    parameters.pop("__builtins__"), parameters.pop("__name__")
-
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "two"))
+    """Notebooks 02 and 03: masks, embeddings, label maps to the byte; then a network of the same loss curve."""
+    folder = files.ROOT / "notebooks"
+    one, two = tmp_path / "one", tmp_path / "two"
     monkeypatch.setenv("PLG_PROGRESS", "1")
-    distributed.launch(2, notebook.name, parameters)
+    for notebook in (folder / "02_zero_shot_labels.ipynb", folder / "03_refinement.ipynb"):
+        parameters = tiny_parameters(notebook, world)
+        monkeypatch.setenv("PLG_RESULTS", str(two))
+        distributed.launch(2, notebook.name, parameters)
+        before = {path: path.stat().st_mtime_ns for path in two.rglob("*.*") if path.suffix in (".png", ".json")}
+        before = {path: time for path, time in before.items() if path.parent.name in STAGES and path.stem != "manifest"}
+        worker.execute(notebook, parameters)  # as the cells that follow in the notebook: they find the work done
+        assert before and {path: path.stat().st_mtime_ns for path in before} == before
+        monkeypatch.setenv("PLG_RESULTS", str(one))
+        worker.execute(notebook, parameters)
     assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
-    manifest = files.read_json(tmp_path / "two" / "tiny" / "labels_zero_shot" / "manifest.json")
-    assert manifest["state"] == "done" and manifest["processes"] == 2 and manifest["counts"] == {"images": 4}
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").rglob("*.*") if path.suffix != ".json"}
-    worker.execute(notebook, parameters)  # as the cells that follow in the notebook
-    assert {path: path.stat().st_mtime_ns for path in before if path.parent.name != "figures"}.items() <= before.items()
+    manifest = files.read_json(two / "tiny" / "labels_enhanced" / "manifest.json")
+    assert manifest["state"] == "done" and manifest["counts"] == {"images": 2}
 
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "one"))
-    worker.execute(notebook, parameters)
-    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert names == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*"))
-    stages = [name for name in names if name.name not in ("manifest.json", "outputs.txt")]
-    assert len([name for name in stages if name.parts[1] in ("masks", "segments", "labels_zero_shot")]) == 3 * 4
-    for name in stages:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert written(one) == written(two)
+    stored = [name for name in written(one) if name.parts[1] in ("masks", "segments", "labels_zero_shot")]
+    assert len(stored) == 3 * 4
+    for name in stored:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    curves, labels = [], []
+    for root in (one, two):
+        with safe_open(root / "tiny" / "refined" / "state.safetensors", framework="pt") as state:
+            curves.append(json.loads(state.metadata()["training"])["history"])
+        paths = sorted((root / "tiny" / "labels_enhanced").glob("*.png"))
+        labels.append(np.stack([files.read_label(path) for path in paths]))
+    assert curves[0] == [pytest.approx(row, abs=1e-4) for row in curves[1]]
+    assert (labels[0] == labels[1]).mean() > 0.99  # two steps from random weights: a logit may be as large as another
 
 
 def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):

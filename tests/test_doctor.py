@@ -730,6 +730,7 @@ def test_the_notebook_without_weights_and_without_data(world, tmp_path, monkeypa
         (1, False, 3, []),
         (2, False, 8, [("note", "2 share the run")]),
         (4, False, 8, [("stop", "4 processes on a machine with 2 GPUs")]),
+        (2, False, None, [("note", "2 share the run")]),
         (2, False, 6, [("stop", "batch_size=6 cannot be shared by 2 processes")]),
         (8, True, 4, [("warning", "8 processes on a machine with 4 cores"), ("stop", "batch_size=4 cannot be shared")]),
     ],
