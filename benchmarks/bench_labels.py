@@ -58,7 +58,9 @@ def paint_by_pixel(masks: np.ndarray, classes: np.ndarray, scores: np.ndarray) -
 
 
 def label_again(folder: Path, numbers: Sequence[int], texts: torch.Tensor, owner: torch.Tensor) -> None:
-    """Name, paint and write stored images, some at once as notebook 02 does."""
+    """Name, paint and write stored images, some at once as notebook 02 does; as there, the old labels go first."""
+    for number in numbers:
+        (folder / f"{number}.png").unlink(missing_ok=True)
     for start in range(0, len(numbers), IMAGES_AT_ONCE):
         batch = numbers[start : start + IMAGES_AT_ONCE]
         stored = [files.read_masks(folder / f"{number}.json") for number in batch]

@@ -4,7 +4,7 @@ The original is a plain transcription of the step in unimatch.py of github.com/L
 the network in fp32 with the usual memory order, a `.item()` for each number that it logs. Ours is `losses.unimatch`
 with the same batch, network and optimiser, in channels-last memory: "exact" takes the same passes, "fast" two.
 
-    --encoder resnet101s --crop 321 --batch 8 --device cuda      the size of UniMatch's Pascal runs
+    --encoder resnet101s --crop 321 --batch 8 --device cuda --compiled       the size of UniMatch's Pascal runs
 
 On a GPU fp32 means TF32 if torch.backends.cuda.matmul.allow_tf32 is on, which PyTorch leaves off for products of
 matrices and on for convolutions; the JSON says so.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import losses, segmenters
+from plg_utils import losses, segmenters, training
 from plg_utils.records import IGNORE
 
 THRESHOLD = 0.12  # an untrained network is seldom sure, and all terms of the loss should count
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=11)
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--batch", type=int, default=4, help="labelled images, and as many unlabelled ones")
+    parser.add_argument("--compiled", action="store_true", help="also fast with bf16 and a compiled network; minutes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -130,6 +131,10 @@ def main() -> None:
     for passes, precision in (("exact", "fp32"), ("fast", "fp32"), ("fast", "bf16")):
         pair, loss = fresh(torch.channels_last), losses.build("unimatch", threshold=THRESHOLD, passes=passes)
         calls[f"{passes} {precision}"] = lambda pair=pair, loss=loss, how=precision: our_step(*pair, loss, last, how)
+    if options.compiled:
+        model, optimiser = fresh(torch.channels_last)
+        taught, loss = training.Compiled(model), losses.build("unimatch", threshold=THRESHOLD, passes="fast")
+        calls["fast bf16 compiled"] = lambda: our_step(taught, optimiser, loss, last, "bf16")
     theirs = fresh(torch.contiguous_format)
     calls["original"] = lambda: official_step(*theirs, batch)
 

@@ -47,6 +47,7 @@ def fit(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     channels_last: bool = False,
+    compiled: bool = False,
     workers: int = 0,
     cache_bytes: int = 2**30,
     state_file: str | Path | None = None,
@@ -63,6 +64,7 @@ def fit(
     ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
     cutmix_partner: what is pasted: "batch", the batch in reverse order, or "view", another view of the same image
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
+    compiled: let torch.compile make both halves of the network faster, which takes minutes at the beginning
     workers: processes that draw views; cache_bytes: images kept decoded, in each of them
     state_file: safetensors, written now and then and at the end; if it exists, training goes on from it. It must stem
         from the same arguments and initial weights; that the samples' files are still the same is the caller's care
@@ -78,7 +80,8 @@ def fit(
         "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
         "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "ema": ema,
         "scale": scale, "cutmix_partner": cutmix_partner, "seed": seed, "precision": precision,
-        "channels_last": channels_last, "log_every": log_every, "loss": str(getattr(loss, "settings", "")),
+        "channels_last": channels_last, "compiled": compiled, "log_every": log_every,
+        "loss": str(getattr(loss, "settings", "")),
         "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
         "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
     }  # fmt: skip
@@ -98,7 +101,7 @@ def fit(
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner, seed=seed,
         cache_bytes=cache_bytes, share=share,
     )  # fmt: skip
-    take_step = distributed.step(model, loss)
+    take_step = distributed.step(Compiled(model) if compiled else model, loss)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(start, steps), num_workers=workers, pin_memory=device.type == "cuda"
     )
@@ -136,6 +139,21 @@ def fit(
         model.load_state_dict(average.weights)
     model.eval()
     return history
+
+
+class Compiled(nn.Module):
+    """A segmenter whose `encode` and `decode` are compiled; its parameters are the segmenter's own."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        # A step sees a handful of batch sizes: code made for each of them is faster than one for all.
+        self.encode = torch.compile(model.encode, dynamic=False)
+        self.decode = torch.compile(model.decode, dynamic=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, H, W) of images (B, 3, H, W)."""
+        return self.decode(self.encode(images), images.shape[-2:])
 
 
 @torch.no_grad()

@@ -124,6 +124,22 @@ def test_seed_and_nothing_else_decides():
     assert training.digest(first) == training.digest(second) != training.digest(third)
 
 
+def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
+    """Traced and split as torch.compile does it, then executed as it stands: making machine code takes minutes."""
+    parts, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part, **how: parts.append(part) or real(part, backend="eager", **how))
+    plain, traced = (reference_training.tiny() for _ in range(2))
+    history = fit(plain)
+    assert parts == []
+    state = tmp_path / "state.safetensors"
+    assert fit(traced, compiled=True, state_file=state) == history
+    assert parts == [traced.encode, traced.decode]
+    assert training.digest(traced) == training.digest(plain)
+    fit(reference_training.tiny(), compiled=True, state_file=state)  # the file holds the segmenter's own names
+    with pytest.raises(ValueError, match="compiled: True, now False"):
+        fit(reference_training.tiny(), state_file=state)
+
+
 def test_each_step_drops_other_channels():
     drawn, inner = [], losses.build("unimatch")
 
