@@ -3,6 +3,7 @@
 The modules in the order in which an image meets them. Data goes down this list, imports look up it; a name with
 a slash is a folder of choices, in which one file is one way to take the step. This list is the rule: a test reads it.
 
+    run_lengths   COCO's run lengths: decoded, checked, drawn
     records       what the stages hand to each other: Classes, Sample, Masks, PseudoLabel, Scores
     files         where things lie, and reading and writing them whole or not at all
     checkpoints   from the name of a network's weights to a verified file

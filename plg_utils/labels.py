@@ -154,18 +154,19 @@ def paint(
     classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
     if masks.ndim != 3 or not len(masks) == len(classes) == len(scores):
         raise ValueError(f"masks {masks.shape} need as many classes and scores, not {len(classes)} and {len(scores)}")
-    label = np.full(masks.shape[1:], IGNORE, dtype=np.uint8)
-    confidence = np.zeros(masks.shape[1:], dtype=np.float32)
     if not len(masks):
-        return PseudoLabel(label, confidence)
+        return PseudoLabel(np.full(masks.shape[1:], IGNORE, np.uint8), np.zeros(masks.shape[1:], np.float32))
 
     best_first = np.lexsort((classes, -scores, _rank(overlap, masks, scores, predicted_iou), classes == background))
     scores = scores.clip(0, 1)
-    winner = np.full(masks.shape[1:], -1)  # (H, W) index of the mask on top
-    for index in best_first[::-1]:
-        winner[masks[index]] = index
-    covered = winner >= 0
-    label[covered], confidence[covered] = classes[winner[covered]], scores[winner[covered]]
+    worst_first = best_first[::-1]
+    # Rank of the mask on top, from 1 on, 0 for none: (H, W), in memory as the masks are, column by column if decoded.
+    rank = np.zeros_like(masks[0], dtype=np.min_scalar_type(len(masks)))
+    for number, index in enumerate(worst_first, start=1):
+        np.maximum(rank, masks[index] * rank.dtype.type(number), out=rank)
+    rank = np.ascontiguousarray(rank)
+    label = np.append(IGNORE, classes[worst_first]).astype(np.uint8).take(rank, mode="clip")
+    confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
     if overlap == "vote":
         named = [index for index in best_first if classes[index] != background]
         _vote(label, confidence, masks, classes, scores, named)

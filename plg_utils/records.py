@@ -26,9 +26,12 @@ Scores are fractions; a percent sign appears only in print. A size is (H, W).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from pycocotools import mask as coco
+
+from plg_utils import run_lengths
 
 IGNORE = 255  # in a label map: no class; VOC calls it void
 SPLITS = ("labelled", "unlabelled", "val", "test")
@@ -135,11 +138,14 @@ class Masks:
             stability=np.asarray(unknown if stability is None else stability, dtype=np.float32),
         )
 
+    @cached_property
+    def runs(self) -> list[np.ndarray]:
+        """Lengths of each mask's runs, N of (R,) int64, see `run_lengths`."""
+        return run_lengths.decode([rle["counts"] for rle in self.rles])
+
     def dense(self) -> np.ndarray:
         """Decode: (N, H, W) bool."""
-        if not self.rles:
-            return np.zeros((0, *self.size), dtype=bool)
-        return coco.decode(list(self.rles)).transpose(2, 0, 1).astype(bool)
+        return run_lengths.dense(self.runs, self.size)
 
     def areas(self) -> np.ndarray:
         """Pixels of each mask: (N,) int64."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import files
+from plg_utils import files, run_lengths
 from plg_utils.records import IGNORE, Masks
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
@@ -165,14 +165,14 @@ def test_counts_decode_as_coco_encodes_them():
             counts = coco.encode(mask)["counts"].decode()
             texts.append(counts)
             right.append(([0] if flat[0] else []) + runs)
-            assert [found.tolist() for found in files.decode_counts([counts])] == right[-1:]
-    assert [found.tolist() for found in files.decode_counts(texts)] == right
+            assert [found.tolist() for found in run_lengths.decode([counts])] == right[-1:]
+    assert [found.tolist() for found in run_lengths.decode(texts)] == right
     texts[5:5] = ["", ""]
     right[5:5] = [[], []]
-    assert [found.tolist() for found in files.decode_counts(texts)] == right
-    assert files.decode_counts([]) == []
-    with pytest.raises(files.BrokenRunLengths, match="does not occur") as error:
-        files.decode_counts(["6", "11", "\ud800", "6"])
+    assert [found.tolist() for found in run_lengths.decode(texts)] == right
+    assert run_lengths.decode([]) == []
+    with pytest.raises(run_lengths.BrokenRunLengths, match="does not occur") as error:
+        run_lengths.decode(["6", "11", "\ud800", "6"])
     assert error.value.index == 2
 
 

@@ -22,7 +22,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from pycocotools import mask as coco
 
-from plg_utils import datasets, files, runs
+from plg_utils import datasets, files, run_lengths, runs
 from plg_utils.records import IGNORE, Classes, Sample
 
 RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the cache's name
@@ -127,22 +127,25 @@ def paint(
 def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     """Decode a segmentation, a list of polygons or run lengths: (H, W) bool.
 
-    pycocotools trusts what it gets: malformed run lengths and wild polygons crash the process, so both are checked.
+    pycocotools trusts what it gets: wild polygons crash the process, so they are checked.
     """
     height, width = size
     if isinstance(segmentation, list):
         _check_polygons(segmentation, size)
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], str):
+        return np.ascontiguousarray(coco.decode(rle), dtype=bool)  # it comes column by column
+    if list(segmentation["size"]) != list(size):
+        raise BrokenAnnotation(f"run lengths of size {tuple(segmentation['size'])}, the image has {tuple(size)}")
+    if isinstance(segmentation["counts"], str):
         try:
-            files.check_rles([segmentation], size)
-        except ValueError as error:
+            masks = run_lengths.decode([segmentation["counts"]])
+            run_lengths.check(masks, size)
+        except run_lengths.BrokenRunLengths as error:
             raise BrokenAnnotation(f"run lengths: {error}") from error
-        rle = {"size": [height, width], "counts": segmentation["counts"]}
     else:
-        _check_runs(segmentation, size)
-        rle = coco.frPyObjects({"size": [height, width], "counts": segmentation["counts"]}, height, width)
-    return np.ascontiguousarray(coco.decode(rle), dtype=bool)  # it comes column by column
+        _check_runs(segmentation["counts"], size)
+        masks = [np.array(segmentation["counts"])]
+    return np.ascontiguousarray(run_lengths.dense(masks, size)[0])
 
 
 def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
@@ -161,11 +164,8 @@ def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
                 raise BrokenAnnotation(f"a polygon with a corner at {number}, far outside the image {tuple(size)}")
 
 
-def _check_runs(rle: dict, size: tuple[int, int]) -> None:
+def _check_runs(counts: list, size: tuple[int, int]) -> None:
     """Refuse run lengths, as a list of numbers, that are not those of an image of this size."""
-    if list(rle["size"]) != list(size):
-        raise BrokenAnnotation(f"run lengths of size {tuple(rle['size'])}, the image has {tuple(size)}")
-    counts = rle["counts"]
     if not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
         raise BrokenAnnotation("run lengths that are neither a text nor a list of numbers from 0 on")
     if sum(counts) != size[0] * size[1]:
