@@ -7,6 +7,7 @@ generator that calls them so cannot be faster.
 
     --checkpoint sam_vit_h --device cuda --random --images 4     the large SAM with random weights, whose thresholds are
                                                                  set so that about a hundred masks an image are left
+    --checkpoint sam_vit_b --random --images 1 --scenes 1 --repeats 1 --points-per-side 16       on a processor
 """
 
 from functools import partial
@@ -38,14 +39,12 @@ def networks_alone(network: sam.Sam, images: list[np.ndarray], points_per_side: 
 
 
 def thresholds_for(network: sam.Sam, image: np.ndarray, wanted: int, points_per_side: int) -> dict[str, float]:
-    """Find thresholds of predicted IoU that leave about `wanted` masks of a network with random weights."""
-    low, high = -1.0, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        options = {"points_per_side": points_per_side, "pred_iou_thresh": middle, "stability_score_thresh": 0.0}
-        found = len(sam.SegmentEverything(network, **options, box_nms_thresh=1.0)(image))
-        low, high = (middle, high) if found > wanted else (low, middle)
-    return {"pred_iou_thresh": high, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    """Find the threshold of predicted IoU that leaves about `wanted` masks of a network with random weights."""
+    rest = {"stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    everything = sam.SegmentEverything(network, points_per_side=points_per_side, pred_iou_thresh=0.0, **rest)
+    found = np.sort(everything(image).predicted_iou)[::-1]
+    lowest = found[min(wanted, len(found) - 1)] if len(found) else 0.0
+    return {"pred_iou_thresh": max(1e-6, float(lowest)), **rest}  # at 0 or below, SAM's generator keeps all masks
 
 
 def main() -> None:
@@ -56,6 +55,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3, help="timed in each turn")
     parser.add_argument("--scenes", type=int, default=200, help="compared: masks and labels")
     parser.add_argument("--points-per-batch", type=int, default=64)
+    parser.add_argument("--points-per-side", type=int, help="other than those of the checkpoint's settings")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = datasets.load("storybook", labelled=12)
@@ -67,6 +67,8 @@ def main() -> None:
         network = sam.load(options.checkpoint)
     network = network.to(options.device)
     chosen = sam.settings(options.checkpoint, 1.0, None, None, None) | {"points_per_batch": options.points_per_batch}
+    if options.points_per_side:
+        chosen["points_per_side"] = options.points_per_side
     if options.random:
         chosen |= thresholds_for(network, images[0], 100, chosen["points_per_side"])
     ours, original = sam.SegmentEverything(network, **chosen), sam_official.Generator(
