@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from plg_utils import labels
-from plg_utils.records import IGNORE
+from plg_utils.records import IGNORE, Masks
 
 OVERLAPS = ("score", "small_on_top", "predicted_iou", "vote")
 
@@ -189,6 +189,18 @@ def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background)
         again = labels.paint(masks[order], classes[order], scores[order], predicted_iou=predicted_iou[order], **options)
         np.testing.assert_array_equal(again.label, guess.label)
         np.testing.assert_array_equal(again.confidence, guess.confidence)
+
+
+def test_hundreds_of_masks_in_either_order_of_memory():
+    pixels = np.eye(300, dtype=bool)
+    masks = (pixels | pixels[::-1]).reshape(300, 15, 20)  # each pixel lies in two
+    classes, scores = np.arange(300) % 5, np.random.default_rng(3).permutation(300).astype(np.float32) / 300
+    label, confidence = reference.paint(masks, classes, scores, background=0, overlap="score", predicted_iou=None)
+    for same in (masks, Masks.from_dense(masks).dense()):
+        guess = labels.paint(same, classes, scores)
+        np.testing.assert_array_equal(guess.label, label)
+        np.testing.assert_allclose(guess.confidence, confidence, atol=1e-6)
+        assert guess.label.flags.c_contiguous and guess.confidence.flags.c_contiguous
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
