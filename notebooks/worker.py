@@ -41,7 +41,9 @@ def execute(notebook: Path, parameters: dict[str, Any]) -> None:
 def jobs(options: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """The notebooks whose work can be shared, those that have a parameter `processes`, and what they are told."""
     if options.notebook:
-        return [(options.notebook, files.read_json(options.parameters))]
+        told = files.read_json(options.parameters)
+        own = {path: runner.defaults(path) for path in options.notebook}
+        return [(path, {name: told[name] for name in own[path] if name in told}) for path in options.notebook]
     changes = runner.written_out([(name, runner.literal(text, f"the value of {name}")) for name, text in options.p])
     steps = runner.plan(options.run, changes)
     return [(step.notebook, step.parameters) for step in steps if "processes" in runner.defaults(step.notebook)]
@@ -52,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     command.add_argument("run", nargs="?", metavar="RUN", help="its name, such as voc_92")
     command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="as for run.py")
-    command.add_argument("--notebook", type=Path, help="instead of RUN: one notebook")
-    command.add_argument("--parameters", type=Path, help="with --notebook: its parameters, JSON")
+    command.add_argument("--notebook", type=Path, nargs="+", help="instead of RUN: notebooks, in order")
+    command.add_argument("--parameters", type=Path, help="with --notebook: their parameters, JSON")
     options = command.parse_args(arguments)
     given = [told is not None for told in (options.run, options.notebook, options.parameters)]
     if given not in ([True, False, False], [False, True, True]):

@@ -77,6 +77,11 @@ def local_device() -> torch.device | None:
     return None if _state is None else _state.device
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def wait() -> None:
     """Go on when all have come here."""
     if _state is not None:
@@ -220,7 +225,7 @@ def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
         told = Path(folder) / "parameters.json"
         files.write_json(told, parameters)
         environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+        environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), cores() // processes)))
         streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         with subprocess.Popen(command(processes, path, told), env=environment, **streams) as process:
             try:

@@ -18,7 +18,9 @@ from plg_utils import distributed, files, runs
 from plg_utils.notebooks import defaults
 
 HERE = Path(__file__).parent
-STAGES = ("masks", "segments", "labels_zero_shot", "labels_enhanced", "labels_enhanced_sepl")
+LABELS = ("labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble")
+OF_SINGLE_IMAGES = ("masks", "segments", *LABELS)
+STAGES = (*OF_SINGLE_IMAGES, "labels_enhanced", "labels_enhanced_sepl")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -123,11 +125,11 @@ def test_two_processes_train_as_one(tmp_path):
         assert (tmp_path / f"{case}.safetensors").exists()
 
 
-def tiny_parameters(notebook, world):
-    """All parameters of a notebook, for a few scenes and untrained miniatures."""
-    own = defaults(notebook)
+def tiny_parameters(notebooks, world):
+    """All parameters of notebooks, for a few scenes and untrained miniatures."""
+    own = {name: value for notebook in notebooks for name, value in defaults(notebook).items() if name != "processes"}
     changes = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "images_at_once": 1}
-    changes |= {"batch_size": 4, "steps": 2}  # a multiple of twice the processes
+    changes |= {"batch_size": 4, "steps": 2, "cam_sources": ["classifier"]}  # batches of twice the processes
     return own | {name: value for name, value in changes.items() if name in own}
 
 
@@ -138,27 +140,33 @@ def written(root):
 
 
 def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capfd):
-    """Notebooks 02 and 03: masks, embeddings, label maps to the byte; then a network of the same loss curve."""
-    folder = files.ROOT / "notebooks"
+    """Notebooks 02 and 06: masks, embeddings, label maps to the byte; 03: a network of the same loss curve."""
+    names = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers")
+    notebooks = [files.ROOT / "notebooks" / f"{name}.ipynb" for name in names]
+    parameters = tiny_parameters(notebooks, world)
     one, two = tmp_path / "one", tmp_path / "two"
     monkeypatch.setenv("PLG_PROGRESS", "1")
-    for notebook in (folder / "02_zero_shot_labels.ipynb", folder / "03_refinement.ipynb"):
-        parameters = tiny_parameters(notebook, world)
-        monkeypatch.setenv("PLG_RESULTS", str(two))
-        distributed.launch(2, notebook.name, parameters)
-        before = {path: path.stat().st_mtime_ns for path in two.rglob("*.*") if path.suffix in (".png", ".json")}
-        before = {path: time for path, time in before.items() if path.parent.name in STAGES and path.stem != "manifest"}
+    monkeypatch.setenv("PLG_RESULTS", str(two))
+    distributed.launch(2, notebooks[0].name, parameters)  # as a notebook starts them
+    told = tmp_path / "parameters.json"
+    files.write_json(told, parameters)
+    worker_script = files.ROOT / "notebooks" / "worker.py"
+    subprocess.run([*TORCHRUN, worker_script, "--notebook", *notebooks[1:], "--parameters", told], check=True)
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*.*") if path.suffix in (".png", ".json")}
+    before = {path: time for path, time in before.items() if path.parent.name in STAGES and path.stem != "manifest"}
+    for notebook in notebooks:
         worker.execute(notebook, parameters)  # as the cells that follow in the notebook: they find the work done
-        assert before and {path: path.stat().st_mtime_ns for path in before} == before
-        monkeypatch.setenv("PLG_RESULTS", str(one))
+    assert before and {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.setenv("PLG_RESULTS", str(one))
+    for notebook in notebooks:
         worker.execute(notebook, parameters)
     assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
     manifest = files.read_json(two / "tiny" / "labels_enhanced" / "manifest.json")
     assert manifest["state"] == "done" and manifest["counts"] == {"images": 2}
 
     assert written(one) == written(two)
-    stored = [name for name in written(one) if name.parts[1] in ("masks", "segments", "labels_zero_shot")]
-    assert len(stored) == 3 * 4
+    stored = [name for name in written(one) if name.parts[1] in OF_SINGLE_IMAGES]
+    assert len(stored) == (len(OF_SINGLE_IMAGES) + 1) * 4  # boxes come with a json
     for name in stored:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     curves, labels = [], []
@@ -179,11 +187,14 @@ def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):
     script.write_text(
         "import json, os, sys, time\n"
         "assert json.load(open(sys.argv[4])) == {'run': 'seven'}\n"
+        "assert os.environ['OMP_NUM_THREADS'] == '3', 'threads'\n"
         "sys.exit('no such cat') if os.environ['RANK'] == '1' else time.sleep(600)\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(distributed, "WORKER", script)
     monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(distributed, "cores", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # twice that would be more than there are cores
     with pytest.raises(RuntimeError, match=r"2 processes did not come to the end of short.ipynb:[\s\S]*no such cat"):
         distributed.launch(2, "short.ipynb", {"run": "seven", "processes": 2, "other": object()})
 
