@@ -480,7 +480,7 @@ def measure_training(
             batch_size=parameters["batch_size"] * (2 if alone else 1),
             crop_size=parameters["crop_size"], scale=parameters["resize_range"], lr=parameters["learning_rate"],
             head_lr_factor=parameters["head_lr_factor"], optimizer=parameters["optimizer"],
-            precision=parameters["precision"], channels_last=parameters["channels_last"],
+            precision=runs.precision(parameters["precision"], chip), channels_last=parameters["channels_last"],
             cache_bytes=SHARE if kept else 0,  # where not all images fit in memory, they are read again and again
             device=chip, state_file=state, progress=None,
         )  # fmt: skip
@@ -514,7 +514,8 @@ def measure_predictions(
         return dict.fromkeys(("predictions", "evaluation"), Cost(why=failure(error)))
 
     def predict(_) -> None:
-        how = {"precision": parameters["precision"], "channels_last": parameters["channels_last"]}
+        how = {"precision": runs.precision(parameters["precision"], chip)}
+        how |= {"channels_last": parameters["channels_last"]}
         guesses = training.predict(network, [photos[k] for k in batch], device=chip, **how)
         for k, guess in zip(batch, guesses, strict=True):
             files.write_label(paths[k], guess.label, data.classes.colours)

@@ -368,6 +368,14 @@ def check_processes(processes: int, *, gpus: int, cores: int, on_cpu: bool, batc
     return found or [Finding("note", "processes", f"{processes} share the run; the costs below are those of one")]
 
 
+def check_precision(precision: str, *, built_in: bool) -> list[Finding]:
+    """Is half precision asked of hardware that has it? built_in: see `runs.has_bf16`."""
+    if precision == "bf16" and not built_in:
+        told = "precision=bf16 on hardware without it: a step of the demo took eight times as long as in fp32"
+        return [Finding("warning", "precision", told, "-p precision auto")]
+    return []
+
+
 def check_load(load: float, cores: int) -> list[Finding]:
     """Is the machine at other work? Then what is timed is too long. load: processes that ran or waited, last minute."""
     if load <= cores:

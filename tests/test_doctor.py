@@ -213,6 +213,12 @@ def test_threads():
     one(check("1", False, False), "note", "OMP_NUM_THREADS=1")
 
 
+def test_half_precision_without_hardware_for_it():
+    one(doctor.check_precision("bf16", built_in=False), "warning", "eight times", fix="-p precision auto")
+    for precision, built_in in (("bf16", True), ("fp32", False), ("auto", False)):
+        assert doctor.check_precision(precision, built_in=built_in) == []
+
+
 def test_a_busy_machine():
     assert doctor.check_load(4.0, 4) == []
     one(doctor.check_load(12.6, 4), "warning", "13 processes share 4 cores", fix="ask again")
@@ -760,7 +766,7 @@ def test_the_notebook_gets_the_parameters_of_a_run():
     assert presets["fast"]["mask_options"] == {"checkpoint": "sam_vit_h", "density": 0.5}
     assert starter.step_of("voc_92", {}).parameters["presets"]["fast"]["steps"] == round(recipe.values["steps"] / 4)
     fast = starter.step_of("voc_92", {"preset": "fast"}).parameters
-    assert fast["precision"] == "bf16" and fast["presets"]["paper"]["precision"] == "fp32"
+    assert fast["precision"] == "auto" and fast["presets"]["paper"]["precision"] == "fp32"
     with pytest.raises(run.Refused, match="did you mean hours"):
         starter.step_of("voc_92", {"hour": 8})
 

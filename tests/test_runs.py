@@ -219,3 +219,25 @@ def test_labels_are_found_by_their_labeller():
     assert runs.labels_of("sepl") == "labels_sepl"
     with pytest.raises(ValueError, match="labeller is 'SEPL'; right are segment_match, cam, sepl"):
         runs.labels_of("SEPL")
+
+
+@pytest.mark.parametrize(
+    ("has", "right"),
+    [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16")],
+)
+def test_half_precision_is_taken_where_the_processor_has_it(has, right, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    cpu = torch.device("cpu")
+    assert [runs.precision(name, cpu) for name in ("auto", "fp32", "bf16")] == [right, "fp32", "bf16"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_half_precision_is_taken_where_the_gpu_has_it(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert runs.precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
+    assert runs.precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match='precision is "fp16"; right are "fp32", "bf16" and "auto"'):
+        runs.precision("fp16", torch.device("cpu"))
