@@ -276,10 +276,21 @@ class Stage:
         """Where the stage writes about an image."""
         return self.folder / f"{id}{suffix}"
 
-    def todo(self, ids: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-        """Ids of which a file is missing, in the order given; the same for all processes that share the work."""
+    def todo(self, ids: Sequence[str], suffixes: Sequence[str], together: int = 1) -> list[str]:
+        """Ids of which a file is missing, in the order given; the same for all processes that share the work.
+
+        together: images that go through a network together, as in `batches`. Of such a group all are to do if one is
+            missing: in other company the last bits of a result differ, and a stage that was stopped and goes on is to
+            write the bytes of one that was not.
+        """
         self.register(f"{id}{suffix}" for id in ids for suffix in suffixes)
-        missing = [id for id in ids if not all(self.path(id, suffix).exists() for suffix in suffixes)]
+        groups = [ids[start : start + together] for start in range(0, len(ids), together)]
+        missing = [
+            id
+            for group in groups
+            if not all(self.path(id, suffix).exists() for id in group for suffix in suffixes)
+            for id in group
+        ]
         missing = distributed.agreed(missing)  # one of them may be at work already
         if missing and self._state == "done":
             self._write("running")

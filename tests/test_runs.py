@@ -38,6 +38,20 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "b.json").unlink()
     stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
     assert stage.todo(IDS, [".json"]) == ["b"]
+
+
+def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
+    """Else a stage that was stopped would write other last bits than one that was not."""
+    ids = list("abcdefgh")
+    work(tmp_path, ids)
+    stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
+    assert stage.todo(ids, [".json"], 3) == []
+    (tmp_path / "b.json").unlink()
+    (tmp_path / "g.json").unlink()
+    assert stage.todo(ids, [".json"], 3) == ["a", "b", "c", "g", "h"]
+    assert list(runs.batches(stage.todo(ids, [".json"], 3), 3)) == [["a", "b", "c"], ["g", "h"]]
+    assert stage.todo(ids, [".json"], 2) == ["a", "b", "g", "h"]
+    assert stage.todo(ids, [".json"]) == ["b", "g"]
     assert manifest(tmp_path)["state"] == "running"
 
 
