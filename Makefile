@@ -24,7 +24,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test bench lab publish lock
+.PHONY: help demo doctor test torture bench lab publish lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo ag
 	@$(BIN)/ruff format --check
 	@$(BIN)/pytest --durations=15 tests $(PRINTS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
+
+torture: $(READY)  ## kill runs at random moments and compare what they write; results/reliability.json keeps the counts
+	@$(BIN)/python tests/torture/kills.py --write results/reliability.json $(ARGS)
 
 bench: $(READY)  ## time ours beside the originals, in turn and in one process; results/bench keeps the numbers
 	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done

@@ -1,0 +1,246 @@
+"""Kill real runs at random moments, start them again, and compare what they write with an uninterrupted run's.
+
+    python tests/torture/kills.py --kills 60          part of `make torture`
+
+A round is one run of notebooks 02, 03, 06, 04 and 05 on a small drawn world, which it draws itself. Each notebook is
+executed in a process that is killed with SIGKILL again and again until it comes to its end; then all are executed once
+more, as by somebody who does not know what was done. Every file must be equal to the byte: images, masks, embeddings,
+label maps, states and weights of networks, tables, figures. The processes are forked from one that has imported
+everything, so that a kill costs no import; the last round kills the command a user types, notebooks/run.py, with its
+kernels.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "notebooks")]
+os.environ |= {"PLG_PROGRESS": "0", "MPLBACKEND": "Agg"}
+
+import worker
+from tqdm import tqdm
+
+from plg_utils import files, training
+from plg_utils.notebooks import defaults
+
+NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers", "04_segmenter", "05_evaluation")
+SMALL = {
+    "run": "torture",
+    "dataset_options": {"limit": 8},
+    "labelled": 4,
+    "steps": 12,
+    "batch_size": 2,
+    "crop_size": 48,
+    "methods": ["supervised", "unimatch", "paper_a"],
+    "cam_sources": ["classifier", "clip_text"],
+    "classifier_steps": 8,
+    "classifier_batch_size": 2,
+    "classifier_crop_size": 48,
+    "images_at_once": 3,
+}
+REPLACE = os.replace
+# Written by every start, not by the work: when, how long, and how often something was begun anew.
+CIRCUMSTANCES = ("manifest.json", "summary.json", "outputs.txt")
+
+
+class Lost(Exception):
+    """A run that was killed did not come to the end of one that was not."""
+
+
+def work(root: Path, names: Sequence[str] = NOTEBOOKS) -> None:
+    """Execute notebooks of a small run below a folder, as their cells do."""
+    os.environ["PLG_RESULTS"] = str(root / "results")
+    os.replace = slow_replace
+    training.SAVE_SECONDS = 0  # a state at each row of the history, which is every second step
+    training.fit.__kwdefaults__["log_every"] = 2
+    os.chdir(ROOT / "notebooks")
+    for name in names:
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        parameters = (
+            defaults(path) | SMALL | {"dataset_options": SMALL["dataset_options"] | {"root": str(root / "world")}}
+        )
+        worker.execute(path, {key: parameters[key] for key in defaults(path)})
+
+
+def slow_replace(source: Path, target: Path) -> None:
+    """Move a file into place, but not at once: so that kills fall between writing and moving more often."""
+    time.sleep(0.01)
+    REPLACE(source, target)
+    time.sleep(0.01)
+
+
+def begin(function: Callable[[Path], None], root: Path, log: Path) -> int:
+    """Call the function in a process of its own; return its number."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        with log.open("a", encoding="utf-8") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            function(root)
+            code = 0
+    except BaseException:
+        log.with_suffix(".error").write_text(traceback.format_exc(), encoding="utf-8")
+    finally:
+        os._exit(code)
+
+
+def ends_within(child: int, seconds: float) -> int | None:
+    """Exit code of a process that ends in time, else None."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    return None
+
+
+def stage_at_work(root: Path) -> str:
+    """Which stage a killed process was at: the one whose manifest says that it runs, and was written last."""
+    running = []
+    for path in (root / "results").glob("*/*/manifest.json"):
+        if json.loads(path.read_text(encoding="utf-8"))["state"] == "running":  # written whole, even now
+            running.append((path.stat().st_mtime, path.parent.name))
+    if running:
+        return max(running)[1]
+    return "between stages" if (root / "results").exists() else "drawing the world"
+
+
+def contents(root: Path) -> dict[str, str]:
+    """SHA-256 of each file of the world and of the run, by name."""
+    paths = (path for path in root.rglob("*") if path.is_file() and path.suffix not in (".log", ".error"))
+    return {
+        path.relative_to(root).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.name not in CIRCUMSTANCES and not (path.name.startswith(".") and path.name.endswith(".partial"))
+    }
+
+
+def compare(expected: dict[str, str], found: dict[str, str]) -> None:
+    """Refuse a difference between two runs, and say where it is."""
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise Lost(f"{len(wrong)} of {len(expected)} files differ or are missing: {', '.join(wrong[:5])}")
+
+
+def one_round(root: Path, rng: random.Random, longest: float, killed: Counter, bar: tqdm) -> None:
+    """Start each notebook and kill it until it comes to its end; start all again."""
+    log = root / "said.log"
+    for name in NOTEBOOKS:
+        life, idle = longest, 0
+        while True:
+            before = contents(root)
+            child = begin(partial(work, names=[name]), root, log)
+            code = ends_within(child, rng.uniform(0.05, life))
+            if code is not None:
+                succeed(code, log)
+                break
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed[stage_at_work(root)] += 1
+            bar.update()
+            idle = 0 if contents(root) != before else idle + 1
+            if idle == 3:  # a slow machine: one start in a few must come further than those before
+                life, idle = 1.5 * life, 0
+    succeed(ends_within(begin(work, root, log), 3600), log)
+
+
+def succeed(code: int | None, log: Path) -> None:
+    """Refuse a process that failed, with what it said."""
+    if code != 0:
+        raise Lost(log.with_suffix(".error").read_text(encoding="utf-8"))
+
+
+def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, bar: tqdm) -> None:
+    """Kill `notebooks/run.py` and its kernels some times, then let it come to its end."""
+    environment = os.environ | {"PLG_RESULTS": str(root / "results"), "PLG_PROGRESS": "0"}
+    options = SMALL["dataset_options"] | {"root": str(root / "world")}
+    changes = {"dataset_options": options, "labelled": SMALL["labelled"], "images_at_once": 3}
+    command = [sys.executable, str(ROOT / "notebooks" / "run.py"), "ablation_threshold", "-g", "threshold", "0.1,0.3"]
+    command += [part for name, value in changes.items() for part in ("-p", name, json.dumps(value))]
+    command += ["-g", "seed", "0"]
+    for attempt in range(kills + 1):
+        with (root / "said.log").open("a", encoding="utf-8") as said:
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+            try:
+                code = process.wait(None if attempt == kills else rng.uniform(4, 30))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                killed["run.py, a grid"] += 1
+                bar.update()
+                continue
+        if code:
+            raise Lost((root / "said.log").read_text(encoding="utf-8")[-3000:])
+        break
+
+
+def main() -> None:
+    """Kill, compare, and say what happened as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=60, help="at least so many")
+    parser.add_argument("--commands", type=int, default=5, help="of these, of the command notebooks/run.py")
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds that a start may live")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--write", type=Path, help="JSON file, such as results/reliability.json")
+    options = parser.parse_args()
+    rng, killed, rounds, compared = random.Random(options.seed), Counter(), 0, 0
+    with tempfile.TemporaryDirectory(prefix="plg-torture-") as place:
+        straight = Path(place) / "straight"
+        straight.mkdir()
+        succeed(ends_within(begin(work, straight, straight / "said.log"), 3600), straight / "said.log")
+        expected = contents(straight)
+        with tqdm(total=options.kills, desc="kills", ascii=True) as bar:
+            while killed.total() < options.kills - options.commands:
+                root = Path(place) / f"round_{rounds}"
+                root.mkdir()
+                one_round(root, rng, options.longest, killed, bar)
+                compare(expected, contents(root))
+                compared += len(expected)
+                rounds += 1
+                shutil.rmtree(root)
+            if options.commands:
+                ends = {}
+                for kind, kills in (("straight", 0), ("killed", options.commands)):
+                    root = Path(place) / f"command_{kind}"
+                    root.mkdir()
+                    command_round(root, rng, kills, killed, bar)
+                    rows = [
+                        {key: row[key] for key in ("method", "stage", "miou", "point")}
+                        for row in files.read_json(root / "results" / "ablation_threshold" / "grid.json")["rows"]
+                    ]
+                    ends[kind] = rows
+                if ends["straight"] != ends["killed"]:
+                    raise Lost(f"the grid's rows differ: {ends}")
+                rounds += 1
+    print(
+        json.dumps(
+            {
+                "kills": killed.total(),
+                "rounds": rounds,
+                "files_compared": compared,
+                "by_stage": dict(killed.most_common()),
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
