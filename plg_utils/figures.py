@@ -254,6 +254,24 @@ def ladder(rows: Sequence[dict]) -> Figure:
     return _closed(figure)
 
 
+def seeds(series: dict[str, Sequence[float]], stages: Sequence[str]) -> Figure:
+    """Mean IoU over seeds: a bar for the mean, a point for each seed, in the order given.
+
+    series: what was measured -> mean IoU of each seed; stages: of each, a key of STAGES
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 0.36 * len(series) + 0.7), layout="constrained")
+    for y, (values, stage) in enumerate(zip(series.values(), stages, strict=True)):
+        values = 100 * np.asarray(values, dtype=float)
+        axis.barh(y, values.mean(), color=STAGES[stage], height=0.72)
+        axis.scatter(values, np.full(len(values), y), s=16, color="white", edgecolor=INK, linewidth=0.8, zorder=3)
+        axis.text(values.max() + 1.6, y, f"{values.mean():.1f}", va="center", color=INK)
+    axis.set_yticks(range(len(series)), list(series))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("mean IoU (%), a point for each seed")
+    return _closed(figure)
+
+
 def class_bars(series: dict[str, Sequence[float]], names: Sequence[str]) -> Figure:
     """Per-class IoU of several label sources or networks side by side.
 

@@ -69,6 +69,7 @@ def test_features_that_agree_look_alike():
         lambda: figures.reliability({"a": SURE, "b": SURE}),
         lambda: figures.accuracy_coverage({"a": SURE}),
         lambda: figures.scatter([0.1, 0.2], {"a": [0.3, 0.4], "b": [0.1, 0.9]}, "x", "y"),
+        lambda: figures.seeds({"a": [0.5, 0.7], "b": [0.1]}, ["enhanced", "segmenter"]),
         lambda: figures.intervals({"a minus b": Interval(0.1, -0.1, 0.2, 0.95)}, "points"),
     ],
 )
@@ -104,6 +105,15 @@ def test_bars_of_errors_are_as_long_as_the_shares():
     np.testing.assert_allclose(starts, [[0, 0], [10, 0], [30, 0], [60, 0]], atol=1e-12)
     assert [bars.get_label() for bars in axis.containers] == list(diagnosis.OUTCOMES[:4])
     assert {"70.0", "25.0"} <= {text.get_text() for text in axis.texts}
+
+
+def test_each_seed_is_a_point_and_their_mean_a_bar():
+    (axis,) = figures.seeds({"a": [0.5, 0.7, 0.6], "b": [0.2]}, ["enhanced", "segmenter"]).axes
+    np.testing.assert_allclose([bar.get_width() for bar in axis.patches], [60, 20])
+    drawn = [points.get_offsets() for points in axis.collections]
+    np.testing.assert_allclose(np.concatenate(drawn), [[50, 0], [70, 0], [60, 0], [20, 1]])
+    assert [text.get_text() for text in axis.texts] == ["60.0", "20.0"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"] and axis.yaxis_inverted()
 
 
 def test_intervals_are_drawn_in_points():
