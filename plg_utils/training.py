@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -454,9 +454,12 @@ def load_state(
     path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
 ) -> tuple[list[dict[str, float]], int]:
     """Take up a state that was saved with the same settings; returns the history and the number of steps done."""
-    with safe_open(path, framework="pt") as file:
-        notes = json.loads(file.metadata()["training"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {})["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not the state of a training ({error!r}); remove it to train anew") from error
     for name, value in json.loads(json.dumps(settings)).items():
         saved = notes["settings"].get(name)
         if saved != value:

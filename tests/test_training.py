@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import reference_training
+import safetensors.torch
 import torch
 from safetensors import safe_open
 
@@ -98,6 +99,21 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         assert fit(third, state_file=broken, **options) == history and third.calls == []
         assert training.digest(third) == training.digest(one)
         assert sorted(path.name for path in tmp_path.iterdir())[-1] == f"straight{number}"  # no partial files
+
+
+@pytest.mark.parametrize("harm", ["cut", "garbage", "no notes", "notes that are no JSON"])
+def test_a_broken_state_is_named(harm, tmp_path):
+    state = tmp_path / "state.safetensors"
+    fit(reference_training.tiny(), state_file=state, steps=2)
+    if harm == "cut":
+        state.write_bytes(state.read_bytes()[:-100])
+    elif harm == "garbage":
+        state.write_bytes(b"power went off" * 9)
+    else:
+        notes = None if harm == "no notes" else {"training": "{"}
+        safetensors.torch.save_file({"model.a": torch.zeros(1)}, state, notes)
+    with pytest.raises(ValueError, match="state.safetensors is not the state of a training .*remove it to train anew"):
+        fit(reference_training.tiny(), state_file=state, steps=2)
 
 
 def test_another_trainings_state_is_refused(tmp_path):
