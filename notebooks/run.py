@@ -521,8 +521,11 @@ def single_main(steps: list[Step], folder: Path, target: Path, options: argparse
     if options.publish:
         print(f"{len(publish(steps, folder, target))} files in {target}")
         return 0
-    if not execute_all(steps, folder):
-        return 1
+    with grid.lock(folder / "run.lock") as holder:
+        if holder:
+            raise Refused(f"{folder.name} is being made by {holder}: two would write the same files. Wait, or stop it")
+        if not execute_all(steps, folder):
+            return 1
     print(report(folder))
     return 0
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 
+import grid
 import nbformat
 import pytest
 import run
@@ -84,6 +85,18 @@ def calls(toy, tmp_path_factory):
 
 
 # Refused before any work
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    write_run(toy, "notebooks: [00_works]", name="twice")
+    with grid.lock(tmp_path / "twice" / "run.lock") as holder:
+        assert holder == ""
+        code, out, err = call(toy, "twice")
+    assert (code, out) == (2, "")
+    assert f"twice is being made by process {os.getpid()} on " in err
+    assert [path.name for path in (tmp_path / "twice").iterdir()] == ["run.lock"]
+    assert call(toy, "twice")[0] == 0  # a lock that nobody holds is none
 
 
 @pytest.mark.parametrize(
