@@ -4,6 +4,7 @@ What is written appears under its name only when it is complete (`atomic`), so a
 done. What is read is checked here, at the border: an error names the file, says what came and what would be right.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
+DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 UMASK = os.umask(0)  # what a new file is not allowed; it can only be read by setting it
 os.umask(UMASK)
 
@@ -56,6 +58,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o666 & ~UMASK)  # some libraries keep what they write from all other users
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in DISK_FULL and "No space left" not in str(error):
+            raise
+        told = f"the disk is full: {path} was not written; free some space, and the same command goes on from here"
+        raise OSError(errno.ENOSPC, told) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,0 +1,97 @@
+"""What goes wrong outside: a full disk, a folder that nobody may write to. Nothing half-written, and a clear word."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+import worker
+from test_pipeline import TINY
+
+from plg_utils import files, training
+from plg_utils.notebooks import defaults
+from plg_utils.records import Masks
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount(place, "size=64k")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # a tensor may still be mapped from it
+
+
+def mount(place, options, again=False):
+    command = ["mount", "-t", "tmpfs", "-o", f"remount,{options}" if again else options, "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("this system has no mount")
+    if done.returncode:
+        pytest.skip(f"no small disk can be made here, which needs root: {done.stderr.strip()}")
+
+
+def fill(place):
+    """Leave no byte free."""
+    with open(place / "fills", "wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+WRITERS = {
+    "label.png": lambda path: files.write_label(path, NOISE[..., 0]),
+    "image.jpg": lambda path: files.write_image(path, NOISE),
+    "masks.json": lambda path: files.write_masks(path, Masks.from_dense(NOISE.transpose(2, 0, 1) > 128)),
+    "table.json": lambda path: files.write_json(path, NOISE[:20, :20]),
+    "embeddings.safetensors": lambda path: files.write_embeddings(path, torch.zeros(90, 90)),
+    "weights.safetensors": lambda path: files.write_weights(path, torch.nn.Linear(90, 90)),
+    "state.safetensors": lambda path: training.save_state(
+        path, {}, torch.nn.Linear(90, 90), torch.optim.SGD([torch.zeros(1)]), None, [], 1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_told_and_leaves_what_was_there(name, disk):
+    path = disk / name
+    WRITERS[name](path)
+    before = path.read_bytes()
+    fill(disk)
+    with pytest.raises(OSError, match=rf"the disk is full: {path} was not written.*free some space") as error:
+        WRITERS[name](path)
+    assert error.value.errno == 28
+    assert path.read_bytes() == before
+    assert sorted(each.name for each in disk.iterdir()) == sorted(["fills", name])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_that_may_not_be_written_is_named(name, disk):
+    mount(disk, "ro", again=True)
+    with pytest.raises(OSError, match=str(disk)):
+        WRITERS[name](disk / name)
+
+
+def test_a_run_goes_on_when_there_is_space_again(world, disk, tmp_path, monkeypatch):
+    notebook = files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb"
+    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}}
+    parameters = defaults(notebook) | {key: value for key, value in parameters.items() if key in defaults(notebook)}
+    monkeypatch.setenv("PLG_PROGRESS", "0")
+    written = {}
+    for place in (tmp_path / "roomy", disk):
+        monkeypatch.setenv("PLG_RESULTS", str(place))
+        if place == disk:
+            with pytest.raises(OSError, match="the disk is full"):
+                worker.execute(notebook, parameters)
+            assert not [path for path in disk.rglob("*.partial")]
+            mount(disk, "size=64m", again=True)
+        worker.execute(notebook, parameters)
+        paths = [path for path in place.rglob("*.*") if path.is_file() and path.name != "manifest.json"]
+        written[place] = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
+    assert len(written[disk]) > 12 and written[disk] == written[tmp_path / "roomy"]
