@@ -58,7 +58,8 @@ def place(device: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
+    name = f"{names[0] if names else platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
 
 
 def report(folder: Path, name: str, device: str, **found) -> None:

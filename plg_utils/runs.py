@@ -48,6 +48,7 @@ PACKAGES = (
     "pillow",
     "pycocotools",
 )
+STALE = 3600  # seconds after which nobody is writing a half-written file any more
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 LABELLERS = {  # where the label maps of each lie in a run
     "segment_match": "labels_zero_shot",
@@ -263,6 +264,10 @@ class Stage:
             print(said, file=sys.stderr)  # not to stdout: a printed notebook must not depend on what was there before
             earlier = {}
         self._earlier = earlier  # of the same work: this call goes on from it
+        if distributed.is_main():
+            for path in self._partials():
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink(missing_ok=True)
         self._state = earlier.get("state")
         if self._state is None:
             self._write("running")
@@ -336,13 +341,17 @@ class Stage:
 
     def _clear(self) -> int:
         """Remove the files that this stage declared in the earlier run; return how many there were."""
-        names = self._declared()
-        partials = [path for path in self.folder.glob(".*.partial") if path.name[1:].rsplit(".", 2)[0] in names]
+        names, partials = self._declared(), self._partials()
         done = [path for name in names if (path := self.folder / name).is_file() and path.parent == self.folder]
         for path in (*partials, *done):
             path.unlink()
         self._outputs.unlink(missing_ok=True)
         return len(done)
+
+    def _partials(self) -> list[Path]:
+        """What killed processes left half-written of this stage's files, and what others are writing now."""
+        names = self._declared()
+        return [path for path in self.folder.glob(".*.partial") if path.name[1:].rsplit(".", 2)[0] in names]
 
     def _declared(self) -> dict[str, None]:
         """Names of the files that the stage said it writes, in their order."""

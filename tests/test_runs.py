@@ -1,5 +1,6 @@
 """Runs: work that is done is kept, work that was made otherwise is not."""
 
+import os
 import random
 import threading
 
@@ -38,6 +39,19 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     (tmp_path / "b.json").unlink()
     stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
     assert stage.todo(IDS, [".json"]) == ["b"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    work(tmp_path)
+    old, new, of_others = (
+        tmp_path / name for name in (".a.json.1f.partial", ".b.json.2e.partial", ".x.json.3d.partial")
+    )
+    for path in (old, new, of_others):
+        path.write_text("half")
+    for path in (old, of_others):
+        os.utime(path, (0, 0))
+    work(tmp_path)
+    assert [path.exists() for path in (old, new, of_others)] == [False, True, True]
 
 
 def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
