@@ -378,7 +378,7 @@ def check_precision(precision: str, *, built_in: bool) -> list[Finding]:
 
 def check_load(load: float, cores: int) -> list[Finding]:
     """Is the machine at other work? Then what is timed is too long. load: processes that ran or waited, last minute."""
-    if load <= cores:
+    if round(load) <= cores:
         return []
     told = f"{load:.0f} processes share {cores} cores: what is timed now is too long"
     return [Finding("warning", "load", told, "wait until the other work is done, and ask again")]
