@@ -229,17 +229,16 @@ def main() -> None:
                 if ends["straight"] != ends["killed"]:
                     raise Lost(f"the grid's rows differ: {ends}")
                 rounds += 1
-    print(
-        json.dumps(
-            {
-                "kills": killed.total(),
-                "rounds": rounds,
-                "files_compared": compared,
-                "by_stage": dict(killed.most_common()),
-            },
-            indent=2,
-        )
-    )
+    found = {
+        "kills": killed.total(),
+        "rounds": rounds,
+        "files_compared": compared,
+        "by_stage": dict(killed.most_common()),
+    }
+    print(json.dumps(found, indent=2))
+    if options.write:
+        known = files.read_json(options.write) if options.write.exists() else {}
+        files.write_json(options.write, known | {"kills": found})
 
 
 if __name__ == "__main__":
