@@ -41,8 +41,9 @@ test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo ag
 	@$(BIN)/pytest --durations=15 tests $(PRINTS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
-torture: $(READY)  ## kill runs at random moments and compare what they write; results/reliability.json keeps the counts
-	@$(BIN)/python tests/torture/kills.py --write results/reliability.json $(ARGS)
+torture: $(READY)  ## kill runs at random moments, feed every reader damaged files; results/reliability.json counts
+	@$(BIN)/python tests/torture/fuzz.py --write results/reliability.json
+	@$(BIN)/python tests/torture/kills.py --write results/reliability.json
 
 bench: $(READY)  ## time ours beside the originals, in turn and in one process; results/bench keeps the numbers
 	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done

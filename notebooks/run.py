@@ -102,7 +102,10 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
     runs = sorted(path.parent.name for path in published.glob("*/parameters.yaml"))
     if run not in runs:
         raise Refused(f"no run {run!r}; known are: {', '.join(runs) or 'none'}. A new run is a new file {file}")
-    values = literal(file.read_text(encoding="utf-8"), str(file)) or {}
+    try:
+        values = literal(file.read_text(encoding="utf-8"), str(file)) or {}
+    except UnicodeDecodeError as error:
+        raise Refused(f"{file} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}, not lines of `name: value`")
 

@@ -443,9 +443,22 @@ def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     import torch
     from safetensors.torch import load_file
 
-    if Path(path).suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with _named(path):
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Name the checkpoint that cannot be read: torch, its unpickler and zip reader raise whatever they like."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        told = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint ({told}): fetch it again") from error
 
 
 def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
@@ -459,16 +472,18 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
 
     path = Path(path)
     if path.suffix == ".safetensors":
-        return load_file(path)
+        with _named(path):
+            return load_file(path)
     copy, origin = path.with_name(f"{path.name}.safetensors"), _remembered_sha256(path)
     if copy.exists():
         with safe_open(copy, framework="pt") as file:
             if (file.metadata() or {}).get("origin") == origin:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-    try:
-        state = torch.jit.load(path, map_location="cpu").state_dict()
-    except RuntimeError:  # not an archive
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with _named(path):
+        try:
+            state = torch.jit.load(path, map_location="cpu").state_dict()
+        except RuntimeError:  # not an archive
+            state = torch.load(path, map_location="cpu", weights_only=True)
     state = {key: value.detach().clone().contiguous() for key, value in state.items() if key not in CLIP_SETTINGS}
     with suppress(OSError), files.atomic(copy) as partial:  # the folder may be read-only
         save_file(state, partial, metadata={"origin": origin})

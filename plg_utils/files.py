@@ -311,6 +311,14 @@ def write_json(path: str | Path, content: Any) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """Read the lines of a text file, such as a list of images; one that is no text is a ValueError that names it."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON, use null")
 

@@ -301,8 +301,8 @@ def _class_file(name: str) -> Path:
 def _listed(path: Path) -> list[str]:
     """Ids of a text file, one in each line."""
     try:
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (UnicodeDecodeError, OSError) as error:
+        ids = [line.strip() for line in files.read_lines(path) if line.strip()]
+    except (ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable list of ids ({error}); give a text file, one id in each line"
         ) from error

@@ -256,8 +256,10 @@ class Stage:
         self._details = details
         self._manifest = folder / "manifest.json"
         self._outputs = folder / "outputs.txt"  # names of the files that the stage writes, and nobody else
-        earlier = files.read_json(self._manifest) if self._manifest.exists() else {}
+        earlier = _read_manifest(self._manifest) if self._manifest.exists() else {}
         differences = _differences({key: earlier.get(key) for key in identity}, identity) if earlier else []
+        if not earlier and self._outputs.exists():  # it is written after the manifest
+            differences = ["manifest.json: there, now missing, so that nobody knows how the files were made"]
         if differences:
             removed = self._clear()
             said = f"{folder.name}: begins anew, {removed} files removed, for {'; '.join(differences)}"
@@ -369,10 +371,18 @@ def _fingerprint_of(parent: Path) -> str:
     manifest = parent / "manifest.json"
     if not manifest.exists():
         raise FileNotFoundError(f"{parent} has no manifest.json: run the stage that makes it first")
-    content = files.read_json(manifest)
+    content = _read_manifest(manifest)
     if content["state"] != "done":
         raise FileNotFoundError(f"{parent} is not finished: run the stage that makes it to its end first")
     return content["fingerprint"]
+
+
+def _read_manifest(path: Path) -> dict:
+    content = files.read_json(path)
+    fit = isinstance(content, dict) and content.get("state") in ("running", "done")
+    if not fit or not isinstance(content.get("fingerprint"), str):
+        raise ValueError(f"{path} is no manifest of a stage: delete it, and the stage begins anew")
+    return content
 
 
 def _differences(earlier: dict, now: dict, prefix: str = "") -> list[str]:

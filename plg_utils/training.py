@@ -455,15 +455,28 @@ def load_state(
 ) -> tuple[list[dict[str, float]], int]:
     """Take up a state that was saved with the same settings; returns the history and the number of steps done."""
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    except (SafetensorError, KeyError, ValueError) as error:
+        return _loaded(path, settings, model, optimiser, average)
+    except OtherTraining:
+        raise
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is not the state of a training ({error!r}); remove it to train anew") from error
+
+
+class OtherTraining(ValueError):
+    """A state stems from a training with other arguments."""
+
+
+def _loaded(
+    path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
+) -> tuple[list[dict[str, float]], int]:
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads((file.metadata() or {})["training"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    history, step = list(notes["history"]), int(notes["step"])
     for name, value in json.loads(json.dumps(settings)).items():
         saved = notes["settings"].get(name)
         if saved != value:
-            raise ValueError(
+            raise OtherTraining(
                 f"{path} stems from a training with other {name}: {shorten(saved)}, now {shorten(value)}; "
                 "remove it to train anew, or give the arguments it was made with"
             )
@@ -484,7 +497,7 @@ def load_state(
     if average is not None:
         for name, tensor in parts["average"].items():
             average.weights[name].copy_(tensor)
-    return notes["history"], notes["step"]
+    return history, step
 
 
 def shorten(value: object) -> str:

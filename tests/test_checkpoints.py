@@ -463,8 +463,20 @@ def test_a_file_that_runs_code_is_not_opened(tmp_path):
 
     torch.save({"weight": Code()}, tmp_path / "net.pth")
     for load in (checkpoints.load_sam_state, checkpoints.load_clip_state):
-        with pytest.raises(Exception, match="Weights only load failed"):
+        with pytest.raises(ValueError, match="net.pth is not a readable checkpoint .Weights only load failed"):
             load(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize("load", [checkpoints.load_sam_state, checkpoints.load_clip_state])
+def test_a_broken_checkpoint_is_named(load, name, tmp_path):
+    path = tmp_path / name
+    write = torch.save if path.suffix == ".pth" else save_file
+    write(nn.Linear(2, 2).state_dict(), path)
+    assert set(load(path)) == {"weight", "bias"}
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=f"{name} is not a readable checkpoint .*: fetch it again"):
+        load(path)
 
 
 def archive(state):

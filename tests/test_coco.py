@@ -226,6 +226,17 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
     assert not samples["000000000003"].truth().any()
 
 
+@pytest.mark.parametrize("height", [10**30, 2**28, 0, -6, 6.0, "6", None])
+def test_a_wild_size_fills_no_memory(height, load, tmp_path):
+    root = tiny_coco(tmp_path, [note(CAR, box(1, 1, 4, 3), image=0, id=1)])
+    for path in root.rglob("*.json"):
+        content = files.read_json(path)
+        content["images"][0]["height"] = height
+        files.write_json(path, content)
+    with pytest.warns(UserWarning, match=f"the json gives it the size .{height!r}"):
+        load(root=root, labelled=6, truth_of=("labelled", "val"))
+
+
 def test_categories_are_found_by_name(load, tmp_path):
     root = tiny_coco(tmp_path)
     names = [f"{number:012d}.jpg" for number in range(8)]

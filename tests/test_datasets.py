@@ -183,9 +183,10 @@ def test_voc_with_unimatch_lists(tiny_root, tmp_path):
         ("../secret.jpg SegmentationClass/01.png", "line 1: .*below the root"),
         ("/etc/passwd SegmentationClass/01.png", "line 1: .*below the root"),
         ("a b c", "line 1"),
-        (".hidden", "cannot name files"),
+        (".hidden", "labeled.txt, line 1: .*cannot name files"),
         ("JPEGImages/01.jpg", "no label map for 1 photos"),
-        ("99", "2 files of the labelled images are not below"),
+        ("99", "2 files of the labelled images in .*labeled.txt are not below"),
+        ("", "labeled.txt lists no image"),
         ("01\n01", "1 ids more than once"),
     ],
 )
@@ -193,6 +194,13 @@ def test_voc_lists_are_checked(tiny_root, tmp_path, line, complaint):
     write_list(tmp_path / "split" / "labeled.txt", [line])
     write_list(tmp_path / "split" / "val.txt", lines([5]))
     with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        datasets.load("voc", root=tiny_root, split=tmp_path / "split", labelled=1)
+
+
+def test_a_list_that_is_no_text_is_named(tiny_root, tmp_path):
+    write_list(tmp_path / "split" / "val.txt", lines([5]))
+    (tmp_path / "split" / "labeled.txt").write_bytes(b"01\n\xff\xfe\n")
+    with pytest.raises(ValueError, match="labeled.txt is no text in UTF-8 .*at byte 3"):
         datasets.load("voc", root=tiny_root, split=tmp_path / "split", labelled=1)
 
 

@@ -216,6 +216,10 @@ def test_each_number_of_the_reliability_was_counted():
     table = text.split("<!-- stages -->")[1].split("<!-- /stages -->")[0]
     rows = dict(line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:])
     assert {name.strip("`"): int(count) for name, count in rows.items()} == kills["by_stage"]
+    fuzz = files.read_json(files.ROOT / "results" / "reliability.json")["fuzz"]
+    assert sum(fuzz[end] for end in ("read", "refused", "failed", "crashed", "hung")) == fuzz["files"]
+    told = f"{fuzz['files']:,} damaged files of {len(fuzz['by_kind'])} kinds, {fuzz['failed']} failed, "
+    assert told + f"{fuzz['crashed']} crashed, {fuzz['hung']} hung" in text
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (files.ROOT / "docs" / target).exists(), target
     for path in re.findall(r"`(tests/[^`]+)`", text):

@@ -126,6 +126,13 @@ def test_an_unknown_run_is_refused_with_those_that_exist(toy):
     assert "no run 'tyo'; known are: toy" in err
 
 
+def test_a_run_that_is_no_text_is_refused(toy):
+    write_run(toy, "", name="bytes")
+    (toy["published"] / "bytes" / "parameters.yaml").write_bytes(b"steps: \xff")
+    code, _, err = call(toy, "bytes")
+    assert code == 2 and "parameters.yaml is no text in UTF-8 (invalid start byte at byte 7)" in err
+
+
 def test_a_changed_parameter_is_checked_like_one_of_the_file(toy):
     assert "did you mean rate" in call(toy, "toy", "-p", "rat", "1")[2]
     assert "the value of rate is not readable YAML" in call(toy, "toy", "-p", "rate", "[1")[2]

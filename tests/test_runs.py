@@ -41,6 +41,24 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     assert stage.todo(IDS, [".json"]) == ["b"]
 
 
+def test_files_without_a_manifest_are_made_again(tmp_path, capsys):
+    work(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert work(tmp_path, parameters={"points": 32}) == IDS
+    assert "begins anew, 3 files removed, for manifest.json: there, now missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [[], {"state": "done"}, {"state": "over", "fingerprint": "1"}, {"fingerprint": "1"}]
+)
+def test_what_is_no_manifest_is_refused(content, tmp_path):
+    files.write_json(tmp_path / "first" / "manifest.json", content)
+    with pytest.raises(ValueError, match="manifest.json is no manifest of a stage: delete it"):
+        work(tmp_path / "first")
+    with pytest.raises(ValueError, match="manifest.json is no manifest of a stage: delete it"):
+        work(tmp_path / "second", parents=[tmp_path / "first"])
+
+
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     work(tmp_path)
     old, new, of_others = (

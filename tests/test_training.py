@@ -101,7 +101,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         assert sorted(path.name for path in tmp_path.iterdir())[-1] == f"straight{number}"  # no partial files
 
 
-@pytest.mark.parametrize("harm", ["cut", "garbage", "no notes", "notes that are no JSON"])
+@pytest.mark.parametrize("harm", ["cut", "garbage", "no notes", "notes that are no JSON", "notes without a step"])
 def test_a_broken_state_is_named(harm, tmp_path):
     state = tmp_path / "state.safetensors"
     fit(reference_training.tiny(), state_file=state, steps=2)
@@ -110,7 +110,7 @@ def test_a_broken_state_is_named(harm, tmp_path):
     elif harm == "garbage":
         state.write_bytes(b"power went off" * 9)
     else:
-        notes = None if harm == "no notes" else {"training": "{"}
+        notes = {"no notes": None, "notes without a step": {"training": '{"history": []}'}}.get(harm, {"training": "{"})
         safetensors.torch.save_file({"model.a": torch.zeros(1)}, state, notes)
     with pytest.raises(ValueError, match="state.safetensors is not the state of a training .*remove it to train anew"):
         fit(reference_training.tiny(), state_file=state, steps=2)

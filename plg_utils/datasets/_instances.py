@@ -28,6 +28,7 @@ from plg_utils.records import IGNORE, Classes, Sample
 RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the cache's name
 REPORT = "maps.json"  # of the cache: id -> Map
 SAVED_EVERY = 60.0  # seconds between two writings of the report; what came after the last is painted again
+LARGEST = 2**28  # pixels of an image; what is larger is a mistake, or wants to fill the memory
 
 
 class BrokenAnnotation(ValueError):
@@ -262,7 +263,7 @@ def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], c
             raise BrokenAnnotation("the json does not list this image")
         if id in content.repeated:
             raise BrokenAnnotation("the json lists more than one image of this name")
-        if any(type(length) is not int or length < 1 for length in size):
+        if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
             raise BrokenAnnotation(f"the json gives it the size {size}")
         nothing = IGNORE if classes.background is None else classes.background
         label, told = paint(content.annotations[id], size, values, nothing)

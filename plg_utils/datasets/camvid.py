@@ -120,7 +120,7 @@ def _read_list(path: Path, part: str) -> list[Entry]:
     last folder and the name count.
     """
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_lines(path), start=1):
         words = [PurePosixPath(word) for word in line.split()]
         if not words:
             continue

@@ -167,11 +167,14 @@ def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], li
 def _read_list(path: Path) -> list[str]:
     """Ids of a list with a photo and its label map in each line, or an id alone."""
     ids = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_lines(path), start=1):
         words = [PurePosixPath(word) for word in line.split()]
         if not words:
             continue
         if len(words) > 2 or len({word.stem for word in words}) != 1:
             raise ValueError(f"{path}, line {number}: {line!r} is not train2017/ID.jpg masks/ID.png, with one ID")
-        ids.append(files.check_stem(words[0].stem))
+        try:
+            ids.append(files.check_stem(words[0].stem))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
     return ids

@@ -60,6 +60,9 @@ def load(
         others = _read_list(lists / "train_aug.txt") if (lists / "train_aug.txt").is_file() else []
     else:
         pool, others, val = _drawn_lists(root, lists, seed)
+    named = listed.labelled if listed else lists / "train.txt"
+    if not pool and named.is_file():
+        raise ValueError(f"{named} lists no image")
     if listed:
         count = listed.count(labelled, len(pool), len({_id(entry) for entry in pool + others}))
         provenance = listed.provenance(count, len(pool), seed)
@@ -73,7 +76,8 @@ def load(
     unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
     leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
     if leaked:
-        raise ValueError(f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}")
+        told = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
+        raise ValueError(f"{told}; the labelled ones are of {named}")
     classes = files.read_classes(CLASS_FILE)
 
     def samples(name: str, entries: list[Entry]) -> tuple[Sample, ...]:
@@ -87,9 +91,8 @@ def load(
     if missing:
         without_sbd = listed is not None and missing[0].endswith(".png")  # its photo is there
         hint = "; VOCdevkit has 2,913 label maps, those of the 10,582 images of train_aug are SBD's" * without_sbd
-        raise FileNotFoundError(
-            f"{len(missing)} files of the labelled images are not below {root}, e.g. {missing[0]}{hint}"
-        )
+        told = f"{len(missing)} files of the labelled images in {named} are not below {root}, e.g. {missing[0]}{hint}"
+        raise FileNotFoundError(told)
     return datasets.Loaded(
         "voc",
         classes,
@@ -112,20 +115,27 @@ def _id(entry: Entry) -> str:
 def _read_list(path: Path) -> list[Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
     entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_lines(path), start=1):
         words = line.split()
         if not words:
             continue
         if len(words) > 2 or any(word.startswith("/") or ".." in word.split("/") for word in words):
             raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
-            id = files.check_stem(words[0])
+            id = _checked(words[0], path, number)
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
         entries.append((words[0], words[1] if len(words) == 2 else None))
     repeated = len(entries) - len({_id(entry) for entry in entries})
     if repeated:
         raise ValueError(f"{path} lists {repeated} ids more than once")
     return entries
+
+
+def _checked(id: str, path: Path, number: int) -> str:
+    try:
+        return files.check_stem(id)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
