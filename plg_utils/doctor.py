@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plg_utils import checkpoints, datasets, distributed, files
+from plg_utils import checkpoints, datasets, files
 from plg_utils.records import SPLITS, Dataset
 
 LEVELS = ("stop", "warning", "note")  # as the validator's: a run will stop; it may not go as you think; to know
@@ -332,8 +332,13 @@ def _check_architecture(driver: Driver | None, torch: Torch) -> list[Finding]:
 # Processor, memory, disk
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_threads(threads: str | None, cores: int, *, small: bool, on_cpu: bool) -> list[Finding]:
-    """Do threads fit the networks? The small networks' wait for each other, large networks want all cores.
+    """Do threads fit the networks? Those of small networks wait for each other, large networks want all cores.
 
     threads: the environment's OMP_NUM_THREADS, None if it is not set; small: only miniatures; on_cpu: no GPU is used
     """
@@ -663,8 +668,8 @@ def machine(device: str = "auto", *, small: bool = True) -> list[Finding]:
         *check_packages(installed, required, locked),
         *check_clip(look_at_clip()),
         *check_gpu(look_at_driver(), torch, device=device, visible=os.environ.get("CUDA_VISIBLE_DEVICES")),
-        *check_load(os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, distributed.cores()),
-        *check_threads(os.environ.get("OMP_NUM_THREADS"), distributed.cores(), small=small, on_cpu=on_cpu),
+        *check_load(os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, cores()),
+        *check_threads(os.environ.get("OMP_NUM_THREADS"), cores(), small=small, on_cpu=on_cpu),
         *(
             finding
             for what, folder in folders.items()

@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -211,6 +212,12 @@ def test_threads():
     one(check("1", False, True), "warning", "1 of 16 cores", fix="OMP_NUM_THREADS=16")
     one(check(None, False, True), "note", "not set")
     one(check("1", False, False), "note", "OMP_NUM_THREADS=1")
+
+
+def test_the_doctor_needs_no_torch():
+    """It is asked when torch does not work."""
+    code = "import sys, plg_utils.doctor as doctor; assert doctor.cores() >= 1; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_half_precision_without_hardware_for_it():
