@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import doctor, files, notebooks
+from plg_utils import files, notebooks
 
 PATIENCE = timedelta(days=7)  # for which a process waits for the slowest; torch's own is some minutes
 WORKER = files.ROOT / "notebooks" / "worker.py"
@@ -220,7 +220,7 @@ def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
         told = Path(folder) / "parameters.json"
         files.write_json(told, parameters)
         environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
-        environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), doctor.cores() // processes)))
+        environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), _cores() // processes)))
         streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
         with subprocess.Popen(command(processes, path, told), env=environment, **streams) as process:
             try:
@@ -230,6 +230,10 @@ def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
                 raise
         if process.returncode:
             raise RuntimeError(f"{processes} processes did not come to the end of {notebook}:\n{last}")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command(processes: int, notebook: Path, parameters: Path) -> list[str]:

@@ -193,7 +193,7 @@ def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(distributed, "WORKER", script)
     monkeypatch.setattr(files, "ROOT", tmp_path)
-    monkeypatch.setattr(distributed.doctor, "cores", lambda: 6)
+    monkeypatch.setattr(distributed, "_cores", lambda: 6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # twice that would be more than there are cores
     with pytest.raises(RuntimeError, match=r"2 processes did not come to the end of short.ipynb:[\s\S]*no such cat"):
         distributed.launch(2, "short.ipynb", {"run": "seven", "processes": 2, "other": object()})
