@@ -47,7 +47,7 @@ except ImportError:  # Windows: no locks, one process at a time
 
 SHARED = ("masks", "segments")  # where the yaml names none: the dear stages, which know single images only
 # Where and how, not what; runs.stage does not count them either.
-NOT_COUNTED = ("run", "device", "images_at_once", "processes")
+NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")
 PLACEMENT = (*NOT_COUNTED, "labelled", "seed")  # the last two: which of the same images carry labels
 LABELLING = ("rule", "threshold", "default_threshold", "overlap")  # what 02 does after the segments
 UNRELATED = {  # stage: parameters of its notebook that do not reach it; a test compares them with 02
