@@ -180,6 +180,16 @@ def test_each_number_of_the_benchmarks_was_measured():
     assert f"the trainings from {training[0]:.0f} to {training[1]:.0f}" in README
 
 
+def test_the_two_commands_were_timed():
+    found = files.read_json(files.ROOT / "results" / "bench" / "commands.json")
+    first, second = (f"{found[command]['seconds'] / 60:.1f}" for command in ("demo", "test"))
+    memory = max(found[command]["peak_memory_mb"] for command in ("demo", "test")) * 2**20 / 1e9
+    told = (
+        f"the first takes {first} minutes once the environment is there, the second {second}; neither holds more than "
+    )
+    assert f"{told}{memory:.1f} GB of memory" in README
+
+
 def test_each_line_through_the_costs_was_measured():
     folder, measured = files.ROOT / "results" / "bench", []
     for name in ("scaling_masks_images", "scaling_labels_images"):
