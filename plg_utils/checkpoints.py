@@ -443,14 +443,14 @@ def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     import torch
     from safetensors.torch import load_file
 
-    with _named(path):
+    with _naming_what_is_broken(path):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
+def _naming_what_is_broken(path: str | Path) -> Iterator[None]:
     """Name the checkpoint that cannot be read: torch, its unpickler and zip reader raise whatever they like."""
     try:
         yield
@@ -472,14 +472,14 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
 
     path = Path(path)
     if path.suffix == ".safetensors":
-        with _named(path):
+        with _naming_what_is_broken(path):
             return load_file(path)
     copy, origin = path.with_name(f"{path.name}.safetensors"), _remembered_sha256(path)
     if copy.exists():
         with safe_open(copy, framework="pt") as file:
             if (file.metadata() or {}).get("origin") == origin:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-    with _named(path):
+    with _naming_what_is_broken(path):
         try:
             state = torch.jit.load(path, map_location="cpu").state_dict()
         except RuntimeError:  # not an archive

@@ -73,12 +73,16 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_stem(stem: str) -> str:
-    """Return the id of an image or the name of a run if it is safe as the name of a file, else refuse it."""
+def check_stem(stem: str, where: str = "") -> str:
+    """Return the id of an image or the name of a run if it is safe as the name of a file, else refuse it.
+
+    where: what the error begins with, such as the list and the line that the id stands in
+    """
+    where = f"{where}: " if where else ""
     if not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
-        raise ValueError(f"{stem!r} cannot name files: it must not be empty, start with a dot or hold a slash")
+        raise ValueError(f"{where}{stem!r} cannot name files: it must not be empty, start with a dot or hold a slash")
     if stem.casefold() == "manifest":
-        raise ValueError(f"{stem!r} cannot be the id of an image: each stage keeps a manifest.json of its own")
+        raise ValueError(f"{where}{stem!r} cannot be the id of an image: each stage keeps a manifest.json of its own")
     return stem
 
 

@@ -116,6 +116,10 @@ def test_each_number_of_the_longer_training_was_measured():
     network = {name: of for (name, images), of in found.items() if "val" in images}
     paper, plain = network["paper A: enhanced labels"], network["UniMatch, no zero-shot labels"]
     assert all(paper[seed] > plain[seed] for seed in paper) and "above it in each seed" in README
+    means = {name: 100 * sum(of.values()) / 3 for name, of in network.items()}
+    assert round(means["paper A: enhanced labels"] - means["UniMatch, no zero-shot labels"]) == 11  # "eleven points"
+    assert 20 <= means["UniMatch, no zero-shot labels"] - means["supervised only"] < 21  # "twenty points"
+    assert round(means["the same, twice the steps"] - means["paper A: enhanced labels"]) == 3  # "three points better"
     sharp, raw = network["paper A with SAM's borders"], network["raw zero-shot labels as targets"]
     assert all(sharp[seed] > raw[seed] for seed in raw) and "a point better, in each seed" in README
 
@@ -165,6 +169,7 @@ def test_each_number_of_the_benchmarks_was_measured():
     again = files.read_json(folder / "labels_again.json")
     assert again["n"]["images"] == 1000
     assert f"anew in {again['ours_s']:.1f} seconds here" in README
+    assert f"as the package calls them, take {measured[0]['floor_s']:.2f} seconds as well" in README
     large = files.read_json(folder / "masks_sam_vit_b_random_cpu.json")
     assert large["agreement"]["images_with_equal_masks"] == 1
     assert f"{large['ours_s']:.0f} seconds instead of {large['original_s']:.0f}" in README

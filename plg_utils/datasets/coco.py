@@ -173,8 +173,5 @@ def _read_list(path: Path) -> list[str]:
             continue
         if len(words) > 2 or len({word.stem for word in words}) != 1:
             raise ValueError(f"{path}, line {number}: {line!r} is not train2017/ID.jpg masks/ID.png, with one ID")
-        try:
-            ids.append(files.check_stem(words[0].stem))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+        ids.append(files.check_stem(words[0].stem, f"{path}, line {number}"))
     return ids

@@ -122,20 +122,13 @@ def _read_list(path: Path) -> list[Entry]:
         if len(words) > 2 or any(word.startswith("/") or ".." in word.split("/") for word in words):
             raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
-            id = _checked(words[0], path, number)
+            id = files.check_stem(words[0], f"{path}, line {number}")
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
         entries.append((words[0], words[1] if len(words) == 2 else None))
     repeated = len(entries) - len({_id(entry) for entry in entries})
     if repeated:
         raise ValueError(f"{path} lists {repeated} ids more than once")
     return entries
-
-
-def _checked(id: str, path: Path, number: int) -> str:
-    try:
-        return files.check_stem(id)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:

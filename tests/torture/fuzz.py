@@ -91,7 +91,7 @@ def read_coco(path: Path) -> None:
 
 
 def write_voc(path: Path) -> None:
-    """Write a split list, and a small VOC around it."""
+    """Write a split list."""
     path.write_text("".join(f"2007_00000{k}\n" for k in range(1, 6)), encoding="utf-8")
 
 
@@ -211,20 +211,22 @@ def try_all(kind: str, names: list[Path], pipe: int) -> None:
         os.write(pipe, (json.dumps(outcome[:300]) + "\n").encode())
 
 
-def fuzz(kind: str, count: int, seed: int, place: Path, kept: Path, bar: tqdm) -> Counter:
-    """Try damaged files of a kind; what fails is copied to `kept`."""
-    rng, outcomes = random.Random(f"{kind} {seed}"), Counter()
-    name, write, _ = KINDS[kind]
-    folder = place / kind.replace(" ", "_").replace(",", "").replace("'", "")
-    folder.mkdir()
+def damage(kind: str, count: int, seed: int, folder: Path) -> list[Path]:
+    """Write damaged files of a kind; a whole one is read first, so that what is refused is refused for its damage."""
+    rng, (name, write, read) = random.Random(f"{kind} {seed}"), KINDS[kind]
     write(folder / name)
-    whole = (folder / name).read_bytes()
-    KINDS[kind][2](folder / name)  # what is whole is read
+    read(folder / name)
+    whole, paths = (folder / name).read_bytes(), []
     stem, dot, suffix = name.rpartition(".")
-    paths = []
     for number in range(count):
         paths.append(folder / f"{stem}{number}{dot}{suffix}")
         paths[-1].write_bytes(damaged(whole, rng))
+    return paths
+
+
+def outcomes_of(kind: str, paths: list[Path], kept: Path, bar: tqdm) -> Counter:
+    """Read files in a child process, and those after one that kills it in another; what fails is copied to `kept`."""
+    outcomes = Counter()
     while paths:
         reads, writes = os.pipe()
         if not (child := os.fork()):
@@ -263,7 +265,6 @@ def fuzz(kind: str, count: int, seed: int, place: Path, kept: Path, bar: tqdm) -
             done += 1
             bar.update()
         paths = paths[done:]
-    shutil.rmtree(folder)
     return outcomes
 
 
@@ -284,11 +285,12 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=files.results_root() / "fuzz", help="folder for files that fail")
     parser.add_argument("--write", type=Path, help="JSON file, such as results/reliability.json")
     options = parser.parse_args()
-    shutil.rmtree(options.kept, ignore_errors=True)
     found, total = {}, options.files * len(options.kinds)
-    with tempfile.TemporaryDirectory(prefix="plg-fuzz-") as place, tqdm(total=total, desc="files", ascii=True) as bar:
+    with tqdm(total=total, desc="files", ascii=True) as bar:
         for kind in options.kinds:
-            found[kind] = fuzz(kind, options.files, options.seed, Path(place), options.kept, bar)
+            with tempfile.TemporaryDirectory(prefix="plg-fuzz-") as place:
+                paths = damage(kind, options.files, options.seed, Path(place))
+                found[kind] = outcomes_of(kind, paths, options.kept, bar)
     ends = ("read", "refused", "failed", "crashed", "hung")
     table = {kind: {end: outcomes[end] for end in ends} for kind, outcomes in found.items()}
     sums = {end: sum(of[end] for of in table.values()) for end in ends}

@@ -6,8 +6,7 @@ A round is one run of notebooks 02, 03, 06, 04 and 05 on a small drawn world, wh
 executed in a process that is killed with SIGKILL again and again until it comes to its end; then all are executed once
 more, as by somebody who does not know what was done. Every file must be equal to the byte: images, masks, embeddings,
 label maps, states and weights of networks, tables, figures. The processes are forked from one that has imported
-everything, so that a kill costs no import; the last round kills the command a user types, notebooks/run.py, with its
-kernels.
+everything, so that a kill costs no import; the last round kills the command a user types, notebooks/run.py.
 """
 
 import argparse
@@ -167,8 +166,9 @@ def succeed(code: int | None, log: Path) -> None:
         raise Lost(log.with_suffix(".error").read_text(encoding="utf-8"))
 
 
-def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, bar: tqdm) -> None:
-    """Kill `notebooks/run.py` and its kernels some times, then let it come to its end."""
+def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, bar: tqdm) -> list[dict]:
+    """Kill `notebooks/run.py`, with which its kernels end, some times; return the rows of the grid that it makes."""
+    root.mkdir()
     environment = os.environ | {"PLG_RESULTS": str(root / "results"), "PLG_PROGRESS": "0"}
     options = SMALL["dataset_options"] | {"root": str(root / "world")}
     changes = {"dataset_options": options, "labelled": SMALL["labelled"], "images_at_once": 3}
@@ -179,7 +179,7 @@ def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, b
         with (root / "said.log").open("a", encoding="utf-8") as said:
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
             try:
-                code = process.wait(None if attempt == kills else rng.uniform(4, 30))
+                code = process.wait(None if attempt == kills else rng.uniform(3, 12))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -189,6 +189,8 @@ def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, b
         if code:
             raise Lost((root / "said.log").read_text(encoding="utf-8")[-3000:])
         break
+    rows = files.read_json(root / "results" / "ablation_threshold" / "grid.json")["rows"]
+    return [{key: row[key] for key in ("method", "stage", "miou", "point")} for row in rows]
 
 
 def main() -> None:
@@ -216,18 +218,11 @@ def main() -> None:
                 rounds += 1
                 shutil.rmtree(root)
             if options.commands:
-                ends = {}
-                for kind, kills in (("straight", 0), ("killed", options.commands)):
-                    root = Path(place) / f"command_{kind}"
-                    root.mkdir()
-                    command_round(root, rng, kills, killed, bar)
-                    rows = [
-                        {key: row[key] for key in ("method", "stage", "miou", "point")}
-                        for row in files.read_json(root / "results" / "ablation_threshold" / "grid.json")["rows"]
-                    ]
-                    ends[kind] = rows
-                if ends["straight"] != ends["killed"]:
-                    raise Lost(f"the grid's rows differ: {ends}")
+                left_alone, ended = Path(place) / "left_alone", Path(place) / "ended"
+                one = command_round(left_alone, rng, 0, killed, bar)
+                other = command_round(ended, rng, options.commands, killed, bar)
+                if one != other:
+                    raise Lost(f"the grid's rows differ: {one}, {other}")
                 rounds += 1
     found = {
         "kills": killed.total(),
