@@ -51,7 +51,7 @@ NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")
 PLACEMENT = (*NOT_COUNTED, "labelled", "seed")  # the last two: which of the same images carry labels
 LABELLING = ("rule", "threshold", "default_threshold", "overlap")  # what 02 does after the segments
 UNRELATED = {  # stage: parameters of its notebook that do not reach it; a test compares them with 02
-    "masks": (*PLACEMENT, *LABELLING, "encoder", "encoder_options"),
+    "masks": (*PLACEMENT, *LABELLING, "encoder", "encoder_options", "embedding_options"),
     "segments": (*PLACEMENT, *LABELLING),
 }
 LONGEST = 150  # letters of a point's name; file systems take 255 bytes, some of which `files.atomic` needs

@@ -38,6 +38,8 @@ METHODS = {  # of notebook 04: loss, and what its targets are
     "direct_long": ("unimatch", "zero_shot"),
     "paper_a": ("unimatch", "zero_shot"),
     "paper_a_sepl": ("unimatch", "zero_shot"),
+    "paper_a_warm": ("unimatch", "zero_shot"),
+    "paper_a_sepl_warm": ("unimatch", "zero_shot"),
     "full": ("supervised", None),
 }
 COLUMNS = ["stage", "times", "unit", "seconds each", "hours", "GB", "memory MB", "GPU MB", "not measured"]
@@ -362,7 +364,9 @@ def measure_segments(
     batch = list(islice(cycle(range(len(photos))), max(len(photos), parameters["images_at_once"])))
 
     def embed(_) -> None:
-        embeddings = segment_match.segment_embeddings(encode, [photos[k] for k in batch], [segments[k] for k in batch])
+        images, masks_of_each = [photos[k] for k in batch], [segments[k] for k in batch]
+        options = parameters["embedding_options"]
+        embeddings = segment_match.segment_embeddings(encode, images, masks_of_each, **options)
         for k, embedding in zip(batch, embeddings, strict=True):
             files.write_embeddings(paths[k], embedding)
 

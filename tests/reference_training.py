@@ -51,8 +51,11 @@ def inside(box, y, x):
     return left <= x < right and top <= y < bottom
 
 
-def unimatch(arrays, *, refine_target, threshold, smoothing, gate, fill, weights=(0.25, 0.25, 0.5)):
-    """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature.
+def unimatch(
+    arrays, *, refine_target, threshold, smoothing, gate, fill,
+    weights=(0.25, 0.25, 0.5), weak_weight=0.0, labelled_smoothing=0.0,
+):  # fmt: skip
+    """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature, _weak.
 
     arrays: the tensors of `unimatch_loss`, by name, as numpy
     """
@@ -64,7 +67,7 @@ def unimatch(arrays, *, refine_target, threshold, smoothing, gate, fill, weights
     gradient = np.zeros(logits.shape)
     pixels = [place for place in np.ndindex(label.shape) if label[place] != IGNORE]
     for b, y, x in pixels:
-        loss, slope = pixel_loss(logits[b, :, y, x].tolist(), label[b, y, x], 0)
+        loss, slope = pixel_loss(logits[b, :, y, x].tolist(), label[b, y, x], labelled_smoothing)
         total += loss / len(pixels) / 2
         gradient[b, :, y, x] = [value / len(pixels) / 2 for value in slope]
     gradients["logits_labelled"] = gradient
@@ -73,6 +76,7 @@ def unimatch(arrays, *, refine_target, threshold, smoothing, gate, fill, weights
         ("logits_strong1", "boxes1", weights[0]),
         ("logits_strong2", "boxes2", weights[1]),
         ("logits_feature", None, weights[2]),
+        ("logits_weak", None, weak_weight),  # as a student; the teacher's prediction is a constant
     ):
         gradient, rows = np.zeros(arrays[name].shape), []
         for u, y, x in np.ndindex(arrays["ignore"].shape):

@@ -570,7 +570,7 @@ def test_the_counts_agree_with_what_the_demo_wrote():
 def test_the_methods_are_those_of_notebook_04():
     for node in ast.walk(ast.parse(run.code_of(run.NOTEBOOKS / "04_segmenter.ipynb"))):
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "METHODS":
-            names = {"sure": {}, "confidence": 0, "common": {}, "raw": ""}
+            names = {"sure": {}, "confidence": 0, "common": {}, "loss_options": {}, "raw": ""}
             table = eval(compile(ast.Expression(node.value), "04", "eval"), names)  # noqa: S307  our own notebook
     code = run.code_of(run.NOTEBOOKS / "04_segmenter.ipynb")
     assert {name: (loss, options.get("refine_target")) for name, (loss, options, _) in table.items()} == costs.METHODS

@@ -48,6 +48,7 @@ def test_loss_and_gradients_equal_the_plain_loops(refine_target):
     for seed, (threshold, smoothing, gate, fill) in enumerate(grid):
         options = {"refine_target": refine_target, "threshold": threshold, "smoothing": smoothing, "gate": gate}
         options |= {"fill": fill, "weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
+        options |= {"weak_weight": (0, 0, 0.4)[seed % 3], "labelled_smoothing": (0, 0.15)[seed % 2]}
         given = arrays(seed)
         leaves = tensors(given)
         terms = unimatch_loss(**leaves, **options)
@@ -56,7 +57,11 @@ def test_loss_and_gradients_equal_the_plain_loops(refine_target):
         assert terms["total"].item() == pytest.approx(total, abs=1e-6), options
         for name in LEARNT:
             np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=f"{name} {options}")
-        assert leaves["logits_weak"].grad is None and leaves["logits_partner"].grad is None
+        assert leaves["logits_partner"].grad is None
+        if options["weak_weight"]:
+            np.testing.assert_allclose(leaves["logits_weak"].grad, gradients["logits_weak"], atol=1e-6)
+        else:
+            assert leaves["logits_weak"].grad is None
 
 
 def test_a_batch_counted_by_hand():
@@ -250,6 +255,8 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     assert model.calls == (passes if refine_target != "zero_shot" else passes[1:])
     for mine, other in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.allclose(mine, other)  # the evaluation pass left the batch statistics alone
+    losses.build("unimatch", refine_target=refine_target, weak_weight=0.5)(model, batch())  # asks for the weak view
+    assert model.calls[-3:] == passes
 
 
 def test_fast_passes():

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from plg_utils import datasets
 from plg_utils.datasets import storybook
 from plg_utils.miniature import scenes
 from plg_utils.records import TruthHidden
@@ -108,3 +109,20 @@ def test_training_scenes_are_kept_and_read_again(tmp_path, monkeypatch):
     assert drawn.captions[3] == storybook.draw(53).caption
     monkeypatch.setattr(storybook, "draw", None)  # what is there is not drawn again
     np.testing.assert_array_equal(scenes.load(4, first=50, folder=tmp_path).parts, drawn.parts)
+
+
+def test_other_words_for_the_same_classes(tmp_path):
+    own = datasets.load("storybook", limit=0)
+    text = storybook.CLASS_FILE.read_text(encoding="utf-8")
+    path = tmp_path / "words.yaml"
+    path.write_text(text.replace("[a boat]", "[a boat, a ship]"), encoding="utf-8")
+    changed = datasets.load("storybook", limit=0, classes=path, tags_of=("labelled",))
+    boat = own.classes.names.index("boat")
+    assert changed.classes.words[boat] == ("a boat", "a ship") and changed.classes.names == own.classes.names
+    assert changed.labelled[0].tags() and own.classes.words[boat] == ("a boat",)
+
+    path.write_text(text.replace("name: boat", "name: ship"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words.yaml has other classes than storybook: boat, ship; .* in this order"):
+        datasets.load("storybook", limit=0, classes=path)
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        datasets.load("storybook", limit=0, classes="results/nowhere.yaml")

@@ -61,12 +61,14 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
 
     tags_of: splits whose image-level labels may be read: the foreground classes of the label map, and nothing else of
         it. VOC's XML files also name things that its label maps leave out
-    options: of that file's load
+    options: of that file's load; where it has no option `classes` of its own, `classes` names a class file with other
+        words, templates or colours for the same classes
     """
     if name not in choices():
         raise ValueError(f"there is no data set {name!r}, only {', '.join(choices())}")
     load_it = import_module(f"{__name__}.{name}").load
     known = list(signature(load_it).parameters)
+    other_words = options.pop("classes", None) if "classes" not in known else None
     for option in options:
         if option not in known:
             near = get_close_matches(option, known, n=1)
@@ -79,6 +81,8 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
     if limit is not None and limit < 0:
         raise ValueError(f"limit={limit} must be a number of images, or None for all")
     dataset = load_it(**options)
+    if other_words is not None:
+        dataset = replace(dataset, classes=_reworded(dataset, other_words))
     if not tags_of:
         return dataset
     opened = load_it(**options | {"truth_of": tuple(tags_of)})
@@ -90,6 +94,22 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
         for split in tags_of
     }
     return replace(dataset, **tagged)
+
+
+def _reworded(dataset: Dataset, path: str | Path) -> Classes:
+    """Read a class file that has other words, templates or colours for a data set's own classes.
+
+    path: if not absolute, it is meant from the repository's top
+    """
+    path = files.ROOT / path
+    classes, own = files.read_classes(path), dataset.classes
+    if (classes.names, classes.background) != (own.names, own.background):
+        differ = sorted(set(classes.names) ^ set(own.names)) or ["their order"]
+        raise ValueError(
+            f"{path} has other classes than {dataset.name}: {', '.join(differ)}; the label maps hold its "
+            f"{own.num_classes} classes in this order: {', '.join(own.names)}. Change words, templates and colours only"
+        )
+    return classes
 
 
 def provenance(dataset: Dataset) -> str:

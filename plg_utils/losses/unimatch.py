@@ -39,6 +39,8 @@ def build(
     gate: bool | None = None,
     fill: bool = False,
     weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
+    weak_weight: float = 0.0,
+    labelled_smoothing: float = 0.0,
     feature_dropout: float = 0.5,
     passes: str = "exact",
 ):
@@ -50,7 +52,8 @@ def build(
     check(refine_target)
     check_passes(passes)
     options = {"smoothing": smoothing, "gate": gate, "fill": fill, "weights": weights}
-    predicts = refine_target != "zero_shot" or bool(gate)
+    options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing}
+    predicts = refine_target != "zero_shot" or bool(gate) or weak_weight > 0
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:
@@ -140,18 +143,22 @@ def unimatch_loss(
     gate: bool | None = None,
     fill: bool = False,
     weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
+    weak_weight: float = 0.0,
+    labelled_smoothing: float = 0.0,
 ) -> dict[str, torch.Tensor]:
-    """L = (labelled + weights[0] strong1 + weights[1] strong2 + weights[2] feature) / 2.
+    """L = (labelled + weights[0] strong1 + weights[1] strong2 + weights[2] feature + weak_weight weak) / 2.
 
     logits_labelled: (B, K, H, W), all other logits (U, K, H, W): of the weak view, of the weak view of the images that
         CutMix pastes, of the pasted strong views, of the weak view with dropped features. No gradient flows through
-        the first two, which may be None where no prediction is asked for.
+        the first two (through the first only by weak_weight); they may be None where no prediction is asked for.
     label: (B, H, W) int64; pseudo_label, partner_pseudo_label: (U, H, W) int64; IGNORE where nothing is to be learnt
     ignore, partner_ignore: (U, H, W) bool, pixels that never count; boxes1, boxes2: (U, 4) left, top, right, bottom
     threshold: probability from which on the model is sure of its prediction
     smoothing: of the target; by default 0 for "unimatch" and 0.1 for the others
     gate: count only pixels where the model is sure; by default so for "unimatch" and not for the others
     fill: with "fusion", a sure prediction also fills pixels that have no pseudo label; by default they never count
+    weak_weight: of the undisturbed weak view; UniMatch has no such term, since it would teach a prediction itself
+    labelled_smoothing: of the true labels
     returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
     """
     check(refine_target)
@@ -163,11 +170,13 @@ def unimatch_loss(
 
     mixed1 = [cutmix(mine, theirs, boxes1) for mine, theirs in zip(own, pasted, strict=True)]
     mixed2 = [cutmix(mine, theirs, boxes2) for mine, theirs in zip(own, pasted, strict=True)]
-    labelled = mean_cross_entropy(logits_labelled, label)
+    labelled = mean_cross_entropy(logits_labelled, label, smoothing=labelled_smoothing)
     strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
     strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
     feature = consistency(logits_feature, *own, smoothing=smoothing)
     unlabelled = weights[0] * strong1 + weights[1] * strong2 + weights[2] * feature
+    if weak_weight:
+        unlabelled = unlabelled + weak_weight * consistency(logits_weak, *own, smoothing=smoothing)
     terms = {
         "total": (labelled + unlabelled) / 2,
         "labelled": labelled,
