@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from plg_utils import files
 from plg_utils.datasets import storybook
@@ -60,11 +62,44 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, monkeypatch):
         assert (tmp_path / "blind" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), path
 
     found = run_all(world, tmp_path / "whole", monkeypatch, ["05"])
+    assert {sample.read_truth for sample in found["data"].test} == {None}  # nobody has asked for it
     assert {row["stage"] for row in found["rows"]} == {"zero_shot", "enhanced", "segmenter"}
     summary = files.read_json(tmp_path / "whole" / "tiny" / "summary.json")
     assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
     with pytest.raises(ValueError, match="not a readable label map"):
         run_all(broken, tmp_path / "blind", monkeypatch, ["05"])
+
+
+def test_what_the_options_reach(world, tmp_path, monkeypatch):
+    """Further options get where they are meant to; if asked, a network starts from the refined one, test is scored."""
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["paper_a", "paper_a_warm"]}
+    parameters |= {"embedding_options": {"normalise_patches": True}, "evaluated": ["val", "test"]}
+    parameters |= {"loss_options": {"weak_weight": 0.5}, "training_options": {"ema": 0.9}, "learning_rate": 1e-12}
+    run = tmp_path / "tiny"
+    for number in ("02", "03"):
+        execute(number, parameters)
+    refined = safetensors.numpy.load_file(run / "refined" / "network.safetensors")
+    refined = {name: values + 1 if values.ndim == 4 else values for name, values in refined.items()}
+    safetensors.numpy.save_file(refined, run / "refined" / "network.safetensors")  # so that one sees where it came to
+    for number in ("04", "05"):
+        found = execute(number, parameters)
+
+    def made_with(stage):
+        return files.read_json(run / stage / "manifest.json")["parameters"]
+
+    assert made_with("segments")["normalise_patches"] is True
+    assert made_with("network_paper_a")["weak_weight"] == made_with("refined")["weak_weight"] == 0.5
+    assert made_with("network_paper_a")["ema"] == made_with("refined")["ema"] == 0.9
+    for method, is_refined in (("paper_a_warm", True), ("paper_a", False)):
+        trained = safetensors.numpy.load_file(run / f"network_{method}" / "network.safetensors")
+        kernels = [name for name, values in refined.items() if values.ndim == 4]
+        assert all(np.allclose(trained[name], refined[name], atol=1e-6) == is_refined for name in kernels)
+    told = [(row["method"], row["options"], row["split"]) for row in found["rows"] if row["stage"] == "segmenter"]
+    methods = [("fusion", {}), ("paper_a", {}), ("paper_a", {"start": "refined"})]
+    assert told == [(*method, split) for method in methods for split in ("val", "test")]
+    with pytest.raises(ValueError, match="evaluated holds tset; there are val, test"):
+        execute("04", parameters | {"evaluated": ["tset"]})
 
 
 def test_three_labellers_label_the_same_images(world, tmp_path, monkeypatch):
