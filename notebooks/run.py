@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any
 
 import grid
-import yaml
 from grid import Refused
 
 from plg_utils import files
@@ -47,6 +46,7 @@ PUBLISHED = files.ROOT / "results"
 KERNEL_START = 600  # seconds; a busy machine may need minutes
 PRESETS = NOTEBOOKS / "presets.yaml"
 SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
+COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # 0 of them makes no sense
 PARTS = ("labelled",)  # whole numbers that may also be told as a part, such as "1/8"
 TRACEBACK_LINES = 12  # shown of a failed cell; the copy holds the rest
 
@@ -73,8 +73,8 @@ class Recipe:
 # What a run is
 
 
-class Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in Python; YAML 1.1 wants 1.0e-3 and reads the other as text."""
+class Loader(files.PlainYaml):
+    """Our YAML, in which 1e-3 is a number, as in Python; YAML 1.1 wants 1.0e-3 and reads the other as text."""
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
@@ -83,9 +83,9 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE
 def literal(text: str, where: str) -> Any:
     """Read YAML as Python's numbers, texts, lists and mappings."""
     try:
-        return yaml.load(text, Loader)  # noqa: S506  Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise Refused(f"{where} is not readable YAML: {error}") from error
+        return files.parse_yaml(text, where, Loader)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def fits(value: Any, default: Any) -> bool:
@@ -110,6 +110,8 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
         raise Refused(f"{file} holds a {type(values).__name__}, not lines of `name: value`")
 
     chosen = values.pop("notebooks", None) or sorted(path.stem for path in notebooks.glob("0[0-5]_*.ipynb"))
+    if not isinstance(chosen, list) or not all(isinstance(name, str) for name in chosen):
+        raise Refused(f"`notebooks` in {file} is {chosen!r}, not a list of names such as [01_data]")
     paths = [notebooks / f"{name}.ipynb" for name in chosen]
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
@@ -144,6 +146,8 @@ def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name, value in given:
         mapping, key = SHORT.get(name, (None, None))
+        if mapping and not isinstance(value, str | list):
+            raise Refused(f"{name} is {value!r}, a {type(value).__name__}, not the path of a file or folder")
         if mapping and isinstance(value, str):
             path = Path(value).expanduser().absolute()
             if not path.exists():
@@ -182,7 +186,7 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
     all_defaults = all_defaults_of(recipe)
     for name, value in values.items():
         if name == "preset":
-            if value is not None and value not in presets():
+            if value is not None and (not isinstance(value, str) or value not in presets()):
                 raise Refused(f"there is no preset {value!r}, only {', '.join(presets())}: see {PRESETS.name}")
             continue
         if name not in all_defaults:
@@ -190,6 +194,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(all_defaults))}"
             raise Refused(f"no notebook of the run {recipe.run} has a parameter {name!r}; {hint}")
         default = all_defaults[name]
+        if name in COUNTS and type(value) is int and value < 1:
+            raise Refused(f"{name} is {value!r}; right is a whole number from 1 on, such as the default {default!r}")
         if not fits(value, default) and not (name in PARTS and isinstance(value, str)):
             raise Refused(
                 f"{name} is {value!r}, a {type(value).__name__}; "
@@ -284,6 +290,7 @@ def execute(step: Step, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{step.notebook.stem}.partial.ipynb"
+    os.environ.setdefault("PLG_PROGRESS", "stderr")  # of the kernels, whence it comes through to ours
     papermill.execute_notebook(
         step.notebook,
         partial,
@@ -415,10 +422,24 @@ def report(folder: Path) -> str:
     if (folder / "summary.json").is_file():
         lines += ["", ladder(files.read_json(folder / "summary.json")), ""]
     pictures = sorted((folder / "figures").glob("*"))
+    if (folder / "index.html").is_file():
+        lines.append(f"page:      {folder / 'index.html'}")
     if pictures:
         lines.append(f"pictures:  {folder / 'figures'} ({', '.join(path.name for path in pictures)})")
     lines.append(f"notebooks: {folder / 'notebooks'}")
     return "\n".join(lines)
+
+
+def write_page(folder: Path) -> None:
+    """Write the page of an evaluated run beside its summary.json; a run is no failure because its page is one."""
+    if not (folder / "summary.json").is_file():
+        return
+    from plg_utils import page  # matplotlib takes a second to import, which a refused run need not wait for
+
+    try:
+        page.write(folder)
+    except Exception as error:  # whatever it is, the run's results are there and must be shown
+        print(f"no page ({type(error).__name__}: {error}): python -m plg_utils.page {folder.name}", file=sys.stderr)
 
 
 # Publishing
@@ -443,7 +464,7 @@ def outdated(copy: Path, step: Step) -> str:
 
 
 def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
-    """Copy a finished run's notebooks, JSON files and figures from `folder` to `target`; return the copies.
+    """Copy a finished run's notebooks, JSON files, figures and page from `folder` to `target`; return the copies.
 
     What an earlier run left there is removed; parameters.yaml stays.
     """
@@ -452,10 +473,10 @@ def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
         if reason:
             run = step.parameters["run"]
             raise Refused(f"{step.notebook.stem} cannot be published: {reason}. Run first: notebooks/run.py {run}")
-    for old in [*target.glob("*.ipynb"), *target.glob("*.json"), *target.glob("figures/*")]:
-        old.unlink()
+    for old in [*target.glob("*.ipynb"), *target.glob("*.json"), *target.glob("figures/*"), target / "index.html"]:
+        old.unlink(missing_ok=True)
     originals = [folder / "notebooks" / step.notebook.name for step in steps]
-    originals += [*sorted(folder.glob("*.json")), *sorted(folder.glob("figures/*"))]
+    originals += [*sorted(folder.glob("*.json")), *sorted(folder.glob("figures/*")), *folder.glob("index.html")]
     copies = [target / (f"figures/{path.name}" if path.parent.name == "figures" else path.name) for path in originals]
     for original, copy in zip(originals, copies, strict=True):
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -527,8 +548,10 @@ def single_main(steps: list[Step], folder: Path, target: Path, options: argparse
     with grid.lock(folder / "run.lock") as holder:
         if holder:
             raise Refused(f"{folder.name} is being made by {holder}: two would write the same files. Wait, or stop it")
+        (folder / "index.html").unlink(missing_ok=True)  # a page that exists belongs to this run
         if not execute_all(steps, folder):
             return 1
+        write_page(folder)
     print(report(folder))
     return 0
 

@@ -14,12 +14,14 @@ were put into the folder by hand are taken as they are when first used, and from
 
 import http.client
 import os
+import pickletools
 import re
 import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +41,10 @@ CHUNK = 1 << 20  # bytes
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WEIGHTS = "model.safetensors"  # as repositories of the hub call their weights
 HARMLESS = (".safetensors", ".json", ".txt")  # nothing in files of these kinds is ever run
+LARGEST = 1 << 33  # bytes of a download whose size is not listed; SAM ViT-H has 2.6 billion
+LARGEST_CODE = 1 << 24  # bytes of a file of code in an archive
+MOST_MODULES = 10_000  # of an archive; CLIP ViT-L/14 has some hundred
+DECLARATION = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = (\[.*\])\n  __buffers__ = (\[.*\])", re.M)
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
 
 
@@ -243,7 +249,7 @@ def _download(checkpoint: Checkpoint, path: Path, http_on_loopback: bool) -> Non
             return
         try:
             with open(part, "ab") as file:
-                _fetch(checkpoint.address, file, what=path.name, http_on_loopback=http_on_loopback)
+                _fetch(checkpoint.address, file, checkpoint.size, what=path.name, http_on_loopback=http_on_loopback)
         except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
             if not part.stat().st_size:
                 part.unlink()
@@ -279,8 +285,11 @@ def _alone(place: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _fetch(address: str, file: BinaryIO, *, what: str, http_on_loopback: bool) -> None:
-    """Append to an open file what it does not have yet of what lies at the address."""
+def _fetch(address: str, file: BinaryIO, size: int | None, *, what: str, http_on_loopback: bool) -> None:
+    """Append to an open file what it does not have yet of what lies at the address.
+
+    size: bytes of the whole, where known; more than these, or than LARGEST, are not written
+    """
     start = file.seek(0, os.SEEK_END)
     try:
         response = open_address(
@@ -294,23 +303,33 @@ def _fetch(address: str, file: BinaryIO, *, what: str, http_on_loopback: bool) -
         if start and response.status != 206:  # the server sends all of it
             file.truncate(start := 0)
         length = int(response.headers.get("Content-Length") or 0)
+        _check_size(address, start + length, size)
         with tqdm(total=start + length or None, initial=start, desc=what, unit="B", unit_scale=True, ascii=True) as bar:
+            have = start
             while piece := response.read(CHUNK):
+                _check_size(address, have := have + len(piece), size)
                 file.write(piece)
                 bar.update(len(piece))
     if length and file.seek(0, os.SEEK_END) != start + length:
         raise OSError(f"the connection ended early, after {file.tell():,} of {start + length:,} bytes")
 
 
+def _check_size(address: str, found: int, size: int | None) -> None:
+    """Refuse more bytes than a file has, or than any has whose size is not known."""
+    if found > (size or LARGEST):
+        raise OSError(f"{address} gives {found:,} bytes or more, and should give {size or LARGEST:,} at most")
+
+
 def open_address(
-    address: str, headers: dict[str, str] | None = None, *, http_on_loopback: bool = False
+    address: str, headers: dict[str, str] | None = None, *, method: str = "GET", http_on_loopback: bool = False
 ) -> http.client.HTTPResponse:
     """Ask a server, if its address is https, and so is every one that it is redirected to.
 
     http_on_loopback: see `locate`
     raises: ValueError for another address; OSError and HTTPException if there is no answer within 30 seconds
     """
-    request = urllib.request.Request(_checked(address, http_on_loopback), headers=headers or {})  # noqa: S310
+    checked = _checked(address, http_on_loopback)
+    request = urllib.request.Request(checked, headers=headers or {}, method=method)  # noqa: S310  it is https
     return urllib.request.build_opener(_CheckedRedirects(http_on_loopback)).open(request, timeout=30)
 
 
@@ -431,6 +450,7 @@ def _ask_hub(
     if not re.fullmatch("[0-9a-f]{40}", commit) or revision not in (None, commit):
         raise ValueError(f"the server has commit {commit}, not {revision or 'one of 40 digits'}")
     _checked(told.location, http_on_loopback)  # from where the library fetches it
+    _check_size(told.location, told.size or 0, None)
     path = huggingface_hub.hf_hub_download(repository, name, revision=commit, local_dir=new, endpoint=endpoint)
     return path, commit, told.etag if re.fullmatch("[0-9a-f]{64}", told.etag or "") else None
 
@@ -464,27 +484,154 @@ def _naming_what_is_broken(path: str | Path) -> Iterator[None]:
 def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     """Read the weights of a CLIP: OpenAI's TorchScript archive, a state dict, or safetensors.
 
-    An archive is read once; a copy as safetensors beside it, which knows its origin's SHA-256, is read from then on.
+    No code is run that an archive holds. Should `read_archive` not understand one of OpenAI's own, whose SHA-256 is
+    listed, torch.jit.load opens it, as their package does; it opens no other.
     """
     import torch
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        with _naming_what_is_broken(path):
-            return load_file(path)
-    copy, origin = path.with_name(f"{path.name}.safetensors"), _remembered_sha256(path)
-    if copy.exists():
-        with safe_open(copy, framework="pt") as file:
-            if (file.metadata() or {}).get("origin") == origin:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     with _naming_what_is_broken(path):
-        try:
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError:  # not an archive
+        if Path(path).suffix == ".safetensors":
+            state = load_file(path)
+        elif not _is_archive(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    state = {key: value.detach().clone().contiguous() for key, value in state.items() if key not in CLIP_SETTINGS}
-    with suppress(OSError), files.atomic(copy) as partial:  # the folder may be read-only
-        save_file(state, partial, metadata={"origin": origin})
+        else:
+            try:
+                state = read_archive(path)
+            except Exception:
+                if files.sha256(path) not in {checkpoint.sha256 for checkpoint in clip_checkpoints().values()}:
+                    raise
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+    return {key: value.detach() for key, value in state.items() if key not in CLIP_SETTINGS}
+
+
+# TorchScript archives
+
+
+class _Module(dict):
+    """A module of an archive: the attributes that it was saved with, and the name of its class."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+
+def _is_archive(path: str | Path) -> bool:
+    """Whether a file is a TorchScript archive; what torch.save writes is a zip, too, but has no constants."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return any(name.endswith("/constants.pkl") for name in file.namelist())
+
+
+def read_archive(path: str | Path) -> dict[str, "torch.Tensor"]:
+    """Read the state dict of a TorchScript archive as plain data: nothing that it holds is executed or imported.
+
+    torch.jit.load would compile the archive's code, which can write files, and run what its modules do when loaded.
+    """
+    import torch
+
+    kinds = {"Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32, "Double": torch.float64}
+    kinds |= {"Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16}
+    kinds |= {"Int": torch.int32, "Long": torch.int64}
+    with zipfile.ZipFile(path) as file:
+        stored = [entry for entry in file.infolist() if entry.compress_type == zipfile.ZIP_STORED]
+        if sum(entry.file_size for entry in stored) > Path(path).stat().st_size:
+            raise ValueError("its parts are larger than the file")  # they overlap, to fill the memory
+        loose = {entry.filename for entry in stored}
+        (top,) = (name.removesuffix("constants.pkl") for name in file.namelist() if name.endswith("/constants.pkl"))
+
+        def part(name: str) -> bytearray:
+            if f"{top}{name}" not in loose:
+                raise ValueError(f"its part {name} is missing or packed")
+            return bytearray(file.read(f"{top}{name}"))
+
+        @cache
+        def storage(kind: str, key: str) -> torch.Tensor:
+            dtype = kinds[kind.removeprefix("torch ").removesuffix("Storage")]
+            data = part(f"data/{key}")
+            return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+        def tensor(where: tuple, offset: int, size: tuple, stride: tuple, *_) -> torch.Tensor:
+            _, kind, key, *_ = where
+            return storage(kind, key).as_strided(size, stride, offset)  # which minds the storage's ends
+
+        root = _plain(bytes(part("data.pkl")), tensor)
+        declared = {}  # class -> parameters and buffers; other tensors are no part of a state dict
+        for entry in file.infolist():
+            module, dot, suffix = entry.filename.removeprefix(f"{top}code/").replace("/", ".").rpartition(".")
+            if suffix == "py" and entry.file_size < LARGEST_CODE:
+                for kind, *lists in DECLARATION.findall(file.read(entry).decode()):
+                    declared[f"{module} {kind}"] = {name for names in lists for name in re.findall('"(.*?)"', names)}
+    state, waiting, seen = {}, [("", root)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, value in module.items():
+            if isinstance(value, _Module):
+                waiting.append((f"{prefix}{name}.", value))
+            elif isinstance(value, torch.Tensor) and name in declared[module.kind]:
+                state[f"{prefix}{name}"] = value
+        if (seen := seen + 1) > MOST_MODULES:  # one holds itself, or many hold many
+            raise ValueError(f"it has more than {MOST_MODULES:,} modules")
+    if not state:
+        raise ValueError("it holds no weights")
     return state
+
+
+def _plain(pickled: bytes, tensor: Callable[..., Any]) -> Any:
+    """Carry out a pickle's instructions as far as archives have them; the only thing ever called is `tensor`."""
+    stack, marks, memo = [], [], {}
+
+    def since_mark() -> list:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for instruction, value, _ in pickletools.genops(pickled):
+        match instruction.name:
+            case "PROTO" | "STOP":
+                pass
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "GLOBAL":
+                stack.append(value)  # of GLOBAL the name: nothing is looked up
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[instruction.name])
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[instruction.name])
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                marks.append(len(stack) - int(instruction.name[-1]))
+                stack.append(tuple(since_mark()))
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items = since_mark()
+                stack[-1].extend(items)
+            case "SETITEMS":
+                items = since_mark()
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "BINPERSID":  # of a storage: the tuple that tells which stays as it is
+                pass
+            case "NEWOBJ":
+                _, kind = stack.pop(), stack.pop()
+                stack.append(_Module(kind))
+            case "REDUCE":
+                arguments, name = stack.pop(), stack.pop()
+                stack.append(tensor(*arguments) if name == "torch._utils _rebuild_tensor_v2" else None)
+            case "BUILD":
+                attributes = stack.pop()
+                if not isinstance(attributes, dict):
+                    raise ValueError(f"{stack[-1].kind} wants to run code of its own when it is loaded")
+                stack[-1].update(attributes)
+            case other:
+                raise ValueError(f"{other} is no instruction of an archive of weights")
+    (root,) = stack
+    return root

@@ -120,13 +120,14 @@ def counts(
 ) -> list[Count]:
     """How often the notebooks of a run do each thing.
 
-    parameters: of the run, by the notebooks' names; images: of the splits labelled, unlabelled and val
+    parameters: of the run, by the notebooks' names; images: how many there are in each split
     background: of the classes; image_bytes: of one image and its label map, decoded
     points: of a grid, how many points there are ("all"), and how many do a shared stage anew ("masks", "segments")
     """
     points = {"all": 1} | dict(points or {})
     once, known, unlabelled, val = points["all"], images["labelled"], images["unlabelled"], images["val"]
     numbers = {name[:2] for name in notebooks}
+    unseen = sum(images[split] for split in parameters["evaluated"]) if {"04", "05"} & numbers else 0
     steps, methods = parameters["steps"], parameters["methods"] if "04" in numbers else []
     cached = min(SHARE, (known + unlabelled) * image_bytes) / MB
     rows = [Count("starting the notebooks", "start", len(notebooks) * once)]
@@ -151,12 +152,12 @@ def counts(
     if methods:
         networks = len(methods) + ("03" in numbers)
         rows.append(
-            Count("04 predictions", "predictions", (networks * val + ("direct" in methods) * unlabelled) * once)
+            Count("04 predictions", "predictions", (networks * unseen + ("direct" in methods) * unlabelled) * once)
         )
     if "05" in numbers:
         maps = 1 + ("03" in numbers) * (4 if background == 0 else 1) + ("direct" in methods)
         networks = len(methods) + ("03" in numbers and "04" in numbers)
-        rows.append(Count("05 evaluation", "evaluation", (maps * unlabelled + networks * val) * once))
+        rows.append(Count("05 evaluation", "evaluation", (maps * unlabelled + networks * unseen) * once))
     others = [name for name in notebooks if name[:2] not in ("00", "01", "02", "03", "04", "05")]
     return rows + [Count(name, name, 1) for name in others]
 

@@ -9,13 +9,19 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 import secrets
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +37,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)  # what PIL raises
+BROKEN_IMAGE = (  # what PIL raises
+    OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError,
+    struct.error, TypeError, LookupError, OverflowError, AttributeError, NotImplementedError,
+)  # fmt: skip
+# Of photos, whatever they are called. PIL knows more, and starts another program (Ghostscript) for one of the others.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+NUMBERS = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
+LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 UMASK = os.umask(0)  # what a new file is not allowed; it can only be read by setting it
 os.umask(UMASK)
@@ -79,47 +92,101 @@ def check_stem(stem: str, where: str = "") -> str:
     where: what the error begins with, such as the list and the line that the id stands in
     """
     where = f"{where}: " if where else ""
+    if not isinstance(stem, str):
+        raise ValueError(f"{where}{stem!r} cannot name files: it must be a text, so put it in quotes")
     if not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
         raise ValueError(f"{where}{stem!r} cannot name files: it must not be empty, start with a dot or hold a slash")
+    if len(stem.encode()) > LONGEST:
+        raise ValueError(f"{where}{stem[:40]!r}... cannot name files: it has more than {LONGEST} bytes, shorten it")
     if stem.casefold() == "manifest":
         raise ValueError(f"{where}{stem!r} cannot be the id of an image: each stage keeps a manifest.json of its own")
     return stem
 
 
+def check_inside(path: Path, root: Path) -> Path:
+    """Return a path below a data set's root, unless a link on the way leads out; PLG_LINKS=1 lets all lead out."""
+    real = path.resolve()
+    if real.is_relative_to(root.resolve()) or os.environ.get("PLG_LINKS") == "1":
+        return path
+    raise ValueError(
+        f"{path} is a link that leads out of {root}, to {real}: a list of somebody's must not choose files elsewhere. "
+        "Put the file itself there, or, if you made the link, allow links by PLG_LINKS=1 in the environment"
+    )
+
+
+def one_of(name: str, names: Sequence[str], what: str) -> str:
+    """Return a name if it is one of those that there are, else refuse it and say which come near."""
+    if name not in names:
+        near = get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no {what} {name!r}, only {', '.join(names)}{hint}")
+    return name
+
+
+def choice(package: str, name: str, what: str) -> ModuleType:
+    """Import the file `name`.py of a folder of choices, or say which there are; `what` they are."""
+    names = sorted(module.name for module in iter_modules(import_module(package).__path__))
+    return import_module(f"{package}.{one_of(name, [name for name in names if name[0] != '_'], what)}")
+
+
+@contextmanager
+def opening(path: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Say of a file that cannot be opened what it was to be and what to do; the system's own words name it at best."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not there, which should be {what}: {remedy}") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{path} may not be read by this user: change who may (chmod), or {remedy}") from error
+
+
 # Images and label maps
 
 
-def _open(path: str | Path, what: str, remedy: str) -> Image.Image:
-    """Decode an image file; what PIL says of a broken one becomes a ValueError that names it."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"{path} is not a readable {what} ({error}); {remedy}") from error
-    return image
+@contextmanager
+def _decoding(path: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """As `opening`; besides, what PIL says of a broken image becomes a ValueError that names it."""
+    with opening(path, f"a readable {what}", remedy):
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            raise
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path} is refused, for it would fill the memory ({error}); make it smaller") from error
+        except BROKEN_IMAGE as error:
+            told = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+            raise ValueError(f"{path} is not a readable {what} ({told}); {remedy}") from error
+
+
+def _decoding_photo(path: str | Path) -> AbstractContextManager:
+    return _decoding(path, "image", "fetch or export it again, or remove it")
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
-    upright = ImageOps.exif_transpose(_open(path, "image", "fetch or export it again, or remove it"))
-    if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    return np.array(upright.convert("RGB"))
+    with _decoding_photo(path), Image.open(path, formats=FORMATS) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F"):
+            raise ValueError(f"its numbers have 32 bits, mode {upright.mode}: nobody knows which of them is white")
+        if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.array(upright.convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read from its header what size (H, W) `read_image` will return."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 are the quarter turns
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"{path} is not a readable image ({error}); fetch or export it again, or remove it") from error
+    with _decoding_photo(path), Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # the quarter turns
     return (width, height) if turned else (height, width)
+
+
+def png_bits(path: str | Path) -> int:
+    """Bits of a number in a PNG, from its header: PIL turns 16 into 8 where there are colours, and stretches 1 to 4."""
+    with open(path, "rb") as file:
+        return file.read(25)[24]
 
 
 def shrink_png(png: bytes) -> bytes:
@@ -154,6 +221,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path} would hold {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+    if not image.size:
+        raise ValueError(f"{path} would hold an image without pixels, {image.shape}")
     is_jpeg = Path(path).suffix.lower() in {".jpg", ".jpeg"}
     with atomic(path) as partial:
         Image.fromarray(image).save(partial, format="JPEG" if is_jpeg else "PNG", quality=95)
@@ -161,17 +230,24 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
     """Read a label map, a palette or grey PNG: (H, W) uint8, values below `num_classes` (if given) or IGNORE."""
-    image = _open(path, "label map", "write it again with the stage that made it")
+    remedy = "write it again with the stage or the tool that made it"
+    with _decoding(path, "label map", remedy), Image.open(path, formats=FORMATS) as image:
+        image.load()
     label = np.array(image)
     if image.format != "PNG":
-        raise ValueError(f"{path} is a {image.format} file, not a PNG: other formats may change class values")
+        raise ValueError(
+            f"{path} is a {image.format} file, not a PNG: other formats may change class values; {NUMBERS}"
+        )
     if label.dtype != np.uint8 or label.ndim != 2:
-        raise ValueError(f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map")
+        raise ValueError(f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map; {NUMBERS}")
+    if image.mode == "L" and png_bits(path) < 8:
+        raise ValueError(f"{path} is grey of {png_bits(path)} bits, which readers stretch to 0 to 255; {NUMBERS}")
     if num_classes is not None:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
         if unknown:
             raise ValueError(
-                f"{path} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)"
+                f"{path} holds the values {_shown(unknown)}, not classes 0 to {num_classes - 1} or {IGNORE} (void); "
+                "give the classes that it was made with, or change these values"
             )
     return label
 
@@ -193,6 +269,10 @@ def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int
     label = np.asarray(label)
     if label.dtype != np.uint8 or label.ndim != 2:
         raise ValueError(f"{path} would hold {label.dtype} {label.shape}, not a uint8 (H, W) label map")
+    if not label.size:
+        raise ValueError(f"{path} would hold a label map without pixels, {label.shape}")
+    if Path(path).suffix.lower() in {".jpg", ".jpeg"}:
+        raise ValueError(f"{path} would be called a JPEG, which changes class values: a label map is a PNG")
     palette = voc_palette().copy()
     if len(colours):
         palette[: len(colours)] = colours
@@ -229,22 +309,38 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
 
     size: (H, W) of the image, to be sure that they are its own; None: whatever the file says
     """
-    table = read_json(path)
+    again = "delete it and make the masks again"
+    table = read_json(path, again)
     try:
-        height, width = (int(length) for length in table["size"])
-        rles = tuple({"size": [height, width], "counts": str(row["counts"])} for row in table["masks"])
-        scores = [(row["predicted_iou"], row["stability"]) for row in table["masks"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of masks ({error!r}); delete it and make the masks again") from error
+        height, width = table["size"]
+        rows = [(row["counts"], row["predicted_iou"], row["stability"]) for row in _listed(table["masks"])]
+        if not all(type(length) is int and length > 0 for length in (height, width)):
+            raise ValueError(f"size {_shown(table['size'])}, not [height, width]")
+        if not all(isinstance(counts, str) for counts, *_ in rows):
+            raise ValueError("run lengths that are no text")
+        if not all(type(score) in (int, float, type(None)) for _, *scores in rows for score in scores):
+            raise ValueError("a score that is neither a number nor null")
+        scores = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 2)  # null becomes nan
+        if (np.abs(scores) > np.finfo(np.float32).max).any():
+            raise ValueError("a score that is no finite number")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not a file of masks ({error!r:.200}); {again}") from error
     if size is not None and (height, width) != tuple(size):
-        raise ValueError(f"{path} holds masks of size {(height, width)}, the image has {tuple(size)}")
-    scores = np.array(scores, dtype=np.float32).reshape(-1, 2)  # null becomes nan
+        raise ValueError(f"{path} holds masks of size {(height, width)}, the image has {tuple(size)}; {again}")
+    rles = tuple({"size": [height, width], "counts": counts} for counts, *_ in rows)
+    scores = scores.astype(np.float32)
     masks = Masks(rles, (height, width), scores[:, 0], scores[:, 1])
     try:
         run_lengths.check(masks.runs, masks.size)
     except run_lengths.BrokenRunLengths as error:
-        raise ValueError(f"{path}, mask {error.index}: {error}; delete the file and make the masks again") from error
+        raise ValueError(f"{path}, mask {error.index}: {error}; {again}") from error
     return masks
+
+
+def _listed(rows: Any) -> list:
+    if not isinstance(rows, list):
+        raise TypeError(f"{_shown(rows)} is no list")
+    return rows
 
 
 # Embeddings
@@ -262,11 +358,17 @@ def write_embeddings(path: str | Path, embeddings: "torch.Tensor") -> None:
 
 def read_embeddings(path: str | Path) -> "torch.Tensor":
     """Read the embeddings of an image's segments: (N, D), on the CPU."""
+    again = "delete it and make it again"
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("embeddings")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a file of embeddings ({error}); delete it and make it again") from error
+        with opening(path, "a file of embeddings", again), safe_open(path, framework="pt") as file:
+            embeddings = file.get_tensor("embeddings")
+        if embeddings.ndim != 2 or not embeddings.is_floating_point():
+            raise ValueError(f"{embeddings.dtype} {tuple(embeddings.shape)}, not (N, D) of floating point")
+        if not embeddings.isfinite().all():
+            raise ValueError("some are not finite numbers")
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of embeddings ({error}); {again}") from error
+    return embeddings
 
 
 # Weights
@@ -284,10 +386,16 @@ def read_weights(path: str | Path, model: "torch.nn.Module") -> None:
     """Read weights into a network of the same shape."""
     from safetensors.torch import load_file
 
+    again = "delete it and train the network again, or build the network that it was written for"
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of this network: {error}") from error
+        with opening(path, "the weights of a network", again):
+            weights = load_file(path)
+        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ValueError(f"{broken[0]} holds what is no finite number")
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold the weights of this network: {error}; {again}") from error
 
 
 # Tables and class files
@@ -310,7 +418,10 @@ def plain(value: Any) -> Any:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that gives no needless diff: sorted keys, indented, one newline at the end; nan becomes null."""
-    text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path} was not written: {error}") from error
     with atomic(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -318,23 +429,69 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_lines(path: str | Path) -> list[str]:
     """Read the lines of a text file, such as a list of images; one that is no text is a ValueError that names it."""
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        with opening(path, "a text file", "write it, one entry in each line"):
+            return Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 with three bytes
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+        told = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is no text in UTF-8 ({told}); save it as plain text in UTF-8") from error
+
+
+def read_json(path: str | Path, remedy: str = "delete it and run the stage again that writes it") -> Any:
+    """Read JSON; a broken file is a ValueError that names it, and says what to do about it."""
+    try:
+        with opening(path, "a JSON file", remedy.removeprefix("delete it and ")):
+            text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); {remedy}") from error
 
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON, use null")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON; a broken file is a ValueError that names it."""
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return content
+
+
+class PlainYaml(yaml.SafeLoader):
+    """YAML without what no file of ours needs: a key that stands there twice, and aliases, of which bombs are made."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose what comes next, unless it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            told = f"*{event.anchor} is an alias: write out what it stands for"
+            raise yaml.MarkedYAMLError(problem=told, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Make a dict, if no key is there twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} twice: keep one", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str | Path, loader: type[yaml.SafeLoader] = PlainYaml) -> Any:
+    """Parse YAML; whatever is wrong with it becomes a ValueError that begins with `where`."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not readable JSON ({error}); delete it and run the stage again that writes it"
-        ) from error
+        return yaml.load(text, loader)  # noqa: S506  a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable YAML: {error}") from error  # 2001-99-99 is no YAMLError
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file that somebody wrote; what is wrong with it is a ValueError that names it."""
+    return parse_yaml("\n".join(read_lines(path)), path)
 
 
 def read_classes(path: str | Path) -> Classes:
@@ -345,10 +502,7 @@ def read_classes(path: str | Path) -> Classes:
     `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
     Words are the name if not given, colours VOC's.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    content = read_yaml(path)
     try:
         return classes_from(content)
     except ValueError as error:
@@ -360,12 +514,12 @@ def classes_from(content: Any) -> Classes:
     _check_keys(
         content, needed={"classes"}, allowed={"version", "templates", "background", "classes"}, what="a class file"
     )
-    if content.get("version", 1) != 1:
+    if repr(content.get("version", 1)) != "1":  # True is 1, too
         raise ValueError(f"version {content['version']!r} of class files is not known, only 1")
     templates = _texts(content.get("templates", ["a photo of a {}."]), "templates")
     for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"the template {template!r} needs one {{}} where the word goes")
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise ValueError(f"the template {template!r} needs one {{}} where the word goes, and no other brace")
     if not isinstance(content["classes"], list) or not content["classes"]:
         raise ValueError("`classes` must be a list of at least one {name, words, colour}")
 
@@ -374,7 +528,8 @@ def classes_from(content: Any) -> Classes:
     palette = voc_palette().tolist()
     if has_background:
         names.append("background")
-        words.append(_texts(content["background"] or [], "background", empty=True))
+        listed = [] if content["background"] is None else content["background"]
+        words.append(_texts(listed, "background", empty=True))
         colours.append(tuple(palette[0]))
     for entry in content["classes"]:
         _check_keys(entry, needed={"name"}, allowed={"name", "words", "colour"}, what="a class")
@@ -395,9 +550,16 @@ def classes_sha256(classes: Classes) -> str:
     return hashlib.sha256(json.dumps(asdict(classes), sort_keys=True).encode()).hexdigest()
 
 
+def _shown(value: Any) -> str:
+    """Python's text of a value, cut short before it is made: the text of nested lists can fill the memory."""
+    cut = reprlib.Repr()
+    cut.maxlevel, cut.maxlist, cut.maxdict, cut.maxstring, cut.maxother = 2, 8, 4, 80, 80
+    return cut.repr(value)
+
+
 def _check_keys(mapping: Any, *, needed: set[str], allowed: set[str], what: str) -> None:
     if not isinstance(mapping, dict):
-        raise ValueError(f"{what} is a mapping with the keys {', '.join(sorted(allowed))}, not {mapping!r:.80}")
+        raise ValueError(f"{what} is a mapping with the keys {', '.join(sorted(allowed))}, not {_shown(mapping)}")
     unknown = sorted(str(key) for key in mapping if key not in allowed)
     if unknown:
         raise ValueError(f"{what} has no key {', '.join(unknown)}, only {', '.join(sorted(allowed))}")
@@ -407,15 +569,15 @@ def _check_keys(mapping: Any, *, needed: set[str], allowed: set[str], what: str)
 
 def _texts(values: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
     if not isinstance(values, list) or not (values or empty):
-        raise ValueError(f"{what} must be a list of texts, not {values!r:.80}")
+        raise ValueError(f"{what} must be a list of texts, not {_shown(values)}")
     for value in values:
         if not isinstance(value, str) or not value.strip():  # YAML reads a bare `no` or `1` as something else
-            raise ValueError(f"{what} holds {value!r}, which is no text; put it in quotes")
+            raise ValueError(f"{what} holds {_shown(value)}, which is no text; put it in quotes")
     return tuple(values)
 
 
 def _colour(value: Any, name: str) -> tuple[int, int, int]:
     is_colour = isinstance(value, list | tuple) and len(value) == 3
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
-        raise ValueError(f"the colour of {name} is {value!r}, not [red, green, blue] with 0 to 255 each")
+        raise ValueError(f"the colour of {name} is {_shown(value)}, not [red, green, blue] with 0 to 255 each")
     return tuple(value)

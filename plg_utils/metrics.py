@@ -15,10 +15,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from plg_utils import datasets, files
@@ -42,8 +42,8 @@ def compared(truth: np.ndarray, label: np.ndarray, num_classes: int) -> tuple[np
     truth, label, num_classes: as in `confusion`
     returns: truth and label as uint8 of the same shape, and their confusion matrix (K, K+1) int64
     """
-    if not 1 <= num_classes <= IGNORE:
-        raise ValueError(f"num_classes is {num_classes}; a uint8 label map holds 1 to {IGNORE} classes")
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= IGNORE:
+        raise ValueError(f"num_classes is {num_classes!r}; a uint8 label map holds 1 to {IGNORE} classes")
     truth, label = np.asarray(truth), np.asarray(label)
     if truth.shape != label.shape:
         raise ValueError(
@@ -114,6 +114,8 @@ def margins(matrix: np.ndarray, uncovered: str, background: int | None) -> tuple
         raise ValueError(f"a {matrix.dtype} array {matrix.shape} is not the (K, K+1) integer matrix of confusion()")
     if uncovered not in ("background", "miss"):
         raise ValueError(f'uncovered is "{uncovered}"; right are "background" and "miss"')
+    if background is not None and not 0 <= background < matrix.shape[-2]:
+        raise ValueError(f"background is {background}; right are 0..{matrix.shape[-2] - 1}, or None for no such class")
     hit = matrix.diagonal(axis1=-2, axis2=-1).copy()
     given = matrix[..., :-1].sum(axis=-2)
     if uncovered == "background" and background is not None:
@@ -191,21 +193,13 @@ def _some(names: Sequence[str]) -> str:
 
 def score_pair(prediction: Path | None, truth: Path, num_classes: int) -> np.ndarray:
     """Confusion matrix (K, K+1) of two label maps on disk; an image without prediction (None) is uncovered."""
-    true = _read(truth)
-    given = np.full_like(true, IGNORE) if prediction is None else _read(prediction)
+    true = files.read_label(truth)  # values are checked when they are counted
+    given = np.full_like(true, IGNORE) if prediction is None else files.read_label(prediction)
     try:
         return confusion(true, given, num_classes)
     except ValueError as error:
         hint = "; are these the classes of the maps?" if "holds the value" in str(error) else ""
         raise ValueError(f"{prediction} (label) against {truth} (truth): {error}{hint}") from error
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        return files.read_label(path)  # values are checked when they are counted
-    except ValueError as error:
-        remedy = "" if ";" in str(error) else "; save the numbers of the classes, not colours, as 8-bit grey or palette"
-        raise ValueError(f"{error}{remedy}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,6 +251,8 @@ def _score(options: argparse.Namespace) -> None:
     """Read, count, print, write."""
     classes = files.read_classes(_class_file(options.classes))
     summary = _Summary(options, classes) if options.add_to else None  # refuses before the work, not after it
+    if options.json and (Path(options.json).is_dir() or any(path.is_file() for path in Path(options.json).parents)):
+        raise ValueError(f"--json {options.json} is a folder, or lies below a file: give the name of a file")
     ids = _listed(Path(options.ids)) if options.ids else None
     pairs, others = pair_up(options.predictions, options.truth, ids=ids, allow_missing=options.allow_missing)
     if others:
@@ -339,8 +335,8 @@ class _Summary:
     def __init__(self, options: argparse.Namespace, classes: Classes):
         self.path = files.results_root() / files.check_stem(options.add_to) / "summary.json"
         try:
-            changed = yaml.safe_load(options.options)
-        except yaml.YAMLError:
+            changed = files.parse_yaml(options.options, "--options")
+        except ValueError:
             changed = None
         if not isinstance(changed, dict):
             raise ValueError(f"--options {options.options!r} is no mapping; write it as '{{refine_target: zero_shot}}'")

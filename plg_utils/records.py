@@ -127,8 +127,11 @@ class Masks:
     ) -> "Masks":
         """Encode masks (N, H, W) bool; scores (N,) that are not given become nan."""
         masks = np.asarray(masks)
-        if masks.ndim != 3:
-            raise ValueError(f"masks are (N, H, W), not {masks.shape}")
+        if masks.ndim != 3 or masks.dtype != bool:
+            raise ValueError(f"masks are (N, H, W) bool, not {masks.shape} {masks.dtype}; of logits take `> 0`")
+        for name, scores in (("predicted_iou", predicted_iou), ("stability", stability)):
+            if scores is not None and np.shape(scores) != (len(masks),):
+                raise ValueError(f"{len(masks)} masks need as many scores: {name} is {np.shape(scores)}")
         rles = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)) if len(masks) else []
         unknown = np.full(len(masks), np.nan)
         return cls(
@@ -158,6 +161,8 @@ class Masks:
     def take(self, chosen: Sequence[int] | np.ndarray) -> "Masks":
         """Keep the masks at these indices, or where a bool array (N,) is true, in the order given."""
         chosen = np.asarray(chosen)
+        if chosen.dtype == bool and chosen.shape != (len(self),):
+            raise ValueError(f"{len(self)} masks are chosen by as many bools, not by {chosen.shape}")
         indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
         rles = tuple(self.rles[index] for index in indices)
         return Masks(rles, self.size, self.predicted_iou[indices], self.stability[indices])

@@ -25,7 +25,7 @@ from hashlib import sha256
 from importlib import metadata
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -71,15 +71,23 @@ def labels_of(labeller: str) -> str:
     return LABELLERS[labeller]
 
 
-def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch on every device; if deterministic, refuse operations whose result varies."""
+def deterministic(threads: int, seed: int = 0) -> None:
+    """Make the same work give the same bytes on the same machine, on a GPU too; PLG_DETERMINISTIC=threads calls it.
+
+    Seeds Python, NumPy and torch on every device, sets how many threads torch uses on the CPU, and asks torch, cuDNN
+    and cuBLAS for algorithms whose result does not vary. Where torch has none it warns and goes on: SAM's cumsum of
+    ones, say, is exact in any order.
+    """
+    if threads < 1:
+        raise ValueError(f"{threads} threads: right is a number from 1 on, such as PLG_DETERMINISTIC=1; 0 is off")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  other people's code draws from the global one
     torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
-        torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when CUDA starts
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds reads of memory that nobody wrote
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def device(name: str = "auto") -> torch.device:
@@ -128,7 +136,14 @@ def threads(count: int | None = None) -> int:
 def progress(iterable: Iterable, total: int | None = None, what: str = "") -> Iterator:
     """Show on stderr how far a loop is and how long it will take."""
     hidden = not progress_shown()
-    return iter(tqdm(iterable, desc=what, total=total, mininterval=1.0, ascii=True, file=sys.stderr, disable=hidden))
+    return iter(tqdm(iterable, desc=what, total=total, mininterval=1.0, ascii=True, file=_bars(), disable=hidden))
+
+
+def _bars() -> TextIO:
+    """Where bars go: to stderr, but for a notebook that a person runs, in which Jupyter paints stderr like an error."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    looked_at = hasattr(shell, "kernel") and os.environ.get("PLG_PROGRESS") != "stderr"
+    return sys.stdout if looked_at else sys.stderr
 
 
 def progress_shown() -> bool:
@@ -173,9 +188,7 @@ def _shown(mine: list[list], what: str) -> Iterator[list]:
     """Hand out batches with a bar; wait at the end for the other processes."""
     what = what if distributed.count() == 1 else f"{what}, process 1 of {distributed.count()}"
     total = sum(len(batch) for batch in mine)
-    with tqdm(
-        total=total, desc=what, mininterval=1.0, ascii=True, file=sys.stderr, disable=not progress_shown()
-    ) as bar:
+    with tqdm(total=total, desc=what, mininterval=1.0, ascii=True, file=_bars(), disable=not progress_shown()) as bar:
         for batch in mine:
             yield batch
             bar.update(len(batch))
@@ -236,10 +249,13 @@ def stage(
     }
     details = {
         "split_sha256": split_sha256(dataset) if dataset else None,
+        "left_out": getattr(dataset, "left_out", ()),  # photos that cannot be read, if somebody asked to skip them
         "packages": package_versions(),
         "git_commit": git_commit(),
         "device": _describe(torch.device(device)),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "processes": distributed.count(),
     }
     with distributed.main_first():  # it empties the folder, the others find it so
@@ -284,7 +300,7 @@ class Stage:
         return self.folder / f"{id}{suffix}"
 
     def todo(self, ids: Sequence[str], suffixes: Sequence[str], together: int = 1) -> list[str]:
-        """Ids of which a file is missing, in the order given; the same for all processes that share the work.
+        """Ids of which a file is missing or empty, in the order given; the same for all processes that share the work.
 
         together: images that go through a network together, as in `batches`. Of such a group all are to do if one is
             missing: in other company the last bits of a result differ, and a stage that was stopped and goes on is to
@@ -295,7 +311,7 @@ class Stage:
         missing = [
             id
             for group in groups
-            if not all(self.path(id, suffix).exists() for id in group for suffix in suffixes)
+            if not all(_holds_something(self.path(id, suffix)) for id in group for suffix in suffixes)
             for id in group
         ]
         missing = distributed.agreed(missing)  # one of them may be at work already
@@ -318,6 +334,7 @@ class Stage:
         if new:
             with files.atomic(self._outputs) as partial:
                 partial.write_text("".join(f"{name}\n" for name in [*known, *new]), encoding="utf-8")
+                to_disk(partial)
 
     def finish(self, **counts: Any) -> None:
         """Write the manifest of the finished stage, with what there was to count."""
@@ -340,6 +357,7 @@ class Stage:
             "peak_cuda_memory_mb": peak_cuda_memory_mb(),
         }
         files.write_json(self._manifest, content)
+        to_disk(self._manifest)
 
     def _clear(self) -> int:
         """Remove the files that this stage declared in the earlier run; return how many there were."""
@@ -358,6 +376,20 @@ class Stage:
     def _declared(self) -> dict[str, None]:
         """Names of the files that the stage said it writes, in their order."""
         return dict.fromkeys(self._outputs.read_text(encoding="utf-8").splitlines() if self._outputs.exists() else [])
+
+
+def to_disk(path: Path) -> None:
+    """Have the disk hold what a file holds: 4 to 8 ms, which a file that others rest on is worth and an image is not.
+
+    Of what was not forced to the disk, a loss of power leaves the names of the last seconds without bytes: see `todo`.
+    """
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a file is there and has bytes; all that a stage writes has some."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _called(checkpoint: str | Path) -> str:
@@ -445,3 +477,15 @@ def peak_cuda_memory_mb() -> float | None:
 
 def _describe(place: torch.device) -> str:
     return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
+
+
+def _threads_asked_for() -> int:
+    """What PLG_DETERMINISTIC says; 0 if it says nothing."""
+    told = os.environ.get("PLG_DETERMINISTIC") or "0"
+    if not told.isdecimal():
+        raise ValueError(f"PLG_DETERMINISTIC is {told!r}: right is a number of threads, or 0 for off")
+    return int(told)
+
+
+if _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
+    deterministic(_threads_asked_for())

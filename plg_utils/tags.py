@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
-from plg_utils import encoders
+from plg_utils import encoders, files
 from plg_utils.records import Classes, Sample
 
 VIEWS, RULES = ("crops", "dense"), ("softmax", "sigmoid")
@@ -103,14 +102,11 @@ def read(path: str | Path, classes: Classes, *, ids: Iterable[str] | None = None
 
     ids: of all images that will be tagged; the file must then hold these and no others
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML too
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML or JSON: {error}") from error
+    content = files.read_yaml(path)  # JSON is YAML too
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
         raise ValueError(f"{path} must hold {{id: [names of classes]}} for each image, [] for an image without any")
     number = {classes.names[index]: index for index in classes.foreground}
-    unknown = sorted({str(name) for names in content.values() for name in names if name not in number})
+    unknown = sorted({str(name) for names in content.values() for name in names if str(name) not in number})
     if unknown:
         raise ValueError(f"{path} has unknown names: {_some(unknown)}; the classes are {', '.join(number)}")
     tags = {str(id): _said({number[name] for name in names}) for id, names in content.items()}

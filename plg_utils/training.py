@@ -6,6 +6,7 @@ was stopped goes on as if it had not been, and the views of a step can be drawn 
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from plg_utils import augment, distributed, files, runs
 from plg_utils.records import IGNORE, PseudoLabel, Sample
 
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
-SAVE_SECONDS = 60  # between two writings of the state; it changes no result
+SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
 
 
 def fit(
@@ -85,6 +86,11 @@ def fit(
         "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
         "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
     }  # fmt: skip
+    check_numbers(steps=steps, batch_size=batch_size, crop_size=crop_size, log_every=log_every)
+    if not 0 < lr < math.inf or not 0 < head_lr_factor < math.inf or (ema is not None and not 0 <= ema < 1):
+        raise ValueError(f"lr={lr} and head_lr_factor={head_lr_factor} must be above 0, ema={ema} None or from 0 to 1")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
     model = distributed.share_statistics(model, device)
@@ -95,6 +101,8 @@ def fit(
     history, start = [], 0
     if state_file is not None and Path(state_file).exists():
         history, start = load_state(state_file, settings, model, optimiser, average)
+    # A state between two rows of the history ends with the terms of the steps since the last one.
+    unfinished = history.pop()["unfinished"] if history and "unfinished" in history[-1] else []
 
     batches = Batches(
         labelled, unlabelled, pseudo_label,
@@ -105,7 +113,7 @@ def fit(
     loader = DataLoader(
         batches, batch_size=None, sampler=range(start, steps), num_workers=workers, pin_memory=device.type == "cuda"
     )
-    pending, saved = [], time.monotonic()
+    pending, saved = list(torch.tensor(unfinished, device=device)), time.monotonic()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         drawn = zip(range(start, steps), loader, strict=True)
         if progress is not None:
@@ -123,18 +131,21 @@ def fit(
             optimiser.step()
             if average is not None:
                 average.update(step)
-            pending.append({name: term.detach() for name, term in terms.items()})
-            if (step + 1) % log_every == 0 or step + 1 == steps:
-                table = torch.stack([torch.stack(list(row.values())) for row in pending])
-                table = distributed.mean(table).cpu()  # waits for the device
+            pending.append(distributed.mean(torch.stack([term.detach() for term in terms.values()])))
+            ends_row = (step + 1) % log_every == 0 or step + 1 == steps
+            is_due = step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS
+            is_due = is_due and state_file is not None and distributed.is_main()
+            if ends_row or is_due:
+                table = torch.stack(pending).cpu()  # waits for the device
                 check_finite(table[:, list(terms).index("total")], step + 1 - len(pending), batches)
+            if ends_row:
                 means = dict(zip(terms, table.double().mean(dim=0).tolist(), strict=True))
                 history.append({"step": step + 1, "lr": rate, **means})
                 pending = []
-                due = step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS
-                if state_file is not None and due and distributed.is_main():
-                    save_state(state_file, settings, model, optimiser, average, history, step + 1)
-                    saved = time.monotonic()
+            if is_due:
+                rows = history if ends_row else [*history, {"unfinished": table.tolist()}]
+                save_state(state_file, settings, model, optimiser, average, rows, step + 1)
+                saved = time.monotonic()
     if average is not None:
         model.load_state_dict(average.weights)
     model.eval()
@@ -211,6 +222,13 @@ def predict(
     for batch in waiting.values():
         label(batch)
     return [labels[index] for index in range(len(labels))]
+
+
+def check_numbers(**numbers: int) -> None:
+    """Refuse what is no whole number from 1 on, before it makes a network that has learnt nothing."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name} is {number!r}; right is a whole number from 1 on")
 
 
 def check_mode(mode: str, crop_size: int | None) -> None:
@@ -448,6 +466,7 @@ def save_state(
     notes = json.dumps({"step": step, "settings": settings, "history": history})
     with files.atomic(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, {"training": notes}))
+        runs.to_disk(partial)  # before it takes the place of the state before
 
 
 def load_state(

@@ -134,7 +134,7 @@ def test_it_finds_the_squares_having_read_nothing_but_tags(tiny, tmp_path):
     assert right > 0.85
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "channels_last": True}])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "channels_last": True}, {"log_every": 3}])
 def test_a_killed_training_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, options):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     straight, broken, state = (tmp_path / name for name in ("straight", "broken", "state"))

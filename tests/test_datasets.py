@@ -404,7 +404,7 @@ def test_names_in_the_json_may_have_folders_and_other_suffixes(objects, tmp_path
 @pytest.mark.parametrize(
     ("content", "error", "complaint"),
     [
-        ("{", ValueError, "objects.json is not readable JSON: Expecting"),
+        ("{", ValueError, "objects.json is not readable JSON .Expecting.*mend it, or export it again"),
         ("[]", ValueError, "not COCO's json of instances"),
         ('{"images": [], "annotations": []}', ValueError, "not COCO's json of instances .*categories"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ValueError, "not COCO's json .*file_name"),
@@ -427,3 +427,31 @@ def test_a_json_of_other_photos_is_told(objects, tmp_path):
         objects(classes=["cat"])
     with pytest.raises(FileNotFoundError, match="or a file .json in COCO's form"):
         objects(classes=["cat"], labels=tmp_path / "absent")
+
+
+@pytest.mark.parametrize("which", ["photo", "label map"])
+def test_a_link_in_a_data_set_does_not_lead_out(which, tiny_root, monkeypatch):
+    """An archive of somebody's may bring links; its lists would then choose among all your files."""
+    lists = tiny_root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, id in (("train", "00"), ("val", "01")):
+        (lists / f"{name}.txt").write_text(f"{id}\n")
+    path = tiny_root / {"photo": "JPEGImages/00.jpg", "label map": "SegmentationClass/00.png"}[which]
+    elsewhere = tiny_root.parent / f"mine{path.suffix}"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+    def read():
+        (sample,) = datasets.load("voc", root=tiny_root, labelled=1).labelled
+        return sample.image(), sample.truth()
+
+    with pytest.raises(ValueError, match=rf"{path} is a link that leads out of {tiny_root}, to {elsewhere}: "):
+        read()
+    monkeypatch.setenv("PLG_LINKS", "1")
+    read()
+    monkeypatch.delenv("PLG_LINKS")
+    (tiny_root.parent / "link").symlink_to(tiny_root)  # the root itself may be one, and so may what stays inside
+    path.unlink()
+    elsewhere.rename(path.with_name(f"other{path.suffix}"))
+    path.symlink_to(f"other{path.suffix}")
+    read()

@@ -721,7 +721,7 @@ def test_the_notebook_without_weights_and_without_data(world, tmp_path, monkeypa
     def refuse(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(doctor.checkpoints, "open_address", refuse)
     large = {"mask_options": {"checkpoint": "sam_vit_b"}, "presets": {"none": {}}, "notebooks": ["02_zero_shot_labels"]}
     found = examine(world, tmp_path, monkeypatch, **large)
     stops = [each for each in found["findings"] if each["level"] == "stop"]

@@ -1,5 +1,6 @@
 """What goes wrong outside: a full disk, a folder that nobody may write to. Nothing half-written, and a clear word."""
 
+import errno
 import subprocess
 
 import numpy as np
@@ -95,3 +96,13 @@ def test_a_run_goes_on_when_there_is_space_again(world, disk, tmp_path, monkeypa
         paths = [path for path in place.rglob("*.*") if path.is_file() and path.name != "manifest.json"]
         written[place] = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
     assert len(written[disk]) > 12 and written[disk] == written[tmp_path / "roomy"]
+
+
+def test_a_quota_counts_as_a_full_disk(tmp_path):
+    with pytest.raises(OSError, match="the disk is full: .*masks.json was not written; free some space"):
+        with files.atomic(tmp_path / "masks.json"):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    with pytest.raises(OSError, match="Input/output error"):
+        with files.atomic(tmp_path / "masks.json"):
+            raise OSError(errno.EIO, "Input/output error")
+    assert not list(tmp_path.iterdir())

@@ -245,6 +245,12 @@ def test_what_is_done_is_not_done_again(toy):
     assert toy.executed == [("01_labels", NAMES[2]), ("02_training", NAMES[2])]
 
 
+@pytest.mark.parametrize("name", ["run", "device", "images_at_once", "processes", "workers"])
+def test_where_and_how_is_not_what(name):
+    point = grid.Point("seed=0", {"seed": 0}, [], {"04_segmenter": {"steps": 3, name: 1}})
+    assert point.identity["parameters"] == {"steps": 3}
+
+
 def test_device_is_no_other_work(toy):
     toy.call()
     toy.executed.clear()

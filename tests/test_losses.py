@@ -259,6 +259,20 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     assert model.calls[-3:] == passes
 
 
+@pytest.mark.parametrize(
+    "name", ["weak_weight", "labelled_smoothing", "smoothing", "gate", "fill", "weights", "threshold"]
+)
+def test_each_option_of_build_reaches_the_loss(name):
+    values = {"gate": True, "fill": True, "weights": (1.0, 0.0, 0.0)}
+    options = {"refine_target": "fusion", "threshold": 0.4}  # of three classes: sure here and there
+    drawn, totals = batch(), []
+    drawn["pseudo_label"][:, 0] = IGNORE  # what `fill` fills
+    for more in ({}, {name: values.get(name, 0.37)}):
+        torch.manual_seed(0)
+        totals.append(losses.build("unimatch", **options | more)(reference_training.tiny(), drawn)["total"].item())
+    assert totals[0] != pytest.approx(totals[1], abs=1e-6)
+
+
 def test_fast_passes():
     model = reference_training.tiny()
     for refine_target in ("unimatch", "zero_shot", "fusion"):

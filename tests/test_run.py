@@ -70,7 +70,11 @@ def calls(toy, tmp_path_factory):
     copy = results / "toy" / "notebooks" / "00_works.ipynb"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLG_RESULTS", str(results))
+        page = results / "toy" / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("of an earlier run")
         failed = call(toy, "toy", "-p", "steps", "7")
+        stale = page.exists()
         first = copy.read_bytes()
         unpublished = call(toy, "toy", "--publish")
         write_run(toy, "rate: 1e-3\nsteps: 7\nnotebooks: [00_works]")
@@ -78,10 +82,14 @@ def calls(toy, tmp_path_factory):
         left = sorted(path.name for path in copy.parent.iterdir())
         published = call(toy, "toy", "--publish")
         write_run(toy, "rate: 1e-3")
-    return {"failed": failed, "first": first, "worked": worked, "second": copy.read_bytes(), "left": left} | {
-        "published": published,
-        "unpublished": unpublished,
-    }
+    return (
+        {"page": page, "stale": stale}
+        | {"failed": failed, "first": first, "worked": worked, "second": copy.read_bytes(), "left": left}
+        | {
+            "published": published,
+            "unpublished": unpublished,
+        }
+    )
 
 
 # Refused before any work
@@ -299,8 +307,42 @@ def test_publish_copies_a_whole_run_and_refuses_half_of_one(calls, toy):
     assert calls["published"][0] == 0
     target = toy["published"] / "toy"
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert names == ["00_works.ipynb", "figures/all.png", "parameters.yaml", "summary.json"]
+    assert names == ["00_works.ipynb", "figures/all.png", "index.html", "parameters.yaml", "summary.json"]
     assert (target / "00_works.ipynb").read_bytes() == calls["second"]
+    assert (target / "index.html").read_bytes() == calls["page"].read_bytes()
+
+
+def test_a_finished_run_writes_its_page_and_a_failed_one_leaves_none(calls):
+    assert not calls["stale"]
+    assert f"page:      {calls['page']}" in calls["worked"][1]
+    text = calls["page"].read_text(encoding="utf-8")
+    assert "<h1>toy</h1>" in text and "45.7" in text and "segment_match" in text
+
+
+def test_a_run_does_not_fail_with_its_page(toy, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "toy"
+    run.write_page(folder)
+    assert not folder.exists()  # nothing was evaluated, as by 09_doctor
+    folder.mkdir()
+    (folder / "summary.json").write_text("no json")
+    run.write_page(folder)
+    assert not (folder / "index.html").exists()
+    assert "no page (ValueError: " in (told := capsys.readouterr().err)
+    assert "python -m plg_utils.page toy" in told
+
+
+def test_publish_removes_the_page_of_an_earlier_run(toy, tmp_path):
+    steps = run.plan("toy", {}, **toy)[:1]
+    folder, target = tmp_path / "local", tmp_path / "published"
+    (folder / "notebooks").mkdir(parents=True)
+    injected = nbformat.v4.new_code_cell('run = "toy"\nrate = 0.001', metadata={"tags": ["injected-parameters"]})
+    notebook = nbformat.read(steps[0].notebook, as_version=4)
+    notebook.cells.insert(2, injected)
+    nbformat.write(notebook, folder / "notebooks" / steps[0].notebook.name)
+    target.mkdir()
+    (target / "index.html").write_text("of an earlier run")
+    run.publish(steps, folder, target)
+    assert not (target / "index.html").exists()
 
 
 def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp_path):

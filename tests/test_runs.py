@@ -1,10 +1,12 @@
 """Runs: work that is done is kept, work that was made otherwise is not."""
 
+import json
 import os
-import random
+import subprocess
+import sys
 import threading
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -70,6 +72,31 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         os.utime(path, (0, 0))
     work(tmp_path)
     assert [path.exists() for path in (old, new, of_others)] == [False, True, True]
+
+
+def test_files_that_a_loss_of_power_left_empty_are_made_again(tmp_path):
+    """Names reach the disk before bytes that were not forced there: the last files of a stage are there, but empty."""
+    work(tmp_path)
+    (tmp_path / "b.json").write_bytes(b"")
+    assert work(tmp_path) == ["b"]
+    assert (tmp_path / "b.json").read_text() == '"b"\n'
+
+
+def test_what_others_rest_on_is_forced_to_the_disk(tmp_path, monkeypatch):
+    """In this order: the list of outputs before any of them, the manifest that calls them done after the last."""
+    forced, real = [], os.fsync
+
+    def fsync(number):
+        forced.append(sorted(path.name for path in tmp_path.glob("*.json")))
+        forced[-1].append(os.readlink(f"/proc/self/fd/{number}").rsplit("/", 1)[1].strip(".").partition(".")[0])
+        real(number)
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("only Linux tells the name of an open file")
+    monkeypatch.setattr(os, "fsync", fsync)
+    work(tmp_path)
+    everything = ["a.json", "b.json", "c.json", "manifest.json", "manifest"]
+    assert forced == [["manifest.json", "manifest"], ["manifest.json", "outputs"], everything]
 
 
 def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
@@ -190,12 +217,41 @@ def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
             runs.run_folder(name)
 
 
-def test_a_seed_fixes_every_generator():
-    drawn = []
-    for _ in range(2):
-        runs.seed_everything(5)
-        drawn.append((random.random(), np.random.random(), torch.rand(1).item()))  # noqa: NPY002
-    assert drawn[0] == drawn[1]
+SWITCH = """
+import json, os, random, numpy, torch
+from plg_utils import runs
+drawn = []
+for _ in range(2):
+    drawn.append([random.random(), numpy.random.random(), torch.rand(1).item()])
+    runs.deterministic(2)
+runs.stage("masks", name="masks", parameters={})
+manifest = json.load(open("masks/manifest.json"))
+print(json.dumps([drawn[0] == drawn[1], torch.get_num_threads(), torch.is_deterministic_algorithms_warn_only_enabled(),
+    torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.cuda.is_initialized(),
+    manifest["deterministic"], manifest["threads"]]))
+"""
+
+
+def test_one_switch_fixes_seeds_algorithms_and_threads(tmp_path):
+    environment = {key: told for key, told in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
+    environment |= {"PLG_DETERMINISTIC": "2", "PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SWITCH]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, 2, True, False, ":4096:8", False, True, 2]
+
+
+def test_the_switch_is_off_unless_it_is_asked_for(tmp_path, monkeypatch):
+    work(tmp_path)
+    assert manifest(tmp_path)["deterministic"] is False
+    for value, threads in (("", 0), ("0", 0), ("4", 4)):
+        monkeypatch.setenv("PLG_DETERMINISTIC", value)
+        assert runs._threads_asked_for() == threads
+    monkeypatch.setenv("PLG_DETERMINISTIC", "yes")
+    with pytest.raises(ValueError, match="PLG_DETERMINISTIC is 'yes': right is a number of threads, or 0 for off"):
+        runs._threads_asked_for()
+    with pytest.raises(ValueError, match="0 threads: right is a number from 1 on"):
+        runs.deterministic(0)
 
 
 def test_devices():
@@ -248,6 +304,19 @@ def test_what_cannot_be_read_stops_at_its_batch():
         for batch, _ in runs.loaded(range(9), 2, reader):
             done.append(batch)
     assert done == [[0, 1]]
+
+
+def test_progress_goes_to_stdout_of_a_notebook_that_a_person_runs(monkeypatch, capsys):
+    monkeypatch.delenv("PLG_PROGRESS", raising=False)
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel="is there"))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    list(runs.progress(range(3), what="masks"))
+    said = capsys.readouterr()
+    assert "masks" in said.out and not said.err
+    monkeypatch.setenv("PLG_PROGRESS", "stderr")  # run.py asks for it: from there the bars reach the terminal
+    list(runs.progress(range(3), what="masks"))
+    said = capsys.readouterr()
+    assert "masks" in said.err and not said.out
 
 
 def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):

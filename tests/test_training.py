@@ -66,7 +66,8 @@ def test_it_learns_the_squares():
     assert right > 0.9
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+@pytest.mark.parametrize("done", [4, 5])  # at a row of the history, and between two
+def test_a_killed_run_ends_as_if_it_had_not_been(done, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     for number, options in enumerate(
         ({}, {"optimizer": "adamw", "ema": 0.9, "channels_last": True, "precision": "bf16", "cutmix_partner": "view"})
@@ -79,7 +80,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         loss = losses.build("unimatch", refine_target="fusion", threshold=0.5)
 
         def killed(model, batch, loss=loss):
-            if len(model.calls) > 3 * 4:  # three passes a step: in the fifth step
+            if len(model.calls) == 3 * done:  # three passes a step
                 raise KeyboardInterrupt
             return loss(model, batch)
 
@@ -87,11 +88,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             fit(reference_training.tiny(), killed, state_file=broken, **options)
         with safe_open(broken, framework="pt") as file:
-            assert json.loads(file.metadata()["training"])["step"] == 4
+            notes = json.loads(file.metadata()["training"])
+        assert notes["step"] == done
+        assert [row.get("step") for row in notes["history"]] == [2, 4] + [None] * (done - 4)
         torch.manual_seed(2)  # nothing depends on the random numbers of the process
         other = reference_training.tiny()
         assert fit(other, state_file=broken, **options) == history
-        assert len(other.calls) == 3 * 2
+        assert len(other.calls) == 3 * (6 - done)
         assert broken.read_bytes() == straight.read_bytes()
         assert training.digest(other) == training.digest(one)
         # a finished state is taken as it is
@@ -99,6 +102,45 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
         assert fit(third, state_file=broken, **options) == history and third.calls == []
         assert training.digest(third) == training.digest(one)
         assert sorted(path.name for path in tmp_path.iterdir())[-1] == f"straight{number}"  # no partial files
+
+
+def test_a_state_is_written_each_minute_however_slow_the_steps(tmp_path, monkeypatch):
+    """A step of twenty seconds and a row for every six: the state is never older than a minute when a step ends."""
+    clock, saved = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(training, "save_state", lambda *what: saved.append((what[-1], clock[0])))
+    inner = losses.build("unimatch", threshold=0.5)
+
+    def slow(model, batch):
+        clock[0] += 20
+        return inner(model, batch)
+
+    fit(reference_training.tiny(), slow, steps=12, log_every=6, state_file=tmp_path / "state")
+    assert saved == [(3, 60), (6, 120), (9, 180), (12, 240)]
+
+
+def test_a_state_is_on_the_disk_before_it_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    seen, state = [], tmp_path / "state"
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training.runs, "to_disk", lambda path: seen.append((path.suffix, state.exists())))
+    fit(reference_training.tiny(), state_file=state, steps=2)
+    assert seen == [(".partial", False), (".partial", True)]
+
+
+def test_no_state_is_written_of_a_network_that_is_not_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
+    inner, state = losses.build("unimatch", threshold=0.5), tmp_path / "state"
+
+    def loss(model, batch):
+        terms = inner(model, batch)
+        return terms | {"total": terms["total"] * (np.nan if batch["progress"] == 3 / 6 else 1)}
+
+    for _ in range(2):  # gone on with, it stops at the same step
+        with pytest.raises(FloatingPointError, match="the loss of step 4 is nan"):
+            fit(reference_training.tiny(), loss, log_every=6, state_file=state)
+        with safe_open(state, framework="pt") as file:
+            assert json.loads(file.metadata()["training"])["step"] == 3
+            assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118  it is no dict
 
 
 @pytest.mark.parametrize("harm", ["cut", "garbage", "no notes", "notes that are no JSON", "notes without a step"])

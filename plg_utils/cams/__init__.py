@@ -13,10 +13,10 @@ try other thresholds without running a network again.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 
+from plg_utils import files
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
@@ -27,7 +27,7 @@ TOGETHER = 256  # images whose scores are held in memory at once
 
 def build(name: str, classes: Classes, **options) -> Cue:
     """Build the source in the file `name`.py for these classes."""
-    return import_module(f"{__name__}.{name}").build(classes, **options)
+    return files.choice(__name__, name, "source of cue maps").build(classes, **options)
 
 
 @dataclass(frozen=True, eq=False)

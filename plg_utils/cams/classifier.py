@@ -126,13 +126,14 @@ def train(
     history, start = [], 0
     if state_file is not None and Path(state_file).exists():
         history, start = training.load_state(state_file, settings, model, optimiser, None)
+    pending = history.pop()["unfinished"] if history and "unfinished" in history[-1] else []  # as in training.fit
     views = training.Batches(
         samples, samples, None,
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner="batch", seed=seed,
         cache_bytes=cache_bytes,
     )  # fmt: skip
 
-    pending, saved = [], time.monotonic()
+    saved = time.monotonic()
     todo = range(start, steps)
     for step in todo if progress is None else runs.progress(todo, what=progress):
         rng = np.random.default_rng((seed, step))
@@ -155,9 +156,10 @@ def train(
             total, right = np.mean(pending, axis=0).tolist()
             history.append({"step": step + 1, "lr": rate, "total": total, "right": right})
             pending = []
-            if state_file is not None and (step + 1 == steps or time.monotonic() - saved > training.SAVE_SECONDS):
-                training.save_state(state_file, settings, model, optimiser, None, history, step + 1)
-                saved = time.monotonic()
+        if state_file is not None and (step + 1 == steps or time.monotonic() - saved > training.SAVE_SECONDS):
+            rows = [*history, {"unfinished": pending}] if pending else history
+            training.save_state(state_file, settings, model, optimiser, None, rows, step + 1)
+            saved = time.monotonic()
     save(weights, model, classes, **built)
     return history
 

@@ -9,23 +9,27 @@ A file `name.py` here has
         truth_of    splits whose truth may be read; the others raise TruthHidden
         limit       keep only the first images of unlabelled, val and test, for trials
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
+    ON_BAD_IMAGE    perhaps: what happens to a photo that cannot be read if the caller does not say (`load`)
 
 A load that knows how the labelled images were chosen, or has more to say to the validator, returns `Loaded`. Files
 whose name starts with an underscore are no data sets: `_splits` finds lists of labelled images, `_instances` paints
-label maps from COCO's form.
+label maps from COCO's form, `_photos` finds photos that cannot be read.
 
 The same options give the same samples in the same order. `python -m plg_utils.datasets NAME` reads all files once and
 tells what is wrong with them.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fractions import Fraction
-from importlib import import_module
 from inspect import signature
 from math import ceil
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +37,9 @@ from plg_utils import files
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 CLASS_FILES = Path(__file__).parent / "classes"
+BAD_IMAGE = ("stop", "skip", "when_read")  # what `load` does about a photo that cannot be read
+SKIP = "on_bad_image: skip in dataset_options"
+SHOWN = 100  # bad photos that are told one by one
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Loaded(Dataset):
 
     provenance: str = ""  # how the labelled images were chosen
     remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for the validator: level, finding, count, detail
+    left_out: tuple[str, ...] = ()  # ids of the photos that cannot be read, if the caller asked to skip them
 
 
 def choices() -> list[str]:
@@ -56,44 +64,48 @@ def choices() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
-def load(name: str, *, tags_of: tuple[str, ...] = (), **options) -> Dataset:
+def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None = None, **options) -> Dataset:
     """Load the data set in the file `name`.py.
 
     tags_of: splits whose image-level labels may be read: the foreground classes of the label map, and nothing else of
         it. VOC's XML files also name things that its label maps leave out
+    on_bad_image: "stop": if photos cannot be read, refuse to load, with a list of all of them. "skip": warn with that
+        list, and leave them out of their splits; nothing else moves. Both decode each photo of the splits once, and
+        remember which could be read (`_photos`). "when_read": nobody looks, and a stage stops at the first one. By
+        default your own photos (folder) are looked at, and the published sets, which come in archives, are not
     options: of that file's load; where it has no option `classes` of its own, `classes` names a class file with other
         words, templates or colours for the same classes
     """
-    if name not in choices():
-        raise ValueError(f"there is no data set {name!r}, only {', '.join(choices())}")
-    load_it = import_module(f"{__name__}.{name}").load
-    known = list(signature(load_it).parameters)
+    module = files.choice(__name__, name, "data set")
+    known = list(signature(module.load).parameters)
     other_words = options.pop("classes", None) if "classes" not in known else None
     for option in options:
         if option not in known:
-            near = get_close_matches(option, known, n=1)
+            near = get_close_matches(option, [*known, "on_bad_image"], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise TypeError(f"the data set {name!r} has no option {option!r}; {hint}it has {', '.join(known)}")
-    for option, splits in (("truth_of", options.get("truth_of", ())), ("tags_of", tags_of)):
-        if isinstance(splits, str) or not set(splits) <= set(SPLITS):
-            raise ValueError(f"{option}={splits!r} must be a list of splits, of {', '.join(SPLITS)}")
-    limit = options.get("limit")
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit={limit} must be a number of images, or None for all")
-    dataset = load_it(**options)
+            raise TypeError(
+                f"the data set {name!r} has no option {option!r}; {hint}it has {', '.join(known)}, on_bad_image"
+            )
+    on_bad_image = getattr(module, "ON_BAD_IMAGE", "when_read") if on_bad_image is None else on_bad_image
+    files.one_of(on_bad_image, BAD_IMAGE, "on_bad_image")
+    whole = signature(module.load).parameters["labelled"].annotation is int
+    _check({"tags_of": tags_of} | options, takes_parts=not whole)
+    if options.get("root"):
+        options["root"] = Path(options["root"]).expanduser()
+    dataset = module.load(**options)
     if other_words is not None:
         dataset = replace(dataset, classes=_reworded(dataset, other_words))
-    if not tags_of:
-        return dataset
-    opened = load_it(**options | {"truth_of": tuple(tags_of)})
-    tagged = {
-        split: tuple(
-            replace(sample, read_tags=_tags(other, dataset.classes) if other.read_truth else None)
-            for sample, other in zip(getattr(dataset, split), getattr(opened, split), strict=True)
-        )
-        for split in tags_of
-    }
-    return replace(dataset, **tagged)
+    if tags_of:
+        opened = module.load(**options | {"truth_of": tuple(tags_of)})
+        tagged = {
+            split: tuple(
+                replace(sample, read_tags=_tags(other, dataset.classes) if other.read_truth else None)
+                for sample, other in zip(getattr(dataset, split), getattr(opened, split), strict=True)
+            )
+            for split in tags_of
+        }
+        dataset = replace(dataset, **tagged)
+    return dataset if on_bad_image == "when_read" else _without_bad(dataset, skip=on_bad_image == "skip")
 
 
 def _reworded(dataset: Dataset, path: str | Path) -> Classes:
@@ -101,6 +113,8 @@ def _reworded(dataset: Dataset, path: str | Path) -> Classes:
 
     path: if not absolute, it is meant from the repository's top
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"classes={path!r}: {dataset.name} has classes of its own; give a class file with other words")
     path = files.ROOT / path
     classes, own = files.read_classes(path), dataset.classes
     if (classes.names, classes.background) != (own.names, own.background):
@@ -110,6 +124,57 @@ def _reworded(dataset: Dataset, path: str | Path) -> Classes:
             f"{own.num_classes} classes in this order: {', '.join(own.names)}. Change words, templates and colours only"
         )
     return classes
+
+
+def _check(options: dict[str, Any], *, takes_parts: bool) -> None:
+    """Refuse values of the options that all data sets have, where they would fail later and less clearly."""
+    for option in ("truth_of", "tags_of"):
+        splits = options.get(option, ())
+        if not isinstance(splits, list | tuple | set) or not set(splits) <= set(SPLITS):
+            raise ValueError(f"{option}={splits!r} must be a list of splits, of {', '.join(SPLITS)}")
+    limit, seed, root = options.get("limit"), options.get("seed", 0), options.get("root")
+    if limit is not None and not is_count(limit):
+        raise ValueError(f"limit={limit!r} must be a number of images, or None for all")
+    if not is_count(seed):
+        raise ValueError(f"seed={seed!r} must be a whole number from 0 on")
+    if not isinstance(root, str | Path | None):
+        raise ValueError(f"root={root!r} must be the path of a folder, or None")
+    if not takes_parts and not is_count(options.get("labelled", 0)):
+        raise ValueError(f"labelled={options['labelled']!r} must be a whole number of images in this data set")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+
+
+def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
+    """Look at all photos; without those that cannot be read, or an error that lists them."""
+    from plg_utils.datasets import _photos  # it imports torch, which those who only score labels need not wait for
+
+    splits = {split: getattr(dataset, split) for split in SPLITS}
+    every = [sample for samples in splits.values() for sample in samples]
+    paths = {sample.path: sample.id for sample in every if getattr(sample, "path", None)}
+    bad = _photos.unreadable(list(paths))
+    if not bad:
+        return dataset
+    listed = [f"  {told}" for told in list(bad.values())[:SHOWN]]
+    listed += [f"  ... and {len(bad) - SHOWN} more"] * (len(bad) > SHOWN)
+    told = f"{len(bad)} of {len(paths)} photos cannot be read"
+    if not skip or len(bad) == len(paths):
+        raise ValueError("\n".join([f"{told}:", *listed, f"Mend or remove them, or leave them out by {SKIP}"]))
+    warnings.warn("\n".join([f"{told} and are left out:", *listed]), stacklevel=3)
+    kept = {
+        split: tuple(one for one in samples if getattr(one, "path", None) not in bad)
+        for split, samples in splits.items()
+    }
+    ids = tuple(paths[path] for path in bad)
+    more = {}
+    if isinstance(dataset, Loaded):
+        row = ("warning", "photos that cannot be read, left out", len(ids), ", ".join(ids[:SHOWN]))
+        more = {"left_out": ids, "remarks": (*dataset.remarks, row)}
+        more["provenance"] = f"{provenance(dataset)}; {told} and are left out"
+    return replace(dataset, **kept, **more)
 
 
 def provenance(dataset: Dataset) -> str:
@@ -126,24 +191,46 @@ def _tags(sample: Sample, classes: Classes) -> Callable[[], tuple[int, ...]]:
 
 
 def photo(
-    path: Path, truth: Path | None = None, *, id: str | None = None, num_classes: int = 0, void: bool = False
+    path: Path,
+    truth: Path | None = None,
+    *,
+    id: str | None = None,
+    num_classes: int = 0,
+    void: bool = False,
+    origin: Path | None = None,
+    root: Path | None = None,
 ) -> Photo:
     """Make the sample of a photo, and of its label map if there is one that may be seen; neither is read yet.
 
     void: whether the file may hold one value more, `num_classes`, which stands for void and is read as IGNORE
+    origin: the json that the label map was painted from, if it was
+    root: folder that neither may lie outside of, if their names come from a list
     """
 
+    def inside(place: Path) -> Path:
+        return files.check_inside(place, root) if root else place
+
     def read_truth() -> np.ndarray:
-        label = files.read_label(truth, num_classes + void)
+        label = files.read_label(inside(truth), num_classes + void)
         if void:
             label[label == num_classes] = IGNORE
-        size = files.image_size(path)
+        size = files.image_size(inside(path))
         if label.shape != size:
-            raise ValueError(f"{truth} is {label.shape}, its photo {path} is {size} (height, width): they must agree")
+            what = f"{truth} of {origin}" if origin else truth
+            told = f"{what} is {label.shape}, its photo {path} is {size} (height, width): they must agree"
+            raise ValueError(f"{told}; is it another photo's, or was one of them resized or turned?")
         return label
 
     stem = files.check_stem(id or path.stem)
-    return Photo(stem, lambda: files.read_image(path), read_truth if truth else None, path=path, truth_path=truth)
+    return Photo(stem, lambda: read_photo(inside(path)), read_truth if truth else None, path=path, truth_path=truth)
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Read a photo of a data set, (H, W, 3) uint8; the error of one that is broken or gone says how to do without."""
+    try:
+        return files.read_image(path)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{error}; or leave out what cannot be read by {SKIP}") from error
 
 
 def draw(items: list, count: int, seed: int) -> tuple[list, list]:
@@ -172,12 +259,15 @@ def count(labelled: int | str, pool: int) -> int:
         except (ValueError, ZeroDivisionError):
             raise ValueError(f'labelled={labelled!r} is neither a number of images nor a part such as "1/8"') from None
         if not 0 < part <= 1:
-            raise ValueError(f'labelled={labelled!r} is no part of the images such as "1/8"')
+            raise ValueError(f'labelled={labelled!r} is no part of the images, above 0 and up to 1, such as "1/8"')
         if part * pool < 1:
-            raise ValueError(f"labelled={labelled!r} of {pool} images is less than one image")
+            raise ValueError(f"labelled={labelled!r} of {pool} images is less than one image; give a larger part")
         return ceil(part * pool)
-    if isinstance(labelled, bool) or not isinstance(labelled, int) or not 0 <= labelled <= pool:
-        raise ValueError(f"labelled={labelled!r}: {pool} images have labels to choose from")
+    if not is_count(labelled) or labelled > pool:
+        raise ValueError(
+            f"labelled={labelled!r}: {pool} images have labels to choose from; give a number from 0 to {pool}, or a "
+            'part such as "1/8"'
+        )
     return labelled
 
 
@@ -185,13 +275,14 @@ def check_disjoint(**splits: list[str]) -> None:
     """Refuse ids that stand in a split twice, or in two splits."""
     seen: dict[str, str] = {}
     for split, ids in splits.items():
-        repeated = len(ids) - len(set(ids))
+        repeated = [id for id, count in Counter(ids).items() if count > 1]
         if repeated:
-            raise ValueError(f"{split} lists {repeated} ids more than once")
+            raise ValueError(f"{split} lists {len(repeated)} ids more than once, e.g. {repeated[0]}; keep each once")
         for other in dict.fromkeys(seen.values()):
             shared = sorted(id for id in ids if seen.get(id) == other)
             if shared:
-                raise ValueError(f"{len(shared)} images are both in {other} and in {split}, e.g. {shared[0]}")
+                told = f"{len(shared)} images are both in {other} and in {split}, e.g. {shared[0]}"
+                raise ValueError(f"{told}; keep each in one split")
         seen.update(dict.fromkeys(ids, split))
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from PIL import Image
 
 from plg_utils import datasets, files, runs
@@ -29,7 +28,6 @@ from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 LEVELS = ("stop", "warning", "note")  # a run will stop; its result may not mean what it seems to; to know
 SHOWN = 3  # cases of each kind of finding that are named
-PNG_DEPTH = 24  # byte of a PNG that tells the bits of a channel: PIL reads 16 as 8 where there are colours
 
 
 class _Findings:
@@ -126,15 +124,12 @@ def _look_at_photo(sample: Sample, split: str, found: _Findings) -> tuple[int, i
 
 def _look_at_format(file: Image.Image, path: Path, split: str, mapped: bool, found: _Findings) -> None:
     """Tell what `files.read_image` has to change to make a photo RGB, 8 bits, upright."""
-    bits = 8
-    if file.format == "PNG":
-        with path.open("rb") as header:
-            bits = header.read(PNG_DEPTH + 1)[PNG_DEPTH]
-    if file.mode in ("1", "L", "LA", "I", "F") or file.mode.startswith("I;16"):
+    bits = files.png_bits(path) if file.format == "PNG" else 8
+    if file.mode in ("1", "L", "LA") or file.mode.startswith("I;16"):
         found.add("note", "grey photo, read as RGB", split, path)
     if file.mode == "CMYK":
         found.add("warning", "CMYK photo, turned into RGB without its colour profile", split, path)
-    if bits == 16 or file.mode in ("I", "F") or file.mode.startswith("I;16"):
+    if bits == 16 or file.mode.startswith("I;16"):
         found.add("note", "16-bit photo, read with 8 bits", split, path)
     if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
         found.add("note", "photo with transparency, which is left out", split, path)
@@ -173,12 +168,12 @@ def _look_at_truth(
 def _look_at_map(path: Path, split: str, size: tuple[int, int] | None, classes: Classes, found: _Findings) -> bool:
     """Look at the file of a label map; whether its values can be read."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=files.FORMATS) as file:
             file.load()
     except files.BROKEN_IMAGE as error:
         found.add("stop", "label map corrupt, truncated or closed", split, f"{path} ({error})")
         return False
-    if file.format != "PNG" or file.mode not in ("P", "L"):
+    if file.format != "PNG" or file.mode not in ("P", "L") or (file.mode == "L" and files.png_bits(path) < 8):
         found.add(
             "stop", "label map of another kind", split, f"{path}: {file.format} {file.mode}, not 8-bit palette PNG"
         )
@@ -253,7 +248,7 @@ def _load(name: str, options: dict) -> tuple[Dataset | None, list[tuple[str, str
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                dataset = datasets.load(name, **{"truth_of": SPLITS} | options | more)
+                dataset = datasets.load(name, **{"truth_of": SPLITS, "on_bad_image": "when_read"} | options | more)
             except (OSError, ValueError) as error:
                 if not more:
                     rows.append(("stop", "the data set cannot be loaded", 1, str(error)))
@@ -276,7 +271,10 @@ def main(arguments: list[str] | None = None) -> int:
     if len(given.options) % 2:
         parser.error(f"options come with a value each, not {' '.join(given.options)}")
     pairs = zip(given.options[::2], given.options[1::2], strict=True)
-    options = {option: yaml.safe_load(value) for option, value in pairs}
+    try:
+        options = {option: files.parse_yaml(value, f"the value of {option}") for option, value in pairs}
+    except ValueError as error:
+        parser.error(str(error))
     if given.root is not None:
         options["root"] = Path(given.root).expanduser()
     try:

@@ -12,9 +12,10 @@ choice**, and mIoU on these maps need not equal mIoU on those of others:
 
 import hashlib
 import json
-import math
+import reprlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PureWindowsPath
@@ -28,6 +29,9 @@ from plg_utils.records import IGNORE, Classes, Sample
 RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the cache's name
 REPORT = "maps.json"  # of the cache: id -> Map
 SAVED_EVERY = 60.0  # seconds between two writings of the report; what came after the last is painted again
+FORM = """it needs the lists images (id, file_name, height, width), annotations (image_id, category_id, segmentation) \
+and categories (id, name)"""
+INFINITE = (float("inf"), float("-inf"))  # math.isfinite() fails on whole numbers that no float can hold
 LARGEST = 2**28  # pixels of an image; what is larger is a mistake, or wants to fill the memory
 
 
@@ -62,11 +66,18 @@ class Instances:
 
 def read(path: Path) -> Instances:
     """Read a json of instances."""
+    content = files.read_json(path, "mend it, or export it again")
     try:
-        content = files.read_json(path)
-    except ValueError as error:  # which advises to delete the file: a stage's, not somebody's annotations
-        raise ValueError(f"{path} is not readable JSON: {error.__cause__}") from error
-    try:
+        for part in ("images", "annotations", "categories"):
+            if not isinstance(content[part], list):
+                raise TypeError(f"{part} is no list")
+            ids = [item.get("id") for item in content[part]] if part != "annotations" else []
+            twice = [id for id, count in Counter(ids).items() if count > 1]
+            if twice:
+                raise KeyError(f"{part} have the id {twice[0]!r} more than once")
+        nameless = [item["id"] for item in content["categories"] if not isinstance(item["name"], str)]
+        if nameless:
+            raise TypeError(f"the name of category {nameless[0]!r} is no text")
         # Tools of Windows write images\\a.jpg; a path of Windows may have both kinds of slash.
         stems = {image["id"]: PureWindowsPath(image["file_name"]).stem for image in content["images"]}
         sizes = {stems[image["id"]]: (image["height"], image["width"]) for image in content["images"]}
@@ -78,9 +89,9 @@ def read(path: Path) -> Instances:
                 strays += 1
             else:
                 annotations[stem].append(annotation)
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not COCO's json of instances ({error!r})") from error
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not COCO's json of instances ({error!r}); {FORM}") from error
     seen: set[str] = set()
     repeated = frozenset(stem for stem in stems.values() if stem in seen or seen.add(stem))
     return Instances(path, sizes, annotations, categories, strays, repeated)
@@ -98,6 +109,8 @@ def paint(
     layers = []
     for annotation in annotations:
         try:
+            if annotation.get("iscrowd", 0) not in (0, 1):
+                raise BrokenAnnotation(f"iscrowd is {annotation['iscrowd']!r}, not 0 or 1")
             crowd = bool(annotation.get("iscrowd", 0))
             if annotation["category_id"] not in values:
                 raise BrokenAnnotation(f"its category {annotation['category_id']!r} stands for no class")
@@ -159,10 +172,17 @@ def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
             length = f"{len(polygon)} numbers" if isinstance(polygon, list) else repr(polygon)
             raise BrokenAnnotation(f"a polygon of {length}, not x and y of at least three corners")
         for number in polygon:
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, int | float)
+                or number in INFINITE
+                or number != number
+            ):
                 raise BrokenAnnotation(f"a polygon with {number!r} for a coordinate")
             if not -near <= number <= 2 * near:
-                raise BrokenAnnotation(f"a polygon with a corner at {number}, far outside the image {tuple(size)}")
+                raise BrokenAnnotation(
+                    f"a polygon with a corner at {reprlib.repr(number)}, far outside the image {tuple(size)}"
+                )
 
 
 def _check_runs(counts: list, size: tuple[int, int]) -> None:
@@ -188,13 +208,14 @@ class Painted:
         """Make the sample of a photo, with its label map if that was asked for."""
         told, label = self.maps.get(photo.stem), self.cache / f"{photo.stem}.png"
         if told is None or not told.broken:
-            return datasets.photo(photo, label if told else None, num_classes=num_classes)
+            return datasets.photo(photo, label if told else None, num_classes=num_classes, origin=self.instances)
 
         def read_truth() -> np.ndarray:
-            raise BrokenAnnotation(f"{photo.stem} has no label map: {told.broken} ({self.instances})")
+            remedy = "mend it in the json, or remove it, or leave the image out"
+            raise BrokenAnnotation(f"{photo.stem} has no label map: {told.broken} ({self.instances}); {remedy}")
 
         stem = files.check_stem(photo.stem)
-        return datasets.Photo(stem, lambda: files.read_image(photo), read_truth, path=photo, truth_path=label)
+        return datasets.Photo(stem, lambda: datasets.read_photo(photo), read_truth, path=photo, truth_path=label)
 
 
 def cache_of(instances: Path, cache: Path, classes: Classes, *more: object) -> Path:

@@ -61,7 +61,7 @@ def load(
     def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
         is_open = split in truth_of
         return tuple(
-            datasets.photo(image, label if is_open else None, num_classes=classes.num_classes, void=True)
+            datasets.photo(image, label if is_open else None, num_classes=classes.num_classes, void=True, root=root)
             for image, label in entries
         )
 

@@ -19,6 +19,7 @@ from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SMOKE = {"classes": ["cat", "dog"]}
+ON_BAD_IMAGE = "stop"  # these photos come from anywhere
 
 
 def load(
@@ -50,12 +51,16 @@ def load(
     root = Path(root).expanduser() if root else files.data_root() / "photos"
     photos = _photos(root)
     labels = Path(labels).expanduser() if labels else None
-    content = _instances.read(labels) if labels and labels.suffix.lower() == ".json" else None
+    is_json = labels is not None and labels.suffix.lower() == ".json" and not labels.is_dir()
+    content = _instances.read(labels) if is_json else None
     maps = _label_maps(labels, photos) if labels and not content else {}
     mapped = _listed(content, photos) if content else sorted(maps)
+    if not datasets.is_count(val):
+        raise ValueError(f"val={val!r} must be a number of photos with label map")
     left = len(mapped) - val
-    if val < 0 or left < 0 or (labels and isinstance(labelled, int) and labelled > left):
-        raise ValueError(f"labelled={labelled} and val={val}: only {len(mapped)} of the photos have a label map")
+    if left < 0 or (labels and isinstance(labelled, int) and labelled > left):
+        told = f"labelled={labelled} and val={val}: only {len(mapped)} of the photos have a label map"
+        raise ValueError(f"{told}; ask for fewer, or draw more maps")
     if labels is None:
         labelled = 0  # notebooks always name a number
     count = left if labelled is None else datasets.count(labelled, left)
@@ -93,10 +98,17 @@ def load(
 
 
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
-    if classes is None or not isinstance(classes, str | Path) and not len(classes):
-        raise ValueError('name what to look for: classes=["cat", "dog"], or the path of a class file')
+    if classes is None or not isinstance(classes, str | Path | list | tuple) or not classes:
+        raise ValueError(
+            f'classes={classes!r}: name what to look for: classes=["cat", "dog"], or the path of a class file'
+        )
+    if not isinstance(background, list | tuple):
+        raise ValueError(f'background={background!r} must be a list of words, such as ["wall", "sky"]')
     if isinstance(classes, str | Path):
-        return files.read_classes(Path(classes).expanduser())
+        path = Path(classes).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} is no class file: give the path of one, or a list of names: ["{classes}"]')
+        return files.read_classes(path)
     return files.classes_from({"background": list(background), "classes": [{"name": name} for name in classes]})
 
 
@@ -112,6 +124,8 @@ def _photos(root: Path) -> dict[str, Path]:
         other = as_written.setdefault(path.stem.casefold(), path)  # some file systems do not tell A from a
         if other is not path:
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: rename one")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder that is called like a photo: rename it, or move it away")
         photos[files.check_stem(path.stem)] = path
     if not photos:
         raise FileNotFoundError(f"{root} holds no photo whose name ends in {', '.join(SUFFIXES)}")

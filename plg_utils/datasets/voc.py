@@ -6,6 +6,7 @@ Which images are labelled is said by a list of UniMatch's (`split`), or drawn fr
 """
 
 import warnings
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from plg_utils import datasets, files
@@ -62,7 +63,7 @@ def load(
         pool, others, val = _drawn_lists(root, lists, seed)
     named = listed.labelled if listed else lists / "train.txt"
     if not pool and named.is_file():
-        raise ValueError(f"{named} lists no image")
+        raise ValueError(f"{named} lists no image: write an id in each line")
     if listed:
         count = listed.count(labelled, len(pool), len({_id(entry) for entry in pool + others}))
         provenance = listed.provenance(count, len(pool), seed)
@@ -77,7 +78,7 @@ def load(
     leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
     if leaked:
         told = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
-        raise ValueError(f"{told}; the labelled ones are of {named}")
+        raise ValueError(f"{told}; the labelled ones are of {named}: keep each image in one of them")
     classes = files.read_classes(CLASS_FILE)
 
     def samples(name: str, entries: list[Entry]) -> tuple[Sample, ...]:
@@ -86,13 +87,14 @@ def load(
 
     mapless = [entry[0] for entry in chosen if entry[1] is None]
     if mapless:
-        raise ValueError(f"the list of labelled images gives no label map for {len(mapless)} photos, e.g. {mapless[0]}")
+        told = f"{named} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
+        raise ValueError(f"{told}; write the id alone, or the label map behind the photo")
     missing = [path for entry in chosen for path in entry if not (root / path).is_file()]
     if missing:
         without_sbd = listed is not None and missing[0].endswith(".png")  # its photo is there
         hint = "; VOCdevkit has 2,913 label maps, those of the 10,582 images of train_aug are SBD's" * without_sbd
         told = f"{len(missing)} files of the labelled images in {named} are not below {root}, e.g. {missing[0]}{hint}"
-        raise FileNotFoundError(told)
+        raise FileNotFoundError(f"{told}; mend the list, or fetch what it names")
     return datasets.Loaded(
         "voc",
         classes,
@@ -105,7 +107,7 @@ def load(
 
 def _sample(root: Path, entry: Entry, is_open: bool, num_classes: int) -> Sample:
     image, label = entry
-    return datasets.photo(root / image, root / label if label and is_open else None, num_classes=num_classes)
+    return datasets.photo(root / image, root / label if label and is_open else None, num_classes=num_classes, root=root)
 
 
 def _id(entry: Entry) -> str:
@@ -119,15 +121,16 @@ def _read_list(path: Path) -> list[Entry]:
         words = line.split()
         if not words:
             continue
-        if len(words) > 2 or any(word.startswith("/") or ".." in word.split("/") for word in words):
+        outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
+        if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
             raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
             id = files.check_stem(words[0], f"{path}, line {number}")
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
         entries.append((words[0], words[1] if len(words) == 2 else None))
-    repeated = len(entries) - len({_id(entry) for entry in entries})
+    repeated = [id for id, count in Counter(map(_id, entries)).items() if count > 1]
     if repeated:
-        raise ValueError(f"{path} lists {repeated} ids more than once")
+        raise ValueError(f"{path} lists {len(repeated)} ids more than once, e.g. {repeated[0]}; keep one line of each")
     return entries
 
 

@@ -8,17 +8,17 @@ What `build` returns has
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 
+from plg_utils import files
 from plg_utils.records import Classes
 
 
 def build(name: str, **options):
     """Build the encoder in the file `name`.py."""
-    return import_module(f"{__name__}.{name}").build(**options)
+    return files.choice(__name__, name, "encoder").build(**options)
 
 
 def class_embeddings(

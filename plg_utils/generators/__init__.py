@@ -6,10 +6,10 @@ to a list of `PseudoLabel` of the same order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 
+from plg_utils import files
 from plg_utils.records import Classes, PseudoLabel, Sample
 
 Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
@@ -17,7 +17,7 @@ Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
 
 def build(name: str, classes: Classes, **options) -> Generate:
     """Build the generator in the file `name`.py for these classes."""
-    return import_module(f"{__name__}.{name}").build(classes, **options)
+    return files.choice(__name__, name, "generator").build(classes, **options)
 
 
 def with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:

@@ -9,12 +9,11 @@ Paper A's segments have no such list, and leave those pixels open.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
-from plg_utils import detectors
+from plg_utils import detectors, files
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
@@ -71,7 +70,7 @@ def build(
     tag = _tagger(tags, classes, tags_options or {})
     detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
     if isinstance(masks, str):
-        prompt = import_module(f"plg_utils.masks.{masks}").build_box_prompter(**(masks_options or {}))
+        prompt = files.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
     else:
         prompt = masks
 

@@ -17,19 +17,24 @@ of. The arithmetic stands in a pure function beside it. A batch is a dict of ten
     progress        float, share of the training that is done, 0 at the first step
 """
 
-from importlib import import_module
+from pkgutil import iter_modules
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import distributed
+from plg_utils import distributed, files
 from plg_utils.records import IGNORE
+
+
+def choices() -> list[str]:
+    """Names of the losses that there are."""
+    return sorted(module.name for module in iter_modules(__path__))
 
 
 def build(name: str, **options):
     """Build the loss in the file `name`.py; its name and options stay readable as `loss.settings`."""
-    loss = import_module(f"{__name__}.{name}").build(**options)
+    loss = files.choice(__name__, name, "loss").build(**options)
     loss.settings = {"loss": name, **options}
     return loss
 

@@ -4,10 +4,10 @@ What `build` returns is a function from a list of images, (H, W, 3) uint8, to a 
 """
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
 import numpy as np
 
+from plg_utils import files
 from plg_utils.records import Masks
 
 Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
@@ -15,4 +15,4 @@ Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
 
 def build(name: str, **options) -> Generate:
     """Build the mask model in the file `name`.py."""
-    return import_module(f"{__name__}.{name}").build(**options)
+    return files.choice(__name__, name, "mask model").build(**options)

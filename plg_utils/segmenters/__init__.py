@@ -11,18 +11,19 @@ returns is an `nn.Module` that shows its seams, so that a method can disturb the
 Where a network may start from somebody's weights, `checkpoint(**options)` names them.
 """
 
-from importlib import import_module
 from pathlib import Path
 
 from torch import nn
 
+from plg_utils import files
+
 
 def build(name: str, num_classes: int, **options) -> nn.Module:
     """Build the segmenter in the file `name`.py for num_classes classes."""
-    return import_module(f"{__name__}.{name}").build(num_classes, **options)
+    return files.choice(__name__, name, "segmenter").build(num_classes, **options)
 
 
 def checkpoint(name: str, **options) -> str | Path | None:
     """Name or path, as `checkpoints` knows it, of the weights with which `build` would start; None: random ones."""
-    module = import_module(f"{__name__}.{name}")
+    module = files.choice(__name__, name, "segmenter")
     return module.checkpoint(**options) if hasattr(module, "checkpoint") else None

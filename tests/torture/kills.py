@@ -2,11 +2,11 @@
 
     python tests/torture/kills.py --kills 60          part of `make torture`
 
-A round is one run of notebooks 02, 03, 06, 04 and 05 on a small drawn world, which it draws itself. Each notebook is
-executed in a process that is killed with SIGKILL again and again until it comes to its end; then all are executed once
+A round is all stages of notebooks 02, 03, 06 and 04 on a small drawn world, which it draws itself. Each notebook's
+stages run in a process that is killed with SIGKILL again and again until it comes to its end; then all are done once
 more, as by somebody who does not know what was done. Every file must be equal to the byte: images, masks, embeddings,
-label maps, states and weights of networks, tables, figures. The processes are forked from one that has imported
-everything, so that a kill costs no import; the last round kills the command a user types, notebooks/run.py.
+label maps, states and weights of networks. The processes are forked from one that has imported everything, so that a
+kill costs no import; the last round kills the command a user types, notebooks/run.py, and compares a grid's rows.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tqdm import tqdm
 from plg_utils import files, training
 from plg_utils.notebooks import defaults
 
-NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers", "04_segmenter", "05_evaluation")
+NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers", "04_segmenter")
 SMALL = {
     "run": "torture",
     "dataset_options": {"limit": 8},
@@ -64,7 +64,7 @@ def work(root: Path, names: Sequence[str] = NOTEBOOKS) -> None:
     """Execute notebooks of a small run below a folder, as their cells do."""
     os.environ["PLG_RESULTS"] = str(root / "results")
     os.replace = slow_replace
-    training.SAVE_SECONDS = 0  # a state at each row of the history, which is every second step
+    training.SAVE_SECONDS = 0  # a state at every step
     training.fit.__kwdefaults__["log_every"] = 2
     os.chdir(ROOT / "notebooks")
     for name in names:

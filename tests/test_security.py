@@ -1,0 +1,430 @@
+"""What files, lists and servers of strangers cannot do here; SECURITY.md tells the same in words."""
+
+import ast
+import io
+import os
+import pickle
+import re
+import struct
+import tomllib
+import zipfile
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from conftest import colour_squares
+from plg_utils import checkpoints, datasets, files, runs
+from plg_utils.encoders import clip as clip_encoder
+
+CODE = [path for folder in ("plg_utils", "notebooks", "benchmarks") for path in (files.ROOT / folder).rglob("*.py")]
+CODE.sort()
+NOTEBOOKS = sorted((files.ROOT / "notebooks").rglob("*.ipynb"))
+
+
+# The source: nothing unpickles, no YAML builds objects, no text becomes a command
+
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+EXECUTE = {"eval", "exec", "__import__"}
+SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pd.read_pickle"}
+OURS = {  # what is executed or opened here is known: our own notebooks, and OpenAI's archives by their SHA-256
+    "notebooks/worker.py": ["exec"],
+    "plg_utils/checkpoints.py": ["torch.jit.load"],
+}
+
+
+def source_of(path):
+    """Code of a file; of a notebook, of all its cells."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = files.read_json(path)["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.sub(r"^\s*[%!].*$", "", code, flags=re.MULTILINE)
+
+
+def dangers(code):
+    """What in a source could run what is in a file."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"import {name}" for name in names if name.split(".")[0] in UNPICKLERS)
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name in EXECUTE | SHELLS or name.endswith("jit.load"):
+            yield name
+        elif name.split(".")[-1] == "load" and name.startswith("torch.") and options.get("weights_only") != "True":
+            yield f"{name} without weights_only=True"
+        elif name in ("yaml.load", "yaml.load_all"):
+            loader = options.get("Loader") or (ast.unparse(node.args[1]) if len(node.args) > 1 else "none")
+            if loader not in ("Loader", "loader", "yaml.SafeLoader"):  # the first two are tried below
+                yield f"{name} with the loader {loader}"
+        elif re.search(r"yaml\.(unsafe|full)_load", name):
+            yield name
+        for option, value in (("shell", "True"), ("allow_pickle", "True"), ("trust_remote_code", "True")):
+            if options.get(option) == value:
+                yield f"{option}={value}"
+        if options.get("escape") in ("False", "None"):
+            yield "HTML that is not escaped"
+
+
+@pytest.mark.parametrize("path", [*CODE, *NOTEBOOKS], ids=lambda path: path.relative_to(files.ROOT).as_posix())
+def test_no_code_runs_what_is_in_a_file(path):
+    name = path.relative_to(files.ROOT).as_posix()
+    assert sorted(dangers(source_of(path))) == sorted(OURS.get(name, []))
+
+
+def test_the_search_finds_each_danger():
+    for line in (
+        "import pickle", "from dill import loads", "import joblib as j", "eval(text)", "exec(text)",
+        "os.system('ls')", "torch.load(path)", "torch.load(path, weights_only=False)", "torch.jit.load(path)",
+        "yaml.load(text, yaml.Loader)", "yaml.load(text)", "yaml.unsafe_load(text)", "np.load(path, allow_pickle=True)",
+        "subprocess.run('ls', shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)",
+        "pd.read_pickle(path)", "table.to_html(escape=False)", "table.style.format(escape=None)",
+    ):  # fmt: skip
+        assert list(dangers(line)), line
+    for line in ("torch.load(path, weights_only=True)", "yaml.safe_load(text)", "np.load(path)", "files.load(path)"):
+        assert not list(dangers(line)), line
+
+
+def test_ruff_looks_for_insecure_code_and_its_exceptions_give_a_reason():
+    settings = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    assert "S" in settings["select"]
+    assert {rule for rule in settings["ignore"] if rule.startswith("S")} == {"S311", "S603", "S607"}
+    for path in CODE:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.search(r"# noqa: S\d", line):
+                known = "S310" in line and "Request" in line or "urlopen" in line  # its address was looked at before
+                assert known or re.search(r"# noqa: S\d+  \S+ \S+", line), f"{path.name}: {line.strip()}"
+
+
+def test_yaml_of_a_class_file_builds_no_objects(tmp_path):
+    path, victim = tmp_path / "classes.yaml", tmp_path / "ran"
+    path.write_text(f"classes: !!python/object/apply:os.mkdir ['{victim}']\n")
+    with pytest.raises(ValueError, match="classes.yaml is not readable YAML"):
+        files.read_classes(path)
+    import run
+
+    with pytest.raises(run.Refused, match="is not readable YAML"):
+        run.literal(path.read_text(), str(path))
+    assert issubclass(run.Loader, yaml.SafeLoader) and not victim.exists()
+
+
+# Weights
+
+
+class Bomb:
+    """A pickle that makes a folder."""
+
+    def __init__(self, victim):
+        self.victim = str(victim)
+
+    def __reduce__(self):
+        return os.mkdir, (self.victim,)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A folder that must not come to be."""
+    yield tmp_path / "it_ran"
+    assert not (tmp_path / "it_ran").exists()
+
+
+LOADERS = (checkpoints.load_sam_state, checkpoints.load_clip_state)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("name", ["net.pth", "net.pt", "net.bin", "net.safetensors"])
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle"])
+def test_a_pickle_is_not_opened(load, name, form, tmp_path, victim):
+    path = tmp_path / name
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"weight": Bomb(victim)}))
+    else:
+        torch.save({"weight": Bomb(victim)}, path, _use_new_zipfile_serialization=form == "torch")
+    with pytest.raises(ValueError, match=f"{name} is not a readable checkpoint"):
+        load(path)
+
+
+def test_the_pickle_would_run(tmp_path):
+    """What the tests above would miss if the bomb was a dud."""
+    torch.save({"weight": Bomb(tmp_path / "ran")}, tmp_path / "net.pth")
+    torch.load(tmp_path / "net.pth", weights_only=False)  # noqa: S614  our own bomb
+    assert (tmp_path / "ran").exists()
+
+
+# TorchScript archives are zips of a pickle, of tensors, and of code
+
+
+class Network(nn.Module):
+    """What archives hold: parameters, buffers, views, tensors that are no weights, plain things."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4).half()
+        self.twin = nn.Linear(3, 4)
+        self.body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.turned = nn.Parameter(torch.arange(6.0).reshape(2, 3).t())
+        self.part = nn.Parameter(torch.arange(8.0)[5:])
+        self.empty = nn.Parameter(torch.zeros(0, 2))
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("flags", torch.tensor([True, False]), persistent=False)
+        self.mask = torch.ones(2, 2)
+        self.names, self.scale, self.table = ["x", "y"], 2.5, {"a": 1}
+
+    def forward(self, x):
+        return self.twin(x) * self.scale + self.mask.sum() + len(self.names) + self.table["a"]
+
+
+class Writer(nn.Module):
+    """A module that writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.path, self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, torch.Tensor, bool]):
+        self.path = state[0]
+        self.weight = state[1]
+        self.training = state[2]
+        torch.save(torch.zeros(1), self.path)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Path of an archive."""
+    torch.manual_seed(0)
+    network = Network()
+    path = tmp_path_factory.mktemp("archive") / "net.pt"
+    torch.jit.save(torch.jit.script(network), path)
+    return path
+
+
+def same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert (found[key].dtype, found[key].stride()) == (tensor.dtype, tensor.stride())
+        assert torch.equal(found[key], tensor), key
+
+
+def test_an_archive_is_read_as_torch_reads_it(whole, monkeypatch):
+    expected = torch.jit.load(whole).state_dict()
+    assert {"layer.weight", "body.1.running_var", "turned", "empty", "count", "flags"} <= expected.keys()
+    assert "mask" not in expected
+    monkeypatch.setattr(torch.jit, "load", None)
+    same_tensors(checkpoints.read_archive(whole), expected)
+    same_tensors(checkpoints.load_clip_state(whole), expected)
+
+
+def test_the_miniature_clip_as_an_archive(tmp_path):
+    from test_checkpoints import archive
+
+    state = {key: value.clone() for key, value in clip_encoder.load("miniature_clip").state_dict().items()}
+    path = tmp_path / "miniature.pt"
+    torch.jit.save(archive(state), path)
+    same_tensors(checkpoints.load_clip_state(path), state)
+
+
+def test_a_traced_network_is_read_too(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3)), tmp_path / "traced.pt")
+    same_tensors(checkpoints.load_clip_state(tmp_path / "traced.pt"), dict(network.state_dict()))
+
+
+def test_an_archive_that_runs_code_when_it_is_loaded_is_refused(tmp_path):
+    written, path = tmp_path / "written", tmp_path / "net.pt"
+    torch.jit.save(torch.jit.script(Writer(str(written))), path)
+    assert not written.exists()
+    with pytest.raises(ValueError, match="net.pt is not a readable checkpoint .__torch__.*Writer wants to run code"):
+        checkpoints.load_clip_state(path)
+    assert not written.exists()
+    torch.jit.load(path)  # what we do not do, except to files whose SHA-256 is listed
+    assert written.exists()
+    written.unlink()
+    known = checkpoints.Checkpoint("ViT-B/16", "MIT", files.sha256(path), "https://example.org/ViT-B-16.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "clip_checkpoints", lambda: {"ViT-B/16": known})
+        assert set(checkpoints.load_clip_state(path)) == {"weight"}
+    # a note beside it, which may have come with the file, is not believed
+    listed = checkpoints.clip_checkpoints()["ViT-B/16"].sha256
+    note = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": listed}
+    files.write_json(path.with_name("net.pt.verified"), note)
+    assert checkpoints._remembered_sha256(path) == listed
+    written.unlink()
+    with pytest.raises(ValueError, match="wants to run code"):
+        checkpoints.load_clip_state(path)
+    assert not written.exists()
+
+
+def rebuilt(whole, path, **parts):
+    """Copy an archive with some parts changed: name -> bytes, None to leave it out, or how it is to be packed."""
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        (top,) = {name.split("/")[0] for name in old.namelist()}
+        for entry in old.infolist():
+            change = parts.pop(entry.filename.removeprefix(f"{top}/"), "same")
+            if change is not None:
+                packing = zipfile.ZIP_DEFLATED if change == "packed" else entry.compress_type
+                new.writestr(entry.filename, change if isinstance(change, bytes) else old.read(entry), packing)
+    assert not parts
+    return path
+
+
+def text(word):
+    return b"X" + struct.pack("<I", len(word)) + word
+
+
+MODULE = b"\x80\x02c__torch__\nNetwork\n)\x81q\x00}("  # a module, remembered as 0, and its attributes until "ub."
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0")
+TENSOR += text(b"cpu") + b"K\x06tQ"  # and then: offset, size, stride, ...
+HOSTILE = {
+    "a function of ours": b"\x80\x02cos\nmkdir\n" + text(b"VICTIM") + b"\x85R.",
+    "a class of ours": b"\x80\x02cpathlib\nPath\n" + text(b"VICTIM") + b"\x85\x81.",
+    "protocol 4": pickle.dumps(Bomb("VICTIM"), protocol=4),
+    "protocol 0": pickle.dumps(Bomb("VICTIM"), protocol=0),
+    "an instance": b"(cos\nmkdir\n" + text(b"VICTIM") + b"o.",
+    "a module in itself": MODULE + text(b"again") + b"h\x00ub.",
+    "a tensor beyond its storage": MODULE + text(b"turned") + TENSOR + b"K\x00(M\xff\xfft(K\x01t\x89Nt" + b"Rub.",
+    "a tensor before its storage": MODULE + text(b"turned") + TENSOR + b"J\xff\xff\xff\xff(K\x01t(K\x01t\x89NtRub.",
+    "a storage of another name": MODULE
+    + text(b"turned")
+    + TENSOR.replace(text(b"0"), text(b"../version"))
+    + b"K\x00)(t\x89NtRub.",
+    "an end that is missing": MODULE + text(b"turned"),
+    "nothing to take": b"\x80\x02R.",
+    "no module": b"\x80\x02K\x07.",
+    "nothing": b"",
+    "a module without weights": MODULE + b"ub.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_pickle_in_an_archive_is_refused(what, whole, tmp_path, victim):
+    pickled = HOSTILE[what].replace(text(b"VICTIM"), text(bytes(victim))).replace(b"VICTIM", bytes(victim))
+    path = rebuilt(whole, tmp_path / "net.pt", **{"data.pkl": pickled})
+    with pytest.raises(ValueError, match="net.pt is not a readable checkpoint"):
+        checkpoints.load_clip_state(path)
+
+
+def test_archives_that_would_fill_the_memory_are_refused(whole, tmp_path):
+    for change, said in (
+        ({"data/0": "packed"}, "its part data/0 is missing or packed"),
+        ({"data/0": None}, "its part data/0 is missing or packed"),
+        ({"data.pkl": "packed"}, "its part data.pkl is missing or packed"),
+    ):
+        path = rebuilt(whole, tmp_path / "net.pt", **change)
+        with pytest.raises(ValueError, match=said):
+            checkpoints.load_clip_state(path)
+    data = io.BytesIO(whole.read_bytes())
+    with zipfile.ZipFile(data, "a") as file:  # a hundred names for the same bytes
+        largest = max(file.filelist, key=lambda entry: entry.file_size)
+        copies = [zipfile.ZipInfo(f"net/data/{1000 + number}") for number in range(100)]
+        for copy in copies:
+            copy.header_offset, copy.file_size = largest.header_offset, largest.file_size
+            copy.compress_size, copy.CRC = largest.compress_size, largest.CRC
+        file.filelist += copies
+        file._didModify = True
+    (tmp_path / "overlapping.pt").write_bytes(data.getvalue())
+    with pytest.raises(ValueError, match="its parts are larger than the file"):
+        checkpoints.load_clip_state(tmp_path / "overlapping.pt")
+
+
+# Names from lists, and of images, classes and runs
+
+OUTSIDE = ("../out", "..", "a/../../out", "/etc/passwd", "\\\\host\\share", "a\\..\\out", ".hidden", "", "a\0b", "a\nb")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_id_or_run_names_a_file_elsewhere(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot name files"):
+        files.check_stem(name)
+    with pytest.raises(ValueError, match="cannot name files"):
+        runs.run_folder(name)
+
+
+@pytest.mark.parametrize(
+    "line", ["../out", "/etc/passwd", "JPEGImages/../../out.jpg SegmentationClass/out.png", "/a/b.jpg /a/b.png"]
+)
+def test_a_list_of_voc_stays_below_the_root(line, tiny_root):
+    lists = tiny_root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"00\n{line}\n")
+    (lists / "val.txt").write_text("01\n")
+    files.write_image(tiny_root.parent / "out.jpg", colour_squares(0).image)
+    with pytest.raises(ValueError, match="train.txt, line 2"):
+        datasets.load("voc", root=tiny_root, labelled=1)
+
+
+@pytest.mark.parametrize("line", ["train/../../out.png trainannot/../../out.png", "train/.. trainannot/.."])
+def test_a_list_of_camvid_stays_below_the_root(line, tmp_path):
+    for part in ("train", "val"):
+        files.write_image(tmp_path / part / "a.png", colour_squares(0).image)
+        files.write_label(tmp_path / f"{part}annot" / "a.png", colour_squares(0).truth)
+    (tmp_path / "train.txt").write_text(f"{line}\n")
+    with pytest.raises((ValueError, FileNotFoundError), match="train.txt, line 1|files of the labelled frames are not"):
+        datasets.load("camvid", root=tmp_path, labelled=1)
+
+
+def test_a_json_s_file_names_only_tell_which_photo_is_meant(tmp_path):
+    """COCO's file_name may hold folders, which are not followed: its stem is looked up among the photos."""
+    files.write_image(tmp_path / "photos" / "a.png", colour_squares(0).image)
+    content = {
+        "images": [
+            {"id": 1, "file_name": "../../../a.png", "height": 16, "width": 24},
+            {"id": 2, "file_name": "/etc/passwd", "height": 1, "width": 1},
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [],
+    }
+    files.write_json(tmp_path / "own.json", content)
+    data = datasets.load("folder", root=tmp_path / "photos", classes=["cat"], labels=tmp_path / "own.json", labelled=1)
+    assert [sample.id for sample in (*data.labelled, *data.unlabelled)] == ["a"]
+
+
+def test_a_stage_removes_nothing_outside_its_folder(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "masks").mkdir()
+    stage = {"name": "masks", "parameters": {}}
+    runs.stage(tmp_path / "masks", **stage).finish()
+    (tmp_path / "masks" / "outputs.txt").write_text(f"../mine.txt\n{mine}\n")
+    runs.stage(tmp_path / "masks", **stage | {"parameters": {"other": 1}})
+    assert mine.read_text() == "mine"
+
+
+# HTML
+
+
+def test_tables_escape_names():
+    """Notebooks show tables by pandas' own HTML; names of images and classes come from files."""
+    name = "<script>alert(1)</script>"
+    assert name not in pd.DataFrame({name: [name]}, index=[name])._repr_html_()
+
+
+def test_notebooks_write_no_html_of_their_own():
+    for path in NOTEBOOKS:
+        code = source_of(path)
+        assert not re.search(r"\bHTML\(|\.style\b|Markdown\(|_repr_html_|Javascript\(|SVG\(", code), path.name
+
+
+# What is told
+
+
+def test_security_md_tells_what_the_code_does():
+    told = (files.ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", told):
+        assert (files.ROOT / target).exists(), target
+    for name in re.findall(r"`(plg_utils/[\w/.]+|tests/[\w/.]+)`", told):
+        assert (files.ROOT / name).exists(), name
+    assert f"{checkpoints.LARGEST >> 30} GiB" in told
+    assert all(f"`{suffix}`" in told for suffix in checkpoints.HARMLESS)
