@@ -24,10 +24,10 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test torture bench lab publish lock
+.PHONY: help demo doctor test test-browser check torture bench lab publish lock
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)  ## run notebooks 00 to 05 on the storybook world, print the results
 	@$(BIN)/python notebooks/run.py demo
@@ -41,9 +41,18 @@ test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo ag
 	@$(BIN)/pytest --durations=15 tests $(PRINTS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
-torture: $(READY)  ## kill runs at random moments, feed every reader damaged files; results/reliability.json counts
+test-browser: .venv/.browser  ## open every notebook in JupyterLab and the results page in headless Chromium, keep screenshots
+	@PLG_BROWSER=1 $(BIN)/pytest --durations=15 tests/browser
+
+check: $(READY)  ## RUN=demo: compute the print of any committed run anew, and compare cell by cell
+	@test -n "$(RUN)" || { echo "Say which run: make check RUN=demo"; exit 2; }
+	@$(BIN)/python notebooks/check.py "$(RUN)"
+
+torture: $(READY)  ## kill runs, damage files, change threads; results/reliability.json counts (half an hour)
+	@$(BIN)/python tests/torture/malformed.py --write results/reliability.json
 	@$(BIN)/python tests/torture/fuzz.py --write results/reliability.json
 	@$(BIN)/python tests/torture/kills.py --write results/reliability.json
+	@$(BIN)/python tests/torture/determinism.py --write results/reliability.json
 
 bench: $(READY)  ## time ours beside the originals, in turn and in one process; results/bench keeps the numbers
 	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
@@ -55,9 +64,11 @@ publish: $(READY)  ## RUN=demo: copy a finished run from results/local to result
 	@test -n "$(RUN)" || { echo "Say which run: make publish RUN=demo"; exit 2; }
 	@$(BIN)/python notebooks/run.py "$(RUN)" --publish
 
-lock: $(READY)  ## write requirements.lock anew; versions that still fit pyproject.toml stay
+lock: $(READY)  ## write the lock files anew; versions that still fit pyproject.toml stay
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group browser \
+		--no-header --no-annotate --no-emit-index-url --constraint requirements.lock --output-file requirements-browser.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -68,4 +79,9 @@ $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv<1"
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Beside the rest, which `make demo` and `make test` do not need. Chromium itself is the system's: the tests say how to get it.
+.venv/.browser: requirements-browser.lock $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-browser.lock
 	@touch $@

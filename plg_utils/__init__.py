@@ -27,11 +27,20 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     metrics       one confusion matrix, and the scores that follow from it
     diagnosis     kinds of error, borders, calibration: why a label map is wrong
     comparisons   intervals, means and paired differences: whether a difference means something
+    tables        what runs measured, put together, as CSV and LaTeX
+    export        label maps for other people's tools, and corrected ones back
+    prompt_lab    other words, templates and thresholds on cached embeddings, seen at once
     costs         what a whole run costs on this machine, from a few images and steps
     doctor        whether a run will work on this machine, and what to do if not
     figures       what a notebook shows
+    page          a run as one page for the browser
 
 Importing the package imports none of them.
 """
+
+import warnings
+
+# clip imports pkg_resources, which says that it is going to be removed: in a notebook that looks like an error.
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
 
 __version__ = "0.1.0"

@@ -6,16 +6,18 @@ have the colours of their class file, the same in every notebook.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from plg_utils import files
-from plg_utils.comparisons import Interval
+from plg_utils import files, metrics
+from plg_utils.comparisons import Interval, summarise
 from plg_utils.diagnosis import OUTCOMES, Reliability
 from plg_utils.records import IGNORE, Classes
 
@@ -23,6 +25,11 @@ INK, FAINT = "#20242c", "#8a93a3"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
 ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of diagnosis.OUTCOMES; the colour-blind tell them apart
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
+SINGLE, DOUBLE = 3.3, 6.9  # inches: one column of a two-column page, and both
+# Of the lines and bars of a paper's figures: Tol's dark blue and Okabe and Ito's vermilion, sky blue, black and yellow.
+# No two are alike to the colour-blind, nor in grey: 29, 54, 70, 0 and 89 of CIE's lightness. A test measures it.
+SERIES = ("#004488", "#d55e00", "#56b4e9", "#000000", "#f0e442")
+MARKERS, DASHES, HATCHES = "os^Dv", ("-", (0, (4, 1.4))), ("", "////", "....", "xxxx", "\\\\\\\\")
 UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 plt.rcParams.update(
@@ -38,6 +45,31 @@ plt.rcParams.update(
         "ytick.color": INK,
     }
 )
+
+PAPER = {  # of each figure of a paper, over the above
+    "font.family": ["STIXGeneral", "DejaVu Sans"],  # like a paper's Times, and what it lacks; both come with matplotlib
+    "text.parse_math": False,  # a class may be called $x$
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "hatch.linewidth": 0.5,
+    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.w_pad": 0.02,
+    "pdf.fonttype": 42,  # TrueType, so that text stays text; many publishers refuse matplotlib's usual Type 3
+    "svg.fonttype": "path",  # an SVG holds no font: as text it would look different where STIX is missing
+    "svg.hashsalt": "plg_utils",  # names inside the file are otherwise drawn by chance
+}
 
 
 def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
@@ -200,14 +232,15 @@ def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
     for axis, term in zip(axes[0], terms, strict=True):
         points = [(row["step"], row[term]) for row in table if term in row]
-        axis.plot(*zip(*points, strict=True), color=STAGES["enhanced"], linewidth=1.4)
+        one = "o" if len(points) == 1 else None  # no line goes through a single point
+        axis.plot(*zip(*points, strict=True), color=STAGES["enhanced"], linewidth=1.4, marker=one)
         axis.set_title(term.replace("_", " "))
         axis.set_xlabel("step")
     figure.tight_layout()
     return _closed(figure)
 
 
-def histories(series: dict[str, Sequence[tuple[int, float]]], name: str) -> Figure:
+def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figure:
     """One term of the loss of several trainings in one plot.
 
     series: training -> (step, value) pairs
@@ -215,8 +248,14 @@ def histories(series: dict[str, Sequence[tuple[int, float]]], name: str) -> Figu
     figure, axis = plt.subplots(figsize=(5.2, 2.4))
     shades = plt.get_cmap("cividis")(np.linspace(0.05, 0.9, len(series)))
     for shade, (training, points) in zip(shades, series.items(), strict=True):
-        axis.plot(*zip(*points, strict=True), label=training.replace("_", " "), color=shade, linewidth=1.5)
-    axis.set(xlabel="step", ylabel=name)
+        axis.plot(
+            *zip(*points, strict=True),
+            label=training.replace("_", " "),
+            color=shade,
+            linewidth=1.5,
+            marker="o" if len(points) == 1 else None,
+        )
+    axis.set(xlabel="step", ylabel=term)
     axis.legend(frameon=False)
     figure.tight_layout()
     return _closed(figure)
@@ -380,12 +419,12 @@ def accuracy_coverage(series: dict[str, Reliability]) -> Figure:
 
     series: label source or network -> `diagnosis.reliability`
     """
-    figure, axis = plt.subplots(figsize=(4.6, 2.8))
+    figure, axis = plt.subplots(figsize=(6.6, 2.8))
     for shade, marker, (name, found) in zip(_shades(len(series)), _markers(len(series)), series.items(), strict=True):
         axis.plot(100 * found.coverage, 100 * found.kept_accuracy, color=shade, linewidth=1.5)
         axis.plot(100 * found.coverage[-1:], 100 * found.kept_accuracy[-1:], marker, color=shade, label=name)
     axis.set(xlabel="% of the pixels kept, the surest first", ylabel="% of them right", xlim=(0, 102))
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, which go everywhere
     figure.tight_layout()
     return _closed(figure)
 
@@ -396,6 +435,231 @@ def _shades(count: int) -> np.ndarray:
 
 def _markers(count: int) -> list[str]:
     return [("o", "s", "^", "D", "v", "P")[k % 6] for k in range(count)]
+
+
+# For a paper: the same size and type everywhere, no title (that is the caption's), to be saved by `save_vector`
+
+
+@plt.rc_context(PAPER)
+def paper_gallery(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: Classes, width: float = DOUBLE
+) -> Figure:
+    """Rows of images and label maps under common titles, `width` inches wide altogether.
+
+    In grey, classes look alike: so each has its number of the legend written where it is thickest, the background not.
+
+    rows: each a sequence of images (H, W, 3) uint8 or label maps (H, W) uint8 of one size, as many as titles
+    """
+    gap, head, line = 0.04, 0.17, 0.15  # inches between pictures, of the titles, of a line of the legend
+    side = (width - gap * (len(titles) - 1)) / len(titles)
+    talls = [side * row[0].shape[0] / row[0].shape[1] for row in rows]
+    shown = sorted({int(k) for row in rows for cell in row if cell.ndim == 2 for k in np.unique(cell)})
+    names = ["no label" if k == IGNORE else f"{k} {classes.names[k]}" for k in shown]
+    columns = _columns(names, width, handle=0.33) if names else 1
+    height = head + sum(talls) + gap * len(rows) + line * math.ceil(len(names) / columns)
+    figure, top = plt.figure(figsize=(width, height)), height - head
+    for row, tall in zip(rows, talls, strict=True):
+        for k, (title, cell) in enumerate(zip(titles, row, strict=True)):
+            place = (k * (side + gap) / width, (top - tall) / height, side / width, tall / height)
+            axis = figure.add_axes(place, title=title if row is rows[0] else "")
+            axis.title.set_position((0.5, 1))
+            axis.imshow(colour(cell, classes) if cell.ndim == 2 else cell, interpolation="nearest", aspect="auto")
+            axis.set_axis_off()
+            for number in np.setdiff1d(cell, [classes.background, IGNORE]) if cell.ndim == 2 else []:
+                _number(axis, cell == number, int(number))
+        top -= tall + gap
+    colours = [VOID if k == IGNORE else classes.colours[k] for k in shown]
+    patches = [
+        Patch(facecolor=np.array(each) / 255, edgecolor=INK, linewidth=0.4, label=name)
+        for each, name in zip(colours, names, strict=True)
+    ]
+    _legend_of(figure, patches, names, columns, loc="lower left", borderaxespad=0, borderpad=0, handlelength=1.4)
+    return _laid_out(figure)
+
+
+def _number(axis: plt.Axes, region: np.ndarray, number: int) -> None:
+    """Write a number where a region (H, W) bool is thickest, if there is room for it."""
+    stride = max(1, max(region.shape) // 64)  # coarse, since only a place for a digit is looked for
+    inner = np.pad(region[::stride, ::stride], 1)
+    peeled = 0
+    while inner.any():
+        last, peeled = inner, peeled + 1
+        inner = inner.copy()
+        inner[1:-1, 1:-1] &= last[:-2, 1:-1] & last[2:, 1:-1] & last[1:-1, :-2] & last[1:-1, 2:]
+    if peeled < 3:  # of 64 or so: thinner than the digit
+        return
+    rows, columns = np.nonzero(last)
+    middle = np.argmin(np.hypot(rows - rows.mean(), columns - columns.mean()))
+    halo = [patheffects.withStroke(linewidth=1.2, foreground="white")]
+    x, y = (columns[middle] - 1) * stride, (rows[middle] - 1) * stride
+    axis.text(x, y, str(number), ha="center", va="center", fontsize=6, color="black", path_effects=halo)
+
+
+@plt.rc_context(PAPER)
+def paper_ladder(series: dict[str, Sequence[float]], stages: Sequence[str], width: float = SINGLE) -> Figure:
+    """Mean IoU as bars from top to bottom, with its standard deviation over the seeds where there are several.
+
+    series: what was measured -> mean IoU of each seed; stages: of each, a key of STAGES
+    """
+    figure, axis = plt.subplots(figsize=(width, 0.17 * len(series) + 0.42), layout="constrained")
+    for y, (values, stage) in enumerate(zip(series.values(), stages, strict=True)):
+        found = summarise(100 * np.asarray(values, float))
+        axis.barh(y, found.mean, color=STAGES[stage], height=0.76)
+        told, end = f"{found.mean:.1f}", found.mean
+        if len(found.values) > 1:
+            told, end = f"{told} ± {found.std:.1f}", found.mean + found.std
+            around = [patheffects.withStroke(linewidth=2, foreground="white"), patheffects.Normal()]  # the bar is dark
+            axis.plot([2 * found.mean - end, end], [y, y], "|-", color=INK, linewidth=0.8, path_effects=around)
+        axis.annotate(told, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
+    axis.set_yticks(range(len(series)), list(series))
+    axis.set(ylim=(len(series) - 0.45, -0.55), xlim=(0, 118), xticks=range(0, 101, 20), xlabel="mean IoU (%)")
+    axis.spines["bottom"].set_bounds(0, 100)
+    return _laid_out(figure)
+
+
+@plt.rc_context(PAPER)
+def paper_curves(
+    series: dict[str, dict[int | str, Sequence[float]]], xlabel: str = "labelled images", width: float = SINGLE
+) -> Figure:
+    """Mean IoU over the labelled images: the mean as a line, a band of one standard deviation over the seeds.
+
+    With one amount of labelled images there is no line: the points stand side by side. Of one seed there is no band.
+
+    series: method -> labelled images, as a number or a part such as "1/8" -> mean IoU of each seed
+    """
+    amounts = sorted({labelled for found in series.values() for labelled in found}, key=Fraction)
+    places = [float(Fraction(labelled)) for labelled in amounts]
+    if not places or places[0] <= 0 or len({type(labelled) for labelled in amounts}) > 1:
+        raise ValueError(f"labelled images are {amounts}: right are numbers above 0, or else parts such as '1/8'")
+    columns = _columns(series, width)
+    height = min(0.56 * width, 2.6) + 0.15 * math.ceil(len(series) / columns) + 0.1
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    single = len(amounts) == 1
+    for k, (style, (name, found)) in enumerate(zip(_styles(len(series)), series.items(), strict=True)):
+        x = np.array(sorted(float(Fraction(labelled)) for labelled in found))
+        told = [summarise(100 * np.asarray(found[key], float)) for key in amounts if key in found]
+        mean, spread = np.array([(each.mean, each.std) for each in told]).T  # nan of a single seed: nothing is drawn
+        x = x + k - (len(series) - 1) / 2 if single else x
+        axis.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.2, linewidth=0)
+        axis.errorbar(x, mean, spread, color=style["color"], fmt="none", elinewidth=0.8, capsize=2)
+        line = {"linestyle": "none" if single else style["dashes"], "markeredgecolor": INK, "markeredgewidth": 0.5}
+        (drawn,) = axis.plot(x, mean, label=name, color=style["color"], marker=style["marker"], **line)
+        drawn.set_path_effects([patheffects.withStroke(linewidth=1.9, foreground=INK), patheffects.Normal()])
+    if single:
+        axis.set_xlim(places[0] - len(series), places[0] + len(series))
+    else:
+        axis.set_xscale("log")  # labelled images usually double from one split to the next
+    axis.set_xticks(places, [str(labelled) for labelled in amounts])
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel=xlabel, ylabel="mean IoU (%)")
+    axis.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.6)
+    _legend_above(figure, axis, columns, handlelength=2.6)
+    return _laid_out(figure)
+
+
+@plt.rc_context(PAPER)
+def paper_class_bars(
+    series: dict[str, Sequence[Sequence[float]]], names: Sequence[str], width: float = DOUBLE
+) -> Figure:
+    """IoU of each class as bars side by side, with the standard deviation over the seeds where there are several.
+
+    series: name -> (S, K) IoU of each seed and class, nan where there is none; names: of the K classes
+    """
+    columns = _columns(series, width)
+    figure, axis = plt.subplots(figsize=(width, 1.8 + 0.15 * math.ceil(len(series) / columns)), layout="constrained")
+    thick = 0.84 / max(len(series), 1)
+    for k, (style, (name, values)) in enumerate(zip(_styles(len(series)), series.items(), strict=True)):
+        values = 100 * np.asarray(values, float).reshape(-1, len(names))
+        x = np.arange(len(names)) + (k - (len(series) - 1) / 2) * thick
+        known = ~np.isnan(values).any(axis=0)
+        bars = {"facecolor": style["color"], "edgecolor": INK, "linewidth": 0.5, "hatch": style["hatch"]}
+        axis.bar(x[known], values[:, known].mean(axis=0), thick, label=name, **bars)
+        if len(values) > 1:
+            told = {"ecolor": FAINT if style["color"] == "#000000" else INK, "elinewidth": 0.7, "capsize": 1.2}
+            axis.errorbar(
+                x[known], values[:, known].mean(axis=0), values[:, known].std(axis=0, ddof=1), fmt="none", **told
+            )
+    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+    axis.tick_params(axis="x", length=0)
+    axis.set(ylabel="IoU (%)", ylim=(0, 100), xlim=(-0.6, len(names) - 0.4))
+    _legend_above(figure, axis, columns, handlelength=1.6, handleheight=1.0)
+    return _laid_out(figure)
+
+
+@plt.rc_context(PAPER)
+def paper_confusion(matrix: np.ndarray, names: Sequence[str], width: float = SINGLE) -> Figure:
+    """Confusion matrix: what the pixels of each true class were given, in percent of the row.
+
+    Where the cells are large enough, numbers stand in them, else there is a scale. Without a pixel that has no label,
+    that column is left out; the row of a class without a pixel stays white.
+
+    matrix: (K, K+1) counts of `metrics.confusion`, summed over the data set
+    """
+    matrix = np.asarray(matrix)
+    given = [*names, "no label"]
+    if not matrix[:, -1].any():
+        matrix, given = matrix[:, :-1], given[:-1]
+    percent = 100 * metrics.shares(matrix, matrix.sum(axis=1, keepdims=True) * np.ones_like(matrix))  # (K, K or K+1)
+    side = (width - 0.75) / len(given)  # inches of a cell
+    figure, axis = plt.subplots(figsize=(width, side * len(names) + 0.75), layout="constrained")
+    picture = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="none")
+    if side >= 0.18:
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.5:
+                colour = "white" if value > 55 else INK
+                axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    else:
+        figure.colorbar(picture, label="% of the class", pad=0.01).outline.set_linewidth(0.6)
+    turned = {"rotation": 45, "rotation_mode": "anchor"} if side >= 0.16 else {"rotation": 90}
+    axis.set_xticks(range(len(given)), given, ha="right" if side >= 0.16 else "center", **turned)
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(length=0, labelsize=min(7, 60 * side))  # 72 points are an inch; names must not overlap
+    axis.spines[["top", "right"]].set_visible(True)
+    axis.set(xlabel="label", ylabel="truth")
+    return _laid_out(figure)
+
+
+def _columns(names: Iterable[str], width: float, handle: float = 0.5) -> int:
+    """How many names stand side by side in a legend of `width` inches, each with a handle of so many."""
+    return max(1, int(width / (handle + 0.052 * max(map(len, names)))))  # inches of a letter of 7 points
+
+
+def _legend_above(figure: Figure, axis: plt.Axes, columns: int, **style) -> None:
+    """A legend of what is in the axis, above it."""
+    _legend_of(figure, *axis.get_legend_handles_labels(), columns, loc="outside upper left", **style)
+
+
+def _legend_of(figure: Figure, handles: Sequence, names: Sequence[str], columns: int, **style) -> None:
+    """A legend to be read line by line; matplotlib's own goes down the columns."""
+    columns = min(columns, len(names)) or 1
+    order = [k for column in range(columns) for k in range(len(names))[column::columns]]
+    told = [handles[k] for k in order], [names[k] for k in order]
+    figure.legend(*told, frameon=False, ncol=columns, columnspacing=1.2, **style)
+
+
+def _styles(count: int) -> list[dict]:
+    """Colour, marker, dashes and hatch of each of `count` series: neighbours share the dashes at most."""
+    most = len(SERIES) * len(DASHES)
+    if count > most:
+        raise ValueError(f"{count} lines or bars in one figure cannot be told apart: choose {most} or fewer of them")
+    both = [(second, k) for second in range(len(DASHES)) for k in range(len(SERIES))][:count]
+    return [
+        {"color": SERIES[k], "marker": MARKERS[k], "dashes": DASHES[second], "hatch": HATCHES[(k + 2 * second) % 5]}
+        for second, k in both
+    ]
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """Close a figure, drawn once: what matplotlib makes only then would get the fonts of the time when it is shown."""
+    figure.draw_without_rendering()
+    return _closed(figure)
+
+
+@plt.rc_context(PAPER)
+def save_vector(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as PDF and as SVG, of the size that it was given: two files called `path` and a suffix."""
+    # 300 dots an inch for the photos in it: what printers ask for. Lines and letters have no dots.
+    return [save(figure, Path(path).with_name(f"{Path(path).name}{suffix}"), dpi=300) for suffix in (".pdf", ".svg")]
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 100) -> Path:

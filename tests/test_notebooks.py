@@ -87,6 +87,16 @@ def test_a_parameter_has_the_same_default_everywhere():
     assert {name: found for name, found in values.items() if len(found) > 1} == {}
 
 
+def test_the_notebooks_are_a_chain_and_the_first_lists_them_all():
+    titles = {path.name: run.source(cells(path)[0]).splitlines()[0].removeprefix("# ") for path in NUMBERED}
+    links = [f"[{title}]({name})" for name, title in titles.items()]
+    assert [link for link in links[1:] if link not in run.source(cells(NUMBERED[0])[0])] == []
+    for path, before, after in zip(NUMBERED, [None, *links], [*links[1:], None], strict=False):
+        closing = run.source(cells(path)[-1]).splitlines()[-1]
+        assert before is None or f"**Before:** {before}" in closing, f"{path.name} ends with {closing!r}"
+        assert after is None or f"**Next:** {after}" in closing, f"{path.name} ends with {closing!r}"
+
+
 @every
 def test_no_class_and_at_most_three_code_cells_in_a_row(path):
     assert not any(isinstance(node, ast.ClassDef) for cell in cells(path, "code") for node in ast.walk(python(cell)))

@@ -1,13 +1,18 @@
 """The notebooks, cell by cell in one process, on a few scenes with untrained miniatures."""
 
+import importlib
 import json
+import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
-from plg_utils import files
+from plg_utils import files, losses
 from plg_utils.datasets import storybook
 
 TINY = {
@@ -100,6 +105,29 @@ def test_what_the_options_reach(world, tmp_path, monkeypatch):
     assert told == [(*method, split) for method in methods for split in ("val", "test")]
     with pytest.raises(ValueError, match="evaluated holds tset; there are val, test"):
         execute("04", parameters | {"evaluated": ["tset"]})
+
+
+def test_the_method_that_the_readme_adds(world, tmp_path, monkeypatch):
+    """The README's lines, saved where it says, are trained by notebook 04 and scored by 05; the contract holds too."""
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    path, code = re.search(r"<!-- add a method: (\S+) -->\n```python\n(.*?)```", readme, re.DOTALL).groups()
+    assert Path(path).parent == Path("plg_utils/losses") and f"Saved as `{path}`" in readme
+    assert len(code.splitlines()) < 30 and not (files.ROOT / path).exists()
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / Path(path).name).write_text(code, encoding="utf-8")
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path / "losses")])
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    name = Path(path).stem
+    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["supervised", name]}
+    history = execute("04", parameters)["histories"][name]
+    assert set(history[-1]) == {"step", "lr", "total", "labelled", name}
+    assert history[-1]["total"] == pytest.approx(history[-1]["labelled"] + 0.1 * history[-1][name], rel=1e-5)
+    found = execute("05", parameters)
+    assert [(row["method"], row["name"]) for row in found["rows"]] == [("supervised", "supervised only"), (name, name)]
+
+    uniform = importlib.import_module(f"plg_utils.losses.{name}").entropy
+    ignore = torch.tensor([[[False, True]]])
+    assert uniform(torch.zeros(1, 4, 1, 2), ignore).item() == pytest.approx(math.log(4))
 
 
 def test_three_labellers_label_the_same_images(world, tmp_path, monkeypatch):

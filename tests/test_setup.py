@@ -14,8 +14,9 @@ from plg_utils import files
 
 PROJECT = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (files.ROOT / "requirements.lock").read_text(encoding="utf-8")
+BROWSER_LOCK = (files.ROOT / "requirements-browser.lock").read_text(encoding="utf-8")  # make test-browser
 MAKEFILE = (files.ROOT / "Makefile").read_text(encoding="utf-8")
-TARGETS = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, flags=re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, flags=re.MULTILINE))
 README = files.ROOT / "README.md"
 
 
@@ -38,14 +39,23 @@ def normal(requirement):
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
-def test_each_locked_package_has_hashes():
-    entries = re.split(r"^(?=\S)", LOCK, flags=re.MULTILINE)[1:]
-    assert len(entries) > 50
+@pytest.mark.parametrize(("lock", "least"), [(LOCK, 50), (BROWSER_LOCK, 2)])
+def test_each_locked_package_has_hashes(lock, least):
+    entries = re.split(r"^(?=\S)", lock, flags=re.MULTILINE)[1:]
+    assert len(entries) >= least
     assert [entry.split()[0] for entry in entries if "--hash=sha256:" not in entry] == []
 
 
-def test_the_lock_names_no_address():
-    assert re.findall(r"\S*://\S*|--\S*index\S*|--find-links|--trusted-host|^#.*", LOCK, flags=re.MULTILINE) == []
+@pytest.mark.parametrize("lock", [LOCK, BROWSER_LOCK])
+def test_a_lock_names_no_address(lock):
+    assert re.findall(r"\S*://\S*|--\S*index\S*|--find-links|--trusted-host|^#.*", lock, flags=re.MULTILINE) == []
+
+
+def test_the_browser_is_driven_by_locked_packages():
+    wanted = {normal(requirement) for requirement in PROJECT["dependency-groups"]["browser"]}
+    assert wanted - pinned(BROWSER_LOCK).keys() == set()
+    both = pinned(LOCK).keys() & pinned(BROWSER_LOCK).keys()
+    assert {name for name in both if pinned(LOCK)[name] != pinned(BROWSER_LOCK)[name]} == set()
 
 
 def test_direct_dependencies_are_locked():
@@ -82,7 +92,7 @@ def test_commands_of_the_readme_exist():
         pytest.skip("no README yet")
     text = README.read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`", text, flags=re.MULTILINE | re.DOTALL))
-    commands = set(re.findall(r"\bmake ([a-z]+)", code))
+    commands = set(re.findall(r"\bmake ([a-z-]+)", code))
     assert {"demo", "test"} <= commands
     assert commands <= TARGETS
 
