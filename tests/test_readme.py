@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from plg_utils import comparisons, files
+from plg_utils import comparisons, files, tables
 
 STAGES = ("zero_shot", "segmenter")
 README = (files.ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,22 +52,57 @@ def grid_of(run):
     return files.read_json(files.ROOT / "results" / run / "grid.json")["rows"]
 
 
+def labels_in(grid):
+    """Rows of the labels that a grid's settings gave, in its order."""
+    return [row for row in grid_of(grid) if row["stage"] == "zero_shot" and not row["options"]]
+
+
 def test_each_number_of_the_ablations_was_measured():
-    table = README.split("<!-- ablations -->")[1].split("<!-- /ablations -->")[0]
-    told = [line.split(" | ")[-1].removesuffix(" |").split(" / ") for line in table.strip().splitlines()[2:]]
-    rules = ("cosine", "softmax")
-    measured = [grid_of("ablation_features")]
-    measured += [[row for row in grid_of("ablation_painting") if row["rule"] == rule] for rule in rules]
-    assert told[:3] == [[f"{100 * row['miou']:.1f}" for row in rows] for rows in measured]
+    told = [line[-1].split(" / ") for line in cells("ablations", skip=0)]
+    painted = [[row for row in grid_of("ablation_painting") if row["rule"] == rule] for rule in ("cosine", "softmax")]
+    measured = [*map(labels_in, ("ablation_features", "ablation_pooling", "ablation_words")), *painted]
+    assert told[:5] == [[f"{100 * row['miou']:.1f}" for row in rows] for rows in measured]
     drawn = {}
     for row in grid_of("ablation_threshold"):
         drawn.setdefault(row["threshold"], []).append(row["miou"])
-    spread = [comparisons.summarise(drawn[threshold]) for threshold in (None, 0.2)]
-    assert told[3:] == [[f"{100 * found.mean:.1f} ± {100 * found.std:.1f}" for found in spread]]
-    depths = [row["encoder_options"].get("depth") for row in measured[0]]
-    assert depths == [None, 2, 3, 5]
+    assert told[5:] == [[percent(drawn[threshold]) for threshold in (None, 0.2)]]
+    assert [row["encoder_options"].get("depth") for row in measured[0]] == [None, 2, 3, 5]
+    assert [row["embedding_options"] for row in measured[1]] == [{}, {"normalise_patches": True}]
+    words = ["six_templates", "bare", "no_background_words"]
+    assert [row["dataset_options"].get("classes", "") for row in measured[2]] == [
+        "",
+        *(f"results/ablation_words/{name}.yaml" for name in words),
+    ]
     overlaps = ["score", "small_on_top", "predicted_iou", "vote"]
-    assert [[row["overlap"] for row in rows] for rows in measured[1:]] == [overlaps, overlaps]
+    assert [[row["overlap"] for row in rows] for rows in painted] == [overlaps, overlaps]
+    (row,) = [
+        row
+        for row in files.read_json(files.ROOT / "results/demo/summary.json")["rows"]
+        if row["method"] == "segment_match" and not row["options"]
+    ]
+    assert f"{100 * row['miou']:.1f} or {100 * row['miou_uncovered_missed']:.1f}" in README
+    assert round(1 / (1 - row["coverage"])) in (25, 26, 27) and "(one in twenty-six)" in README
+
+
+def test_each_number_of_the_training_s_ablations_was_measured():
+    def judged(grid, stage, **axes):
+        rows = [
+            row
+            for row in grid_of(grid)
+            if row["stage"] == stage and row["options"] in ({}, {"refine_target": "fusion"})
+        ]
+        own = [row for row in rows if all(row[name] == value for name, value in axes.items())]
+        assert {row["seed"] for row in own} == {0, 1, 2} and len(own) == 3
+        return percent([row["miou"] for row in own])
+
+    choices = [{}, {"threshold": 0.95}, {"threshold": [0.95, 0.6]}, {"refine_target": "zero_shot"}]
+    targets = [judged("ablation_targets", "enhanced", loss_options=options) for options in choices]
+    smoothed = [judged("ablation_smoothing", "segmenter", smoothing=value) for value in (0.1, 0.0, 0.2)]
+    losses = [{"labelled_smoothing": 0.1}, {"weak_weight": 0.5}, {"gate": True, "threshold": 0.8}]
+    lines = [[smoothed[0], judged("ablation_losses", "segmenter", loss_options=options)] for options in losses]
+    average = [smoothed[0], judged("ablation_average", "segmenter", training_options={"ema": 0.99})]
+    told = [line[-1].split(" / ") for line in cells("training", skip=0)]
+    assert told == [targets, smoothed, *lines, average]
 
 
 def test_each_number_of_the_labellers_was_measured():
@@ -101,29 +136,56 @@ def percent(values):
     return f"{100 * found.mean:.1f} ± {100 * found.std:.1f}"
 
 
+def together(*grids):
+    """What grids of one experiment measured with twelve labelled scenes, in the README's order."""
+    rows = [row for row in tables.rows_of(grids) if row["labelled"] == 12]
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    found = {what: {row["seed"]: row["miou"] for row in own} for what, own in tables.grouped(rows).items()}
+    assert all(len(of) == 3 for of in found.values())
+    order = ("zero_shot", "enhanced", "segmenter")
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0].stage), sum(item[1].values()))))
+
+
+def told_of(found, images):
+    """Lines of a table of the README."""
+    return [
+        [what.name, f"{images[what.split]} {what.split} images", percent([*of.values()])] for what, of in found.items()
+    ]
+
+
 def test_each_number_of_the_longer_training_was_measured():
-    found = {}
-    for row in grid_of("storybook_table"):
-        if row["labelled"] == 12:
-            found.setdefault((row["name"], f"{row['images']} {row['split']} images"), {})[row["seed"]] = row["miou"]
-    assert all(scores.keys() == {0, 1, 2} for scores in found.values())
-    assert cells("storybook", skip=0) == [[*what, percent(list(of.values()))] for what, of in found.items()]
-    mean = {name: sum(of.values()) / 3 for (name, _), of in found.items()}
-    error = 1 - mean["zero-shot labels"]
+    found = together("storybook_table", "storybook_more")
+    assert cells("storybook", skip=0) == told_of(found, {"unlabelled": 300, "val": 200})
+    of = {what.name: seeds for what, seeds in found.items()}
+    mean = {name: 100 * sum(seeds.values()) / 3 for name, seeds in of.items()}
+
+    def above(name, other):  # points in each seed
+        return [100 * (of[name][seed] - of[other][seed]) for seed in range(3)]
+
+    error = 100 - mean["zero-shot labels"]
     for name, told in (("enhanced labels", "takes away 29 %"), ("enhanced, SAM's borders", "and 35 %")):
-        removed = (mean[name] - mean["zero-shot labels"]) / error
-        assert f"{100 * removed:.0f} %" in told and told in README
-    network = {name: of for (name, images), of in found.items() if "val" in images}
-    paper, plain = network["paper A: enhanced labels"], network["UniMatch, no zero-shot labels"]
-    assert all(paper[seed] > plain[seed] for seed in paper) and "above it in each seed" in README
-    means = {name: 100 * sum(of.values()) / 3 for name, of in network.items()}
-    assert round(means["paper A: enhanced labels"] - means["UniMatch, no zero-shot labels"]) == 11  # "eleven points"
-    assert 20 <= means["UniMatch, no zero-shot labels"] - means["supervised only"] < 21  # "twenty points"
-    assert (
-        round(means["raw zero-shot labels, twice the steps"] - means["paper A: enhanced labels"]) == 3
-    )  # "three points better"
-    sharp, raw = network["paper A with SAM's borders"], network["raw zero-shot labels as targets"]
-    assert all(sharp[seed] > raw[seed] for seed in raw) and "a point better, in each seed" in README
+        assert f"{100 * (mean[name] - mean['zero-shot labels']) / error:.0f} %" in told and told in README
+    paper, plain, unimatch = "paper A: enhanced labels", "supervised only", "UniMatch, no zero-shot labels"
+    assert min(above(paper, unimatch)) > 0 and round(mean[paper] - mean[unimatch]) == 11  # "eleven points", each seed
+    assert 20 <= mean[unimatch] - mean[plain] < 21  # "twenty points"
+    assert min(above("FixMatch, no zero-shot labels", plain)) < 0 < max(above("FixMatch, no zero-shot labels", plain))
+    double = "raw zero-shot labels, twice the steps"
+    assert round(mean[double] - mean[paper]) == 3  # "three points better"
+    for alone in ("paper A with SAM's borders", "paper A, from refined network"):
+        assert mean[alone] < mean[double]  # "Each alone is not enough"
+    both = "paper A, SAM's borders, from refined network"
+    assert min(above(both, double)) > 0 and round(mean[both] - mean[double]) == 1  # "by a point and in each seed"
+
+
+def test_each_number_of_the_longest_training_was_measured():
+    found = together("storybook_converged")
+    assert cells("converged", skip=0) == told_of(found, {"unlabelled": 300, "val": 200})
+    of = {what.name: seeds for what, seeds in found.items()}
+    mean = {name: 100 * sum(seeds.values()) / 3 for name, seeds in of.items()}
+    raw = mean["raw zero-shot labels, twice the steps"]
+    assert abs(mean["the refined network itself"] - raw) < 0.5 and abs(mean["paper A with SAM's borders"] - raw) < 0.5
+    sharp, plain = of["enhanced, SAM's borders"], of["enhanced labels"]
+    assert sum(sharp[seed] < plain[seed] for seed in plain) == 2  # "in two of three seeds"
 
 
 def test_each_number_of_the_networks_was_measured():
