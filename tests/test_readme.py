@@ -188,6 +188,15 @@ def test_each_number_of_the_longest_training_was_measured():
     assert sum(sharp[seed] < plain[seed] for seed in plain) == 2  # "in two of three seeds"
 
 
+def test_each_number_of_the_review_was_measured():
+    of = files.read_json(files.ROOT / "results" / "review" / "review.json")["mean_iou_after"]
+    orders = ("least trusted first", "by chance", "the really worst first")
+    assert cells("review", skip=0) == [
+        [str(count), *(f"{100 * of[name][count]:.1f}" for name in orders)] for count in (0, 6, 20)
+    ]
+    assert {len(values) - 1 for values in of.values()} == {100}
+
+
 def test_each_number_of_the_networks_was_measured():
     rows = [row for row in grid_of("labeller_networks") if not row.get("added")]
     assert {row["seed"] for row in rows} == {0, 1, 2}
@@ -299,6 +308,10 @@ def test_each_number_of_the_reliability_was_counted():
     assert sum(fuzz[end] for end in ("read", "refused", "failed", "crashed", "hung")) == fuzz["files"]
     told = f"{fuzz['files']:,} damaged files of {len(fuzz['by_kind'])} kinds, {fuzz['failed']} failed, "
     assert told + f"{fuzz['crashed']} crashed, {fuzz['hung']} hung" in text
+    malformed = dict(files.read_json(files.ROOT / "results" / "reliability.json")["malformed"])
+    cases = malformed.pop("cases")
+    assert sum(malformed.values()) == cases >= 80
+    assert f"{cases} malformed inputs of {len(malformed)} kinds, all refused so" in text
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (files.ROOT / "docs" / target).exists(), target
     for path in re.findall(r"`(tests/[^`]+)`", text):

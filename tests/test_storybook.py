@@ -111,7 +111,7 @@ def test_training_scenes_are_kept_and_read_again(tmp_path, monkeypatch):
     np.testing.assert_array_equal(scenes.load(4, first=50, folder=tmp_path).parts, drawn.parts)
 
 
-def test_other_words_for_the_same_classes(tmp_path):
+def test_other_words_for_the_same_classes(tmp_path, monkeypatch):
     own = datasets.load("storybook", limit=0)
     text = storybook.CLASS_FILE.read_text(encoding="utf-8")
     path = tmp_path / "words.yaml"
@@ -126,3 +126,6 @@ def test_other_words_for_the_same_classes(tmp_path):
         datasets.load("storybook", limit=0, classes=path)
     with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
         datasets.load("storybook", limit=0, classes="results/nowhere.yaml")
+    monkeypatch.chdir(tmp_path)  # a relative path is meant from the repository's top, wherever a notebook runs
+    bare = datasets.load("storybook", limit=0, classes="results/ablation_words/bare.yaml").classes
+    assert bare.names == own.classes.names and bare.templates != own.classes.templates
