@@ -8,7 +8,7 @@ import pytest
 
 from plg_utils import datasets, files
 from plg_utils.datasets import camvid
-from plg_utils.records import IGNORE, TruthHidden
+from plg_utils.records import IGNORE, Sample, TruthHidden
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: the real CamVid is not at hand")
@@ -84,6 +84,27 @@ def test_counted_by_hand():
     assert camvid.spaced(7, 2, 0) == [1, 4]  # 3 or 4 apart
     assert camvid.spaced(5, 5, 3) == [0, 1, 2, 3, 4]
     assert camvid.spaced(5, 0, 3) == []
+
+
+def test_half_the_size_counted_by_hand(root):
+    photo = np.zeros((5, 4, 3), np.uint8)
+    photo[:2, :2, 0] = [[10, 20], [30, 41]]  # mean 25.25
+    photo[2, 2:] = 3  # of four pixels two: mean 1.5, to the even 2
+    label = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    sample = camvid.smaller(Sample("a", lambda: photo, lambda: label), 2)
+    assert sample.image().tolist() == [[[25, 0, 0], [0, 0, 0]], [[0, 0, 0], [2, 2, 2]]]
+    assert sample.image().dtype == np.uint8
+    assert sample.truth().tolist() == [[5, 7], [13, 15]]  # right and below of the middle; the last row is cut off
+    assert camvid.smaller(Sample("a", lambda: photo), 3).read_truth is None
+
+    data = datasets.load("camvid", root=root, labelled=2, shrink=2)
+    assert data.labelled[0].image().shape == (3, 4, 3) and data.labelled[0].truth().shape == (3, 4)
+    assert set(np.unique(data.labelled[0].truth())) <= {*range(11), IGNORE}
+    with pytest.raises(TruthHidden):
+        data.unlabelled[0].truth()
+    for wrong in (0, 1.5, "2", True):
+        with pytest.raises(ValueError, match="must be a whole number from 1 on: 2 is half the size"):
+            datasets.load("camvid", root=root, labelled=2, shrink=wrong)
 
 
 @pytest.mark.parametrize("count", [1, 2, 11, 12, 23, 46, 92, 122])
