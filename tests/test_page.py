@@ -146,6 +146,13 @@ def test_classes_without_a_truth_are_dashes_and_errors_are_shares_of_the_pixels(
     assert sum(widths[:4]) == pytest.approx(100, abs=0.05) and sum(widths[4:]) == pytest.approx(50, abs=0.05)
 
 
+def test_rows_without_a_name_are_told_apart_by_their_options():
+    row = {"stage": "zero_shot", "method": "cam", "split": "val", "images": 2, "miou": 0.5}
+    rows = [row | {"options": {"cam": which}} for which in ("classifier", "clip_text")]
+    names = [cell.text for cell in page.ladder([*rows, row | {"name": "its name"}]).iter("th")]
+    assert names[-3:] == ["cam, classifier", "cam, clip_text", "its name"]
+
+
 def test_a_gallery_holds_the_first_images_with_their_stages_pixel_by_pixel(tiny, world):
     read = Reader(page.html(tiny))
     pictures = {attributes["alt"]: decoded(attributes["src"]) for attributes in read.of("img")}

@@ -162,7 +162,7 @@ def test_another_trainings_state_is_refused(tmp_path):
     state = tmp_path / "state.safetensors"
     fit(reference_training.tiny(), state_file=state, steps=2)
     for change, named in (({"lr": 0.02}, "lr: 0.01, now 0.02"), ({"seed": 1}, "seed"), ({"steps": 4}, "steps")):
-        with pytest.raises(ValueError, match=f"stems from a training with other {named}"):
+        with pytest.raises(ValueError, match=f"^{state} stems from a training with other {named}"):
             fit(reference_training.tiny(), state_file=state, **{"steps": 2} | change)
     with pytest.raises(ValueError, match="initial weights"):
         fit(reference_training.tiny(seed=1), state_file=state, steps=2)
