@@ -392,6 +392,26 @@ def _holds_something(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
+def outdated(folder: str | Path, dataset: Dataset) -> str:
+    """Why what a stage left is not of the run as it stands, such as other images or an earlier parent; "" if it is."""
+    folder = Path(folder)
+    manifest = files.read_json(folder / "manifest.json")
+    if manifest["state"] != "done":
+        return "it is not finished"
+    if manifest["split_sha256"] not in (None, split_sha256(dataset)):
+        return "it was made for another draw of the images"
+    for parent, fingerprint in manifest["parents"].items():
+        try:
+            known = _fingerprint_of(folder.parent / parent)
+        except (OSError, ValueError):
+            return f"{parent}, which it was made from, is no longer there"
+        if known != fingerprint:
+            return f"it was made from an earlier {parent}"
+        if reason := outdated(folder.parent / parent, dataset):
+            return f"{parent}: {reason}"
+    return ""
+
+
 def _called(checkpoint: str | Path) -> str:
     """Name a checkpoint for a manifest: without where it lies, if it is a file or a folder of one's own."""
     is_own = checkpoint not in weights.LISTED and Path(checkpoint).exists()

@@ -107,6 +107,31 @@ def test_what_the_options_reach(world, tmp_path, monkeypatch):
         execute("04", parameters | {"evaluated": ["tset"]})
 
 
+def test_05_leaves_out_what_earlier_settings_have_left(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    both = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["supervised", "direct"]}
+    for number in ("02", "04"):
+        execute(number, both)
+    assert {row["method"] for row in execute("05", both)["rows"]} == {"segment_match", "supervised", "direct"}
+
+    execute("04", both | {"methods": ["supervised"], "steps": 2})
+    capsys.readouterr()
+    assert {row["method"] for row in execute("05", both)["rows"]} == {"segment_match", "supervised"}
+    assert "predictions_direct is left out: notebook 04 did not train it when it ran last" in capsys.readouterr().out
+    execute("02", both | {"threshold": 0.9})  # labels_zero_shot are other ones now, the enhanced ones are of the old
+    capsys.readouterr()
+    execute("05", both)
+    told = capsys.readouterr().out
+    assert "labels_enhanced_zero_shot is left out: network_direct: it was made from an earlier labels_zero_shot" in told
+    execute("05", both | {"dataset_options": {"root": str(world), "limit": 1}})
+    told = capsys.readouterr().out
+    assert "predictions_supervised is left out: it was made for another draw of the images" in told
+    manifest = tmp_path / "tiny" / "labels_zero_shot" / "manifest.json"
+    files.write_json(manifest, files.read_json(manifest) | {"state": "running"})
+    execute("05", both)
+    assert "labels_zero_shot is left out: it is not finished" in capsys.readouterr().out
+
+
 def test_the_method_that_the_readme_adds(world, tmp_path, monkeypatch):
     """The README's lines, saved where it says, are trained by notebook 04 and scored by 05; the contract holds too."""
     readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
