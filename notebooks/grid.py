@@ -325,7 +325,7 @@ def make(grid: Grid, execute_all: Callable[..., bool], *, keep: bool = False) ->
     form = "{desc}: {n_fmt}/{total_fmt} points [{elapsed}]"  # no rate: points that are done take no time
     with tqdm(total=len(grid.points), desc=grid.run, bar_format=form, file=sys.stderr, disable=hidden) as bar:
         for point in grid.points:
-            bar.set_description(point.name)
+            bar.set_description_str(point.name)
             with lock(grid.folder / "locks" / f"{point.name}.lock") as holder:
                 content, reason = (None, "") if holder else finished(grid, point)
                 if holder:

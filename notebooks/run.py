@@ -101,7 +101,9 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
     file = published / run / "parameters.yaml"
     runs = sorted(path.parent.name for path in published.glob("*/parameters.yaml"))
     if run not in runs:
-        raise Refused(f"no run {run!r}; known are: {', '.join(runs) or 'none'}. A new run is a new file {file}")
+        near = difflib.get_close_matches(run, runs)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(runs) or 'none'}."
+        raise Refused(f"no run {run!r}; {hint} A new run is a new file {file}")
     try:
         values = literal(file.read_text(encoding="utf-8"), str(file)) or {}
     except UnicodeDecodeError as error:
@@ -190,7 +192,7 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
                 raise Refused(f"there is no preset {value!r}, only {', '.join(presets())}: see {PRESETS.name}")
             continue
         if name not in all_defaults:
-            near = difflib.get_close_matches(str(name), all_defaults)
+            near = difflib.get_close_matches(str(name), [*all_defaults, *SHORT, "preset"])
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(sorted(all_defaults))}"
             raise Refused(f"no notebook of the run {recipe.run} has a parameter {name!r}; {hint}")
         default = all_defaults[name]
@@ -299,7 +301,7 @@ def execute(step: Step, folder: Path) -> Path:
         progress_bar=False,  # of cells; the kernels' own bars say more, and come through their stderr
         stderr_file=sys.stderr,
         start_timeout=KERNEL_START,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # errors; no kernel need say that it listens on this machine
+        extra_arguments=["--IPKernelApp.log_level=50"],  # no kernel need say that it listens here, or is told to end
     )
     path = folder / step.notebook.name
     with files.atomic(path) as temporary:
@@ -372,8 +374,6 @@ def execute_all(
     around: gives what to hold while a notebook is executed
     """
     prints = folder / "notebooks"
-    for step in steps:
-        (prints / step.notebook.name).unlink(missing_ok=True)  # a copy that exists belongs to this run
     print(f"{steps[0].parameters['run']}: {len(steps)} notebooks, results in {folder}", flush=True)
     for step in steps:
         begin = time.perf_counter()
@@ -388,6 +388,9 @@ def execute_all(
             print(f"The cells up to here: {copy}", file=sys.stderr)
             return False
         print(f"{step.notebook.stem}  {duration(begin)}", flush=True)
+        if step is steps[0]:  # from now on what exists belongs to this run; one that fails at once leaves all as it was
+            for old in [*(prints / later.notebook.name for later in steps[1:]), folder / "index.html"]:
+                old.unlink(missing_ok=True)
     return True
 
 
@@ -405,14 +408,12 @@ def last_lines(error: Exception) -> str:
 
 
 def ladder(summary: dict) -> str:
-    """The rows of a run's summary as a table: mIoU in percent, from stage to stage."""
-    names = ("stage", "method", "labels", "labelled", "split", "mIoU %", "options")
-    table = [list(names)]
+    """The rows of a run's summary as a table: mean IoU in percent, from stage to stage, called as in the figures."""
+    table = [["what", "counted on", "mean IoU %"]]
     for row in summary["rows"]:
-        texts = ["-" if row.get(name) is None else str(row[name]) for name in names[:5]]
+        name = row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())])
         miou = "-" if row["miou"] is None else f"{100 * row['miou']:.1f}"
-        options = " ".join(f"{name}={value}" for name, value in (row.get("options") or {}).items())
-        table.append([*texts, miou.rjust(len("mIoU %")), options])
+        table.append([name, f"{row.get('images', '')} {row['split']} images".lstrip(), miou.rjust(len("mean IoU %"))])
     return grid.aligned(table)
 
 
@@ -420,12 +421,17 @@ def report(folder: Path) -> str:
     """What a finished run has to show: its results, and where to look."""
     lines = []
     if (folder / "summary.json").is_file():
-        lines += ["", ladder(files.read_json(folder / "summary.json")), ""]
+        summary = files.read_json(folder / "summary.json")
+        told = ladder(summary) if summary["rows"] else "no truth to compare with: look at the pictures"
+        lines += ["", told, ""]
+    labels = sorted(path.parent.name for path in folder.glob("labels_*/manifest.json"))
+    if labels:
+        lines.append(f"labels:    {folder}/ {', '.join(labels)}")
     pictures = sorted((folder / "figures").glob("*"))
     if (folder / "index.html").is_file():
         lines.append(f"page:      {folder / 'index.html'}")
     if pictures:
-        lines.append(f"pictures:  {folder / 'figures'} ({', '.join(path.name for path in pictures)})")
+        lines.append(f"pictures:  {folder / 'figures'} ({len(pictures)})")
     lines.append(f"notebooks: {folder / 'notebooks'}")
     return "\n".join(lines)
 
@@ -548,7 +554,6 @@ def single_main(steps: list[Step], folder: Path, target: Path, options: argparse
     with grid.lock(folder / "run.lock") as holder:
         if holder:
             raise Refused(f"{folder.name} is being made by {holder}: two would write the same files. Wait, or stop it")
-        (folder / "index.html").unlink(missing_ok=True)  # a page that exists belongs to this run
         if not execute_all(steps, folder):
             return 1
         write_page(folder)

@@ -550,7 +550,7 @@ CASES = [
     parameters("holds an object of Python", "steps: !!python/object/apply:os.mkdir [pwned]",
         "could not determine a constructor"),
     # Arguments of notebooks/run.py
-    line("there is no such run", "dmo", words=("no run 'dmo'", "known are:", "demo", "parameters.yaml")),
+    line("there is no such run", "dmo", words=("no run 'dmo'", "did you mean demo?", "parameters.yaml")),
     line("the run's name leads elsewhere", "../demo", words=("no run '../demo'",)),
     line("no run is named", words=("the following arguments are required: RUN",)),
     line("-p lacks its value", "demo", "-p", "steps", words=("-p", "expected 2 arguments")),
@@ -577,7 +577,7 @@ CASES = [
     line("an option that there is not", "demo", "--stpes", words=("unrecognized arguments: --stpes",)),
     line("--keep without a grid", "demo", "--keep", words=("add -g NAME VALUES",)),
     # Other commands
-    Case("doctor.py", "there is no such run", nothing, command(doctor.main, "dmo"), ("no run 'dmo'", "known are:")),
+    Case("doctor.py", "there is no such run", nothing, command(doctor.main, "dmo"), ("did you mean demo?",)),
     Case("doctor.py", "-p misspells a parameter", nothing, command(doctor.main, "demo", "-p", "stpes", "5"),
         ("did you mean steps?",)),
     Case("doctor.py", "-p lacks its value", nothing, command(doctor.main, "demo", "-p", "steps"),

@@ -130,8 +130,9 @@ def test_a_wrong_run_is_refused(toy, text, says):
 
 def test_an_unknown_run_is_refused_with_those_that_exist(toy):
     code, _, err = call(toy, "tyo")
-    assert code == 2
-    assert "no run 'tyo'; known are: toy" in err
+    assert code == 2 and "no run 'tyo'; did you mean toy?" in err
+    code, _, err = call(toy, "else")
+    assert code == 2 and "no run 'else'; known are: toy" in err
 
 
 def test_a_run_that_is_no_text_is_refused(toy):
@@ -294,8 +295,8 @@ def test_a_failing_notebook_stops_the_run_and_says_where(calls):
 def test_a_finished_run_shows_its_results_and_leaves_no_old_copies(calls):
     code, out, _ = calls["worked"]
     assert code == 0
-    assert "zero_shot  segment_match  -       -         unlabelled    45.7  steps=7" in out
-    assert "all.png" in out
+    assert "segment_match, 7" in out and "unlabelled images" in out and "45.7" in out
+    assert "figures (1)" in out
     assert "00_works.ipynb" in calls["left"]
     assert "01_fails.ipynb" not in calls["left"]
 

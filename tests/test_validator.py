@@ -309,7 +309,7 @@ def test_exit_code_and_options(folder, capsys):
     assert main([*call, "[cat]"]) == 1
     told = capsys.readouterr().out
     assert "b.png is not a readable image" in told
-    assert "1 kinds of finding would stop a run" in told
+    assert "1 kind of finding would stop a run" in told
     for wrong, complaint in [
         ([*call, "[cat]", "labeled", "3"], "did you mean 'labelled'"),
         ([*call], "options come with a value each"),

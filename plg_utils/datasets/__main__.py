@@ -288,7 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
     for level, finding, count, detail in table.itertuples(index=False, name=None):
         print(f"{level:<8} {finding:<{width}} {count:>12,}  {detail}")
     stops = int((table["level"] == "stop").sum())
-    print(f"{stops} kinds of finding would stop a run" if stops else "nothing was found that would stop a run")
+    several = "s" if stops > 1 else ""
+    print(f"{stops} kind{several} of finding would stop a run" if stops else "nothing was found that would stop a run")
     return 1 if stops else 0
 
 

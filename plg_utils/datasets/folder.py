@@ -100,7 +100,8 @@ def load(
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
     if classes is None or not isinstance(classes, str | Path | list | tuple) or not classes:
         raise ValueError(
-            f'classes={classes!r}: name what to look for: classes=["cat", "dog"], or the path of a class file'
+            f'classes={classes!r}: name what to look for: classes=["cat", "dog"], or the path of a class file '
+            "(for run.py: -p class_file '[cat, dog]')"
         )
     if not isinstance(background, list | tuple):
         raise ValueError(f'background={background!r} must be a list of words, such as ["wall", "sky"]')

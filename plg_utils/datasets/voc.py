@@ -50,7 +50,9 @@ def load(
     root = Path(root) if root else files.data_root() / "VOC2012"
     for part in ("JPEGImages", "SegmentationClass"):
         if not (root / part).is_dir():
-            raise FileNotFoundError(f"{root} has no folder {part}: root must be the folder VOC2012 of VOCdevkit")
+            raise FileNotFoundError(
+                f"{root} has no folder {part}: root must be the folder VOC2012 of VOCdevkit (for run.py: -p data_root)"
+            )
     lists = root / "ImageSets" / "Segmentation"
     listed = _splits.find(split, "pascal") if split is not None else None
     if listed:
