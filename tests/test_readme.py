@@ -7,7 +7,7 @@ import pytest
 from plg_utils import comparisons, files, tables
 
 STAGES = ("zero_shot", "segmenter")
-README = (files.ROOT / "README.md").read_text(encoding="utf-8")
+README = "\n".join((files.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/decisions.md"))
 
 
 def test_each_number_of_the_results_table_stands_in_the_summary():
@@ -38,8 +38,10 @@ def test_each_number_of_the_miniatures_table_was_measured():
 
 
 def test_local_links_and_pictures_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (files.ROOT / target).exists(), target
+    for name in ("README.md", "SECURITY.md", "docs/decisions.md"):
+        text = (files.ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert ((files.ROOT / name).parent / target).exists(), f"{name}: {target}"
 
 
 def test_the_tree_names_what_there_is():
