@@ -179,6 +179,22 @@ def test_each_number_of_the_longer_training_was_measured():
     assert min(above(both, double)) > 0 and round(mean[both] - mean[double]) == 1  # "by a point and in each seed"
 
 
+def test_each_number_of_the_labelled_scenes_was_measured():
+    rows = tables.rows_of(["storybook_table", "storybook_more", "storybook_labelled"])
+    found = tables.grouped(row for row in rows if row["stage"] == "segmenter")
+    of = {(what.name, what.labelled): {row["seed"]: 100 * row["miou"] for row in own} for what, own in found.items()}
+    told = {line[0]: line[1:] for line in cells("labelled", skip=0)}
+    amounts = (12, 24, 48)
+    assert told == {name: [percent([v / 100 for v in of[name, k].values()]) for k in amounts] for name in told}
+    assert all(of[name, k].keys() == {0, 1, 2} for name in told for k in amounts)
+    mean = {key: sum(seeds.values()) / 3 for key, seeds in of.items()}
+    supervised, unimatch, double, paper = told
+    gains = [mean[unimatch, k] - mean[supervised, k] for k in amounts]
+    assert 20 <= gains[0] < 21.5 and round(gains[1]) == 7 and abs(gains[2]) < 0.5  # "twenty ..., seven ..., none"
+    assert [round(mean[paper, 48] - mean[name, 48]) for name in (supervised, unimatch)] == [8, 8]
+    assert all(of[paper, k][seed] > of[double, k][seed] for k in amounts for seed in range(3))  # "the nine draws"
+
+
 def test_each_number_of_the_longest_training_was_measured():
     found = together("storybook_converged")
     assert cells("converged", skip=0) == told_of(found, {"unlabelled": 300, "val": 200})
