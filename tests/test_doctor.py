@@ -779,9 +779,9 @@ def test_the_notebook_gets_the_parameters_of_a_run():
 
 
 def test_of_a_grid_the_first_point_is_examined_and_all_are_counted():
-    step = starter.step_of("storybook_table", {})
-    assert step.parameters["labelled"] == 12 and step.parameters["points"] == {"all": 9, "masks": 1, "segments": 1}
-    assert starter.step_of("storybook_table", {"seed": 5}).parameters["points"]["all"] == 3
+    step = starter.step_of("storybook_labelled", {})
+    assert step.parameters["labelled"] == 24 and step.parameters["points"] == {"all": 6, "masks": 1, "segments": 1}
+    assert starter.step_of("storybook_labelled", {"seed": 5}).parameters["points"]["all"] == 2
     assert starter.points({"encoder_options": [1, 2], "seed": [0, 1]}, None) == {"all": 4, "masks": 1, "segments": 2}
     assert starter.points({"seed": [0, 1]}, []) == {"all": 2}
     assert set(grid.SHARED) <= grid.UNRELATED.keys()
