@@ -215,6 +215,24 @@ def test_each_number_of_the_review_was_measured():
     assert {len(values) - 1 for values in of.values()} == {100}
 
 
+def test_each_number_of_camvid_was_measured():
+    of, classes = {}, {}
+    for row in grid_of("camvid_table"):
+        assert (row["labelled"], row["images"], row["dataset"] if "dataset" in row else "camvid") == (
+            "1/16",
+            101,
+            "camvid",
+        )
+        of.setdefault(row["name"], {})[row["seed"]] = row["miou"]
+        classes.setdefault(row["name"], []).append(row["iou"])
+    assert cells("camvid", skip=0) == [[name, percent([*seeds.values()])] for name, seeds in of.items()]
+    supervised, unimatch = of.values()
+    assert supervised.keys() == {0, 1, 2} and all(unimatch[seed] < supervised[seed] for seed in supervised)
+    for name in ("pedestrian", "sign", "pavement"):  # "it loses"
+        one, other = (sum(iou[name] for iou in own) for own in classes.values())
+        assert other < 0.8 * one
+
+
 def test_each_number_of_the_networks_was_measured():
     rows = [row for row in grid_of("labeller_networks") if not row.get("added")]
     assert {row["seed"] for row in rows} == {0, 1, 2}

@@ -18,7 +18,7 @@ GRIDS = sorted(run.PUBLISHED.glob("*/grid.json"))
 POINTS = sorted(run.PUBLISHED.glob("*/points/*.json"))
 FOLDERS = {"zero_shot": "labels_", "enhanced": "labels_enhanced", "segmenter": "predictions_"}  # stage of a row: whose
 IDENTITY = ("stage", "parameters", "seed", "checkpoints", "classes_sha256", "dataset", "whole_set_sha256", "parents")
-PIXELS = 128 * 128  # of a scene of the storybook
+PIXELS = {"storybook": 128 * 128, "camvid": 240 * 180}  # of an image; CamVid as camvid_table reads it
 
 
 def named(paths):
@@ -27,16 +27,22 @@ def named(paths):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Load the storybook as a run had it, once for each; nothing of it is drawn."""
+    """Load the data set as a run had it, once for each; nothing of the storybook is drawn, others may not be here."""
     loaded, root = {}, tmp_path_factory.mktemp("nothing")
 
     def load(parameters):
         key = json.dumps([parameters[name] for name in ("dataset_options", "labelled", "seed")])
         if key not in loaded:
-            options = parameters["dataset_options"] | {"root": root}
-            loaded[key] = datasets.load(
-                parameters["dataset"], labelled=parameters["labelled"], seed=parameters["seed"], **options
-            )
+            drawn = parameters["dataset"] == "storybook"
+            options = parameters["dataset_options"] | ({"root": root} if drawn else {})
+            try:
+                loaded[key] = datasets.load(
+                    parameters["dataset"], labelled=parameters["labelled"], seed=parameters["seed"], **options
+                )
+            except FileNotFoundError as error:
+                if drawn:
+                    raise
+                pytest.skip(f"needs the photos of {parameters['dataset']} in PLG_DATA: {error}")
         return loaded[key]
 
     return load
@@ -50,12 +56,13 @@ def parameters_of(path):
     return found
 
 
-def check_row(row):
+def check_row(row, dataset="storybook"):
     """A row's mean is that of its classes, and its pixels are those of its images."""
     assert row["miou"] == pytest.approx(np.mean([iou for iou in row["iou"].values() if iou is not None]), abs=1e-12)
     assert all(iou is None or 0 <= iou <= 1 for iou in row["iou"].values())
     if "wrong_pixels" in row:
-        assert sum(row["wrong_pixels"].values()) == row["images"] * PIXELS
+        counted, there = sum(row["wrong_pixels"].values()), row["images"] * PIXELS[dataset]
+        assert counted == there if dataset == "storybook" else 0.95 * there < counted < there  # the rest is void
 
 
 def check_seconds(row, stages, shared=False):
@@ -208,7 +215,7 @@ def test_a_point_s_rows_agree_with_how_it_was_made(path, data):
         seconds = sum(stage["wall_seconds"] for stage in stages.values() if stage["shared"] == shared)
         assert made[key] == pytest.approx(seconds, abs=0.02)
     for row in content["rows"]:
-        check_row(row)
+        check_row(row, dataset.name)
         assert (row["labelled"], row["seed"]) == (parameters["labelled"], parameters["seed"])
         assert row["images"] == len(getattr(dataset, row["split"]))
         check_seconds(row, {name: stage["wall_seconds"] for name, stage in stages.items()}, shared=True)
