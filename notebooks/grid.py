@@ -38,7 +38,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from plg_utils import comparisons, files
+from plg_utils import files, statistics
 
 try:
     import fcntl
@@ -46,7 +46,7 @@ except ImportError:  # Windows: no locks, one process at a time
     fcntl = None
 
 SHARED = ("masks", "segments")  # where the yaml names none: the dear stages, which know single images only
-# Where and how, not what; runs.stage does not count them either.
+# Where and how, not what; store.stage does not count them either.
 NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")
 PLACEMENT = (*NOT_COUNTED, "labelled", "seed")  # the last two: which of the same images carry labels
 LABELLING = ("rule", "threshold", "default_threshold", "overlap")  # what 02 does after the segments
@@ -321,7 +321,7 @@ def make(grid: Grid, execute_all: Callable[..., bool], *, keep: bool = False) ->
     execute_all: (steps, folder, around) -> whether all went well; holds around(step) while it executes a step
     """
     failed, elsewhere = [], []
-    hidden = os.environ.get("PLG_PROGRESS", "1") == "0"  # as runs.progress_shown, whose module needs torch
+    hidden = os.environ.get("PLG_PROGRESS", "1") == "0"  # as store.progress_shown, whose module needs torch
     form = "{desc}: {n_fmt}/{total_fmt} points [{elapsed}]"  # no rate: points that are done take no time
     with tqdm(total=len(grid.points), desc=grid.run, bar_format=form, file=sys.stderr, disable=hidden) as bar:
         for point in grid.points:
@@ -413,7 +413,7 @@ def groups(rows: list[dict], names: list[str]) -> dict[tuple, dict[Any, dict]]:
     return found
 
 
-def mean_and_spread(found: comparisons.Summary, form: str = ".1f") -> str:
+def mean_and_spread(found: statistics.Summary, form: str = ".1f") -> str:
     """Mean ± sample standard deviation of fractions, in percent; of one value no deviation is known."""
     spread = f"{100 * found.std:.1f}" if len(found.values) > 1 else "-"
     return f"{100 * found.mean:{form}} ± {spread}"
@@ -425,7 +425,7 @@ def table(rows: list[dict], axes: dict[str, list]) -> str:
     lines = [[*names, "n", "mIoU %", "options"]]
     for key, by_seed in groups(rows, names).items():
         values = [row["miou"] for row in by_seed.values() if row["miou"] is not None]
-        told = mean_and_spread(comparisons.summarise(values)) if values else "-"
+        told = mean_and_spread(statistics.summarise(values)) if values else "-"
         lines.append([*key[:-1], str(len(values)), told, key[-1]])
     return aligned(lines)
 
@@ -461,7 +461,7 @@ def paired(rows: list[dict], axes: dict[str, list], against: str) -> str:
         pairs = {seed: pair for seed, pair in pairs.items() if None not in pair}
         if pairs:
             mine, theirs = ({seed: pair[side] for seed, pair in pairs.items()} for side in (0, 1))
-            gains = comparisons.paired(mine, theirs)
+            gains = statistics.paired(mine, theirs)
             each = [
                 f"{cell(seed)}: {100 * gain:+.1f}" if gain else f"{cell(seed)}: 0"
                 for seed, gain in zip(pairs, gains.values, strict=True)

@@ -274,7 +274,9 @@ def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], fold
     found = {stage: grid.writer_of(stage, code) for stage in recipe.shared or grid.SHARED if recipe.shared != []}
     unknown = [stage for stage, writer in found.items() if writer is None]
     if recipe.shared and unknown:
-        raise Refused(f"{unknown[0]} cannot be shared: no notebook of the run opens runs.stage(folder / {unknown[0]!r}")
+        raise Refused(
+            f"{unknown[0]} cannot be shared: no notebook of the run opens store.stage(folder / {unknown[0]!r}"
+        )
     writers = {stage: writer for stage, writer in found.items() if writer}
     return grid.Grid(recipe.run, axes, points, folder, published, writers)
 
@@ -337,13 +339,17 @@ def clean(notebook: Any) -> Any:
 
 def printed(outputs: list) -> list:
     """Outputs of a cell as they are printed: no stderr, no widgets, small pictures, pieces of text as one."""
+    from plg_utils.figures import (
+        shrink_png,  # matplotlib takes a second to import, which a refused run need not wait for
+    )
+
     kept = []
     for output in outputs:
         data = output.get("data", {})
         if output.get("name") == "stderr" or "application/vnd.jupyter.widget-view+json" in data:
             continue
         if "image/png" in data:
-            data["image/png"] = base64.b64encode(files.shrink_png(base64.b64decode(data["image/png"]))).decode()
+            data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
         if kept and output.output_type == "stream" and kept[-1].output_type == "stream":
             kept[-1].text += output.text  # where a text is cut depends on the moment
         else:

@@ -24,7 +24,7 @@ def stages(notebook: Path) -> list[tuple[str, bool]]:
     What comes after only looks at what the stages have made.
     """
     cells = [cell for cell in files.read_json(notebook)["cells"] if cell["cell_type"] == "code"]
-    last = max((index for index, cell in enumerate(cells) if "runs.stage(" in runner.source(cell)), default=-1)
+    last = max((index for index, cell in enumerate(cells) if "store.stage(" in runner.source(cell)), default=-1)
     return [(runner.source(cell), "parameters" in cell["metadata"].get("tags", [])) for cell in cells[: last + 1]]
 
 

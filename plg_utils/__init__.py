@@ -1,39 +1,51 @@
 """Zero-shot pseudo labels from SAM and CLIP, for semi-supervised semantic segmentation.
 
-The modules in the order in which an image meets them. Data goes down this list, imports look up it; a name with
-a slash is a folder of choices, in which one file is one way to take the step. This list is the rule: a test reads it.
+The map: three groups, in the order in which they build on each other. Imports point up only, and a test reads this
+list. A name with a slash is a folder of choices: one file in it is one way to take the step, found by its file name.
 
-    run_lengths   COCO's run lengths: decoded, checked, drawn
+Ground: what every part uses.
+
+    run_lengths   COCO's run-length encoding: decode, check, draw
     records       what the stages hand to each other: Classes, Sample, Masks, PseudoLabel, Scores
-    files         where things lie, and reading and writing them whole or not at all
+    metrics       one confusion matrix, and the scores that follow from it
+    files         paths, and reading and writing files whole or not at all
+    choices       names that a user chooses from
+    class_files   the YAML files that name the classes
     checkpoints   from the name of a network's weights to a verified file
     notebooks     the cells of a notebook and its parameters
-    distributed   one run in several processes: who does which share
-    runs          seed, device, manifest, and what is already done
-    datasets/     the embedded world, PASCAL VOC, COCO, CamVid, your own photos
-    miniature/    the small networks of the embedded world: architecture, training, loading
+    distributed   one run in several processes
+    devices       device, number format, threads, determinism
+    store         a stage's folder: manifest, what is done, what is outdated; progress bars
+
+Choices and method: the networks and the algorithms.
+
+    datasets/     storybook, PASCAL VOC, COCO, CamVid, your own photos
+    miniature/    the small networks of the storybook: architecture, training, loading
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
-    tags          which classes an image shows, asked of CLIP, a person or a file
+    tags          which classes an image shows, according to CLIP, a person or a file
     detectors/    from tags to boxes
     labels        pool, assign, paint: from segments and embeddings to a label map
     augment       weak and strong views of an image and its label map
     segmenters/   networks that learn from label maps
-    losses/       what a segmenter is taught: one file for each method
+    losses/       the training methods, one file each
     training      fit and predict
-    cams/         coarse class maps: a classifier's, CLIP's, or anybody's
-    generators/   from samples to pseudo labels: one file for each labeller
-    trust         agreement of labellers, and a vote: what labels are worth when there is no truth
-    metrics       one confusion matrix, and the scores that follow from it
-    diagnosis     kinds of error, borders, calibration: why a label map is wrong
-    comparisons   intervals, means and paired differences: whether a difference means something
-    tables        what runs measured, put together, as CSV and LaTeX
-    export        label maps for other people's tools, and corrected ones back
-    prompt_lab    other words, templates and thresholds on cached embeddings, seen at once
-    costs         what a whole run costs on this machine, from a few images and steps
-    doctor        whether a run will work on this machine, and what to do if not
-    figures       what a notebook shows
-    page          a run as one page for the browser
+    cams/         coarse class maps: from a classifier, from CLIP, or from a folder
+    generators/   from images to pseudo labels: one file for each labeller
+
+Looking: what came out.
+
+    trust         agreement of labellers, and a vote: how good labels are where there is no truth
+    diagnosis     kinds of error, borders, calibration
+    statistics    confidence intervals, means and paired differences
+    tables        results of several runs as CSV and LaTeX
+    review        label maps for annotation tools, and corrected ones back
+    prompt_lab    other words, templates and thresholds on cached embeddings
+    costs         what a run costs on this machine, from a few images and steps
+    doctor        whether a run will work on this machine
+    figures       every figure of the notebooks
+    page          a run as one HTML page
+    score         scores any folder of label maps: python -m plg_utils.score
 
 Importing the package imports none of them.
 """

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from plg_utils import diagnosis, encoders, files, losses, masks, metrics, runs, segmenters, training
+from plg_utils import devices, diagnosis, encoders, files, losses, masks, metrics, segmenters, training
 from plg_utils.generators import segment_match, sepl
 from plg_utils.records import Dataset, Sample
 
@@ -237,8 +237,8 @@ def timed(
     cost = Cost(
         median(seconds) / share,
         bytes=sum(written) / max(1, len(written)),
-        memory_mb=runs.peak_memory_mb(),
-        cuda_memory_mb=runs.peak_cuda_memory_mb(),
+        memory_mb=devices.peak_memory_mb(),
+        cuda_memory_mb=devices.peak_cuda_memory_mb(),
         last=seconds[-1] / share,
         taken=len(results),
     )
@@ -289,7 +289,7 @@ def measure(
     if data is None:
         return unknown("the data set cannot be loaded")
     try:
-        chip, shut = runs.device(parameters["device"]), shut or {}
+        chip, shut = devices.choose(parameters["device"]), shut or {}
     except ValueError as error:
         return unknown(str(error))
     samples = chosen(data, images)
@@ -485,7 +485,7 @@ def measure_training(
             batch_size=parameters["batch_size"] * (2 if alone else 1),
             crop_size=parameters["crop_size"], scale=parameters["resize_range"], lr=parameters["learning_rate"],
             head_lr_factor=parameters["head_lr_factor"], optimizer=parameters["optimizer"],
-            precision=runs.precision(parameters["precision"], chip), channels_last=parameters["channels_last"],
+            precision=devices.precision(parameters["precision"], chip), channels_last=parameters["channels_last"],
             cache_bytes=SHARE if kept else 0,  # where not all images fit in memory, they are read again and again
             device=chip, state_file=state, progress=None,
         )  # fmt: skip
@@ -501,8 +501,8 @@ def measure_training(
     written = own + (state.stat().st_size if state.exists() else own * (3 if parameters["optimizer"] == "adamw" else 2))
     state.unlink(missing_ok=True)  # the next training of this name begins anew
     return Cost(
-        median(seconds), "step", bytes_once=written, memory_mb=runs.peak_memory_mb(),
-        cuda_memory_mb=runs.peak_cuda_memory_mb(), last=seconds[-1],
+        median(seconds), "step", bytes_once=written, memory_mb=devices.peak_memory_mb(),
+        cuda_memory_mb=devices.peak_cuda_memory_mb(), last=seconds[-1],
     )  # fmt: skip
 
 
@@ -519,7 +519,7 @@ def measure_predictions(
         return dict.fromkeys(("predictions", "evaluation"), Cost(why=failure(error)))
 
     def predict(_) -> None:
-        how = {"precision": runs.precision(parameters["precision"], chip)}
+        how = {"precision": devices.precision(parameters["precision"], chip)}
         how |= {"channels_last": parameters["channels_last"]}
         guesses = training.predict(network, [photos[k] for k in batch], device=chip, **how)
         for k, guess in zip(batch, guesses, strict=True):
@@ -577,7 +577,7 @@ def measure_again(
     """
     if not any(cost.seconds is not None for cost in measured.values()):
         return dict(measured)
-    chip, found = runs.device(own["device"]), dict(measured)
+    chip, found = devices.choose(own["device"]), dict(measured)
     if measured["masks"].seconds is not None and not same_masks(own, other):
         found["masks"] = _masks_again(chosen(data, images)[measured["masks"].taken - 1], other, measured["masks"], chip)
         release(chip)

@@ -6,7 +6,7 @@ does, on machines that share the folder of results:
     torchrun --nproc-per-node 4 notebooks/worker.py voc_92
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT notebooks/worker.py voc_92
 
-All of them execute the same cells. `runs.batches` and its kin give each process its share of the images, whose
+All of them execute the same cells. `store.batches` and its kin give each process its share of the images, whose
 files never collide; `training.fit` gives it its share of each batch, and all steps are those of a single process:
 views, dropout, batch statistics and the pixels by which a mean is divided are those of the whole batch. In a single
 process nothing here does anything, and accelerate is not imported.

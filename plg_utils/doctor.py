@@ -373,7 +373,7 @@ def check_processes(processes: int, *, gpus: int, cores: int, on_cpu: bool, batc
 
 
 def check_precision(precision: str, *, built_in: bool) -> list[Finding]:
-    """Is half precision asked of hardware that has it? built_in: see `runs.has_bf16`."""
+    """Is half precision asked of hardware that has it? built_in: see `devices.has_bf16`."""
     if precision == "bf16" and not built_in:
         told = "precision=bf16 on hardware without it: a step of the demo took eight times as long as in fp32"
         return [Finding("warning", "precision", told, "-p precision auto")]

@@ -6,7 +6,6 @@ done. What is read is checked here, at the border: an error names the file, says
 
 import errno
 import hashlib
-import io
 import json
 import os
 import reprlib
@@ -15,13 +14,8 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
-from difflib import get_close_matches
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +24,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 
 from plg_utils import run_lengths
-from plg_utils.records import IGNORE, Classes, Masks
+from plg_utils.records import IGNORE, Masks
 
 if TYPE_CHECKING:
     import torch
@@ -114,21 +108,6 @@ def check_inside(path: Path, root: Path) -> Path:
     )
 
 
-def one_of(name: str, names: Sequence[str], what: str) -> str:
-    """Return a name if it is one of those that there are, else refuse it and say which come near."""
-    if name not in names:
-        near = get_close_matches(str(name), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no {what} {name!r}, only {', '.join(names)}{hint}")
-    return name
-
-
-def choice(package: str, name: str, what: str) -> ModuleType:
-    """Import the file `name`.py of a folder of choices, or say which there are; `what` they are."""
-    names = sorted(module.name for module in iter_modules(import_module(package).__path__))
-    return import_module(f"{package}.{one_of(name, [name for name in names if name[0] != '_'], what)}")
-
-
 @contextmanager
 def opening(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     """Say of a file that cannot be opened what it was to be and what to do; the system's own words name it at best."""
@@ -189,33 +168,6 @@ def png_bits(path: str | Path) -> int:
         return file.read(25)[24]
 
 
-def shrink_png(png: bytes) -> bytes:
-    """Bring a PNG to 256 colours: a figure looks the same at a third of the size. A small one stays as it is.
-
-    Colours of areas, such as those of label maps and legends, stay exact; only the others are merged.
-    """
-    picture = Image.open(io.BytesIO(png))
-    if picture.mode == "P":
-        return png
-    picture = picture.convert("RGB")
-    pixels = np.asarray(picture).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)
-    colours, which, counts = np.unique(pixels, return_inverse=True, return_counts=True)
-    areas = np.argsort(-counts, kind="stable")[:64]
-    areas = areas[counts[areas] >= 50]  # pixels; less than a legend's patch
-    # The default, median cut without dithering, spoils photos: rare colours turn grey, smooth skies fall into steps.
-    palette = picture.quantize(256 - len(areas), method=Image.Quantize.FASTOCTREE)
-    merged = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    place = np.full(len(colours), -1)
-    place[areas] = np.arange(len(areas))
-    place = place[which.reshape(pixels.shape)]
-    indexed = Image.fromarray(np.where(place < 0, np.asarray(merged) + len(areas), place).astype(np.uint8))
-    exact = np.stack([colours[areas] >> shift & 255 for shift in (16, 8, 0)], axis=1)
-    indexed.putpalette([*exact.ravel().tolist(), *merged.getpalette()])
-    small = io.BytesIO()
-    indexed.save(small, "PNG", optimize=True)
-    return min(png, small.getvalue(), key=len)
-
-
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
     image = np.asarray(image)
@@ -246,7 +198,7 @@ def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
         if unknown:
             raise ValueError(
-                f"{path} holds the values {_shown(unknown)}, not classes 0 to {num_classes - 1} or {IGNORE} (void); "
+                f"{path} holds the values {shown(unknown)}, not classes 0 to {num_classes - 1} or {IGNORE} (void); "
                 "give the classes that it was made with, or change these values"
             )
     return label
@@ -315,7 +267,7 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
         height, width = table["size"]
         rows = [(row["counts"], row["predicted_iou"], row["stability"]) for row in _listed(table["masks"])]
         if not all(type(length) is int and length > 0 for length in (height, width)):
-            raise ValueError(f"size {_shown(table['size'])}, not [height, width]")
+            raise ValueError(f"size {shown(table['size'])}, not [height, width]")
         if not all(isinstance(counts, str) for counts, *_ in rows):
             raise ValueError("run lengths that are no text")
         if not all(type(score) in (int, float, type(None)) for _, *scores in rows for score in scores):
@@ -339,7 +291,7 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
 
 def _listed(rows: Any) -> list:
     if not isinstance(rows, list):
-        raise TypeError(f"{_shown(rows)} is no list")
+        raise TypeError(f"{shown(rows)} is no list")
     return rows
 
 
@@ -494,90 +446,8 @@ def read_yaml(path: str | Path) -> Any:
     return parse_yaml("\n".join(read_lines(path)), path)
 
 
-def read_classes(path: str | Path) -> Classes:
-    """Read a class file.
-
-    A YAML file with the keys `classes` (a list of {name, words, colour}, the last two optional), `templates`
-    (sentences with one {} each), `background` (words for what is none of the classes) and `version`. With
-    `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
-    Words are the name if not given, colours VOC's.
-    """
-    content = read_yaml(path)
-    try:
-        return classes_from(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def classes_from(content: Any) -> Classes:
-    """Check the content of a class file (see `read_classes`)."""
-    _check_keys(
-        content, needed={"classes"}, allowed={"version", "templates", "background", "classes"}, what="a class file"
-    )
-    if repr(content.get("version", 1)) != "1":  # True is 1, too
-        raise ValueError(f"version {content['version']!r} of class files is not known, only 1")
-    templates = _texts(content.get("templates", ["a photo of a {}."]), "templates")
-    for template in templates:
-        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-            raise ValueError(f"the template {template!r} needs one {{}} where the word goes, and no other brace")
-    if not isinstance(content["classes"], list) or not content["classes"]:
-        raise ValueError("`classes` must be a list of at least one {name, words, colour}")
-
-    has_background = "background" in content
-    names, words, colours = [], [], []
-    palette = voc_palette().tolist()
-    if has_background:
-        names.append("background")
-        listed = [] if content["background"] is None else content["background"]
-        words.append(_texts(listed, "background", empty=True))
-        colours.append(tuple(palette[0]))
-    for entry in content["classes"]:
-        _check_keys(entry, needed={"name"}, allowed={"name", "words", "colour"}, what="a class")
-        (name,) = _texts([entry["name"]], "name")
-        names.append(name)
-        words.append(_texts(entry.get("words", [name]), f"words of {name}"))
-        colours.append(_colour(entry.get("colour", palette[len(colours) % 256]), name))
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
-    if len(names) > IGNORE:
-        raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
-    return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
-
-
-def classes_sha256(classes: Classes) -> str:
-    """SHA-256 of what a class file says, in hex: comments and layout of the file do not change it."""
-    return hashlib.sha256(json.dumps(asdict(classes), sort_keys=True).encode()).hexdigest()
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Python's text of a value, cut short before it is made: the text of nested lists can fill the memory."""
     cut = reprlib.Repr()
     cut.maxlevel, cut.maxlist, cut.maxdict, cut.maxstring, cut.maxother = 2, 8, 4, 80, 80
     return cut.repr(value)
-
-
-def _check_keys(mapping: Any, *, needed: set[str], allowed: set[str], what: str) -> None:
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{what} is a mapping with the keys {', '.join(sorted(allowed))}, not {_shown(mapping)}")
-    unknown = sorted(str(key) for key in mapping if key not in allowed)
-    if unknown:
-        raise ValueError(f"{what} has no key {', '.join(unknown)}, only {', '.join(sorted(allowed))}")
-    if needed - mapping.keys():
-        raise ValueError(f"{what} needs the key {', '.join(sorted(needed - mapping.keys()))}")
-
-
-def _texts(values: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
-    if not isinstance(values, list) or not (values or empty):
-        raise ValueError(f"{what} must be a list of texts, not {_shown(values)}")
-    for value in values:
-        if not isinstance(value, str) or not value.strip():  # YAML reads a bare `no` or `1` as something else
-            raise ValueError(f"{what} holds {_shown(value)}, which is no text; put it in quotes")
-    return tuple(values)
-
-
-def _colour(value: Any, name: str) -> tuple[int, int, int]:
-    is_colour = isinstance(value, list | tuple) and len(value) == 3
-    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
-        raise ValueError(f"the colour of {name} is {_shown(value)}, not [red, green, blue] with 0 to 255 each")
-    return tuple(value)

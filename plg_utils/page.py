@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from plg_utils import __version__, datasets, diagnosis, figures, files, notebooks
+from plg_utils import __version__, datasets, diagnosis, figures, files, notebooks, store
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 EVALUATION = files.ROOT / "notebooks" / "05_evaluation.ipynb"  # its defaults are those of a run without copies
@@ -298,8 +298,6 @@ def parameters_of(folder: Path) -> dict:
 
 def opened(folder: Path, parameters: dict) -> Dataset:
     """The data set of a run, truth open; one in which its stages did not work is refused."""
-    from plg_utils import runs  # torch takes seconds to import, and a page of numbers needs none
-
     data = datasets.load(
         parameters["dataset"],
         labelled=parameters["labelled"],
@@ -308,7 +306,7 @@ def opened(folder: Path, parameters: dict) -> Dataset:
         **parameters["dataset_options"],
     )
     told = {content.get("split_sha256") for content in manifests(folder).values()} - {None}
-    if told and runs.split_sha256(data) not in told:
+    if told and store.split_sha256(data) not in told:
         raise ValueError("the data set that its notebooks name has other images than its manifests")
     return data
 

@@ -33,7 +33,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from plg_utils import encoders, files, labels, metrics, trust
+from plg_utils import class_files, encoders, files, labels, metrics, trust
 from plg_utils.generators import segment_match
 from plg_utils.records import Classes, Dataset, Masks, Sample, Scores
 
@@ -354,7 +354,7 @@ def edit(
     if not templates:
         raise ValueError("there is no template left: write at least one, with {} where the word goes")
     words_of_all = tuple(tuple(changed_words[name]) for name in classes.names)
-    edited = files.classes_from(content_of(replace(classes, words=words_of_all, templates=tuple(templates))))
+    edited = class_files.parse(content_of(replace(classes, words=words_of_all, templates=tuple(templates))))
     _check_shared(edited)
     return edited
 
@@ -385,7 +385,7 @@ def line_of(words: Sequence[str]) -> str:
 
 
 def content_of(classes: Classes) -> dict[str, Any]:
-    """What a class file says, as `files.classes_from` reads it."""
+    """What a class file says, as `class_files.parse` reads it."""
     content: dict[str, Any] = {"version": 1, "templates": list(classes.templates)}
     if classes.background is not None:
         content["background"] = list(classes.words[classes.background])
@@ -401,27 +401,27 @@ def content_of(classes: Classes) -> dict[str, Any]:
 
 
 def save(path: str | Path, classes: Classes, origin: str = "") -> tuple[Path, str]:
-    """Write a class file as `files.read_classes` reads it, and read it back before it gets its name.
+    """Write a class file as `class_files.read` reads it, and read it back before it gets its name.
 
     path: the first eight digits of the hash are put before its suffix, so that no other words are ever overwritten
     origin: where the words are from, a comment at the file's head
-    returns: where it lies, and `files.classes_sha256` of it
+    returns: where it lies, and `class_files.sha256` of it
     """
-    path, digest = Path(path), files.classes_sha256(classes)
+    path, digest = Path(path), class_files.sha256(classes)
     path = path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
     if path.exists():
-        if files.read_classes(path) != classes:
+        if class_files.read(path) != classes:
             raise ValueError(f"{path} holds other words than its name says: somebody changed it, so move it away")
         return path, digest
     head = [
-        f"Written by the prompt lab. SHA-256 of what it says (files.classes_sha256): {digest}",
+        f"Written by the prompt lab. SHA-256 of what it says (class_files.sha256): {digest}",
         *origin.splitlines(),
     ]
     text = "".join(f"# {line}\n" for line in head)
     text += yaml.safe_dump(content_of(classes), default_flow_style=None, sort_keys=False, allow_unicode=True, width=110)
     with files.atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        if files.read_classes(partial) != classes:
+        if class_files.read(partial) != classes:
             raise ValueError(f"these classes do not fit a class file, so that {path} was not written")
     return path, digest
 

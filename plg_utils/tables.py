@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plg_utils import comparisons, files
+from plg_utils import files, statistics
 
 SPECIAL = str.maketrans(
     {
@@ -156,9 +156,9 @@ def amount(labelled: int | str | None) -> float:
     return float("nan") if labelled is None else float(Fraction(labelled))
 
 
-def mean_iou(rows: Sequence[dict]) -> comparisons.Summary:
+def mean_iou(rows: Sequence[dict]) -> statistics.Summary:
     """Mean and spread of the mean IoU over the seeds."""
-    return comparisons.summarise([row["miou"] for row in rows])
+    return statistics.summarise([row["miou"] for row in rows])
 
 
 def iou(rows: Sequence[dict], classes: Sequence[str]) -> np.ndarray:
@@ -183,7 +183,7 @@ def best(found: dict[What, list[dict]]) -> set[What]:
     on as many images of the same split, with as many labelled ones; the network that learnt from the truth of all
     images is none. Where a rival, or the best itself, has one value only, its spread is unknown and nothing is bold.
     """
-    fields: dict[tuple, dict[What, comparisons.Summary]] = {}
+    fields: dict[tuple, dict[What, statistics.Summary]] = {}
     for what, rows in found.items():
         if rows[0].get("method") != CEILING:
             fields.setdefault((what.split, what.labelled, rows[0].get("images")), {})[what] = mean_iou(rows)
@@ -223,7 +223,7 @@ def _told(values: Sequence[float]) -> list:
     """Number, mean, spread and all of the values."""
     if not len(values):
         return [0, "", "", ""]
-    told = comparisons.summarise(values)
+    told = statistics.summarise(values)
     each = " ".join(map(_fraction, told.values))
     return [len(told.values), _fraction(told.mean), _fraction(told.std), each]
 
@@ -271,7 +271,7 @@ def _mean_and_spread(values: Sequence[float], bold: bool = False) -> Tex:
     known = [value for value in values if value == value]
     if not known:
         return Tex("--")
-    told = comparisons.summarise(known)
+    told = statistics.summarise(known)
     mean = f"{100 * told.mean:.1f}"
     mean = rf"\mathbf{{{mean}}}" if bold else mean
     return Tex(rf"${mean} \pm {100 * told.std:.1f}$" if len(known) > 1 else f"${mean}$")

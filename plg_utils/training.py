@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from plg_utils import augment, distributed, files, runs
+from plg_utils import augment, distributed, files, store
 from plg_utils.records import IGNORE, PseudoLabel, Sample
 
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
@@ -117,7 +117,7 @@ def fit(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         drawn = zip(range(start, steps), loader, strict=True)
         if progress is not None:
-            drawn = runs.progress(drawn, total=steps - start, what=progress)
+            drawn = store.progress(drawn, total=steps - start, what=progress)
         for step, batch in drawn:
             torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
             batch = to_device(batch, device, channels_last) | {"progress": step / steps}
@@ -466,7 +466,7 @@ def save_state(
     notes = json.dumps({"step": step, "settings": settings, "history": history})
     with files.atomic(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, {"training": notes}))
-        runs.to_disk(partial)  # before it takes the place of the state before
+        store.to_disk(partial)  # before it takes the place of the state before
 
 
 def load_state(

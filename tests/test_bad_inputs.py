@@ -31,21 +31,24 @@ import worker
 from PIL import Image
 from test_pipeline import TINY
 
-from plg_utils import (
+from plg_utils import (  # fmt: skip
     cams,
     checkpoints,
+    class_files,
     datasets,
+    devices,
     encoders,
     files,
     generators,
     labels,
     losses,
     metrics,
-    runs,
+    score,
     segmenters,
+    store,
     tags,
     training,
-)  # fmt: skip
+)
 from plg_utils import masks as mask_models
 from plg_utils.datasets.__main__ import main as validator
 from plg_utils.records import SPLITS, Masks, Sample
@@ -234,12 +237,12 @@ def cut(name: str, end: int, whole: Callable[[Path], None]) -> Callable[[Path], 
     return make
 
 
-scorer = partial(command, metrics.main)
+scorer = partial(command, score.main)
 
 
 def read_tags(folder: Path) -> None:
     """Read the tags of somebody's tagger."""
-    tags.read(folder / "tags.yaml", files.read_classes(datasets.CLASS_FILES / "camvid.yaml"))
+    tags.read(folder / "tags.yaml", class_files.read(datasets.CLASS_FILES / "camvid.yaml"))
 
 
 def fit(**options) -> None:
@@ -280,7 +283,7 @@ def one_mask(**changes) -> dict:
 
 def classes(wrong: str, content: str | bytes, *words: str) -> Case:
     """A bad class file."""
-    call = lambda folder: files.read_classes(folder / "pets.yaml")  # noqa: E731
+    call = lambda folder: class_files.read(folder / "pets.yaml")  # noqa: E731
     return Case("class file", wrong, text("pets.yaml", content), call, ("pets.yaml", *words))
 
 
@@ -663,15 +666,15 @@ CASES = [
     Case("training state", "is that of other settings", saved_state, partial(state, settings={"steps": 6}),
         ("other steps: 5, now 6", "remove it to train anew")),
     Case("manifest", "is not JSON", text("masks/manifest.json", "{"),
-        lambda folder: runs.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
+        lambda folder: store.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
     Case("manifest", "is another file", text("masks/manifest.json", '{"a": 1}'),
-        lambda folder: runs.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
+        lambda folder: store.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
     Case("manifest", "of the stage before is missing", lambda folder: (folder / "masks").mkdir(),
-        lambda folder: runs.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
+        lambda folder: store.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
         ("masks has no manifest.json", "run the stage")),
     Case("manifest", "of the stage before is unfinished",
         text("masks/manifest.json", '{"state": "running", "fingerprint": "x"}'),
-        lambda folder: runs.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
+        lambda folder: store.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
         ("masks is not finished", "to its end first")),
     # Arguments of public functions
     argument("maps of different sizes are counted", lambda: metrics.confusion(LABEL, LABEL[1:], 4), "(6, 8)",
@@ -703,9 +706,9 @@ CASES = [
     argument("a table with a set is written", lambda: files.write_json("a.json", {1, 2}), "a.json was not written"),
     argument("embeddings of one axis are written", lambda: files.write_embeddings("a.safetensors", torch.zeros(3)),
         "a.safetensors", "(N, D)"),
-    argument("a run's name leads elsewhere", lambda: runs.run_folder("../x"), "'../x'", "slash"),
-    argument("a run's name is a number", lambda: runs.run_folder(5), "5 cannot name files", "quotes"),
-    argument("a device that there is not", lambda: runs.device("gpu"), "'gpu' is not known", "use 'auto'"),
+    argument("a run's name leads elsewhere", lambda: store.run_folder("../x"), "'../x'", "slash"),
+    argument("a run's name is a number", lambda: store.run_folder(5), "5 cannot name files", "quotes"),
+    argument("a device that there is not", lambda: devices.choose("gpu"), "'gpu' is not known", "use 'auto'"),
     argument("embeddings of another encoder are assigned", lambda: labels.assign(torch.ones(2, 3), torch.ones(2, 4)),
         "(2, 3)", "(2, 4)", "of one encoder"),
     argument("embeddings that are not numbers are assigned",
@@ -728,7 +731,7 @@ CASES = [
     argument("a training of no pixel", lambda: fit(crop_size=0), "crop_size is 0", "from 1 on"),
     argument("a training that unlearns", lambda: fit(lr=-0.1), "lr=-0.1", "above 0"),
     argument("a training on images of no size", lambda: fit(scale=(0, 0)), "scale is (0, 0)", "above 0"),
-    argument("a precision that there is not", lambda: runs.precision("fp16", torch.device("cpu")), '"fp16"', '"auto"'),
+    argument("a precision that there is not", lambda: devices.precision("fp16", torch.device(0)), '"fp16"', '"auto"'),
 ]  # fmt: skip
 
 
@@ -862,7 +865,7 @@ def test_marks_of_windows_are_read_over(place):
     text("a.json", b"\xef\xbb\xbf" + json.dumps(ONE).encode())(place)
     assert len(files.read_masks(place / "a.json")) == 1
     text("pets.yaml", b"\xef\xbb\xbfclasses: [{name: cat}]\r\n")(place)
-    assert files.read_classes(place / "pets.yaml").names == ("cat",)
+    assert class_files.read(place / "pets.yaml").names == ("cat",)
 
 
 def test_a_class_that_no_labelled_image_shows_is_named(place):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances as instances
 from plg_utils.datasets import coco
 from plg_utils.records import IGNORE, TruthHidden
@@ -19,7 +19,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
     not (SHARED / "coco_sample").is_dir(), reason=f"{SHARED}/coco_sample is absent: no real photos of COCO are at hand"
 )
-CLASSES = files.read_classes(coco.CLASS_FILE)
+CLASSES = class_files.read(coco.CLASS_FILE)
 IDS = [*range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91)]
 CATEGORIES = [{"id": id, "name": name} for id, name in zip(IDS, CLASSES.names[1:], strict=True)]
 PERSON, CAR, CAT = 1, 3, 17  # ids in the json; 17 is class 16, since the json has no category 12

@@ -8,7 +8,7 @@ import pytest
 from test_camvid import tiny_camvid
 from test_coco import CAR, CAT, PERSON, SIZE, box, note, tiny_coco, write_json, write_photos
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import folder as folder_file
 from plg_utils.records import IGNORE, SPLITS, TruthHidden
 
@@ -106,7 +106,7 @@ def test_a_small_draw_is_part_of_a_large_one():
 
 def test_class_files_in_the_package():
     voc, storybook, camvid = (
-        files.read_classes(datasets.CLASS_FILES / f"{name}.yaml") for name in ("voc", "storybook", "camvid")
+        class_files.read(datasets.CLASS_FILES / f"{name}.yaml") for name in ("voc", "storybook", "camvid")
     )
     assert (voc.num_classes, storybook.num_classes, camvid.num_classes) == (21, 11, 11)
     assert [list(colour) for colour in voc.colours] == files.voc_palette()[:21].tolist()
@@ -346,7 +346,7 @@ def test_without_a_background_nothing_is_void(objects, tmp_path):
 
 
 def test_categories_are_found_by_name_then_by_words():
-    classes = files.classes_from(
+    classes = class_files.parse(
         {
             "background": ["wall", "Brick Wall"],
             "classes": [{"name": "cat", "words": ["kitten", "tom-cat"]}, {"name": "Tom", "words": ["man"]}],
@@ -357,7 +357,7 @@ def test_categories_are_found_by_name_then_by_words():
     }
     assert found == {"cat": 1, "Tom": 2, "tom": 2, "CAT": 1, "tom_cat": 1, "brick-wall": 0}
     assert folder_file.class_of("dog", classes) is None
-    twice = files.classes_from({"classes": [{"name": "cat", "words": ["pet"]}, {"name": "dog", "words": ["Pet"]}]})
+    twice = class_files.parse({"classes": [{"name": "cat", "words": ["pet"]}, {"name": "dog", "words": ["Pet"]}]})
     with pytest.raises(ValueError, match="the category 'pet' could be a word of cat and of dog"):
         folder_file.class_of("pet", twice)
 

@@ -10,7 +10,7 @@ import pytest
 import reference_boxes
 import torch
 
-from plg_utils import checkpoints, detectors, runs
+from plg_utils import checkpoints, detectors, store
 from plg_utils.detectors import Boxes, clip_boxes, grounding_dino
 from plg_utils.records import Classes
 
@@ -323,7 +323,7 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
         thresholds = {"box_threshold": 0.0, "text_threshold": 0.0}
         (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **thresholds)(images, tags)
         np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
-    identity = runs.stage(tmp_path / "stage", name="boxes", parameters={}, checkpoints=[folder])._identity
+    identity = store.stage(tmp_path / "stage", name="boxes", parameters={}, checkpoints=[folder])._identity
     assert identity["checkpoints"] == {"grounding_dino_tiny": checkpoints.sha256_of("grounding_dino_tiny")}
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
     with pytest.raises(ValueError, match="tokenizer.json is not the file that was first used"):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from test_pipeline import TINY
 from two_processes import CASES, train
 
-from plg_utils import distributed, files, runs
+from plg_utils import devices, distributed, files, store
 from plg_utils.notebooks import defaults
 
 HERE = Path(__file__).parent
@@ -68,13 +68,13 @@ def test_an_image_loses_the_channels_that_it_loses_in_the_whole_batch(sizes, one
 
 
 def test_each_process_gets_whole_batches_of_a_single_process(one_of):
-    alone = list(runs.batches(range(11), 3))
+    alone = list(store.batches(range(11), 3))
     assert alone == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]]
     shares = []
     for rank in range(2):
         one_of(rank, 2)
-        shares.append(list(runs.batches(range(11), 3)))
-        assert list(runs.each(range(5))) == [0, 1, 2, 3, 4][rank::2]
+        shares.append(list(store.batches(range(11), 3)))
+        assert list(store.each(range(5))) == [0, 1, 2, 3, 4][rank::2]
     assert shares == [alone[::2], alone[1::2]]
 
 
@@ -94,7 +94,7 @@ def test_a_single_process_waits_for_nobody():
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr(distributed, "local_device", lambda: torch.device("cuda:1"))
-    assert runs.device("auto") == runs.device("cuda") == torch.device("cuda:1")
+    assert devices.choose("auto") == devices.choose("cuda") == torch.device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

@@ -593,7 +593,7 @@ def test_steps_are_timed_from_loss_to_loss(tmp_path, monkeypatch, tiny_root):
     parameters = run.all_defaults_of(run.read("demo")) | TINY
     ticks = iter([0, 100, 101, 103, 108])
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(ticks))
-    chip = costs.runs.device("cpu")
+    chip = costs.devices.choose("cpu")
     cost = costs.measure_training(data, parameters, tmp_path, "training supervised", chip, images=2, steps=3)
     assert (cost.seconds, cost.last, cost.unit) == (2, 5, "step"), cost.why
     assert cost.bytes_once > 1e5
@@ -607,7 +607,7 @@ def test_what_fails_is_not_measured():
     def fail(_):
         raise RuntimeError("no such kernel\nand more")
 
-    results, cost = costs.timed(fail, [1], costs.runs.device("cpu"))
+    results, cost = costs.timed(fail, [1], costs.devices.choose("cpu"))
     assert results is None and cost == Cost(why="RuntimeError: no such kernel")
     assert "GPU's memory" in costs.failure(costs.torch.cuda.OutOfMemoryError("tried to allocate"))
 

@@ -14,8 +14,8 @@ from matplotlib.collections import PolyCollection
 from PIL import Image
 
 from plg_utils import diagnosis, figures, files
-from plg_utils.comparisons import Interval
 from plg_utils.records import Classes
+from plg_utils.statistics import Interval
 
 CLASSES = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (10, 200, 30)))
 IMAGE = np.full((6, 8, 3), 100, np.uint8)

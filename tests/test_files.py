@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import files, run_lengths
+from plg_utils import class_files, figures, files, run_lengths
 from plg_utils.records import IGNORE, Masks
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
@@ -45,9 +45,9 @@ def test_a_shrunk_picture_looks_the_same():
     picture = (smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8)
     large = io.BytesIO()
     Image.fromarray(picture).save(large, "PNG")
-    small = files.shrink_png(large.getvalue())
+    small = figures.shrink_png(large.getvalue())
     assert len(small) < 0.7 * len(large.getvalue())
-    assert small == files.shrink_png(large.getvalue()) == files.shrink_png(small)
+    assert small == figures.shrink_png(large.getvalue()) == files.shrink_png(small)
     seen = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
     assert np.abs(seen - picture).mean() < 8
 
@@ -60,7 +60,7 @@ def test_a_shrunk_picture_keeps_the_colours_of_areas():
         picture[140:, 10 * index : 10 * index + 8] = patch  # 80 pixels, as in a legend
     large = io.BytesIO()
     Image.fromarray(picture).save(large, "PNG")
-    shrunk = Image.open(io.BytesIO(files.shrink_png(large.getvalue())))
+    shrunk = Image.open(io.BytesIO(figures.shrink_png(large.getvalue())))
     assert shrunk.mode == "P"
     seen = np.asarray(shrunk.convert("RGB"))
     for index, patch in enumerate(patches):
@@ -239,18 +239,18 @@ def test_a_class_file_by_hand(tmp_path):
     path.write_text(
         "background: [grass]\nclasses:\n- {name: cat}\n- {name: dog, words: [dog, puppy], colour: [1, 2, 3]}"
     )
-    classes = files.read_classes(path)
+    classes = class_files.read(path)
     assert classes.names == ("background", "cat", "dog")
     assert classes.words == (("grass",), ("cat",), ("dog", "puppy"))
     assert classes.colours == ((0, 0, 0), (128, 0, 0), (1, 2, 3))
     assert (classes.background, classes.templates) == (0, ("a photo of a {}.",))
     commented = tmp_path / "commented.yaml"
     commented.write_text("# our pets\n" + path.read_text().replace("grass", "'grass'"))
-    assert files.classes_sha256(files.read_classes(commented)) == files.classes_sha256(classes)
+    assert class_files.sha256(class_files.read(commented)) == class_files.sha256(classes)
     path.write_text("classes: [{name: cat}]")
-    classes = files.read_classes(path)
+    classes = class_files.read(path)
     assert (classes.names, classes.background, classes.colours) == (("cat",), None, ((0, 0, 0),))
-    assert files.classes_from({"background": [], "classes": [{"name": "cat"}]}).words == ((), ("cat",))
+    assert class_files.parse({"background": [], "classes": [{"name": "cat"}]}).words == ((), ("cat",))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_class_file_by_hand(tmp_path):
 def test_class_file_errors_say_what_is_wrong(tmp_path, text, complaint):
     (tmp_path / "pets.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"pets.yaml.*{complaint}"):
-        files.read_classes(tmp_path / "pets.yaml")
+        class_files.read(tmp_path / "pets.yaml")
 
 
 @pytest.mark.parametrize("stem", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "manifest"])

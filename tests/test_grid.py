@@ -15,10 +15,10 @@ import pytest
 import run
 from test_run import call, write_notebook, write_run
 
-from plg_utils import files, runs
+from plg_utils import files, store
 
 LABELS = 'run = "demo"\nlabelled = 12\nseed = 0\nsize = 8  # of masks\nthreshold = None\ndevice = "auto"'
-OPENS_MASKS = 'stage = runs.stage(\n    folder / "masks", name="masks", parameters={"size": size})'
+OPENS_MASKS = 'stage = store.stage(\n    folder / "masks", name="masks", parameters={"size": size})'
 TRAINING = 'run = "demo"\nlabelled = 12\nseed = 0\nsteps = 3\nrate = 0.5\nmethods = ["supervised", "direct"]'
 GRID = "grid: {labelled: [12, 24], seed: [0, 1]}"
 NAMES = ["labelled=12,seed=0", "labelled=12,seed=1", "labelled=24,seed=0", "labelled=24,seed=1"]
@@ -38,15 +38,15 @@ def toy(tmp_path, monkeypatch):
     write_run(folders, GRID)
     world = SimpleNamespace(folders=folders, folder=tmp_path / "results" / "toy", executed=[], masks=[], failing=set())
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(runs, "git_commit", lambda: "a" * 40)  # these two take longest
-    monkeypatch.setattr(runs, "package_versions", lambda: {"torch": "2.11.0"})
+    monkeypatch.setattr(store, "git_commit", lambda: "a" * 40)  # these two take longest
+    monkeypatch.setattr(store, "package_versions", lambda: {"torch": "2.11.0"})
 
     def execute(step, prints):
         own = run.defaults(step.notebook) | step.parameters
         world.executed.append((step.notebook.stem, own["run"]))
-        folder = runs.run_folder(own["run"])  # as in a kernel: by PLG_RESULTS and the parameter
+        folder = store.run_folder(own["run"])  # as in a kernel: by PLG_RESULTS and the parameter
         if step.notebook.stem == "01_labels":
-            stage = runs.stage(folder / "masks", name="masks", parameters={"size": own["size"]})
+            stage = store.stage(folder / "masks", name="masks", parameters={"size": own["size"]})
             ids = [f"labelled_{own['seed']}", *(f"unlabelled_{k}" for k in range(3))]
             for id in stage.todo(ids, [".json"]):
                 files.write_json(stage.path(id, ".json"), own["size"])
@@ -55,7 +55,7 @@ def toy(tmp_path, monkeypatch):
             return
         if own["run"] in world.failing:
             raise ValueError("the loss is not a number")
-        stage = runs.stage(
+        stage = store.stage(
             folder / "network",
             name="network",
             parameters={"steps": own["steps"]},
@@ -384,7 +384,7 @@ def die_in_the_masks(toy, flag):
 
     def execute(step, prints):
         own = run.defaults(step.notebook) | step.parameters
-        stage = runs.stage(runs.run_folder(own["run"]) / "masks", name="masks", parameters={"size": own["size"]})
+        stage = store.stage(store.run_folder(own["run"]) / "masks", name="masks", parameters={"size": own["size"]})
         stage.todo(["labelled_0", *(f"unlabelled_{k}" for k in range(3))], [".json"])
         files.write_json(stage.path("unlabelled_0", ".json"), own["size"])
         flag.touch()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plg_utils import datasets, files, page, runs
+from plg_utils import datasets, files, page, store
 from plg_utils.datasets import storybook
 
 DEMO = files.ROOT / "results" / "demo"
@@ -70,7 +70,7 @@ def row(name, miou, *, stage="zero_shot", split="unlabelled", classes=("backgrou
 
 def stage(folder, name, data, labels):
     """A finished stage of label maps."""
-    opened = runs.stage(folder / name, name=name, parameters={"name": name}, dataset=data)
+    opened = store.stage(folder / name, name=name, parameters={"name": name}, dataset=data)
     for id in opened.todo(list(labels), [".png"]):
         files.write_label(opened.path(id, ".png"), labels[id], data.classes.colours)
     opened.finish(images=len(labels))

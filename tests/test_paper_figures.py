@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_pipeline import execute
 
-from plg_utils import comparisons, datasets, files, tables
+from plg_utils import datasets, files, statistics, tables
 
 NASTY = r"50% & more_$x$ #1 {a} ~b ^c \d <e>"
 
@@ -207,7 +207,7 @@ def test_the_published_table_says_what_its_rows_say():
     rows = tables.rows_of(["storybook_table"])
     text = tables.latex(*tables.wide(tables.grouped(rows)))
     values = [each["miou"] for each in rows if each["name"] == "supervised only" and each["labelled"] == 12]
-    told = comparisons.summarise(values)
+    told = statistics.summarise(values)
     assert rf"supervised only & val & ${100 * told.mean:.1f} \pm {100 * told.std:.1f}$" in text
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_pipeline import execute
 
 from conftest import COLOURS, RGB, colour_squares
-from plg_utils import datasets, encoders, figures, files, labels, prompt_lab
+from plg_utils import class_files, datasets, encoders, figures, files, labels, prompt_lab
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
 WORLD = {"run": "tiny", "labelled": 2}
@@ -295,8 +295,8 @@ def test_a_class_file_reads_back_and_its_name_holds_its_hash(tmp_path):
     )
     path, digest = prompt_lab.save(tmp_path / "mine.yaml", edited, "run tiny\nthreshold 0.2")
     assert path == tmp_path / f"mine-{digest[:8]}.yaml"
-    assert digest == files.classes_sha256(edited)
-    assert files.read_classes(path) == edited
+    assert digest == class_files.sha256(edited)
+    assert class_files.read(path) == edited
     head = path.read_text(encoding="utf-8").splitlines()[:3]
     assert digest in head[0]
     assert head[1:] == ["# run tiny", "# threshold 0.2"]
@@ -313,9 +313,9 @@ def test_a_class_file_reads_back_and_its_name_holds_its_hash(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in datasets.CLASS_FILES.glob("*.yaml")))
 def test_the_classes_of_every_data_set_can_be_saved(name, tmp_path):
-    classes = files.read_classes(datasets.CLASS_FILES / f"{name}.yaml")
+    classes = class_files.read(datasets.CLASS_FILES / f"{name}.yaml")
     assert prompt_lab.edit(classes) == classes
-    assert files.read_classes(prompt_lab.save(tmp_path / "classes.yaml", classes)[0]) == classes
+    assert class_files.read(prompt_lab.save(tmp_path / "classes.yaml", classes)[0]) == classes
     lines = {of_class: prompt_lab.words_of(prompt_lab.line_of(of_class)) for of_class in classes.words}
     assert all(tuple(read) == of_class for of_class, read in lines.items())
 
@@ -406,8 +406,8 @@ def test_changes_are_counted_from_what_was_saved(panel, tmp_path, lab):
     panel.save.click()
     (path,) = tmp_path.glob("*.yaml")
     assert str(path) in panel.message.value
-    assert files.classes_sha256(panel.classes()) in panel.message.value
-    assert files.read_classes(path).words[2] == ("a tree", "a tree, green")
+    assert class_files.sha256(panel.classes()) in panel.message.value
+    assert class_files.read(path).words[2] == ("a tree", "a tree, green")
     assert "# rule cosine, threshold 0.7: mean IoU" in path.read_text(encoding="utf-8")
     assert "(+0.0)" in panel.status.value
     panel.best.click()
@@ -493,7 +493,7 @@ def test_the_notebook_runs_without_a_browser(made, world, monkeypatch, capsys, t
     assert "read back and compared: True" in said
     new = {path.relative_to(made.folder).as_posix() for path in made.folder.rglob("*") if path.is_file()}
     new -= {path.relative_to(made.folder).as_posix() for path in before}
-    digest = files.classes_sha256(made.data.classes)
+    digest = class_files.sha256(made.data.classes)
     pictures = {f"figures/07_{name}.png" for name in ("edits", "margins", "panel")}
     assert new == {f"07_classes-{digest[:8]}.yaml", "07_prompt_lab.json", *pictures}
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -21,7 +21,19 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import augment, comparisons, datasets, diagnosis, files, labels, losses, metrics, run_lengths, training
+from plg_utils import (
+    augment,
+    class_files,
+    datasets,
+    diagnosis,
+    files,
+    labels,
+    losses,
+    metrics,
+    run_lengths,
+    statistics,
+    training,
+)
 from plg_utils.datasets import camvid, voc
 from plg_utils.generators import sepl
 from plg_utils.records import IGNORE, Masks
@@ -167,7 +179,7 @@ def test_any_text_is_a_file_or_refused_by_name(tmp_path, text):
     """Class files, tables and lists: an answer, or a ValueError that names the file."""
     path = tmp_path / "a.file"
     path.write_text(text, encoding="utf-8")
-    for read in (files.read_classes, files.read_json, files.read_lines, files.read_masks, voc._read_list):
+    for read in (class_files.read, files.read_json, files.read_lines, files.read_masks, voc._read_list):
         try:
             read(path)
         except ValueError as error:
@@ -192,7 +204,7 @@ def test_class_files_are_read_as_dumped(tmp_path, data):
     if has_background:
         content["background"] = data.draw(st.lists(words, max_size=2))
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    classes = files.read_classes(tmp_path / "a.yaml")
+    classes = class_files.read(tmp_path / "a.yaml")
     first = int(has_background)
     assert classes.names[first:] == tuple(names)
     assert classes.words[first:] == tuple(tuple(entry.get("words", [entry["name"]])) for entry in entries)
@@ -202,7 +214,7 @@ def test_class_files_are_read_as_dumped(tmp_path, data):
         if "colour" in entry
     )
     assert (classes.num_classes, classes.background) == (len(names) + first, 0 if has_background else None)
-    assert files.classes_sha256(classes) == files.classes_sha256(files.classes_from(content))
+    assert class_files.sha256(classes) == class_files.sha256(class_files.parse(content))
 
 
 @law(40)
@@ -447,12 +459,12 @@ def test_intervals_over_images(data):
     pairs = [data.draw(maps(3, st.integers(0, K - 1))) for _ in range(images)]
     one, other = (np.stack([metrics.confusion(pair[0], pair[k], K) for pair in pairs]) for k in (1, 2))
     seed = data.draw(st.integers(0, 99))
-    wide, narrow = (comparisons.bootstrap(one, resamples=100, level=level, seed=seed) for level in (0.99, 0.5))
+    wide, narrow = (statistics.bootstrap(one, resamples=100, level=level, seed=seed) for level in (0.99, 0.5))
     assert 0 <= wide.low <= narrow.low <= narrow.high <= wide.high <= 1
     assert wide.value == narrow.value == pytest.approx(metrics.scores(one.sum(axis=0)).mean_iou)
-    there, back = (comparisons.bootstrap(*pair, resamples=100, seed=seed) for pair in ((one, other), (other, one)))
+    there, back = (statistics.bootstrap(*pair, resamples=100, seed=seed) for pair in ((one, other), (other, one)))
     np.testing.assert_allclose([there.value, there.low, there.high], [-back.value, -back.high, -back.low], atol=1e-12)
-    same = comparisons.bootstrap(np.repeat(one[:1], images, axis=0), resamples=20, seed=seed)
+    same = statistics.bootstrap(np.repeat(one[:1], images, axis=0), resamples=20, seed=seed)
     assert same.low == pytest.approx(same.value)
     assert same.high == pytest.approx(same.value)
 

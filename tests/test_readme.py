@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from plg_utils import comparisons, files, tables
+from plg_utils import files, statistics, tables
 
 STAGES = ("zero_shot", "segmenter")
 README = "\n".join((files.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/decisions.md"))
@@ -115,7 +115,7 @@ def test_each_number_of_the_labellers_was_measured():
         ways.setdefault((row["method"], row["options"].get("cam")), []).append(row)
 
     def told(values, scale, digits):
-        found = comparisons.summarise(values)
+        found = statistics.summarise(values)
         return f"{scale * found.mean:.{digits}f} ± {scale * found.std:.{digits}f}"
 
     columns = ("miou", "precision", "recall", "boundary_f")
@@ -134,7 +134,7 @@ def cells(mark, skip):
 
 
 def percent(values):
-    found = comparisons.summarise(values)
+    found = statistics.summarise(values)
     return f"{100 * found.mean:.1f} ± {100 * found.std:.1f}"
 
 

@@ -10,7 +10,7 @@ import pytest
 import run
 import yaml
 
-from plg_utils import checkpoints, datasets, files, runs
+from plg_utils import checkpoints, class_files, datasets, files, store
 from plg_utils.notebooks import assigned, defaults, tagged
 
 SUMMARIES = sorted(run.PUBLISHED.glob("*/summary.json"))
@@ -107,9 +107,9 @@ def test_the_rows_of_a_run_are_its_stages(path, data):
     dataset = data(parameters)
     assert summary["dataset"] == dataset.name == parameters["dataset"]
     for name, manifest in manifests.items():
-        assert manifest["split_sha256"] in (None, runs.split_sha256(dataset)), name
-        assert manifest["classes_sha256"] in (None, files.classes_sha256(dataset.classes)), name
-        assert manifest["whole_set_sha256"] in (None, runs.split_sha256(dataset)), name
+        assert manifest["split_sha256"] in (None, store.split_sha256(dataset)), name
+        assert manifest["classes_sha256"] in (None, class_files.sha256(dataset.classes)), name
+        assert manifest["whole_set_sha256"] in (None, store.split_sha256(dataset)), name
         assert manifest["seed"] in (None, parameters["seed"]), name
     for row in summary["rows"]:
         check_row(row)
@@ -142,7 +142,7 @@ def test_what_the_demo_s_notebooks_wrote_agrees_with_its_manifests():
 def test_the_recorded_numbers_are_the_demo_s():
     """What 05 compares trained numbers with lies within its tolerance of what the summary holds, and was printed so."""
     folder = run.PUBLISHED / "demo"
-    recorded, found = runs.recorded("demo"), {}
+    recorded, found = store.recorded("demo"), {}
     for row in files.read_json(folder / "summary.json")["rows"]:
         key = "/".join([row["stage"], row["method"], *row["options"].values()])
         if key in recorded:
@@ -208,8 +208,8 @@ def test_a_point_s_rows_agree_with_how_it_was_made(path, data):
     dataset = data(parameters)
     check_weights(made["checkpoints"])
     assert content["dataset"] == dataset.name
-    assert made["classes_sha256"] == files.classes_sha256(dataset.classes)
-    assert made["split_sha256"] == runs.split_sha256(dataset)
+    assert made["classes_sha256"] == class_files.sha256(dataset.classes)
+    assert made["split_sha256"] == store.split_sha256(dataset)
     stages = made["stages"]
     for shared, key in ((False, "wall_seconds"), (True, "shared_wall_seconds")):
         seconds = sum(stage["wall_seconds"] for stage in stages.values() if stage["shared"] == shared)

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from conftest import colour_squares
-from plg_utils import checkpoints, datasets, files, runs
+from plg_utils import checkpoints, class_files, datasets, files, store
 from plg_utils.encoders import clip as clip_encoder
 
 CODE = [path for folder in ("plg_utils", "notebooks", "benchmarks") for path in (files.ROOT / folder).rglob("*.py")]
@@ -104,7 +104,7 @@ def test_yaml_of_a_class_file_builds_no_objects(tmp_path):
     path, victim = tmp_path / "classes.yaml", tmp_path / "ran"
     path.write_text(f"classes: !!python/object/apply:os.mkdir ['{victim}']\n")
     with pytest.raises(ValueError, match="classes.yaml is not readable YAML"):
-        files.read_classes(path)
+        class_files.read(path)
     import run
 
     with pytest.raises(run.Refused, match="is not readable YAML"):
@@ -349,7 +349,7 @@ def test_no_id_or_run_names_a_file_elsewhere(name, tmp_path):
     with pytest.raises(ValueError, match="cannot name files"):
         files.check_stem(name)
     with pytest.raises(ValueError, match="cannot name files"):
-        runs.run_folder(name)
+        store.run_folder(name)
 
 
 @pytest.mark.parametrize(
@@ -396,9 +396,9 @@ def test_a_stage_removes_nothing_outside_its_folder(tmp_path):
     mine.write_text("mine")
     (tmp_path / "masks").mkdir()
     stage = {"name": "masks", "parameters": {}}
-    runs.stage(tmp_path / "masks", **stage).finish()
+    store.stage(tmp_path / "masks", **stage).finish()
     (tmp_path / "masks" / "outputs.txt").write_text(f"../mine.txt\n{mine}\n")
-    runs.stage(tmp_path / "masks", **stage | {"parameters": {"other": 1}})
+    store.stage(tmp_path / "masks", **stage | {"parameters": {"other": 1}})
     assert mine.read_text() == "mine"
 
 

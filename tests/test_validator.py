@@ -13,7 +13,7 @@ from PIL import Image
 from test_camvid import tiny_camvid
 from test_coco import CAR, CAT, SIZE, box, note, tiny_coco, write_json
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets.__main__ import main, validate
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
@@ -206,7 +206,7 @@ def test_files_of_nobody_and_classes_of_nobody(folder):
 
 
 def test_the_background_is_never_absent():
-    classes = files.classes_from({"background": [], "classes": [{"name": "cat"}, {"name": "dog"}]})
+    classes = class_files.parse({"background": [], "classes": [{"name": "cat"}, {"name": "dog"}]})
     assert datasets.absent(classes, {1}) == ["dog"]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plg_utils import files
+from plg_utils import choices
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
@@ -27,7 +27,7 @@ TOGETHER = 256  # images whose scores are held in memory at once
 
 def build(name: str, classes: Classes, **options) -> Cue:
     """Build the source in the file `name`.py for these classes."""
-    return files.choice(__name__, name, "source of cue maps").build(classes, **options)
+    return choices.choice(__name__, name, "source of cue maps").build(classes, **options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from plg_utils import augment, files, runs, training
+from plg_utils import augment, devices, files, store, training
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, same_size, tagger
 from plg_utils.records import Classes, Sample
 from plg_utils.segmenters import deeplabv3plus
@@ -110,7 +110,7 @@ def train(
     returns: a row for every log_every steps: step, lr, the mean loss, and the part of the answers (class in the image,
         or not) that were right
     """
-    device = runs.device(str(device))
+    device = devices.choose(str(device))
     built = {"encoder": encoder, "output_stride": output_stride}
     model = network(classes, pretrained=pretrained, seed=seed, **built)
     model.to(device, memory_format=training.layout(channels_last)).train()
@@ -135,7 +135,7 @@ def train(
 
     saved = time.monotonic()
     todo = range(start, steps)
-    for step in todo if progress is None else runs.progress(todo, what=progress):
+    for step in todo if progress is None else store.progress(todo, what=progress):
         rng = np.random.default_rng((seed, step))
         drawn = views.samples(step, training.UNLABELLED)
         images = np.stack([views.weak(sample, training.UNLABELLED, rng)[0] for sample in drawn])
@@ -214,7 +214,7 @@ def build(
     if normalisation not in NORMALISATIONS:
         raise ValueError(f'normalisation is "{normalisation}"; right are "max" and "minmax"')
     model = network(classes, encoder="miniature").eval() if weights is None else load(weights, classes)
-    model.to(runs.device(str(device)))
+    model.to(devices.choose(str(device)))
     tags_of = tagger(tags, classes)
 
     def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:

@@ -33,7 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from plg_utils import files
+from plg_utils import class_files, files
+from plg_utils.choices import choice, one_of
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 CLASS_FILES = Path(__file__).parent / "classes"
@@ -76,7 +77,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     options: of that file's load; where it has no option `classes` of its own, `classes` names a class file with other
         words, templates or colours for the same classes
     """
-    module = files.choice(__name__, name, "data set")
+    module = choice(__name__, name, "data set")
     known = list(signature(module.load).parameters)
     other_words = options.pop("classes", None) if "classes" not in known else None
     for option in options:
@@ -87,7 +88,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
                 f"the data set {name!r} has no option {option!r}; {hint}it has {', '.join(known)}, on_bad_image"
             )
     on_bad_image = getattr(module, "ON_BAD_IMAGE", "when_read") if on_bad_image is None else on_bad_image
-    files.one_of(on_bad_image, BAD_IMAGE, "on_bad_image")
+    one_of(on_bad_image, BAD_IMAGE, "on_bad_image")
     whole = signature(module.load).parameters["labelled"].annotation is int
     _check({"tags_of": tags_of} | options, takes_parts=not whole)
     if options.get("root"):
@@ -116,7 +117,7 @@ def _reworded(dataset: Dataset, path: str | Path) -> Classes:
     if not isinstance(path, str | Path):
         raise ValueError(f"classes={path!r}: {dataset.name} has classes of its own; give a class file with other words")
     path = files.ROOT / path
-    classes, own = files.read_classes(path), dataset.classes
+    classes, own = class_files.read(path), dataset.classes
     if (classes.names, classes.background) != (own.names, own.background):
         differ = sorted(set(classes.names) ^ set(own.names)) or ["their order"]
         raise ValueError(

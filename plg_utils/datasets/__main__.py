@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from plg_utils import datasets, files, runs
+from plg_utils import datasets, files, store
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 LEVELS = ("stop", "warning", "note")  # a run will stop; its result may not mean what it seems to; to know
@@ -66,7 +66,7 @@ def validate(dataset: Dataset) -> pd.DataFrame:
     pixels = np.zeros(256, dtype=np.int64)  # of each value, in the labelled images
     images = np.zeros(256, dtype=np.int64)
     every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
-    for split, sample in runs.progress(every, what=f"reading {dataset.name}"):
+    for split, sample in store.progress(every, what=f"reading {dataset.name}"):
         size = _look_at_photo(sample, split, found)
         sizes[split][size] += 1
         if sample.read_truth is None:

@@ -23,7 +23,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from pycocotools import mask as coco
 
-from plg_utils import datasets, files, run_lengths, runs
+from plg_utils import datasets, files, run_lengths, store
 from plg_utils.records import IGNORE, Classes, Sample
 
 RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the cache's name
@@ -243,7 +243,7 @@ def make_maps(
         content, values = read_it()
         saved = time.monotonic()
         try:
-            for id in runs.progress(missing, what=f"label maps of {instances.name}"):
+            for id in store.progress(missing, what=f"label maps of {instances.name}"):
                 report[id] = _make_map(cache / f"{id}.png", content, id, values, classes)
                 if time.monotonic() - saved > SAVED_EVERY:
                     _write_report(cache, report)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import PIL
 
-from plg_utils import distributed, files, runs
+from plg_utils import distributed, files, store
 
 TOGETHER = 256  # photos that wait for the threads
 
@@ -37,10 +37,10 @@ def _in_folder(folder: Path, paths: list[Path]) -> dict[Path, str]:
         return {}
     starts = range(0, len(unknown), TOGETHER)
     bad, read = {}, {}
-    with ThreadPoolExecutor(runs.READERS) as readers:
+    with ThreadPoolExecutor(store.READERS) as readers:
         found = (pair for start in starts for pair in _looked_at(unknown[start : start + TOGETHER], readers))
         try:
-            for path, told in runs.progress(found, total=len(unknown), what=f"looking at {folder.name}"):
+            for path, told in store.progress(found, total=len(unknown), what=f"looking at {folder.name}"):
                 if told:
                     bad[path] = told
                 else:

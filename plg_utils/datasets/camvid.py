@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.records import Dataset, Sample
 
 CLASS_FILE = datasets.CLASS_FILES / "camvid.yaml"
@@ -64,7 +64,7 @@ def load(
         raise FileNotFoundError(f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}")
     if not datasets.is_count(shrink) or shrink < 1:
         raise ValueError(f"shrink={shrink!r} must be a whole number from 1 on: 2 is half the size")
-    classes = files.read_classes(CLASS_FILE)
+    classes = class_files.read(CLASS_FILE)
 
     def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
         is_open = split in truth_of

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances, _splits
 from plg_utils.records import Classes, Dataset
 
@@ -90,7 +90,7 @@ def load(
     }
     datasets.check_disjoint(**ids)
 
-    classes = files.read_classes(CLASS_FILE)
+    classes = class_files.read(CLASS_FILE)
     painted = {}
     for part, splits in ((train, ("labelled", "unlabelled")), (val, ("val",))):
         wanted = [id for name in splits if name in truth_of for id in ids[name]]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
@@ -37,7 +37,7 @@ def load(
     """A folder of photos as a data set: all are unlabelled, unless they have a label map.
 
     root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; it is not searched deeper
-    classes: names of what to look for, or a class file (`files.read_classes`); 0 is the background, then comes the list
+    classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, then comes the list
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
     labels: folder of label maps, PNG, called as the photos, with values as in `classes` and 255 for void; or a file
         .json in COCO's form, whose images have the names of the photos (folders before it and suffix do not matter).
@@ -109,8 +109,8 @@ def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[st
         path = Path(classes).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f'{path} is no class file: give the path of one, or a list of names: ["{classes}"]')
-        return files.read_classes(path)
-    return files.classes_from({"background": list(background), "classes": [{"name": name} for name in classes]})
+        return class_files.read(path)
+    return class_files.parse({"background": list(background), "classes": [{"name": name} for name in classes]})
 
 
 def _photos(root: Path) -> dict[str, Path]:

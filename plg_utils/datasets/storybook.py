@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from plg_utils import files
+from plg_utils import class_files, files
 from plg_utils.records import Dataset, Sample
 
 SIZE = 128  # pixels, height and width
@@ -131,7 +131,7 @@ def load(
     if not 1 <= labelled <= SPLITS["labelled"][1]:
         raise ValueError(f"labelled={labelled}: the storybook has a pool of {SPLITS['labelled'][1]} labelled scenes")
     root = Path(root) if root else files.data_root() / f"storybook-{files.sha256(__file__)[:8]}"
-    classes = files.read_classes(CLASS_FILE)
+    classes = class_files.read(CLASS_FILE)
     splits = {}
     for split, (_, count) in SPLITS.items():
         numbers = _labelled_order(root, seed)[:labelled] if split == "labelled" else range(count)[:limit]

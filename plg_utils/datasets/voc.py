@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _splits
 from plg_utils.records import Dataset, Sample
 
@@ -81,7 +81,7 @@ def load(
     if leaked:
         told = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
         raise ValueError(f"{told}; the labelled ones are of {named}: keep each image in one of them")
-    classes = files.read_classes(CLASS_FILE)
+    classes = class_files.read(CLASS_FILE)
 
     def samples(name: str, entries: list[Entry]) -> tuple[Sample, ...]:
         is_open = name in truth_of

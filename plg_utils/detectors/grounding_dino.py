@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms, box_convert
 
-from plg_utils import checkpoints, runs
+from plg_utils import checkpoints, devices
 from plg_utils.detectors import Boxes, Detect, check_tags
 from plg_utils.records import Classes
 
@@ -51,11 +51,11 @@ def build(
     box_threshold, text_threshold: see `boxes_of_queries`
     nms: IoU from which on the lower scored of two boxes of a class is dropped; None keeps all, as the authors do
     batch_size: pairs of image and caption that go through the network together; images of one size only
-    device: see `runs.device`
+    device: see `devices.choose`
     """
     words = _words(classes, words or {})
     model, processor = load(checkpoint, [word for index in classes.foreground for word in words[index]])
-    model = model.to(runs.device(str(device)))
+    model = model.to(devices.choose(str(device)))
     limit = model.config.max_text_len
 
     @torch.inference_mode()

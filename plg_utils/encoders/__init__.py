@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from plg_utils import files
+from plg_utils import choices
 from plg_utils.records import Classes
 
 
 def build(name: str, **options):
     """Build the encoder in the file `name`.py."""
-    return files.choice(__name__, name, "encoder").build(**options)
+    return choices.choice(__name__, name, "encoder").build(**options)
 
 
 def class_embeddings(

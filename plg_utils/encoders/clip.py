@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from clip.model import CLIP, VisionTransformer, build_model
 from torch import nn
 
-from plg_utils import checkpoints, encoders, runs
+from plg_utils import checkpoints, devices, encoders
 from plg_utils.miniature import clip as miniature
 from plg_utils.records import Classes
 
@@ -51,10 +51,10 @@ def build(
     iterations, temperature: see `self_self_attention`
     image_size: pixels, a multiple of the patch; None: what the miniature was trained on, else 448
     resize: "squash" to a square of image_size, as GEM does, or "keep" the aspect, the short side becoming image_size
-    device: see `runs.device`; precision: "fp32", or "bf16" for autocast of the images
+    device: see `devices.choose`; precision: "fp32", or "bf16" for autocast of the images
     """
     is_miniature = checkpoint in (None, "miniature_clip")
-    model = load(checkpoint).to(runs.device(str(device)))
+    model = load(checkpoint).to(devices.choose(str(device)))
     layers = len(model.visual.transformer.resblocks)
     return Encoder(
         model,

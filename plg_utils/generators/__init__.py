@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from plg_utils import files
+from plg_utils import choices
 from plg_utils.records import Classes, PseudoLabel, Sample
 
 Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
@@ -17,7 +17,7 @@ Generate = Callable[[Sequence[Sample | np.ndarray]], list[PseudoLabel]]
 
 def build(name: str, classes: Classes, **options) -> Generate:
     """Build the generator in the file `name`.py for these classes."""
-    return files.choice(__name__, name, "generator").build(classes, **options)
+    return choices.choice(__name__, name, "generator").build(classes, **options)
 
 
 def with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plg_utils import detectors, files
+from plg_utils import choices, detectors
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
@@ -70,7 +70,7 @@ def build(
     tag = _tagger(tags, classes, tags_options or {})
     detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
     if isinstance(masks, str):
-        prompt = files.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
+        prompt = choices.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
     else:
         prompt = masks
 

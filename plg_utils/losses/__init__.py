@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import distributed, files
+from plg_utils import distributed
+from plg_utils.choices import choice
 from plg_utils.records import IGNORE
 
 
@@ -34,7 +35,7 @@ def choices() -> list[str]:
 
 def build(name: str, **options):
     """Build the loss in the file `name`.py; its name and options stay readable as `loss.settings`."""
-    loss = files.choice(__name__, name, "loss").build(**options)
+    loss = choice(__name__, name, "loss").build(**options)
     loss.settings = {"loss": name, **options}
     return loss
 

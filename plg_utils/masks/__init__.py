@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from plg_utils import files
+from plg_utils import choices
 from plg_utils.records import Masks
 
 Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
@@ -15,4 +15,4 @@ Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
 
 def build(name: str, **options) -> Generate:
     """Build the mask model in the file `name`.py."""
-    return files.choice(__name__, name, "mask model").build(**options)
+    return choices.choice(__name__, name, "mask model").build(**options)

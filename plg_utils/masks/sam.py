@@ -12,7 +12,7 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
-from plg_utils import checkpoints, runs
+from plg_utils import checkpoints, devices
 from plg_utils.masks import Generate
 from plg_utils.masks._everything import SegmentEverything
 from plg_utils.miniature import sam as miniature
@@ -56,11 +56,11 @@ def build(
     min_area: pixels; smaller masks are dropped
     precision: "fp32", or "bf16" for autocast; compiled: let torch.compile make the image encoder faster, which takes
         minutes and pays for many images
-    device: see `runs.device`
+    device: see `devices.choose`
     A None is the value in OFFICIAL or MINIATURE.
     """
     chosen = settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
-    network = load(checkpoint, model).to(runs.device(str(device)))
+    network = load(checkpoint, model).to(devices.choose(str(device)))
     if compiled:
         network.image_encoder = torch.compile(network.image_encoder)
     segment = SegmentEverything(
@@ -116,7 +116,7 @@ def build_box_prompter(
     returns: a function of images (H, W, 3) uint8 RGB, and for each its boxes (N, 4) xyxy pixels, to a pair for each
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
-    predictor = SamPredictor(load(checkpoint, model).to(runs.device(str(device))))
+    predictor = SamPredictor(load(checkpoint, model).to(devices.choose(str(device))))
 
     @torch.inference_mode()
     def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:

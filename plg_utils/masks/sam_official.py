@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 
-from plg_utils import runs
+from plg_utils import devices
 from plg_utils.masks import Generate, sam
 from plg_utils.records import Masks
 
@@ -30,7 +30,7 @@ def build(
 ) -> Generate:
     """Load a SAM; the options are those of `sam.build`, others go to `SamAutomaticMaskGenerator`."""
     chosen = sam.settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
-    network = sam.load(checkpoint, model).to(runs.device(str(device)))
+    network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, **options, output_mode="coco_rle")  # a stack of (N, H, W) would be large
 
     @torch.inference_mode()

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from torch import nn
 
-from plg_utils import files
+from plg_utils import choices
 
 
 def build(name: str, num_classes: int, **options) -> nn.Module:
     """Build the segmenter in the file `name`.py for num_classes classes."""
-    return files.choice(__name__, name, "segmenter").build(num_classes, **options)
+    return choices.choice(__name__, name, "segmenter").build(num_classes, **options)
 
 
 def checkpoint(name: str, **options) -> str | Path | None:
     """Name or path, as `checkpoints` knows it, of the weights with which `build` would start; None: random ones."""
-    module = files.choice(__name__, name, "segmenter")
+    module = choices.choice(__name__, name, "segmenter")
     return module.checkpoint(**options) if hasattr(module, "checkpoint") else None

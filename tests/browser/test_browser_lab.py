@@ -3,7 +3,7 @@
 import pytest
 
 from browser import lab
-from plg_utils import files
+from plg_utils import class_files
 
 NOTEBOOKS = sorted(path.stem for path in lab.NOTEBOOKS.glob("*.ipynb"))
 
@@ -140,7 +140,7 @@ def test_save_writes_the_class_file(panel, expect):
     panel.part("save").click()
     expect(panel.part("message")).to_contain_text("Saved")
     (path,) = set(panel.saved()) - set(before)
-    classes = files.read_classes(path)
+    classes = class_files.read(path)
     assert classes.words[classes.names.index("car")] == ("a car", "a vehicle")
     shot(panel, "saved")
 

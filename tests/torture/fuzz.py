@@ -33,7 +33,7 @@ import run as runner
 import torch
 from tqdm import tqdm
 
-from plg_utils import checkpoints, datasets, files, runs, training
+from plg_utils import checkpoints, class_files, datasets, files, store, training
 from plg_utils.records import Masks
 
 SECONDS = 10  # for one file
@@ -60,7 +60,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 def write_manifest(path: Path) -> None:
     """Write a stage's manifest."""
-    runs.stage(path.parent, name="masks", parameters={"points": 16}).finish(images=0)
+    store.stage(path.parent, name="masks", parameters={"points": 16}).finish(images=0)
     (path.parent / "manifest.json").rename(path)
 
 
@@ -70,8 +70,8 @@ def read_manifest(path: Path) -> None:
     folder.mkdir(exist_ok=True)
     shutil.copy(path, folder / "manifest.json")
     try:
-        runs.stage(path.parent / "next", name="segments", parameters={}, parents=[folder])
-        runs.stage(folder, name="masks", parameters={"points": 16}).todo([], [])
+        store.stage(path.parent / "next", name="segments", parameters={}, parents=[folder])
+        store.stage(folder, name="masks", parameters={"points": 16}).todo([], [])
     except (ValueError, OSError) as error:
         told = str(error).replace(str(folder / "manifest.json"), str(path)).replace(str(folder), str(path))
         raise type(error)(told) from error
@@ -156,7 +156,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]] =
     "SAM's checkpoint": ("a.pth", lambda path: torch.save(NETWORK.state_dict(), path), checkpoints.load_sam_state),
     "CLIP's checkpoint": ("a.pt", lambda path: torch.save(NETWORK.state_dict(), path), checkpoints.load_clip_state),
     "class file": (
-        "a.yaml", lambda path: shutil.copy(ROOT / "plg_utils/datasets/classes/voc.yaml", path), files.read_classes
+        "a.yaml", lambda path: shutil.copy(ROOT / "plg_utils/datasets/classes/voc.yaml", path), class_files.read
     ),
     "table": ("a.json", lambda path: files.write_json(path, COCO), files.read_json),
     "annotations, COCO": ("instances.json", lambda path: files.write_json(path, COCO), read_coco),

@@ -1,7 +1,7 @@
 """Label maps for other people's tools, and corrected ones back.
 
-    python -m plg_utils.export RUN --least 20 --labels labels_enhanced --to DIR    # what is trusted least
-    python -m plg_utils.export --read DIR --to LABELS                              # what a person has made of it
+    python -m plg_utils.review RUN --least 20 --labels labels_enhanced --to DIR    # what is trusted least
+    python -m plg_utils.review --read DIR --to LABELS                              # what a person has made of it
 
 A folder that `write` makes holds the same labels in up to three forms:
 
@@ -47,7 +47,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import datasets, encoders, files, notebooks, run_lengths, runs, trust
+from plg_utils import class_files, datasets, devices, encoders, files, notebooks, run_lengths, store, trust
 from plg_utils.datasets import _instances, folder
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
@@ -325,7 +325,7 @@ def write(
     void_name(classes)  # refuses what cannot be written before anything is
 
     images, maps = [], {}
-    for sample in runs.progress(samples, what="images for review"):
+    for sample in store.progress(samples, what="images for review"):
         image, label = sample.image(), label_of(sample)
         _check(label, image.shape[:2], classes, f"the label map of {sample.id}")
         photo = _write_photo(target / "images", sample, image)
@@ -420,7 +420,7 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
     returns: the images in the index's order, and their classes. A ValueError names each file that is not in order
     """
     source = Path(source)
-    index, classes = _index(source), files.read_classes(source / "classes.yaml")
+    index, classes = _index(source), class_files.read(source / "classes.yaml")
     absent = [form for form in forms or () if form not in index["forms"]]
     if absent:
         raise ValueError(f"{source} was written as {', '.join(index['forms'])}, not as {', '.join(absent)}")
@@ -756,14 +756,14 @@ def signals(run: Path, labels: str, samples: Sequence[Sample], classes: Classes,
 
     if others and background is not None:
         found = []
-        for sample in runs.progress(samples, what="agreement"):
+        for sample in store.progress(samples, what="agreement"):
             maps = [stored(name, sample) for name in (labels, *others)]
             found.append(trust.agreement(maps, num_classes, background=background)[0, 1:].mean())
         return {"agreement": found}
     outside = -1 if background is None else background
     text_embeddings, owner = (tensor.cpu() for tensor in encode().class_embeddings(classes))
     found = {"mask stability": [], "CLIP margin": []}
-    for sample in runs.progress(samples, what="stability and margin"):
+    for sample in store.progress(samples, what="stability and margin"):
         masks, label = files.read_masks(run / "masks" / f"{sample.id}.json"), stored(labels, sample)
         found["mask stability"].append(trust.mean_over_things(masks.stability, masks, label, background=outside))
         if len(owner.unique()) > 1:  # one class and no word for the background: there is nothing to be nearer to
@@ -821,7 +821,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m plg_utils.export",
+        prog="python -m plg_utils.review",
         description="Write the images whose labels are trusted least for other people's tools; read corrected ones.",
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="whose labels are written, such as demo")
@@ -851,7 +851,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _write_out(options: argparse.Namespace) -> None:
     """Write the least trusted images of a run."""
-    run, labels = runs.run_folder(options.run), options.labels or WITNESSES[0]
+    run, labels = store.run_folder(options.run), options.labels or WITNESSES[0]
     if not run.is_dir():
         raise FileNotFoundError(f"there is no {run}: run notebooks/run.py {options.run} first")
     values = parameters(run, dict(options.p or []))
@@ -860,7 +860,9 @@ def _write_out(options: argparse.Namespace) -> None:
     )
 
     def encode() -> Any:
-        return encoders.build(values["encoder"], device=str(runs.device(values["device"])), **values["encoder_options"])
+        return encoders.build(
+            values["encoder"], device=str(devices.choose(values["device"])), **values["encoder_options"]
+        )
 
     count = 20 if options.least is None else options.least
     chosen, trusts = least_trusted(run, labels, data.unlabelled, data.classes, count, encode)
@@ -878,7 +880,7 @@ def _write_out(options: argparse.Namespace) -> None:
         worst = min(entry["polygon_iou"] for entry in index["images"])
         print(f"polygons: IoU of each region with its label map {worst:.3f} or more")
         print(f"open them: labelme {options.to}/images --labels {options.to}/names.txt --nodata")
-    print(f"and then:  python -m plg_utils.export --read {options.to} --to LABELS")
+    print(f"and then:  python -m plg_utils.review --read {options.to} --to LABELS")
 
 
 def parameters(run: Path, changes: dict[str, str]) -> dict[str, Any]:

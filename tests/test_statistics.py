@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference_metrics
 
-from plg_utils import comparisons, metrics
+from plg_utils import metrics, statistics
 from plg_utils.records import IGNORE
 
 
@@ -28,10 +28,10 @@ def test_the_bootstrap_equals_scoring_each_resample(background):
         [reference_metrics.mean_iou(np.tensordot(draw, each, 1), background) for draw in draws] for each in (one, other)
     ]
     options = {"resamples": 50, "seed": 3, "background": background, "level": 0.8}
-    found = comparisons.bootstrap(one, **options)
+    found = statistics.bootstrap(one, **options)
     assert found.value == pytest.approx(metrics.scores(one.sum(axis=0), background=background).mean_iou)
     assert [found.low, found.high] == pytest.approx(np.percentile(resampled[0], [10, 90]).tolist())
-    found = comparisons.bootstrap(one, other, **options)
+    found = statistics.bootstrap(one, other, **options)
     difference = np.subtract(*resampled)
     assert [found.low, found.high] == pytest.approx(np.percentile(difference, [10, 90]).tolist())
     whole = [metrics.scores(each.sum(axis=0), background=background).mean_iou for each in (one, other)]
@@ -40,11 +40,11 @@ def test_the_bootstrap_equals_scoring_each_resample(background):
 
 def test_the_bootstrap_is_seeded_paired_and_wider_with_fewer_images():
     one = image_matrices(0)
-    assert comparisons.bootstrap(one) == comparisons.bootstrap(one) != comparisons.bootstrap(one, seed=1)
-    same = comparisons.bootstrap(one, one)
+    assert statistics.bootstrap(one) == statistics.bootstrap(one) != statistics.bootstrap(one, seed=1)
+    same = statistics.bootstrap(one, one)
     assert (same.value, same.low, same.high) == (0, 0, 0)
     many, few = image_matrices(0, images=80), image_matrices(0, images=80)[1:8]
-    wide, narrow = (comparisons.bootstrap(each) for each in (few, many[1:]))
+    wide, narrow = (statistics.bootstrap(each) for each in (few, many[1:]))
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
@@ -53,7 +53,7 @@ def test_a_resample_without_truth_is_left_out():
     one[0, 0, 0] = 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert comparisons.bootstrap(one, resamples=20) == comparisons.Interval(1, 1, 1, 0.95)
+        assert statistics.bootstrap(one, resamples=20) == statistics.Interval(1, 1, 1, 0.95)
 
 
 def test_a_bootstrap_of_what_does_not_fit_is_refused():
@@ -69,18 +69,18 @@ def test_a_bootstrap_of_what_does_not_fit_is_refused():
         ({"matrices": one.astype(float)}, "integer matrix"),
     ):
         with pytest.raises(ValueError, match=message):
-            comparisons.bootstrap(**wrong)
+            statistics.bootstrap(**wrong)
 
 
 def test_seeds_are_summarised_and_paired():
-    found = comparisons.summarise([0.5, 0.6, 0.7])
+    found = statistics.summarise([0.5, 0.6, 0.7])
     assert (found.mean, found.std) == (pytest.approx(0.6), pytest.approx(0.1))
-    alone = comparisons.summarise([0.5])
+    alone = statistics.summarise([0.5])
     assert alone.mean == 0.5 and math.isnan(alone.std)
-    found = comparisons.paired({0: 0.6, 1: 0.5, 2: 0.7}, {2: 0.5, 0: 0.5, 1: 0.5})
+    found = statistics.paired({0: 0.6, 1: 0.5, 2: 0.7}, {2: 0.5, 0: 0.5, 1: 0.5})
     assert found.values == pytest.approx((0.1, 0, 0.2)) and found.signs == "+0+"
-    assert comparisons.paired({0: 0.1}, {0: 0.3}).signs == "-"
+    assert statistics.paired({0: 0.1}, {0: 0.3}).signs == "-"
     with pytest.raises(ValueError, match="seeds differ"):
-        comparisons.paired({0: 0.6}, {1: 0.5})
+        statistics.paired({0: 0.6}, {1: 0.5})
     with pytest.raises(ValueError, match="no value"):
-        comparisons.summarise([])
+        statistics.summarise([])

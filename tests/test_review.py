@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import COLOURS, colour_squares
-from plg_utils import datasets, export, files, trust
+from plg_utils import class_files, datasets, files, review, trust
 from plg_utils.datasets import storybook
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
@@ -82,7 +82,7 @@ both_kinds = pytest.mark.parametrize("classes", [COLOURS, THINGS], ids=["backgro
 
 def test_regions_by_hand():
     label = np.array([[1, 1, 0], [1, 0, 0]], np.uint8)
-    found = export.regions(label)
+    found = review.regions(label)
     assert [(region.value, region.outline.tolist()) for region in found] == [
         (1, [[0, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2]]),
         (0, [[2, 0], [3, 0], [3, 2], [1, 2], [1, 1], [2, 1]]),
@@ -90,7 +90,7 @@ def test_regions_by_hand():
 
 
 def test_an_outline_goes_around_holes_and_what_lies_in_them_comes_later():
-    found = export.regions(RING)
+    found = review.regions(RING)
     assert sorted(region.value for region in found) == [0, 0, 0, 0, 1, 2, 3, 3, 255]  # corners join nothing
     ring = next(region for region in found if region.value == 1)
     assert ring.outline.tolist() == [[1, 1], [6, 1], [6, 6], [1, 6]]
@@ -100,44 +100,44 @@ def test_an_outline_goes_around_holes_and_what_lies_in_them_comes_later():
 
 def test_painted_regions_are_the_connected_parts():
     for name, label in MAPS.items():
-        found = export.regions(label)
-        numbers = export.numbered(found, label.shape)
+        found = review.regions(label)
+        numbers = review.numbered(found, label.shape)
         assert same_parts(numbers, parts(label)), name
         assert np.array_equal(np.array([region.value for region in found], np.uint8)[numbers], label), name
-        assert all(export._crossing(region.outline) is None for region in found), name
+        assert all(review._crossing(region.outline) is None for region in found), name
 
 
 @pytest.mark.parametrize("tolerance", [0.7, 1.5, 4])
 def test_simplified_outlines_keep_each_region(tolerance):
     for name, label in MAPS.items():
-        found = export.regions(label)
-        coarse, iou = export.simplified(found, label.shape, tolerance)
-        true, drawn = export.numbered(found, label.shape), export.numbered(coarse, label.shape)
+        found = review.regions(label)
+        coarse, iou = review.simplified(found, label.shape, tolerance)
+        true, drawn = review.numbered(found, label.shape), review.numbered(coarse, label.shape)
         counted = [((true == k) & (drawn == k)).sum() / ((true == k) | (drawn == k)).sum() for k in range(len(found))]
         assert iou.tolist() == counted, name
-        assert min(counted) >= export.LEAST_IOU, name
+        assert min(counted) >= review.LEAST_IOU, name
         assert [region.value for region in coarse] == [region.value for region in found], name
-        assert all(export._crossing(region.outline) is None for region in coarse), name
+        assert all(review._crossing(region.outline) is None for region in coarse), name
 
 
 def test_simplifying_leaves_out_corners():
-    found = export.regions(storybook.draw(1003).label)
+    found = review.regions(storybook.draw(1003).label)
     corners = [sum(len(region.outline) for region in each) for each in
-               (found, export.simplified(found, (128, 128), 1.0)[0])]  # fmt: skip
+               (found, review.simplified(found, (128, 128), 1.0)[0])]  # fmt: skip
     assert corners[1] < 0.7 * corners[0]
 
 
 def test_a_simplified_outline_does_not_cross_itself():
     horseshoe = np.zeros((5, 6), np.uint8)  # by two pixels its legs would change places
     horseshoe[0, 4:], horseshoe[1, 3:], horseshoe[2:4, 3], horseshoe[2:, 5] = 1, 1, 1, 1
-    coarse, iou = export.simplified(export.regions(horseshoe), (5, 6), 2.0, least_iou=0.0)
+    coarse, iou = review.simplified(review.regions(horseshoe), (5, 6), 2.0, least_iou=0.0)
     assert iou.min() < 1
-    assert all(export._crossing(region.outline) is None for region in coarse)
+    assert all(review._crossing(region.outline) is None for region in coarse)
 
 
 def test_half_a_pixel_changes_nothing():
-    found = export.regions(MAPS["scene"])
-    assert export.simplified(found, (128, 128), 0.49)[1].min() == 1
+    found = review.regions(MAPS["scene"])
+    assert review.simplified(found, (128, 128), 0.49)[1].min() == 1
 
 
 # labelme
@@ -169,17 +169,17 @@ def store(path, content):
 @both_kinds
 def test_labelme_gives_the_same_pixels(classes, tmp_path):
     for name, label in fitting(classes):
-        content, drawn, iou = export.labelme(label, classes, "one.png")
+        content, drawn, iou = review.labelme(label, classes, "one.png")
         assert np.array_equal(drawn, label), name
         assert (iou == 1).all(), name
         path = store(tmp_path / "one.json", content)
-        assert np.array_equal(export.read_labelme(path, classes, label.shape), label), name
+        assert np.array_equal(review.read_labelme(path, classes, label.shape), label), name
         if classes is COLOURS:
             assert np.array_equal(read_by_outlines(files.read_json(path), 0), label), name
 
 
 def test_a_labelme_file_has_what_labelme_asks_for(tmp_path):
-    content = files.read_json(store(tmp_path / "one.json", export.labelme(RING, COLOURS, "one.png")[0]))
+    content = files.read_json(store(tmp_path / "one.json", review.labelme(RING, COLOURS, "one.png")[0]))
     keys = {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"}
     assert content.keys() == keys
     assert (content["imagePath"], content["imageData"], content["imageHeight"]) == ("one.png", None, 7)
@@ -194,11 +194,11 @@ def test_a_labelme_file_has_what_labelme_asks_for(tmp_path):
 
 def test_simplified_polygons_say_what_comes_back(tmp_path):
     label = storybook.draw(1003).label
-    classes = files.read_classes(storybook.CLASS_FILE)
-    content, drawn, iou = export.labelme(label, classes, "one.png", simplify=1.0)
+    classes = class_files.read(storybook.CLASS_FILE)
+    content, drawn, iou = review.labelme(label, classes, "one.png", simplify=1.0)
     assert 0 < (drawn != label).sum() < 0.01 * label.size
-    assert export.LEAST_IOU <= iou.min() < 1
-    assert np.array_equal(export.read_labelme(store(tmp_path / "a.json", content), classes, label.shape), drawn)
+    assert review.LEAST_IOU <= iou.min() < 1
+    assert np.array_equal(review.read_labelme(store(tmp_path / "a.json", content), classes, label.shape), drawn)
 
 
 def shape(name, points, kind="polygon", **more):
@@ -212,11 +212,11 @@ def labelme_file(path, shapes, size=(4, 6)):
 def test_a_later_shape_covers_an_earlier_one(tmp_path):
     red, green = shape("red", [[0, 0], [4, 0], [4, 4], [0, 4]]), shape("Green ", [[3, 1], [6, 3]], "rectangle")
     path = labelme_file(tmp_path / "a.json", [red, green])
-    assert export.read_labelme(path, COLOURS, (4, 6)).tolist() == [
+    assert review.read_labelme(path, COLOURS, (4, 6)).tolist() == [
         [1, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0],
     ]  # fmt: skip
     labelme_file(path, [green, red])
-    assert export.read_labelme(path, COLOURS, (4, 6))[1].tolist() == [1, 1, 1, 1, 2, 2]
+    assert review.read_labelme(path, COLOURS, (4, 6))[1].tolist() == [1, 1, 1, 1, 2, 2]
 
 
 def encoded(picture):
@@ -228,7 +228,7 @@ def encoded(picture):
 def test_a_shape_may_be_a_mask(tmp_path):
     part = encoded(np.array([[255, 0], [255, 255]], np.uint8))
     path = labelme_file(tmp_path / "a.json", [shape("blue", [[3, 1], [5, 3]], "mask", mask=part)])
-    assert export.read_labelme(path, COLOURS, (4, 6)).tolist()[1:3] == [[0, 0, 0, 3, 0, 0], [0, 0, 0, 3, 3, 0]]
+    assert review.read_labelme(path, COLOURS, (4, 6)).tolist()[1:3] == [[0, 0, 0, 3, 0, 0], [0, 0, 0, 3, 3, 0]]
 
 
 BAD_SHAPES = {
@@ -260,7 +260,7 @@ BAD_SHAPES = {
 def test_a_bad_shape_is_told_with_its_file(bad, says, tmp_path):
     path = labelme_file(tmp_path / "a.json", [bad])
     with pytest.raises(ValueError, match=says) as error:
-        export.read_labelme(path, COLOURS, (4, 6))
+        review.read_labelme(path, COLOURS, (4, 6))
     assert str(path) in str(error.value)
 
 
@@ -268,7 +268,7 @@ def test_a_bad_shape_is_told_with_its_file(bad, says, tmp_path):
 def test_what_is_no_labelme_file_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"a\.json is (no file of labelme's|not readable JSON).*save it again"):
-        export.read_labelme(tmp_path / "a.json", COLOURS, (4, 6))
+        review.read_labelme(tmp_path / "a.json", COLOURS, (4, 6))
 
 
 # COCO
@@ -277,7 +277,7 @@ def test_what_is_no_labelme_file_is_refused(text, tmp_path):
 @both_kinds
 def test_coco_opens_with_pycocotools_and_holds_each_region_once(classes, tmp_path):
     labels = {f"{name}.png": label for name, label in fitting(classes) if label.size < 2000}
-    opened = COCO(store(tmp_path / "coco.json", export.coco_json(labels, classes)))
+    opened = COCO(store(tmp_path / "coco.json", review.coco_json(labels, classes)))
     nothing = IGNORE if classes.background is None else 0
     names = {name: value for value, name in enumerate(classes.names)} | {"void": IGNORE}
     assert [image["file_name"] for image in opened.dataset["images"]] == list(labels)
@@ -305,14 +305,14 @@ def test_categories_count_from_one():
         THINGS: [(1, "sky"), (2, "road"), (3, "void")],
     }
     for classes, expected in names.items():
-        content = export.coco_json({"a.png": np.zeros((2, 2), np.uint8)}, classes)
+        content = review.coco_json({"a.png": np.zeros((2, 2), np.uint8)}, classes)
         assert [(category["id"], category["name"]) for category in content["categories"]] == expected
 
 
 def test_void_takes_another_name_where_it_is_a_class():
     classes = Classes(("background", "void"), ((), ("void",)), ((0, 0, 0), (1, 1, 1)))
-    assert export.void_name(classes) == "ignore"
-    content = export.labelme(np.array([[1, IGNORE]], np.uint8), classes, "a.png")[0]
+    assert review.void_name(classes) == "ignore"
+    content = review.labelme(np.array([[1, IGNORE]], np.uint8), classes, "a.png")[0]
     assert [shape["label"] for shape in content["shapes"]] == ["void", "ignore"]
 
 
@@ -331,7 +331,7 @@ def test_a_png_is_read_by_its_colours_if_a_program_has_changed_the_palette(tmp_p
     label = noise(3)
     files.write_label(tmp_path / "a.png", label, COLOURS.colours)
     ours = np.array(Image.open(tmp_path / "a.png").getpalette()).reshape(256, 3)
-    assert np.array_equal(export.read_png(tmp_path / "a.png", COLOURS, label.shape), label)
+    assert np.array_equal(review.read_png(tmp_path / "a.png", COLOURS, label.shape), label)
     save_png(tmp_path / "b.png", ours[label].astype(np.uint8))  # as RGB
     save_png(tmp_path / "c.png", label)  # grey
     used, packed = np.unique(label, return_inverse=True)  # only the colours that occur, as a program may save it
@@ -339,7 +339,7 @@ def test_a_png_is_read_by_its_colours_if_a_program_has_changed_the_palette(tmp_p
     alpha = np.dstack([ours[label].astype(np.uint8), np.full(label.shape, 255, np.uint8)])
     save_png(tmp_path / "e.png", alpha)
     for name in "bcde":
-        assert np.array_equal(export.read_png(tmp_path / f"{name}.png", COLOURS, label.shape), label), name
+        assert np.array_equal(review.read_png(tmp_path / f"{name}.png", COLOURS, label.shape), label), name
 
 
 def test_a_png_that_tells_no_classes_is_refused(tmp_path):
@@ -361,7 +361,7 @@ def test_a_png_that_tells_no_classes_is_refused(tmp_path):
     cases["not a readable PNG"] = tmp_path / "h.png"
     for says, path in cases.items():
         with pytest.raises((ValueError, FileNotFoundError), match=says):
-            export.read_png(path, COLOURS, label.shape)
+            review.read_png(path, COLOURS, label.shape)
 
 
 # The folder
@@ -382,7 +382,7 @@ def written(tmp_path):
     """A folder that was written, its labels and the index."""
     samples, labels = make_samples()
     trusts = {sample.id: {"trust": 0.1 * k, "agreement": 0.1 * k} for k, sample in enumerate(samples)}
-    index = export.write(tmp_path / "out", samples, lambda s: labels[s.id], COLOURS, trusts=trusts, source="run/labels")
+    index = review.write(tmp_path / "out", samples, lambda s: labels[s.id], COLOURS, trusts=trusts, source="run/labels")
     return tmp_path / "out", labels, index
 
 
@@ -393,7 +393,7 @@ def test_what_is_written_comes_back_untouched(written):
             (("images", "json"), ("images", "png"), ("labels", "png")) for k in range(3)]  # fmt: skip
     assert names == sorted([*each, "classes.yaml", "coco.json", "index.csv", "index.json", "names.txt"])
     for forms in (None, ["png"], ["coco"], ["labelme"]):
-        reviewed, classes = export.read(folder, forms=forms)
+        reviewed, classes = review.read(folder, forms=forms)
         assert classes == COLOURS
         assert [(each.id, each.changed, each.trust) for each in reviewed] == [
             (entry["id"], (), entry["trust"]) for entry in index["images"]
@@ -412,14 +412,14 @@ def change_png(folder, id, new):
 
 
 def change_labelme(folder, id, new):
-    files.write_json(folder / "images" / f"{id}.json", export.labelme(new, COLOURS, f"{id}.png")[0])
+    files.write_json(folder / "images" / f"{id}.json", review.labelme(new, COLOURS, f"{id}.png")[0])
 
 
 def change_coco(folder, id, new):
     """As a tool does it: other numbers, another order, polygons or plain run lengths for text."""
     content = files.read_json(folder / "coco.json")
     image = next(image for image in content["images"] if id in image["file_name"])
-    other = export.coco_json({image["file_name"]: new}, COLOURS)
+    other = review.coco_json({image["file_name"]: new}, COLOURS)
     kept = [annotation for annotation in content["annotations"] if annotation["image_id"] != image["id"]]
     names = {category["id"]: category["name"] for category in other["categories"]}
     content["categories"] = [{"id": 70 + k, "name": name} for k, name in enumerate(reversed(names.values()))]
@@ -441,7 +441,7 @@ def test_a_change_in_any_form_is_found_and_comes_back(form, written):
     folder, labels, _ = written
     new = np.roll(labels["squares_1"], 3, axis=1)
     CHANGE[form](folder, "squares_1", new)
-    reviewed, _ = export.read(folder)
+    reviewed, _ = review.read(folder)
     assert [each.changed for each in reviewed] == [(), (form,), ()]
     assert np.array_equal(reviewed[1].label, new)
     assert np.array_equal(reviewed[2].label, labels["squares_2"])
@@ -451,7 +451,7 @@ def test_a_change_in_any_form_is_found_and_comes_back(form, written):
 def test_saved_again_is_not_changed(form, written):
     folder, labels, _ = written
     CHANGE[form](folder, "squares_1", labels["squares_1"])
-    assert [each.changed for each in export.read(folder)[0]] == [(), (), ()]
+    assert [each.changed for each in review.read(folder)[0]] == [(), (), ()]
 
 
 def test_changed_twice_must_be_the_same(written):
@@ -459,11 +459,11 @@ def test_changed_twice_must_be_the_same(written):
     new = np.roll(labels["squares_1"], 3, axis=1)
     change_png(folder, "squares_1", new)
     change_labelme(folder, "squares_1", new)
-    assert export.read(folder)[0][1].changed == ("png", "labelme")
+    assert review.read(folder)[0][1].changed == ("png", "labelme")
     change_coco(folder, "squares_1", np.roll(new, 1))
     with pytest.raises(ValueError, match="squares_1 was changed as png and as coco and as labelme.*--form png"):
-        export.read(folder)
-    assert np.array_equal(export.read(folder, forms=["coco"])[0][1].label, np.roll(new, 1))
+        review.read(folder)
+    assert np.array_equal(review.read(folder, forms=["coco"])[0][1].label, np.roll(new, 1))
 
 
 def test_coco_may_come_back_with_polygons_and_plain_run_lengths(written):
@@ -476,7 +476,7 @@ def test_coco_may_come_back_with_polygons_and_plain_run_lengths(written):
     new = {"id": 99, "image_id": 2, "category_id": red, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "iscrowd": 0}
     content["annotations"].append(new | {"area": 4, "bbox": [0, 0, 2, 2]})
     files.write_json(folder / "coco.json", content)
-    reviewed, _ = export.read(folder)
+    reviewed, _ = review.read(folder)
     assert [each.changed for each in reviewed] == [(), ("coco",), ()]
     expected = labels["squares_1"].copy()
     expected[:2, :2] = 1
@@ -567,8 +567,8 @@ def test_what_is_damaged_is_named_before_anything_is_written(damage, says, writt
     change_png(folder, "squares_1", np.roll(labels["squares_1"], 3, axis=1))
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        export.read(folder)
-    assert export.main(["--read", str(folder), "--to", str(tmp_path / "labels")]) == 1
+        review.read(folder)
+    assert review.main(["--read", str(folder), "--to", str(tmp_path / "labels")]) == 1
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "labels").exists()
 
@@ -580,22 +580,22 @@ def test_all_that_is_to_mend_is_told_at_once(written):
     with pytest.raises(
         ValueError, match=r"(?s)2 things to mend, and nothing was written.*squares_0\.png.*squares_1\.json"
     ):
-        export.read(folder)
-    assert len(export.read(folder, forms=["coco"])[0]) == 3
+        review.read(folder)
+    assert len(review.read(folder, forms=["coco"])[0]) == 3
 
 
 def test_a_persons_work_is_not_overwritten(written, tmp_path):
     folder, labels, _ = written
     samples, _ = make_samples()
     with pytest.raises(FileExistsError, match="may hold a person's work: name a new one"):
-        export.write(folder, samples, lambda s: labels[s.id], COLOURS)
-    reviewed, classes = export.read(folder)
-    export.save(tmp_path / "labels", reviewed, classes)
-    export.save(tmp_path / "labels", reviewed, classes)  # the same again does no harm
+        review.write(folder, samples, lambda s: labels[s.id], COLOURS)
+    reviewed, classes = review.read(folder)
+    review.save(tmp_path / "labels", reviewed, classes)
+    review.save(tmp_path / "labels", reviewed, classes)  # the same again does no harm
     files.write_label(tmp_path / "labels" / "squares_1.png", np.ones((16, 24), np.uint8))
     with pytest.raises(FileExistsError, match="other label maps of 1 of these images, e.g. squares_1.png"):
-        export.save(tmp_path / "labels", reviewed, classes)
-    export.save(tmp_path / "labels", reviewed, classes, replace=True)
+        review.save(tmp_path / "labels", reviewed, classes)
+    review.save(tmp_path / "labels", reviewed, classes, replace=True)
     assert np.array_equal(files.read_label(tmp_path / "labels" / "squares_1.png"), labels["squares_1"])
 
 
@@ -614,7 +614,7 @@ def test_what_cannot_be_written_is_refused(change, says, tmp_path):
     samples, labels = make_samples()
     given = {"samples": samples, "label_of": lambda s: labels[s.id]} | change
     with pytest.raises(ValueError, match=says):
-        export.write(tmp_path / "out", classes=COLOURS, **given)
+        review.write(tmp_path / "out", classes=COLOURS, **given)
     assert not (tmp_path / "out" / "index.json").exists()
 
 
@@ -629,14 +629,14 @@ def test_photos_are_written_upright_and_else_copied(tmp_path):
     pixels.save(tmp_path / "photos" / "other.bmp")
     data = datasets.load("folder", root=tmp_path / "photos", classes=["cat"])
     labels = {s.id: np.zeros(s.image().shape[:2], np.uint8) for s in data.unlabelled}
-    export.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes)
+    review.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes)
     straight = tmp_path / "out" / "images" / "straight.JPG"
     assert straight.read_bytes() == (tmp_path / "photos" / "straight.JPG").read_bytes()
     assert np.array_equal(files.read_image(tmp_path / "out" / "images" / "other.png"), np.array(pixels))
     upright = tmp_path / "out" / "images" / "turned.png"
     assert np.array_equal(files.read_image(upright), files.read_image(tmp_path / "photos" / "turned.jpg"))
     assert Image.open(upright).size == (10, 20)
-    assert len(export.read(tmp_path / "out")[0]) == 3
+    assert len(review.read(tmp_path / "out")[0]) == 3
 
 
 # From a run and back into one
@@ -679,11 +679,11 @@ def run(request, tmp_path, monkeypatch, tiny_root, world):
 def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     folder, data, truths, options = run
     target, back = tmp_path / "review", tmp_path / "corrected"
-    assert export.main(["mine", "--least", "3", "--to", str(target)]) == 0
+    assert review.main(["mine", "--least", "3", "--to", str(target)]) == 0
     said = capsys.readouterr().out
     assert f"3 of {len(data.unlabelled)} images with their labels_zero_shot" in said
     assert f"labelme {target}/images" in said
-    reviewed, classes = export.read(target)
+    reviewed, classes = review.read(target)
     assert classes == data.classes
     agreed = []
     for sample in data.unlabelled:
@@ -693,7 +693,7 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     assert [each.id for each in reviewed] == least
     assert [each.trust["trust"] for each in reviewed] == sorted(agreed)[:3]
 
-    assert export.main(["--read", str(target), "--to", str(back)]) == 1  # nobody has looked yet
+    assert review.main(["--read", str(target), "--to", str(back)]) == 1  # nobody has looked yet
     assert "nobody has changed a label" in capsys.readouterr().err
 
     names = {form: id for form, id in zip(CHANGE, least, strict=True)}
@@ -701,9 +701,9 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
         if form == "png":
             files.write_label(target / "labels" / f"{id}.png", truths[id], classes.colours)
         if form == "labelme":
-            content = export.labelme(truths[id], classes, f"{id}.png")[0]
+            content = review.labelme(truths[id], classes, f"{id}.png")[0]
             files.write_json(target / "images" / f"{id}.json", content)
-    assert export.main(["--read", str(target), "--to", str(back)]) == 0
+    assert review.main(["--read", str(target), "--to", str(back)]) == 0
     said = capsys.readouterr().out
     assert "3 images, 2 changed (png 1, labelme 1), 1 untouched" in said
     assert f"-p dataset_options '{{labels: {back}}}'" in said
@@ -714,7 +714,7 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     assert all(np.array_equal(sample.truth(), truths[sample.id]) for sample in learnt.labelled)
     assert len(learnt.unlabelled) == len(data.unlabelled) - 2
 
-    assert export.main(["--read", str(target), "--to", str(back), "--untouched"]) == 0
+    assert review.main(["--read", str(target), "--to", str(back), "--untouched"]) == 0
     assert len(datasets.load("folder", **given, labels=str(back)).labelled) == 3
 
 
@@ -723,7 +723,7 @@ def test_the_json_is_read_by_the_data_set_as_it_is_read_here(run, tmp_path):
     labels = {s.id: files.read_label(folder / "labels_zero_shot" / f"{s.id}.png") for s in data.unlabelled}
     for label in labels.values():
         label[5:9, 2:12] = IGNORE
-    export.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes, forms=["coco"])
+    review.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes, forms=["coco"])
     with pytest.warns(UserWarning, match="void"):  # it counts void as no class, and paints it all the same
         again = datasets.load("folder", **options, labels=str(tmp_path / "out" / "coco.json"))
     assert len(again.labelled) == len(labels)
@@ -745,10 +745,10 @@ def test_signals_without_another_labeller(tmp_path):
         def class_embeddings(self, classes):
             return torch.eye(2), torch.tensor([1, 2])
 
-    found = export.signals(tmp_path, "labels_zero_shot", samples, classes, Encoder)
+    found = review.signals(tmp_path, "labels_zero_shot", samples, classes, Encoder)
     assert found["mask stability"] == pytest.approx([0.9, 0.5])
     assert found["CLIP margin"] == pytest.approx([1.0, 0.2 / np.hypot(1, 0.8)])
-    chosen, trusts = export.least_trusted(tmp_path, "labels_zero_shot", samples, classes, 1, Encoder)
+    chosen, trusts = review.least_trusted(tmp_path, "labels_zero_shot", samples, classes, 1, Encoder)
     assert [sample.id for sample in chosen] == ["b"]
     assert trusts["b"]["trust"] == 0
     # Enhanced labels are a witness as soon as there are some.
@@ -756,18 +756,18 @@ def test_signals_without_another_labeller(tmp_path):
         label = (value * mask[0]).astype(np.uint8)
         files.write_label(tmp_path / "labels_enhanced" / f"{sample.id}.png", label)
     files.write_json(tmp_path / "labels_enhanced" / "manifest.json", {})
-    assert export.signals(tmp_path, "labels_zero_shot", samples, classes) == {"agreement": [1 / 3, 1.0]}
+    assert review.signals(tmp_path, "labels_zero_shot", samples, classes) == {"agreement": [1 / 3, 1.0]}
 
 
 def test_parameters_of_a_run_are_those_of_its_executed_notebook(run, tmp_path):
     folder, _, _, options = run
-    values = export.parameters(folder, {"labelled": "5", "dataset_options": "{val: 2}"})
+    values = review.parameters(folder, {"labelled": "5", "dataset_options": "{val: 2}"})
     assert values == {
         "dataset": "folder", "dataset_options": options | {"val": 2}, "labelled": 5, "seed": 0, "encoder": "clip"
     }  # fmt: skip
-    assert export.parameters(tmp_path, {})["dataset"] == "storybook"  # never executed by run.py: the notebook's own
+    assert review.parameters(tmp_path, {})["dataset"] == "storybook"  # never executed by run.py: the notebook's own
     with pytest.raises(ValueError, match="no parameter 'sed'; did you mean 'seed'"):
-        export.parameters(folder, {"sed": "1"})
+        review.parameters(folder, {"sed": "1"})
 
 
 @pytest.mark.parametrize(
@@ -782,7 +782,7 @@ def test_parameters_of_a_run_are_those_of_its_executed_notebook(run, tmp_path):
 )
 @pytest.mark.parametrize("run", ["squares"], indirect=True)
 def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):
-    assert export.main([*arguments, "--to", str(tmp_path / "out")]) == 1
+    assert review.main([*arguments, "--to", str(tmp_path / "out")]) == 1
     assert re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -799,6 +799,6 @@ def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):
 )
 def test_the_command_is_asked_for_one_thing(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
-        export.main([*arguments, "--to", "y"])
+        review.main([*arguments, "--to", "y"])
     assert stopped.value.code == 2
     assert "error" in capsys.readouterr().err

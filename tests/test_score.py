@@ -1,4 +1,4 @@
-"""The scorer: `python -m plg_utils.metrics` over folders of label maps."""
+"""The scorer: `python -m plg_utils.score` over folders of label maps."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plg_utils import files, metrics
+from plg_utils import files, metrics, score
 
 CLASSES = "{background: [], classes: [{name: cat}, {name: dog}]}"
 TRUTH = {
@@ -55,7 +55,7 @@ def by_hand():
 
 
 def test_a_folder_is_scored_as_the_metric_does(world, capsys):
-    assert metrics.main([*world.start, "--json", str(world.root / "out" / "scores.json")]) == 0
+    assert score.main([*world.start, "--json", str(world.root / "out" / "scores.json")]) == 0
     printed = capsys.readouterr().out
     found = json.loads((world.root / "out" / "scores.json").read_text())
     # one uncovered cat becomes background, one dog a cat: background 13 of 14, cat 5 of 7, dog 3 of 4
@@ -76,34 +76,34 @@ def test_a_folder_is_scored_as_the_metric_does(world, capsys):
 def test_it_runs_as_a_program_without_torch(world):
     code = (
         "import runpy, sys; sys.argv[0] = 'metrics'\n"
-        "try: runpy.run_module('plg_utils.metrics', run_name='__main__')\n"
+        "try: runpy.run_module('plg_utils.score', run_name='__main__')\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *world.start], capture_output=True, text=True, cwd=world.root)
     assert done.returncode == 0 and done.stderr == "False\n" and "79.76" in done.stdout
     (world.given / "a.png").write_bytes(b"no image")
     done = subprocess.run(
-        [sys.executable, "-m", "plg_utils.metrics", *world.start], capture_output=True, text=True, cwd=world.root
+        [sys.executable, "-m", "plg_utils.score", *world.start], capture_output=True, text=True, cwd=world.root
     )
     assert done.returncode == 1 and done.stdout == "" and done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_grey_and_palette_of_any_depth_score_alike(world, capsys):
-    assert metrics.main(world.start) == 0
+    assert score.main(world.start) == 0
     usual = capsys.readouterr()
     Image.fromarray(np.array(PREDICTIONS["a"], np.uint8)).save(world.given / "a.png")  # grey
     image = Image.fromarray(np.array(PREDICTIONS["b"], np.uint8))
     image.putpalette([0, 0, 0, 9, 9, 9, 99, 99, 99])
     image.save(world.given / "b.png", bits=2)
     (world.given / "c.png").rename(world.given / "c.PNG")
-    assert metrics.main(world.start) == 0
+    assert score.main(world.start) == 0
     assert capsys.readouterr() == usual
 
 
 def test_a_list_of_ids_chooses(world, capsys):
     (world.root / "list.txt").write_text("c\n\n a \n")
-    assert metrics.main([*world.start, "--ids", str(world.root / "list.txt"), "--json", str(world.root / "s")]) == 0
+    assert score.main([*world.start, "--ids", str(world.root / "list.txt"), "--json", str(world.root / "s")]) == 0
     found = json.loads((world.root / "s").read_text())
     assert found["images"] == 2 and found["iou"]["dog"] is None and found["precision"]["dog"] is None
     printed = capsys.readouterr()
@@ -114,10 +114,10 @@ def test_a_list_of_ids_chooses(world, capsys):
 def test_a_missing_prediction_is_refused_or_counted_as_uncovered(world, capsys):
     for name in "ac":
         (world.given / f"{name}.png").unlink()
-    assert metrics.main(world.start) == 1
+    assert score.main(world.start) == 1
     error = capsys.readouterr().err
     assert "no PNG for a, c of" in error and "--allow-missing" in error
-    assert metrics.main([*world.start, "--allow-missing", "--json", str(world.root / "s")]) == 0
+    assert score.main([*world.start, "--allow-missing", "--json", str(world.root / "s")]) == 0
     assert "uncovered, since there is no prediction: a, c" in capsys.readouterr().err
     found = json.loads((world.root / "s").read_text())
     assert found["missing"] == ["a", "c"] and found["coverage"] == pytest.approx(8 / 23) and found["images"] == 3
@@ -128,7 +128,7 @@ def test_a_missing_prediction_is_refused_or_counted_as_uncovered(world, capsys):
 def test_many_missing_ones_are_counted_and_three_named(world, capsys):
     for name in "defgh":
         files.write_label(world.truth / f"{name}.png", np.zeros((2, 2), np.uint8))
-    assert metrics.main(world.start) == 1
+    assert score.main(world.start) == 1
     assert "no PNG for d, e, f, ... (5 in all)" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_prediction_without_truth_is_said_and_left_out(world, capsys):
     files.write_label(world.given / "z.png", np.full((2, 2), 77, np.uint8))
     (world.given / ".a.png.partial").write_text("")
     (world.given / ".hidden.png").write_text("")
-    assert metrics.main([*world.start, "--json", str(world.root / "s")]) == 0
+    assert score.main([*world.start, "--json", str(world.root / "s")]) == 0
     assert capsys.readouterr().err == "left out, for want of a truth to compare with: z\n"
     found = json.loads((world.root / "s").read_text())
     assert found["images"] == 3 and found["left_out"] == ["z"]
@@ -144,7 +144,7 @@ def test_a_prediction_without_truth_is_said_and_left_out(world, capsys):
 
 def test_a_class_file_without_background_knows_no_default_class(world):
     (world.root / "pets.yaml").write_text("classes: [{name: floor}, {name: cat}, {name: dog}]")
-    assert metrics.main([*world.start, "--json", str(world.root / "s")]) == 0
+    assert score.main([*world.start, "--json", str(world.root / "s")]) == 0
     found = json.loads((world.root / "s").read_text())
     assert found["miou"] == found["miou_uncovered_missed"] == pytest.approx((1 + 5 / 7 + 3 / 4) / 3)
 
@@ -202,7 +202,7 @@ BAD = {
 def test_bad_input_is_one_message_that_helps(case, world, capsys):
     spoil, message = BAD[case]
     spoil(world)
-    assert metrics.main(world.start) == 1
+    assert score.main(world.start) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and re.match(f"error: .*{message}", error), error
 
@@ -220,7 +220,7 @@ def test_bad_input_is_one_message_that_helps(case, world, capsys):
 def test_a_bad_list_of_ids_is_refused(content, message, world, capsys):
     if content is not None:
         (world.root / "list.txt").write_bytes(content)
-    assert metrics.main([*world.start, "--ids", str(world.root / "list.txt")]) == 1
+    assert score.main([*world.start, "--ids", str(world.root / "list.txt")]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -230,7 +230,7 @@ def test_a_bad_list_of_ids_is_refused(content, message, world, capsys):
 def test_a_row_is_added_to_a_run(world, run, capsys):
     before = files.read_json(run)
     more = ["--labelled", "12", "--seed", "0", "--labels", "boxes", "--options", "{refine_target: zero_shot}"]
-    assert metrics.main([*world.start, *ROW, *more]) == 0
+    assert score.main([*world.start, *ROW, *more]) == 0
     assert f"added to {run}" in capsys.readouterr().out
     after = files.read_json(run)
     assert {key: after[key] for key in before if key != "rows"} == {key: before[key] for key in before if key != "rows"}
@@ -257,27 +257,27 @@ def test_a_row_is_added_to_a_run(world, run, capsys):
 
 
 def test_rows_have_the_keys_of_the_evaluation_notebook(world, run):
-    assert metrics.main([*world.start, *ROW]) == 0
+    assert score.main([*world.start, *ROW]) == 0
     printed = files.read_json(files.ROOT / "results" / "demo" / "summary.json")["rows"]
     # the scorer marks its rows, and the notebook alone counts kinds of error
     assert {*files.read_json(run)["rows"][1]} ^ {*printed[0]} <= {"added", "wrong_pixels"}
 
 
 def test_labels_are_their_own_method_and_count_on_the_unlabelled_split(world, run):
-    assert metrics.main([*world.start, "--add-to", "trial", "--stage", "zero_shot", "--method", "cam"]) == 0
+    assert score.main([*world.start, "--add-to", "trial", "--stage", "zero_shot", "--method", "cam"]) == 0
     row = files.read_json(run)["rows"][1]
     assert (row["labels"], row["split"]) == ("cam", "unlabelled")
-    assert metrics.main([*world.start, *ROW, "--name", "Their tool"]) == 0
+    assert score.main([*world.start, *ROW, "--name", "Their tool"]) == 0
     row = files.read_json(run)["rows"][2]
     assert (row["labels"], row["split"], row["name"]) == (None, "val", "Their tool")
 
 
 def test_the_same_row_twice_is_refused_before_the_work(world, run, capsys):
-    assert metrics.main([*world.start, *ROW, "--seed", "0"]) == 0
+    assert score.main([*world.start, *ROW, "--seed", "0"]) == 0
     before = run.read_bytes()
     capsys.readouterr()
     (world.given / "a.png").write_bytes(b"")  # would be the error, if the maps were read first
-    assert metrics.main([*world.start, *ROW, "--seed", "0"]) == 1
+    assert score.main([*world.start, *ROW, "--seed", "0"]) == 1
     captured = capsys.readouterr()
     assert "has this row already (stage=segmenter, method=their_tool, seed=0, split=val" in captured.err
     assert run.read_bytes() == before and captured.out == ""
@@ -285,7 +285,7 @@ def test_the_same_row_twice_is_refused_before_the_work(world, run, capsys):
 
 @pytest.mark.parametrize("change", [["--seed", "1"], ["--split", "test"], ["--options", "{t: 1}"], ["--labels", "cam"]])
 def test_a_row_that_differs_is_another_row(change, world, run):
-    assert metrics.main([*world.start, *ROW]) == metrics.main([*world.start, *ROW, *change]) == 0
+    assert score.main([*world.start, *ROW]) == score.main([*world.start, *ROW, *change]) == 0
     assert len(files.read_json(run)["rows"]) == 3
 
 
@@ -300,7 +300,7 @@ def test_a_run_that_does_not_fit_is_refused_and_unchanged(world, run, capsys):
         ([*ROW, "--options", "{"], "is no mapping"),
     ]
     for options, message in cases:
-        assert metrics.main([*world.start, *options]) == 1
+        assert score.main([*world.start, *options]) == 1
         assert message in capsys.readouterr().err
     assert run.read_bytes() == before
     for content, message in (
@@ -309,7 +309,7 @@ def test_a_run_that_does_not_fit_is_refused_and_unchanged(world, run, capsys):
         (b'{"rows": 3}', "no list of rows"),
     ):
         run.write_bytes(content)
-        assert metrics.main([*world.start, *ROW]) == 1
+        assert score.main([*world.start, *ROW]) == 1
         assert message in capsys.readouterr().err
 
 
@@ -324,5 +324,5 @@ def test_a_run_that_does_not_fit_is_refused_and_unchanged(world, run, capsys):
 )
 def test_a_wrong_command_line_is_refused(options, message, world, capsys):
     with pytest.raises(SystemExit, match="2"):
-        metrics.main([*world.start, *options])
+        score.main([*world.start, *options])
     assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from plg_utils import files, runs
+from plg_utils import class_files, devices, files, store
 from plg_utils.records import Dataset, Sample
 
 IDS = ["a", "b", "c"]
@@ -18,7 +18,7 @@ IDS = ["a", "b", "c"]
 
 def work(folder, ids=IDS, *, finish=True, **options):
     """A stage that writes one file for each image; returns the ids it had to do."""
-    stage = runs.stage(folder, **{"name": "masks", "parameters": {"points": 16}} | options)
+    stage = store.stage(folder, **{"name": "masks", "parameters": {"points": 16}} | options)
     todo = stage.todo(ids, [".json"])
     for id in todo:
         files.write_json(stage.path(id, ".json"), id)
@@ -39,7 +39,7 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     assert manifest(tmp_path)["state"] == "done"
     assert manifest(tmp_path)["counts"] == {"images": 3}
     (tmp_path / "b.json").unlink()
-    stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
+    stage = store.stage(tmp_path, name="masks", parameters={"points": 16})
     assert stage.todo(IDS, [".json"]) == ["b"]
 
 
@@ -103,12 +103,12 @@ def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
     """Else a stage that was stopped would write other last bits than one that was not."""
     ids = list("abcdefgh")
     work(tmp_path, ids)
-    stage = runs.stage(tmp_path, name="masks", parameters={"points": 16})
+    stage = store.stage(tmp_path, name="masks", parameters={"points": 16})
     assert stage.todo(ids, [".json"], 3) == []
     (tmp_path / "b.json").unlink()
     (tmp_path / "g.json").unlink()
     assert stage.todo(ids, [".json"], 3) == ["a", "b", "c", "g", "h"]
-    assert list(runs.batches(stage.todo(ids, [".json"], 3), 3)) == [["a", "b", "c"], ["g", "h"]]
+    assert list(store.batches(stage.todo(ids, [".json"], 3), 3)) == [["a", "b", "c"], ["g", "h"]]
     assert stage.todo(ids, [".json"], 2) == ["a", "b", "g", "h"]
     assert stage.todo(ids, [".json"]) == ["b", "g"]
     assert manifest(tmp_path)["state"] == "running"
@@ -143,7 +143,7 @@ def test_unfinished_work_with_other_parameters_is_not_reused_either(tmp_path):
 
 def test_the_manifest_never_tells_of_work_that_is_gone(tmp_path):
     work(tmp_path)
-    runs.stage(tmp_path, name="masks", parameters={"points": 32})  # and killed here
+    store.stage(tmp_path, name="masks", parameters={"points": 32})  # and killed here
     assert (manifest(tmp_path)["state"], manifest(tmp_path)["parameters"]) == ("running", {"points": 32})
     assert work(tmp_path) == IDS
 
@@ -190,7 +190,7 @@ def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path, squa
     samples = [Sample(id, read_image=None) for id in IDS]
     one = Dataset("pets", squares.classes, labelled=tuple(samples[:1]), unlabelled=tuple(samples[1:]))
     other = Dataset("pets", squares.classes, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
-    assert runs.split_sha256(one) != runs.split_sha256(other)
+    assert store.split_sha256(one) != store.split_sha256(other)
     work(tmp_path / "masks", dataset=one)
     assert work(tmp_path / "masks", dataset=other) == []
     work(tmp_path / "training", dataset=one, whole_set=True)
@@ -200,7 +200,7 @@ def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path, squa
 def test_a_manifest_says_how_it_was_made(tmp_path, squares):
     work(tmp_path, classes=squares.classes, seed=3)
     content = manifest(tmp_path)
-    assert content["classes_sha256"] == files.classes_sha256(squares.classes)
+    assert content["classes_sha256"] == class_files.sha256(squares.classes)
     assert content["packages"]["torch"] == torch.__version__
     assert content["seed"] == 3
     assert content["device"] == "cpu"
@@ -211,20 +211,20 @@ def test_a_manifest_says_how_it_was_made(tmp_path, squares):
 
 def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    assert runs.run_folder("demo") == tmp_path / "demo"
+    assert store.run_folder("demo") == tmp_path / "demo"
     for name in ("", "..", "../demo", "/demo"):
         with pytest.raises(ValueError, match="cannot name files"):
-            runs.run_folder(name)
+            store.run_folder(name)
 
 
 SWITCH = """
 import json, os, random, numpy, torch
-from plg_utils import runs
+from plg_utils import devices, store
 drawn = []
 for _ in range(2):
     drawn.append([random.random(), numpy.random.random(), torch.rand(1).item()])
-    runs.deterministic(2)
-runs.stage("masks", name="masks", parameters={})
+    devices.deterministic(2)
+store.stage("masks", name="masks", parameters={})
 manifest = json.load(open("masks/manifest.json"))
 print(json.dumps([drawn[0] == drawn[1], torch.get_num_threads(), torch.is_deterministic_algorithms_warn_only_enabled(),
     torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.cuda.is_initialized(),
@@ -246,33 +246,33 @@ def test_the_switch_is_off_unless_it_is_asked_for(tmp_path, monkeypatch):
     assert manifest(tmp_path)["deterministic"] is False
     for value, threads in (("", 0), ("0", 0), ("4", 4)):
         monkeypatch.setenv("PLG_DETERMINISTIC", value)
-        assert runs._threads_asked_for() == threads
+        assert devices._threads_asked_for() == threads
     monkeypatch.setenv("PLG_DETERMINISTIC", "yes")
     with pytest.raises(ValueError, match="PLG_DETERMINISTIC is 'yes': right is a number of threads, or 0 for off"):
-        runs._threads_asked_for()
+        devices._threads_asked_for()
     with pytest.raises(ValueError, match="0 threads: right is a number from 1 on"):
-        runs.deterministic(0)
+        devices.deterministic(0)
 
 
 def test_devices():
-    assert runs.device("cpu") == torch.device("cpu")
-    assert runs.device("auto").type in {"cpu", "cuda", "mps"}
+    assert devices.choose("cpu") == torch.device("cpu")
+    assert devices.choose("auto").type in {"cpu", "cuda", "mps"}
     for name in ("gpu", "cuda:x"):
         with pytest.raises(ValueError, match="is not known"):
-            runs.device(name)
+            devices.choose(name)
     with pytest.raises(ValueError, match="'cuda:99' was asked for, but torch .* sees none; use 'auto' or 'cpu'"):
-        runs.device("cuda:99")
+        devices.choose("cuda:99")
 
 
 def test_a_trained_number_is_told_by_its_recorded_spread():
     record = {"miou": 0.61, "tolerance": 0.03}
-    assert runs.say(0.587, record) == "within 0.03 of the recorded 0.61: yes"
-    assert runs.say(0.571, record) == "within 0.03 of the recorded 0.61: no, 0.571"
-    assert runs.say(0.571) == "0.57"
+    assert store.say(0.587, record) == "within 0.03 of the recorded 0.61: yes"
+    assert store.say(0.571, record) == "within 0.03 of the recorded 0.61: no, 0.571"
+    assert store.say(0.571) == "0.57"
 
 
 def test_batches_keep_the_order_and_the_rest():
-    assert list(runs.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
+    assert list(store.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_the_next_batch_is_read_while_one_is_worked_on():
@@ -285,12 +285,12 @@ def test_the_next_batch_is_read_while_one_is_worked_on():
         return 10 * item
 
     found = []
-    for batch, contents in runs.loaded(range(5), 2, reader):
+    for batch, contents in store.loaded(range(5), 2, reader):
         found.append((batch, contents))
         one_done.set()
     assert found == [([0, 1], [0, 10]), ([2, 3], [20, 30]), ([4], [40])]
     assert sorted(read) == [(item, False) for item in range(5)]
-    assert list(runs.loaded([], 2, reader)) == []
+    assert list(store.loaded([], 2, reader)) == []
 
 
 def test_what_cannot_be_read_stops_at_its_batch():
@@ -301,7 +301,7 @@ def test_what_cannot_be_read_stops_at_its_batch():
 
     done = []
     with pytest.raises(ValueError, match="image 3 is broken"):
-        for batch, _ in runs.loaded(range(9), 2, reader):
+        for batch, _ in store.loaded(range(9), 2, reader):
             done.append(batch)
     assert done == [[0, 1]]
 
@@ -310,18 +310,18 @@ def test_progress_goes_to_stdout_of_a_notebook_that_a_person_runs(monkeypatch, c
     monkeypatch.delenv("PLG_PROGRESS", raising=False)
     kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel="is there"))
     monkeypatch.setitem(sys.modules, "IPython", kernel)
-    list(runs.progress(range(3), what="masks"))
+    list(store.progress(range(3), what="masks"))
     said = capsys.readouterr()
     assert "masks" in said.out and not said.err
     monkeypatch.setenv("PLG_PROGRESS", "stderr")  # run.py asks for it: from there the bars reach the terminal
-    list(runs.progress(range(3), what="masks"))
+    list(store.progress(range(3), what="masks"))
     said = capsys.readouterr()
     assert "masks" in said.err and not said.out
 
 
 def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):
     monkeypatch.delenv("PLG_PROGRESS", raising=False)
-    assert list(runs.progress(range(3), what="masks")) == [0, 1, 2]
+    assert list(store.progress(range(3), what="masks")) == [0, 1, 2]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.isascii()
@@ -330,10 +330,10 @@ def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):
 
 
 def test_labels_are_found_by_their_labeller():
-    assert runs.labels_of("segment_match") == "labels_zero_shot"
-    assert runs.labels_of("sepl") == "labels_sepl"
+    assert store.labels_of("segment_match") == "labels_zero_shot"
+    assert store.labels_of("sepl") == "labels_sepl"
     with pytest.raises(ValueError, match="labeller is 'SEPL'; right are segment_match, cam, sepl"):
-        runs.labels_of("SEPL")
+        store.labels_of("SEPL")
 
 
 @pytest.mark.parametrize(
@@ -343,16 +343,16 @@ def test_labels_are_found_by_their_labeller():
 def test_half_precision_is_taken_where_the_processor_has_it(has, right, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     cpu = torch.device("cpu")
-    assert [runs.precision(name, cpu) for name in ("auto", "fp32", "bf16")] == [right, "fp32", "bf16"]
+    assert [devices.precision(name, cpu) for name in ("auto", "fp32", "bf16")] == [right, "fp32", "bf16"]
 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_half_precision_is_taken_where_the_gpu_has_it(native, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert runs.precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
-    assert runs.precision("auto", torch.device("mps")) == "fp32"
+    assert devices.precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
+    assert devices.precision("auto", torch.device("mps")) == "fp32"
 
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match='precision is "fp16"; right are "fp32", "bf16" and "auto"'):
-        runs.precision("fp16", torch.device("cpu"))
+        devices.precision("fp16", torch.device("cpu"))

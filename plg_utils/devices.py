@@ -1,0 +1,104 @@
+"""Where networks run: device, number format, threads, memory; and PLG_DETERMINISTIC, which fixes all that is random."""
+
+import os
+import random
+import sys
+
+import numpy as np
+import torch
+
+from plg_utils import distributed
+
+
+def deterministic(threads: int, seed: int = 0) -> None:
+    """Make the same work give the same bytes on the same machine, on a GPU too; PLG_DETERMINISTIC=threads calls it.
+
+    Seeds Python, NumPy and torch on every device, sets how many threads torch uses on the CPU, and asks torch, cuDNN
+    and cuBLAS for algorithms whose result does not vary. Where torch has none it warns and goes on: SAM's cumsum of
+    ones, say, is exact in any order.
+    """
+    if threads < 1:
+        raise ValueError(f"{threads} threads: right is a number from 1 on, such as PLG_DETERMINISTIC=1; 0 is off")
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  other people's code draws from the global one
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when CUDA starts
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds reads of memory that nobody wrote
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def choose(name: str = "auto") -> torch.device:
+    """Choose where networks run: "cpu", "cuda" (or "cuda:1"), "mps", or "auto" for the best that is there.
+
+    Where several processes share the work, each has a device of its own.
+    """
+    if distributed.local_device() is not None:
+        return distributed.local_device()
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in present.items() if is_there))
+    kind, _, index = name.partition(":")
+    if kind not in present or (index and not index.isdecimal()):
+        raise ValueError(f"device {name!r} is not known: use 'auto', 'cpu', 'cuda' or 'mps'")
+    if not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} was asked for, but torch {torch.__version__} sees none; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def precision(name: str, on: torch.device) -> str:
+    """Number format of a network's arithmetic on a device: "fp32", "bf16", or "auto": bf16 where it is built in.
+
+    Processors that lack it take detours: without AVX-512 a step of training took eight times as long in bf16.
+    """
+    if name not in ("fp32", "bf16", "auto"):
+        raise ValueError(f'precision is "{name}"; right are "fp32", "bf16" and "auto"')
+    return ("bf16" if has_bf16(on) else "fp32") if name == "auto" else name
+
+
+def has_bf16(on: torch.device) -> bool:
+    """Whether a device computes in bf16 by itself."""
+    if on.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities() if on.type == "cpu" else {}
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def threads(count: int | None = None) -> int:
+    """Set how many threads torch uses on the CPU, if a count is given; return how many it uses."""
+    if count:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def describe(place: torch.device) -> str:
+    """Name a device for a manifest, with the GPU's model."""
+    return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
+
+
+def peak_memory_mb() -> float | None:
+    """Largest memory that this process has held so far, in MiB; None where the system does not say."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(getrusage(RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def peak_cuda_memory_mb() -> float | None:
+    """Largest memory that torch has held on the current GPU, in MiB; None without one."""
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None
+
+
+def _threads_asked_for() -> int:
+    """What PLG_DETERMINISTIC says; 0 if it says nothing."""
+    told = os.environ.get("PLG_DETERMINISTIC") or "0"
+    if not told.isdecimal():
+        raise ValueError(f"PLG_DETERMINISTIC is {told!r}: right is a number of threads, or 0 for off")
+    return int(told)
+
+
+if _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
+    deterministic(_threads_asked_for())
