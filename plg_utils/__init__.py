@@ -11,6 +11,7 @@ Ground: what every part uses.
     files         paths, and reading and writing files whole or not at all
     choices       names that a user chooses from
     class_files   the YAML files that name the classes
+    contents      SHA-256 of photos and label maps, counted once
     checkpoints   from the name of a network's weights to a verified file
     notebooks     the cells of a notebook and its parameters
     distributed   one run in several processes
@@ -21,22 +22,23 @@ Choices and method: the networks and the algorithms.
 
     datasets/     storybook, PASCAL VOC, COCO, CamVid, your own photos
     miniature/    the small networks of the storybook: architecture, training, loading
+    labels        pool, assign, paint: from segments and embeddings to a label map
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
     tags          which classes an image shows, according to CLIP, a person or a file
     detectors/    from tags to boxes
-    labels        pool, assign, paint: from segments and embeddings to a label map
     augment       weak and strong views of an image and its label map
     segmenters/   networks that learn from label maps
     losses/       the training methods, one file each
     training      fit and predict
     cams/         coarse class maps: from a classifier, from CLIP, or from a folder
     generators/   from images to pseudo labels: one file for each labeller
+    trust         agreement of labellers, and a vote: how good labels are where there is no truth
+    diagnosis     kinds of error, borders, calibration
+    stages        the pipeline: one function for each stage, and the table of methods
 
 Looking: what came out.
 
-    trust         agreement of labellers, and a vote: how good labels are where there is no truth
-    diagnosis     kinds of error, borders, calibration
     statistics    confidence intervals, means and paired differences
     tables        results of several runs as CSV and LaTeX
     review        label maps for annotation tools, and corrected ones back

@@ -1,12 +1,13 @@
-"""One run in several processes, each with a device of its own, on one machine or on several.
+r"""One run in several processes, each with a device of its own, on one machine or on several.
 
-A notebook starts them if its parameter `processes` says so, and finds its work done when they have ended; or a terminal
-does, on machines that share the folder of results:
+A stage starts them if its run asks for `processes`, and finds its work done when they have ended. Or a terminal starts
+them, on machines that share the folder of results:
 
-    torchrun --nproc-per-node 4 notebooks/worker.py voc_92
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT notebooks/worker.py voc_92
+    torchrun --nproc-per-node 4 notebooks/run.py voc_92 --stages
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
+        notebooks/run.py voc_92 --stages
 
-All of them execute the same cells. `store.batches` and its kin give each process its share of the images, whose
+All of them call the same stage functions. `store.batches` and its like give each process its share of the images, whose
 files never collide; `training.fit` gives it its share of each batch, and all steps are those of a single process:
 views, dropout, batch statistics and the pixels by which a mean is divided are those of the whole batch. In a single
 process nothing here does anything, and accelerate is not imported.
@@ -27,10 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import files, notebooks
+from plg_utils import files
 
 PATIENCE = timedelta(days=7)  # for which a process waits for the slowest; torch's own is some minutes
-WORKER = files.ROOT / "notebooks" / "worker.py"
 _state = None  # accelerate.PartialState of a process that was started together with others
 
 
@@ -60,6 +60,11 @@ def stop() -> None:
 def count() -> int:
     """How many processes share the work; 1 is the usual case."""
     return 1 if _state is None else _state.num_processes
+
+
+def joined() -> bool:
+    """Whether this process was started together with others."""
+    return _state is not None
 
 
 def rank() -> int:
@@ -205,41 +210,31 @@ def step(model: nn.Module, loss):
 # Starting
 
 
-def launch(processes: int, notebook: str, values: dict[str, Any]) -> None:
-    """Execute the stages of a notebook in several processes on this machine, and show their progress on stderr.
+def launch(processes: int, module: str, order: dict[str, Any]) -> None:
+    """Run a module of this package in several processes on this machine, and show their progress on stderr.
 
-    notebook: name of a file in notebooks/; values: its variables (`globals()`), of which the parameters are taken
+    module: such as plg_utils.stages; order: what they are to do, as JSON, in a file that is their only argument
     """
-    if processes < 1:
-        raise ValueError(f"processes is {processes}: right is 1 or more")
-    if processes == 1 or _state is not None:  # the second: this is one of them
-        return
-    path = files.ROOT / "notebooks" / notebook
-    parameters = {name: values[name] for name in notebooks.defaults(path) if name != "processes"}
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "parameters.json"
-        files.write_json(told, parameters)
+        path = Path(folder) / "order.json"
+        files.write_json(path, order)
         environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
         environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), _cores() // processes)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["-m", module, str(path)]
         streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        with subprocess.Popen(command(processes, path, told), env=environment, **streams) as process:
+        with subprocess.Popen(command, env=environment, **streams) as process:
             try:
                 last = _pass_on(process)
             except BaseException:  # an interrupted cell must not leave processes behind
                 process.terminate()
                 raise
         if process.returncode:
-            raise RuntimeError(f"{processes} processes did not come to the end of {notebook}:\n{last}")
+            raise RuntimeError(f"{processes} processes failed in {order.get('stage', module)}:\n{last}")
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def command(processes: int, notebook: Path, parameters: Path) -> list[str]:
-    """Command that executes the stages of a notebook in processes on this machine; parameters: a JSON file."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, str(WORKER), "--notebook", str(notebook), "--parameters", str(parameters)]
 
 
 def _pass_on(process: subprocess.Popen) -> str:

@@ -9,6 +9,8 @@ Segmentation" (arXiv 2505.19846). What the paper leaves open (threshold, overlap
 """
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -68,6 +70,35 @@ def bilinear_weights(pixels: int, cells: int, device: torch.device | str = "cpu"
     centre = centre.clamp(0, cells - 1)  # beyond the outermost centres the outermost cells are repeated
     distance = (centre[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
     return (1 - distance).clamp(min=0).float().to(device)
+
+
+# The threshold
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdChoice:
+    """A threshold, and how well each value of a grid did on the labelled images."""
+
+    threshold: float
+    grid: np.ndarray  # (M,) thresholds, rising
+    mean_iou: np.ndarray  # (M,) as measured
+    smoothed: np.ndarray  # (M,) mean of each and its neighbours, weighted 1-2-1; or as measured
+
+
+def choose_threshold(grid: Sequence[float], score: Callable[[float], float], *, smooth: bool) -> ThresholdChoice:
+    """Choose the threshold with the best score, the middle one where several are best.
+
+    grid: thresholds to try, rising; score: mean IoU at a threshold
+    smooth: choose on the curve smoothed 1-2-1: a dozen images make it rough
+    """
+    grid = np.asarray(grid, dtype=np.float64)
+    if not len(grid) or not (np.diff(grid) > 0).all():
+        raise ValueError(f"the grid of thresholds must rise and not be empty; it is {grid.tolist()}")
+    curve = np.array([score(float(threshold)) for threshold in grid])
+    padded = np.pad(curve, 1, mode="edge")
+    smoothed = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4 if smooth else curve
+    best = np.flatnonzero(smoothed >= smoothed.max() - 1e-12)
+    return ThresholdChoice(float(grid[best[len(best) // 2]]), grid, curve, smoothed)
 
 
 # Assign

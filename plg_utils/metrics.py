@@ -5,6 +5,7 @@ for the memory; `scores` and `precision_recall` derive everything else. Why a la
 whether a difference means something, `statistics`. Both build on `compared`, `margins`, `shares` and `known_mean`.
 """
 
+from collections.abc import Iterable
 from numbers import Integral
 
 import numpy as np
@@ -117,6 +118,14 @@ def shares(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None)
     """
     where = whole > 0 if where is None else where
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=where)
+
+
+def mean_iou(
+    truths: Iterable[np.ndarray], labels: Iterable[np.ndarray], num_classes: int, *, background: int | None
+) -> float:
+    """Mean IoU of label maps (H, W), counted once over all of them; background: as in `scores`."""
+    pairs = zip(truths, labels, strict=True)
+    return scores(sum(confusion(*pair, num_classes) for pair in pairs), background=background).mean_iou
 
 
 def known_mean(values: np.ndarray) -> float:

@@ -27,6 +27,7 @@ Scores are fractions; a percent sign appears only in print. A size is (H, W).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 from pycocotools import mask as coco
@@ -76,6 +77,8 @@ class Sample:
     read_image: Callable[[], np.ndarray]
     read_truth: Callable[[], np.ndarray] | None = None  # None: there is no truth, or this stage may not see it
     read_tags: Callable[[], tuple[int, ...]] | None = None  # None: there are no tags, or this stage may not see them
+    read_content: Callable[[], str] | None = None  # of what `content` returns; None: it is counted from the pixels
+    read_truth_content: Callable[[], str] | None = None  # the same of `truth_content`
 
     def image(self) -> np.ndarray:
         """Read the image: (H, W, 3) uint8 RGB."""
@@ -87,11 +90,27 @@ class Sample:
             raise TruthHidden(f"the truth of {self.id} does not exist, or this stage may not see it")
         return self.read_truth()
 
+    @cached_property
+    def content(self) -> str:
+        """SHA-256, in hex, of what the image is read from, and how it is read: another value, another image."""
+        return self.read_content() if self.read_content else _digest(self.image())
+
+    @cached_property
+    def truth_content(self) -> str | None:
+        """The same of the annotated label map; None where it may not be read."""
+        if self.read_truth is None:
+            return None
+        return self.read_truth_content() if self.read_truth_content else _digest(self.truth())
+
     def tags(self) -> tuple[int, ...]:
         """Read the image-level labels: the foreground classes that a person said are in the image, rising."""
         if self.read_tags is None:
             raise TruthHidden(f"the tags of {self.id} do not exist, or this stage may not see them")
         return self.read_tags()
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return sha256(repr((pixels.shape, str(pixels.dtype))).encode() + pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,7 @@ class Dataset:
     unlabelled: tuple[Sample, ...] = ()
     val: tuple[Sample, ...] = ()
     test: tuple[Sample, ...] = ()
+    source: dict | None = None  # arguments of `datasets.load` that load it again, where it was loaded so
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,3 +90,14 @@ def paired(a: Mapping, b: Mapping) -> Summary:
     if a.keys() != b.keys():
         raise ValueError(f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}")
     return summarise([a[seed] - b[seed] for seed in a])
+
+
+def compared(value: float, record: dict[str, float] | None = None) -> str:
+    """Print a number, or, where one is recorded, whether it is within the recorded spread: the same on every machine.
+
+    record: {"miou": the recorded number, "tolerance": the spread}
+    """
+    if record is None:
+        return f"{value:.2f}"
+    answer = "yes" if abs(value - record["miou"]) <= record["tolerance"] else f"no, {value:.3f}"
+    return f"within {record['tolerance']:.2f} of the recorded {record['miou']:.2f}: {answer}"

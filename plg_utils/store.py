@@ -1,16 +1,16 @@
-"""Seed, device, progress, and the manifest by which a stage knows what is already done.
+"""A stage's folder: what is done, what it was made from, and what is outdated. Progress bars.
 
 A stage writes its files into one folder, one or more for each image:
 
-    stage = store.stage(folder, name="masks", parameters={...}, checkpoints=("miniature_sam",))
-    for id in store.progress(stage.todo(ids, [".json"]), what="masks"):
-        files.write_masks(stage.path(id, ".json"), ...)
-    stage.finish(images=len(ids))
+    stage = store.stage(folder / "masks", parameters={...}, checkpoints=["miniature_sam"], dataset=data)
+    stage.fill(samples, [".json"], read=Sample.image, make=find_masks, write=write, at_once=8)
 
-Stopped anywhere and started again, it goes on with what is missing. Started with other parameters, or after a stage
-before it was run with others, it says what differs and begins anew: nothing made otherwise is reused silently.
+A stage that was stopped goes on with what is missing. With other parameters, weights or classes it begins again, and
+says what differs. Where only the content of some photos changed, or what an earlier stage made of them, the files of
+these images alone are made again. A file name is never enough: `outputs.json` holds, for each file, what it was made
+from.
 
-The same lines in several processes share the work, see distributed.py: `batches`, `each` and `loaded` hand out a share.
+The same lines in several processes share the work, see distributed.py: `batches` and `loaded` hand out a share.
 """
 
 import os
@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from plg_utils import checkpoints as weights
-from plg_utils import class_files, devices, distributed, files
-from plg_utils.records import SPLITS, Classes, Dataset
+from plg_utils import class_files, contents, devices, distributed, files
+from plg_utils.records import SPLITS, Dataset, Sample
 
 PACKAGES = (
     "torchvision",
@@ -46,27 +45,14 @@ PACKAGES = (
     "pillow",
     "pycocotools",
 )
-STALE = 3600  # seconds after which nobody is writing a half-written file any more
+OUTPUTS = ("outputs.json", "outputs.txt")  # the second was written before version 0.2
+STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
-LABELLERS = {  # where the label maps of each lie in a run
-    "segment_match": "labels_zero_shot",
-    "cam": "labels_cam",
-    "sepl": "labels_sepl",
-    "boxes": "labels_boxes",
-    "ensemble": "labels_ensemble",
-}
 
 
 def run_folder(run: str) -> Path:
     """Folder of a run, below `files.results_root()`; it need not exist yet."""
     return files.results_root() / files.check_stem(run)
-
-
-def labels_of(labeller: str) -> str:
-    """Name of the folder in which a labeller's label maps lie: one of segment_match, cam, sepl, boxes, ensemble."""
-    if labeller not in LABELLERS:
-        raise ValueError(f"labeller is {labeller!r}; right are {', '.join(LABELLERS)}")
-    return LABELLERS[labeller]
 
 
 def progress(iterable: Iterable, total: int | None = None, what: str = "") -> Iterator:
@@ -131,61 +117,49 @@ def _shown(mine: list[list], what: str) -> Iterator[list]:
     distributed.wait()
 
 
-def recorded(run: str) -> dict[str, dict[str, float]]:
-    """What was recorded of a committed run's trained numbers: name -> {"miou", "tolerance"}; empty if nothing was."""
-    path = files.ROOT / "results" / files.check_stem(run) / "recorded.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
-
-
-def say(value: float, record: dict[str, float] | None = None) -> str:
-    """Tell a number, or, where one is recorded, whether it lies within the recorded spread: the same everywhere."""
-    if record is None:
-        return f"{value:.2f}"
-    answer = "yes" if abs(value - record["miou"]) <= record["tolerance"] else f"no, {value:.3f}"
-    return f"within {record['tolerance']:.2f} of the recorded {record['miou']:.2f}: {answer}"
-
-
 def split_sha256(dataset: Dataset) -> str:
     """SHA-256 of which images are in which split, in hex."""
     splits = {split: [sample.id for sample in getattr(dataset, split)] for split in SPLITS}
-    return _sha256({"name": dataset.name, "splits": splits})
+    return digest({"name": dataset.name, "splits": splits})
 
 
 def stage(
     folder: str | Path,
     *,
-    name: str,
     parameters: dict[str, Any],
-    classes: Classes | None = None,
-    checkpoints: Sequence[str | Path] = (),
+    dataset: Dataset,
+    classes: bool = False,
+    checkpoints: Sequence[str | Path | None] = (),
     parents: Sequence[str | Path] = (),
     seed: int | None = None,
-    dataset: Dataset | None = None,
-    whole_set: bool = False,
+    learns_from: Sequence[str] = (),
     device: torch.device | str = "cpu",
 ) -> "Stage":
-    """Open the folder of a stage, emptied of what it wrote there if that was made otherwise.
+    """Open the folder of a stage. What was made otherwise is removed first, and stderr says why.
 
     parameters: everything that changes the result, as plain values
-    classes: given if the result depends on the classes or their words
-    checkpoints: names or paths of the weights used, whose SHA-256 is what counts; None stands for random weights
+    classes: whether the result depends on the classes or their words
+    checkpoints: names or paths of the weights used; their SHA-256 counts. None stands for random weights
     parents: folders of the stages whose files are read, which must be finished
-    dataset, whole_set: whose images; if the stage learns from all of them at once, another split is other work
-    device: where it ran; recorded, but the same work elsewhere is the same work
+    learns_from: for a stage that learns from all images at once, the splits whose label maps it reads. The content of
+        the labelled and unlabelled photos and of these label maps is then part of what it is
+    device: recorded only: the same work on another device is the same work
     """
+    folder = Path(folder)
     identity = {
-        "stage": name,
+        "stage": folder.name,
         "parameters": files.plain(parameters),
         "seed": seed,
         "checkpoints": {_called(item): weights.sha256_of(item) for item in checkpoints if item is not None},
-        "classes_sha256": class_files.sha256(classes) if classes else None,
-        "dataset": dataset.name if dataset else None,
-        "whole_set_sha256": split_sha256(dataset) if dataset and whole_set else None,
+        "classes_sha256": class_files.sha256(dataset.classes) if classes else None,
+        "dataset": dataset.name,
+        "learns_from": list(learns_from),
+        "inputs_sha256": _inputs_sha256(dataset, parents, learns_from) if learns_from else None,
         "parents": {Path(parent).name: _fingerprint_of(Path(parent)) for parent in parents},
     }
     details = {
-        "split_sha256": split_sha256(dataset) if dataset else None,
-        "left_out": getattr(dataset, "left_out", ()),  # photos that cannot be read, if somebody asked to skip them
+        "split_sha256": split_sha256(dataset),
+        "left_out": getattr(dataset, "left_out", ()),  # photos that cannot be read, if the user asked to skip them
         "packages": package_versions(),
         "git_commit": git_commit(),
         "device": devices.describe(torch.device(device)),
@@ -194,30 +168,31 @@ def stage(
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "processes": distributed.count(),
     }
-    with distributed.main_first():  # it empties the folder, the others find it so
-        return Stage(Path(folder), identity, details)
+    with distributed.main_first():  # the main process empties the folder, the others find it empty
+        return Stage(folder, identity, details, [] if learns_from else [Path(parent) for parent in parents])
 
 
 class Stage:
     """A folder that a stage fills; made by `stage`."""
 
-    def __init__(self, folder: Path, identity: dict, details: dict):
+    def __init__(self, folder: Path, identity: dict, details: dict, parents: Sequence[Path] = ()):
         self.folder = folder
         self._started = time.perf_counter()
         self._identity = identity
         self._details = details
         self._manifest = folder / "manifest.json"
-        self._outputs = folder / "outputs.txt"  # names of the files that the stage writes, and nobody else
+        self._parents = {parent.name: _made_from(parent) for parent in parents}  # name: id: what its files stem from
         earlier = _read_manifest(self._manifest) if self._manifest.exists() else {}
         differences = _differences({key: earlier.get(key) for key in identity}, identity) if earlier else []
-        if not earlier and self._outputs.exists():  # it is written after the manifest
-            differences = ["manifest.json: there, now missing, so that nobody knows how the files were made"]
+        if not earlier and _outputs_of(folder):  # manifest.json is written first
+            differences = ["manifest.json is missing, so how the files were made is unknown"]
         if differences:
             removed = self._clear()
-            said = f"{folder.name}: begins anew, {removed} files removed, for {'; '.join(differences)}"
-            print(said, file=sys.stderr)  # not to stdout: a printed notebook must not depend on what was there before
+            # Not to stdout: what a notebook prints must not depend on what was there before.
+            print(f"{folder.name}: starts again, {removed} files removed; {'; '.join(differences)}", file=sys.stderr)
             earlier = {}
-        self._earlier = earlier  # of the same work: this call goes on from it
+        self._earlier = earlier  # of the same work: this call continues it
+        _say_older_commit(folder, earlier.get("git_commit"), details["git_commit"])
         if distributed.is_main():
             for path in self._partials():
                 if time.time() - path.stat().st_mtime > STALE:
@@ -228,55 +203,109 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """All that this stage and those before it were made with, in one number."""
-        return _sha256(self._identity)
+        """SHA-256 of all that this stage and those before it were made with, the photos aside."""
+        return digest(self._identity)
 
     def path(self, id: str, suffix: str) -> Path:
         """Where the stage writes about an image."""
         return self.folder / f"{id}{suffix}"
 
-    def todo(self, ids: Sequence[str], suffixes: Sequence[str], together: int = 1) -> list[str]:
-        """Ids of which a file is missing or empty, in the order given; the same for all processes that share the work.
+    def todo(self, samples: Sequence[Sample], suffixes: Sequence[str], together: int = 1) -> list[Sample]:
+        """Samples to work on: those with a file that is missing, empty, or made from something that has changed since.
 
-        together: images that go through a network together, as in `batches`. Of such a group all are to do if one is
-            missing: in other company the last bits of a result differ, and a stage that was stopped and goes on is to
-            write the bytes of one that was not.
+        together: images that go through a network together, as in `batches`. If a file of such a group is missing, all
+            of the group are done: in other company the last bits of a result differ, and a stage that was stopped must
+            write the bytes of one that was not. Of changed photos only they themselves are done
+        returns: in the order given; the same for all processes that share the work
         """
-        self.register(f"{id}{suffix}" for id in ids for suffix in suffixes)
-        groups = [ids[start : start + together] for start in range(0, len(ids), together)]
-        missing = [
-            id
-            for group in groups
-            if not all(_holds_something(self.path(id, suffix)) for id in group for suffix in suffixes)
-            for id in group
-        ]
-        missing = distributed.agreed(missing)  # one of them may be at work already
-        if missing and self._state == "done":
+        ids = distributed.agreed(self._todo(samples, suffixes, together) if distributed.is_main() else None)
+        if ids and self._state == "done":
             self._write("running")
-        return missing
+        return [sample for sample in samples if sample.id in ids]
 
-    def register(self, names: Iterable[str]) -> None:
-        """Declare files that the stage is going to write here, so that it may remove them when it begins anew."""
+    def _todo(self, samples: Sequence[Sample], suffixes: Sequence[str], together: int) -> set[str]:
+        made_from = {sample.id: self._parts(sample) for sample in samples}
+        contents.save()
+        changed = self.register({f"{id}{suffix}": parts for id, parts in made_from.items() for suffix in suffixes})
+        changed = {id for id in made_from if any(f"{id}{suffix}" in changed for suffix in suffixes)}
+        ids = list(made_from)
+        groups = [ids[start : start + together] for start in range(0, len(ids), together)]
+
+        def complete(id: str) -> bool:
+            return id in changed or all(_holds_something(self.path(id, suffix)) for suffix in suffixes)
+
+        return changed | {id for group in groups if not all(map(complete, group)) for id in group}
+
+    def _parts(self, sample: Sample) -> dict[str, str]:
+        """What the files of an image are made from: its photo, and what earlier stages made of it."""
+        of_parents = {name: made[sample.id] for name, made in self._parents.items() if sample.id in made}
+        return {"photo": sample.content[:16]} | of_parents
+
+    def register(self, names: Iterable[str] | dict[str, dict[str, str]]) -> list[str]:
+        """Declare files that the stage will write; only these does it ever remove.
+
+        names: perhaps with what each is made from, as part -> digest
+        returns: the files whose parts have changed; they are removed
+        """
         if not distributed.is_main():
-            return
-        known = self._declared()
-        new = [name for name in dict.fromkeys(names) if name not in known]
-        strange = [name for name in new if (self.folder / name).exists()]
+            return []
+        known, given = _outputs_of(self.folder), names if isinstance(names, dict) else {name: {} for name in names}
+        strange = [name for name in given if name not in known and (self.folder / name).exists()]
         if strange:
             raise FileExistsError(
-                f"{self.folder} holds {strange[0]} and {len(strange) - 1} more that this stage did not write, so that "
-                "nobody knows how they were made: move them away, or choose another run"
+                f"{self.folder} holds {strange[0]} and {len(strange) - 1} more files that this stage did not write. "
+                "How they were made is unknown: move them away, or choose another run"
             )
-        if new:
-            with files.atomic(self._outputs) as partial:
-                partial.write_text("".join(f"{name}\n" for name in [*known, *new]), encoding="utf-8")
+        changed = [name for name, parts in given.items() if known.get(name, parts) != parts]
+        self._say_changed(changed, known, given)
+        for name in changed:
+            (self.folder / name).unlink(missing_ok=True)
+        if any(known.get(name) != parts for name, parts in given.items()):
+            with files.atomic(self.folder / "outputs.json") as partial:
+                rows = (f"{dumps(name)}: {dumps(parts)}" for name, parts in (known | given).items())
+                partial.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
                 to_disk(partial)
+        return changed
 
-    def finish(self, **counts: Any) -> None:
+    def _say_changed(self, changed: list[str], known: dict, given: dict) -> None:
+        if changed:
+            parts = {part for name in changed for part in given[name] if known[name].get(part) != given[name][part]}
+            count, total = (len({Path(name).stem for name in names}) for names in (changed, given))
+            print(
+                f"{self.folder.name}: {count} of {total} images are made again, e.g. {Path(changed[0]).stem}. "
+                f"What changed: {', '.join(sorted(parts))}",
+                file=sys.stderr,
+            )
+
+    def fill(
+        self,
+        samples: Sequence[Sample],
+        suffixes: Sequence[str],
+        *,
+        read: Callable[[Sample], Any],
+        make: Callable[[list], Iterable],
+        write: Callable[[str, Any], None],
+        at_once: int = 1,
+        alone: bool = False,
+    ) -> "Stage":
+        """Make the files that are missing, batch by batch. The caller signs off with `finish`.
+
+        read: from a sample to what `make` needs of it, in threads, while the batch before is worked on
+        make: from a list of these to results of the same order; write: one result, by the id of its image
+        alone: a result does not depend on the other images of its batch
+        """
+        todo = self.todo(samples, suffixes, 1 if alone else at_once)
+        for batch, inputs in loaded(todo, at_once, read, self.folder.name):
+            for sample, result in zip(batch, make(inputs), strict=True):
+                write(sample.id, result)
+        return self
+
+    def finish(self, **counts: Any) -> "Stage":
         """Write the manifest of the finished stage, with what there was to count."""
         distributed.wait()
         self._write("done", counts=counts)
         distributed.wait()
+        return self
 
     def _write(self, state: str, **more: Any) -> None:
         self._state = state
@@ -296,66 +325,115 @@ class Stage:
         to_disk(self._manifest)
 
     def _clear(self) -> int:
-        """Remove the files that this stage declared in the earlier run; return how many there were."""
-        names, partials = self._declared(), self._partials()
+        """Remove the files that this stage declared earlier; return how many there were."""
+        names, partials = _outputs_of(self.folder), self._partials()
         done = [path for name in names if (path := self.folder / name).is_file() and path.parent == self.folder]
         for path in (*partials, *done):
             path.unlink()
-        self._outputs.unlink(missing_ok=True)
+        for name in OUTPUTS:
+            (self.folder / name).unlink(missing_ok=True)
         return len(done)
 
     def _partials(self) -> list[Path]:
-        """What killed processes left half-written of this stage's files, and what others are writing now."""
-        names = self._declared()
+        """Half-written files of this stage, from processes that were killed or are at work now."""
+        names = _outputs_of(self.folder)
         return [path for path in self.folder.glob(".*.partial") if path.name[1:].rsplit(".", 2)[0] in names]
 
-    def _declared(self) -> dict[str, None]:
-        """Names of the files that the stage said it writes, in their order."""
-        return dict.fromkeys(self._outputs.read_text(encoding="utf-8").splitlines() if self._outputs.exists() else [])
+
+def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Files that a stage declared, each with what it is made from; a version before 0.2 kept the names alone."""
+    new, old = (folder / name for name in OUTPUTS)
+    if new.exists():
+        return files.read_json(new, "delete the folder, and the stage starts again")
+    return {name: {} for name in old.read_text(encoding="utf-8").splitlines()} if old.exists() else {}
+
+
+def _made_from(folder: Path) -> dict[str, str]:
+    """For each image, a digest of what a stage's files about it were made from."""
+    return {Path(name).stem: digest(parts)[:16] for name, parts in _outputs_of(folder).items() if parts}
+
+
+def _inputs_sha256(dataset: Dataset, parents: Sequence[str | Path], learns_from: Sequence[str]) -> str:
+    """Digest of all images that a stage learns from: photos, what earlier stages made of them, label maps."""
+    made = [_made_from(Path(parent)) for parent in parents]
+    rows = [
+        [sample.id, sample.content, [of.get(sample.id) for of in made], split in learns_from and sample.truth_content]
+        for split in ("labelled", "unlabelled")
+        for sample in getattr(dataset, split)
+    ]
+    contents.save()
+    return digest(rows)
+
+
+_said = set()  # folders of runs of which it was said
+
+
+def _say_older_commit(folder: Path, earlier: str | None, now: str | None) -> None:
+    """Say once for each run that its results are of another commit of this code. They are kept."""
+    if earlier and now and earlier != now and folder.parent not in _said and distributed.is_main():
+        print(
+            f"{folder.parent.name} holds results of commit {earlier[:12]} of this code; this is {now[:12]}. They are "
+            f"kept: delete {folder.parent} to make them again",
+            file=sys.stderr,
+        )
+        _said.add(folder.parent)
 
 
 def to_disk(path: Path) -> None:
-    """Have the disk hold what a file holds: 4 to 8 ms, which a file that others rest on is worth and an image is not.
+    """Flush a file to the disk (4 to 8 ms). Used for manifests and training state.
 
-    Of what was not forced to the disk, a loss of power leaves the names of the last seconds without bytes: see `todo`.
+    The files of single images are not flushed: after a power cut some may be empty. `todo` treats them as missing.
     """
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether a file is there and has bytes; all that a stage writes has some."""
+    """Whether a file exists and is not empty."""
     return path.exists() and path.stat().st_size > 0
 
 
 def outdated(folder: str | Path, dataset: Dataset) -> str:
-    """Why what a stage left is not of the run as it stands, such as other images or an earlier parent; "" if it is."""
+    """Why the results of a stage do not belong to the run as it is now; "" if they do."""
     folder = Path(folder)
     manifest = files.read_json(folder / "manifest.json")
     if manifest["state"] != "done":
         return "it is not finished"
     if manifest["split_sha256"] not in (None, split_sha256(dataset)):
-        return "it was made for another draw of the images"
+        return "it was made for another split of the images"
     for parent, fingerprint in manifest["parents"].items():
         try:
             known = _fingerprint_of(folder.parent / parent)
         except (OSError, ValueError):
-            return f"{parent}, which it was made from, is no longer there"
+            return f"{parent}, which it was made from, is gone"
         if known != fingerprint:
             return f"it was made from an earlier {parent}"
         if reason := outdated(folder.parent / parent, dataset):
             return f"{parent}: {reason}"
+    parents = [folder.parent / parent for parent in manifest["parents"]]
+    if learns_from := manifest.get("learns_from"):
+        can_tell = all(sample.read_truth for split in learns_from for sample in getattr(dataset, split))
+        if can_tell and manifest["inputs_sha256"] != _inputs_sha256(dataset, parents, learns_from):
+            return "photos or labels have changed since"
+        return ""
+    outputs, of_parents = _outputs_of(folder), {parent.name: _made_from(parent) for parent in parents}
+    by_id = {Path(name).stem: parts for name, parts in outputs.items() if parts}
+    for sample in [sample for split in SPLITS for sample in getattr(dataset, split) if sample.id in by_id]:
+        now = {"photo": sample.content[:16]}
+        now |= {name: made[sample.id] for name, made in of_parents.items() if sample.id in made}
+        if by_id[sample.id] != now:
+            return f"{sample.id} has changed since ({', '.join(k for k in now if by_id[sample.id].get(k) != now[k])})"
     return ""
 
 
 def _called(checkpoint: str | Path) -> str:
-    """Name a checkpoint for a manifest: without where it lies, if it is a file or a folder of one's own."""
+    """Name a checkpoint for a manifest: without its folder, if it is a file or a folder of the user's."""
     is_own = checkpoint not in weights.LISTED and Path(checkpoint).exists()
     return Path(checkpoint).name if is_own else str(checkpoint)
 
 
 def _fingerprint_of(parent: Path) -> str:
-    """What a finished stage was made with, in one number."""
+    """Fingerprint of a finished stage."""
     manifest = parent / "manifest.json"
     if not manifest.exists():
         raise FileNotFoundError(f"{parent} has no manifest.json: run the stage that makes it first")
@@ -369,7 +447,7 @@ def _read_manifest(path: Path) -> dict:
     content = files.read_json(path)
     fit = isinstance(content, dict) and content.get("state") in ("running", "done")
     if not fit or not isinstance(content.get("fingerprint"), str):
-        raise ValueError(f"{path} is no manifest of a stage: delete it, and the stage begins anew")
+        raise ValueError(f"{path} is no manifest of a stage: delete it, and the stage starts again")
     return content
 
 
@@ -390,7 +468,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
-def _sha256(content: Any) -> str:
+def digest(content: Any) -> str:
+    """SHA-256 of plain values, in hex."""
     return sha256(dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plg_utils import choices
+from plg_utils import choices, labels, metrics
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
 TagSource = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
 
+GRID = np.arange(0.05, 0.96, 0.05)  # background thresholds that are tried
 TOGETHER = 256  # images whose scores are held in memory at once
 
 
@@ -68,39 +69,24 @@ def label_from_cams(maps: np.ndarray, tags: Sequence[int], threshold: float, *, 
     return np.where(maps.max(axis=0) > threshold, named, np.uint8(background))
 
 
-@dataclass(frozen=True, eq=False)
-class ThresholdChoice:
-    """A background threshold, and how well each one of the grid did."""
-
-    threshold: float
-    grid: np.ndarray  # (M,) thresholds, rising
-    mean_iou: np.ndarray  # (M,) of the labels of the CAMs themselves
-
-
 def choose_threshold(
     cams: Sequence[Cams],
     truths: Sequence[np.ndarray],
-    grid: Sequence[float],
+    grid: Sequence[float] = GRID,
     *,
-    mean_iou: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float],
+    num_classes: int,
     background: int = 0,
-) -> ThresholdChoice:
-    """Choose the threshold whose labels fit these truths best, in the middle where several do.
+) -> labels.ThresholdChoice:
+    """Choose the threshold whose labels fit these truths best, the middle one where several do.
 
-    truths: (H, W) of each image; whoever calls decides which may be read
-    grid: rising thresholds to try; mean_iou: from truths and labels of all images to the score
+    truths: (H, W) of each image; the caller decides which may be read; grid: thresholds to try, rising
     """
-    grid = np.asarray(grid, dtype=np.float64)
-    if not len(grid) or not (np.diff(grid) > 0).all():
-        raise ValueError(f"the grid of thresholds must rise and not be empty; it is {grid.tolist()}")
-    curve = np.array(
-        [
-            mean_iou(truths, [label_from_cams(each.maps, each.tags, cut, background=background) for each in cams])
-            for cut in grid
-        ]
-    )
-    best = np.flatnonzero(curve >= curve.max() - 1e-12)
-    return ThresholdChoice(float(grid[best[len(best) // 2]]), grid, curve)
+
+    def score(threshold: float) -> float:
+        found = [label_from_cams(each.maps, each.tags, threshold, background=background) for each in cams]
+        return metrics.mean_iou(truths, found, num_classes, background=background)
+
+    return labels.choose_threshold(grid, score, smooth=False)
 
 
 def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample | np.ndarray]], list[tuple[int, ...]]]:

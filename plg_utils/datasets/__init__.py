@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from plg_utils import class_files, files
+from plg_utils import class_files, contents, files
 from plg_utils.choices import choice, one_of
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
@@ -77,6 +77,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     options: of that file's load; where it has no option `classes` of its own, `classes` names a class file with other
         words, templates or colours for the same classes
     """
+    source = {"name": name, "tags_of": list(tags_of), "on_bad_image": on_bad_image} | files.plain(options)
     module = choice(__name__, name, "data set")
     known = list(signature(module.load).parameters)
     other_words = options.pop("classes", None) if "classes" not in known else None
@@ -106,6 +107,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
             for split in tags_of
         }
         dataset = replace(dataset, **tagged)
+    dataset = replace(dataset, source=source)
     return dataset if on_bad_image == "when_read" else _without_bad(dataset, skip=on_bad_image == "skip")
 
 
@@ -223,7 +225,15 @@ def photo(
         return label
 
     stem = files.check_stem(id or path.stem)
-    return Photo(stem, lambda: read_photo(inside(path)), read_truth if truth else None, path=path, truth_path=truth)
+    return Photo(
+        stem,
+        lambda: read_photo(inside(path)),
+        read_truth if truth else None,
+        read_content=lambda: contents.sha256(inside(path)),
+        read_truth_content=lambda: contents.sha256(inside(truth)),
+        path=path,
+        truth_path=truth,
+    )
 
 
 def read_photo(path: Path) -> np.ndarray:

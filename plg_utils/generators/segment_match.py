@@ -4,20 +4,20 @@
 The steps can be taken one by one, with files in between, or all at once by what `build` returns.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plg_utils import encoders, labels
+from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate
 from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
 
+GRID = np.arange(0.0, 0.71, 0.02)  # thresholds that are tried, as cosine
 SMOKE = {"masks_options": sam.SMOKE, "encoder_options": clip.SMOKE, "threshold": 0.2}
 
 
@@ -124,14 +124,27 @@ def labels_from_embeddings(
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class ThresholdChoice:
-    """A threshold, and how well each one of the grid did on the labelled images."""
+def only_sure(
+    label: np.ndarray,
+    masks: Masks,
+    segment_embeddings: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    owner: torch.Tensor,
+    sure_from: float,
+    background: int | None,
+    overlap: str = "score",
+) -> np.ndarray:
+    """Leave out the pixels of a zero-shot label whose class has a probability below sure_from: SemiVL's filter.
 
-    threshold: float
-    grid: np.ndarray  # (M,) thresholds, rising
-    mean_iou: np.ndarray  # (M,) as measured
-    smoothed: np.ndarray  # (M,) mean of each and its neighbours, weighted 1-2-1; the choice is its peak
+    label: (H, W) uint8, made from these segments. The probability is the softmax over all words, see `labels.assign`
+    returns: (H, W) uint8, IGNORE also where the likeliest class is another one
+    """
+    likely = label_from_embeddings(
+        masks, segment_embeddings, text_embeddings, owner,
+        background=background, threshold=None, rule="softmax", overlap=overlap,
+    )  # fmt: skip
+    sure = (likely.label == label) & (likely.confidence >= sure_from)
+    return np.where(sure, label, np.uint8(IGNORE))
 
 
 def choose_threshold(
@@ -140,35 +153,29 @@ def choose_threshold(
     truths: Sequence[np.ndarray],
     text_embeddings: torch.Tensor,
     owner: torch.Tensor,
-    grid: Sequence[float],
+    grid: Sequence[float] = GRID,
     *,
-    mean_iou: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], float],
+    num_classes: int,
     background: int = 0,
     rule: str = "cosine",
     temperature: float = 0.01,
     overlap: str = "score",
-) -> ThresholdChoice:
+) -> labels.ThresholdChoice:
     """Choose the threshold that labels the labelled images best; no other truth is read.
 
-    The curve is smoothed because a dozen images make it rough; in the middle of a flat peak all neighbours do as well.
-
-    segment_embeddings: (N, D), masks and truths (H, W) of each labelled image
-    grid: rising thresholds to try
-    mean_iou: from truths and labels of all images to the score; pixels in no mask are given to it as background
+    segment_embeddings: (N, D), masks and truths (H, W) of each labelled image; grid: thresholds to try, rising
+    Pixels in no mask count as background.
     """
-    grid = np.asarray(grid, dtype=np.float64)
-    if not len(grid) or not (np.diff(grid) > 0).all():
-        raise ValueError(f"the grid of thresholds must rise and not be empty; it is {grid.tolist()}")
     painted: list[tuple[bytes, np.ndarray] | None] = [None] * len(truths)
-    curve = np.empty(len(grid))
-    for step, threshold in enumerate(grid):
+
+    def score(threshold: float) -> float:
         for image, (embeddings, of_image) in enumerate(zip(segment_embeddings, masks, strict=True)):
             assigned, scores = labels.assign(
                 embeddings,
                 text_embeddings,
                 owner=owner,
                 background=background,
-                threshold=float(threshold),
+                threshold=threshold,
                 rule=rule,
                 temperature=temperature,
             )
@@ -183,8 +190,6 @@ def choose_threshold(
                     predicted_iou=of_image.predicted_iou,
                 ).label
                 painted[image] = key, np.where(label == IGNORE, np.uint8(background), label)
-        curve[step] = mean_iou(truths, [label for _, label in painted])
-    padded = np.pad(curve, 1, mode="edge")
-    smoothed = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    peak = np.flatnonzero(smoothed >= smoothed.max() - 1e-12)
-    return ThresholdChoice(float(grid[peak[len(peak) // 2]]), grid, curve, smoothed)
+        return metrics.mean_iou(truths, [label for _, label in painted], num_classes, background=background)
+
+    return labels.choose_threshold(grid, score, smooth=True)

@@ -1,0 +1,1006 @@
+"""The pipeline: one function for each stage, and the table of methods.
+
+    masks ─► segments ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict          paper A, notebooks 02 to 04
+    cam_network ─► cams ─► sepl;   boxes;   vote                                           papers B and C, notebook 06
+
+Each function opens its folder, makes what is missing, signs off and returns the stage. Notebooks, several processes,
+grids, the doctor and the tests call these same functions; their keyword arguments have the names of the notebooks'
+parameters. A new method is one entry in METHODS.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache, wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plg_utils import cams as cue_maps
+from plg_utils import (
+    choices,
+    datasets,
+    devices,
+    diagnosis,
+    distributed,
+    encoders,
+    files,
+    generators,
+    losses,
+    metrics,
+    segmenters,
+    store,
+    training,
+    trust,
+)
+from plg_utils import masks as mask_models
+from plg_utils.cams import classifier
+from plg_utils.generators import segment_match, sepl
+from plg_utils.labels import ThresholdChoice
+from plg_utils.records import Dataset, Masks, Sample, Scores
+
+LABELLERS = {  # folder of each labeller's label maps, below that of the run
+    "segment_match": "labels_zero_shot",
+    "cam": "labels_cam",
+    "sepl": "labels_sepl",
+    "boxes": "labels_boxes",
+    "ensemble": "labels_ensemble",
+}
+RAW = "raw"  # in METHODS: the label maps of the labeller, as they are
+
+
+# The table of methods
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a network: a row of the comparison."""
+
+    title: str  # in figures and tables
+    loss: str  # a file of losses/
+    takes: tuple[str, ...] = ()  # options of the loss that the run sets, of TARGETS
+    fixed: dict[str, Any] = field(default_factory=dict)  # further options of the loss
+    labels: str | None = None  # folder of the unlabelled images' label maps, or RAW
+    start: str | None = None  # folder of the network that it starts from; None: a fresh one
+    times_steps: int = 1
+    epochs: int | None = None  # of the labelled images, instead of the run's steps
+    learns_from: tuple[str, ...] = ("labelled",)  # splits whose truth it reads
+    method: str | None = None  # column `method` of its row; None: the name in METHODS
+    options: dict[str, str] = field(default_factory=dict)  # column `options` of its row: what differs from that method
+    network: str | None = None  # folder of the network; None: network_NAME
+
+
+TARGETS = ("threshold", "passes", "smoothing", "loss_options")
+ZERO_SHOT = {"refine_target": "zero_shot"}
+METHODS = {
+    "supervised": Method("supervised only", "supervised"),
+    "supervised_epochs": Method(  # as UniMatch's supervised.py: 80 epochs of the labelled list
+        "supervised only, 80 epochs", "supervised", epochs=80, method="supervised", options={"epochs": "80"}
+    ),
+    "fixmatch": Method("FixMatch, no zero-shot labels", "fixmatch", ("threshold",)),
+    "unimatch": Method(
+        "UniMatch, no zero-shot labels",
+        "unimatch",
+        ("threshold", "passes", "loss_options"),
+        {"refine_target": "unimatch"},
+    ),
+    "semivl": Method("UniMatch with fading zero-shot labels", "semivl", ("threshold", "passes"), labels=RAW),
+    "semivl_sure": Method(  # with SemiVL's filter: zero-shot pixels below a probability of 0.9 are left out
+        "UniMatch with fading, sure zero-shot labels",
+        "semivl",
+        ("threshold", "passes"),
+        labels="labels_zero_shot_sure",
+        method="semivl",
+        options={"labels": "sure"},
+    ),
+    "direct": Method("raw zero-shot labels as targets", "unimatch", TARGETS, ZERO_SHOT, RAW),
+    "direct_long": Method(  # what the two networks of paper A cost together
+        "raw zero-shot labels, twice the steps",
+        "unimatch",
+        TARGETS,
+        ZERO_SHOT,
+        RAW,
+        times_steps=2,
+        method="direct",
+        options={"steps": "twice"},
+    ),
+    "fusion": Method("the refined network itself", "unimatch", TARGETS, labels=RAW, network="refined"),
+    "paper_a": Method("paper A: enhanced labels", "unimatch", TARGETS, ZERO_SHOT, "labels_enhanced"),
+    "paper_a_sepl": Method(
+        "paper A with SAM's borders",
+        "unimatch",
+        TARGETS,
+        ZERO_SHOT,
+        "labels_enhanced_sepl",
+        method="paper_a",
+        options={"labels": "sepl"},
+    ),
+    "paper_a_warm": Method(
+        "paper A, from refined network",
+        "unimatch",
+        TARGETS,
+        ZERO_SHOT,
+        "labels_enhanced",
+        start="refined",
+        method="paper_a",
+        options={"start": "refined"},
+    ),
+    "paper_a_sepl_warm": Method(
+        "paper A, SAM's borders, from refined network",
+        "unimatch",
+        TARGETS,
+        ZERO_SHOT,
+        "labels_enhanced_sepl",
+        start="refined",
+        method="paper_a",
+        options={"labels": "sepl", "start": "refined"},
+    ),
+    "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
+}
+
+
+def method_of(name: str) -> Method:
+    """The entry of METHODS; a file of losses/ that is not in the table is a method too, with raw labels."""
+    if name in METHODS:
+        return METHODS[name]
+    return Method(name.replace("_", " "), name, labels=RAW)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Refuse a method that notebook 04 cannot train."""
+    known = [name for name, method in METHODS.items() if method.network is None]
+    known += [name for name in losses.choices() if name not in known]
+    for name in names:
+        choices.one_of(name, known, "method")
+
+
+def labels_of(labeller: str) -> str:
+    """Folder of a labeller's label maps: one of segment_match, cam, sepl, boxes, ensemble."""
+    return LABELLERS[choices.one_of(labeller, list(LABELLERS), "labeller")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a folder of label maps is, in the tables."""
+
+    stage: str  # zero_shot, enhanced or segmenter
+    method: str
+    labels: str | None
+    options: dict[str, str]
+    title: str
+
+
+def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
+    """Every folder of label maps that the notebooks 02 to 04 may write, in the order of the ladder."""
+    raw = labels_of(labeller)
+    title = "zero-shot labels" if labeller == "segment_match" else f"labels of {labeller}"
+    fused = {"refine_target": "fusion"}
+    rows = {
+        raw: Row("zero_shot", labeller, labeller, {}, title),
+        f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
+        "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets"),
+        "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels"),
+    }
+    for mode, ending, called in (("paper", "", "SAM's borders"), ("official", "_official", "SEPL's official code")):
+        options = fused | {"sepl": mode}
+        rows[f"labels_enhanced_sepl{ending}"] = Row("enhanced", labeller, labeller, options, f"enhanced, {called}")
+    own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
+    for name in [*METHODS, *(name for name in own if name not in METHODS)]:
+        method = method_of(name)
+        source = labeller if method.labels else None
+        rows[f"predictions_{name}"] = Row("segmenter", method.method or name, source, method.options, method.title)
+    return rows
+
+
+# A run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its images, and where its networks run. Every stage takes it first."""
+
+    name: str  # the results are below `files.results_root()`, in a folder of this name
+    data: Dataset
+    device: str = "auto"
+    images_at_once: int = 8  # that go through a network together
+    processes: int = 1  # that share a stage's work
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return store.run_folder(self.name)
+
+    @property
+    def images(self) -> list[Sample]:
+        """The labelled and the unlabelled images."""
+        return [*self.data.labelled, *self.data.unlabelled]
+
+    @cached_property
+    def chip(self) -> torch.device:
+        """Where networks run."""
+        return devices.choose(self.device)
+
+    def masks_of(self, sample: Sample, size: tuple[int, int] | None = None) -> Masks:
+        """SAM's masks of an image; size: (H, W), to be sure that they are its own."""
+        return files.read_masks(self.folder / "masks" / f"{sample.id}.json", size)
+
+    def embeddings_of(self, sample: Sample) -> torch.Tensor:
+        """Embeddings (N, D) of the segments of an image, in the order of its masks."""
+        return files.read_embeddings(self.folder / "segments" / f"{sample.id}.safetensors")
+
+    def label_of(self, name: str, sample: Sample) -> np.ndarray:
+        """Label map (H, W) uint8 of an image in the folder `name` of the run."""
+        return files.read_label(self.folder / name / f"{sample.id}.png", self.data.classes.num_classes)
+
+    def write_label(self, name: str) -> Callable[[str, Any], None]:
+        """The function that writes label maps, or PseudoLabels, into the folder `name` of the run."""
+        colours = self.data.classes.colours
+        return lambda id, found: files.write_label(
+            self.folder / name / f"{id}.png", getattr(found, "label", found), colours
+        )
+
+
+def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: int = 8, processes: int = 1) -> Run:
+    """Open a run, and note in its `run.json` which data set it has."""
+    if type(processes) is not int or processes < 1:
+        raise ValueError(f"processes is {processes!r}; give a whole number from 1 on")
+    run = Run(name, data, device, images_at_once, processes)
+    if data.source and distributed.is_main():
+        source = dict(data.source)
+        known = {"run": name, "dataset": source.pop("name"), "labelled": source.pop("labelled", None)}
+        known["seed"] = source.pop("seed", 0)
+        known["dataset_options"] = {
+            key: value for key, value in source.items() if key not in ("truth_of", "tags_of") and value is not None
+        }
+        path = run.folder / "run.json"
+        content = files.read_json(path) if path.exists() else {}
+        if content | known != content:
+            files.write_json(path, content | known)
+    return run
+
+
+# One call in several processes
+
+STAGES: dict[str, Callable] = {}  # every stage function by its name
+
+
+def stage_function(function: Callable) -> Callable:
+    """Let several processes share a stage, if the run asks for them: they do the work, and this call finds it done."""
+
+    @wraps(function)
+    def call(run: Run, *args: Any, **options: Any) -> Any:
+        if run.processes > 1 and distributed.count() == 1 and not distributed.joined():
+            if run.data.source is None:
+                raise ValueError("several processes need a data set that datasets.load has loaded")
+            given = dict(zip(list(signature(function).parameters)[1:], args, strict=False)) | options
+            given = {key: asdict(value) if isinstance(value, Training) else value for key, value in given.items()}
+            place = {"name": run.name, "device": run.device, "images_at_once": run.images_at_once}
+            order = {"stage": function.__name__, "run": place, "data": run.data.source, "options": given}
+            distributed.launch(run.processes, "plg_utils.stages", order)
+        return function(run, *args, **options)
+
+    STAGES[function.__name__] = call
+    return call
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do one stage together with the processes that torchrun has started; the argument is the file of the order."""
+    order = files.read_json(arguments[0])
+    distributed.start(order["run"]["device"])
+    source = {key: value for key, value in order["data"].items() if value is not None}
+    run = Run(data=datasets.load(**source), **order["run"])
+    options = order["options"]
+    if "training" in options:
+        options["training"] = Training(**options["training"])
+    STAGES[order["stage"]](run, **options)
+    distributed.wait()
+    distributed.stop()
+
+
+def _lazily(build: Callable[[], Callable]) -> Callable:
+    """A function that builds a model at the first call: where nothing is to do, no weights are read."""
+    build = lru_cache(build)
+    return lambda *inputs: build()(*inputs)
+
+
+def _checkpoint(build: Callable, options: dict) -> str | Path | None:
+    """The weights that a model is built with: its option `checkpoint`, or the default of this option, if it has one."""
+    default = signature(build).parameters.get("checkpoint")
+    return options.get("checkpoint", default.default if default else None)
+
+
+@lru_cache(maxsize=1)
+def _encoder(name: str, options: str, device: str) -> Any:
+    """The encoder that several stages of a notebook share; options as JSON."""
+    return encoders.build(name, device=device, **json.loads(options))
+
+
+def encoder_of(run: Run, encoder: str, encoder_options: dict) -> Any:
+    """Build the encoder of a run, once in a row."""
+    return _encoder(encoder, json.dumps(encoder_options), str(run.chip))
+
+
+# Paper A: labels without training
+
+
+@stage_function
+def masks(run: Run, *, mask_model: str, mask_options: dict) -> store.Stage:
+    """SAM's masks of every labelled and unlabelled image: masks/ID.json."""
+    build = choices.choice(mask_models.__name__, mask_model, "mask model").build
+    stage = store.stage(
+        run.folder / "masks",
+        parameters={"model": mask_model, **mask_options},
+        checkpoints=[_checkpoint(build, mask_options)],
+        dataset=run.data,
+        device=run.chip,
+    )
+    stage.fill(
+        run.images,
+        [".json"],
+        read=Sample.image,
+        make=_lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options)),
+        write=lambda id, found: files.write_masks(stage.path(id, ".json"), found),
+        at_once=run.images_at_once,
+        alone=True,
+    )
+    return stage.finish(images=len(run.images), masks=sum(mask_counts(run)))
+
+
+def mask_counts(run: Run) -> list[int]:
+    """How many masks each labelled and unlabelled image has."""
+    return [len(files.read_json(run.folder / "masks" / f"{sample.id}.json")["masks"]) for sample in run.images]
+
+
+@stage_function
+def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options: dict) -> store.Stage:
+    """CLIP's embedding of each mask, `labels.pool` of its features: segments/ID.safetensors, (N, D)."""
+    build = choices.choice(encoders.__name__, encoder, "encoder").build
+    stage = store.stage(
+        run.folder / "segments",
+        parameters={"encoder": encoder, **encoder_options, **embedding_options},
+        checkpoints=[_checkpoint(build, encoder_options)],
+        parents=[run.folder / "masks"],
+        dataset=run.data,
+        device=run.chip,
+    )
+
+    def image_and_masks(sample: Sample) -> tuple[np.ndarray, Masks]:
+        image = sample.image()
+        return image, run.masks_of(sample, image.shape[:2])
+
+    def embed(pairs: list) -> list[torch.Tensor]:
+        encode = encoder_of(run, encoder, encoder_options)
+        return segment_match.segment_embeddings(encode, *zip(*pairs, strict=True), **embedding_options)
+
+    stage.fill(
+        run.images,
+        [".safetensors"],
+        read=image_and_masks,
+        make=embed,
+        write=lambda id, found: files.write_embeddings(stage.path(id, ".safetensors"), found),
+        at_once=run.images_at_once,
+    )
+    return stage.finish(images=len(run.images))
+
+
+def words(run: Run, *, encoder: str, encoder_options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text embeddings (K', D) of the words of the classes, and the class (K',) that each belongs to, on the CPU."""
+    found = encoder_of(run, encoder, encoder_options).class_embeddings(run.data.classes)
+    return tuple(tensor.cpu() for tensor in found)
+
+
+def choose_threshold(
+    run: Run, *, encoder: str, encoder_options: dict, rule: str, overlap: str
+) -> ThresholdChoice | None:
+    """The threshold that names the labelled images best; None where there is no labelled image or no background."""
+    data = run.data
+    if not data.labelled or data.classes.background is None:
+        return None
+    return segment_match.choose_threshold(
+        [run.embeddings_of(sample) for sample in data.labelled],
+        [run.masks_of(sample) for sample in data.labelled],
+        [sample.truth() for sample in data.labelled],
+        *words(run, encoder=encoder, encoder_options=encoder_options),
+        num_classes=data.classes.num_classes,
+        background=data.classes.background,
+        rule=rule,
+        overlap=overlap,
+    )
+
+
+@stage_function
+def labels(
+    run: Run,
+    *,
+    encoder: str,
+    encoder_options: dict,
+    rule: str,
+    threshold: float | None,
+    default_threshold: float,
+    overlap: str,
+) -> store.Stage:
+    """Paper A's zero-shot labels: each segment gets a class, and is painted. labels_zero_shot/ID.png.
+
+    threshold: None chooses it on the labelled images, and takes default_threshold where there are none
+    """
+    if threshold is None:
+        choice = choose_threshold(run, encoder=encoder, encoder_options=encoder_options, rule=rule, overlap=overlap)
+        threshold = choice.threshold if choice else default_threshold
+    how = {"rule": rule, "threshold": threshold, "overlap": overlap}
+    stage = store.stage(
+        run.folder / "labels_zero_shot",
+        parameters=how,
+        classes=True,
+        parents=[run.folder / "segments"],
+        dataset=run.data,
+    )
+    texts = words(run, encoder=encoder, encoder_options=encoder_options)
+    stage.fill(
+        run.images,
+        [".png"],
+        read=lambda sample: (run.masks_of(sample), run.embeddings_of(sample)),
+        make=lambda pairs: segment_match.labels_from_embeddings(
+            *zip(*pairs, strict=True), *texts, background=run.data.classes.background, **how
+        ),
+        write=run.write_label("labels_zero_shot"),
+        at_once=run.images_at_once,
+    )
+    return stage.finish(images=len(run.images))
+
+
+@stage_function
+def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: float) -> store.Stage:
+    """The zero-shot labels without the pixels that CLIP is not sure of: labels_zero_shot_sure/ID.png.
+
+    SemiVL's filter: a pixel whose probability (softmax over all words) is below sure_from, 0.9 there, becomes IGNORE.
+    """
+    name, parent = "labels_zero_shot_sure", run.folder / "labels_zero_shot"
+    how = files.read_json(parent / "manifest.json")["parameters"]
+    texts = words(run, encoder=encoder, encoder_options=encoder_options)
+    stage = store.stage(
+        run.folder / name,
+        parameters={"sure_from": sure_from},
+        classes=True,
+        parents=[parent],
+        dataset=run.data,
+    )
+
+    def sure(stored: list) -> list[np.ndarray]:
+        return [
+            segment_match.only_sure(label, *pair, *texts, sure_from, run.data.classes.background, how["overlap"])
+            for label, *pair in stored
+        ]
+
+    stage.fill(
+        run.images,
+        [".png"],
+        read=lambda sample: (run.label_of(parent.name, sample), run.masks_of(sample), run.embeddings_of(sample)),
+        make=sure,
+        write=run.write_label(name),
+        at_once=run.images_at_once,
+    )
+    return stage.finish(images=len(run.images))
+
+
+# Training
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the networks of a run are trained, whatever the method. The names are the notebooks' parameters."""
+
+    segmenter: str
+    segmenter_options: dict
+    smoothing: float
+    passes: str
+    loss_options: dict
+    steps: int
+    batch_size: int
+    crop_size: int
+    resize_range: Sequence[float]
+    optimizer: str
+    learning_rate: float
+    head_lr_factor: float
+    training_options: dict
+    precision: str
+    channels_last: bool
+    compiled: bool
+    workers: int
+    seed: int
+
+    def network(self, num_classes: int) -> torch.nn.Module:
+        """A fresh network; its random weights follow from the seed."""
+        torch.manual_seed(self.seed)
+        return segmenters.build(self.segmenter, num_classes, **self.segmenter_options)
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Keyword arguments of `training.fit`."""
+        return {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "crop_size": self.crop_size,
+            "scale": self.resize_range,
+            "optimizer": self.optimizer,
+            "lr": self.learning_rate,
+            "head_lr_factor": self.head_lr_factor,
+            "precision": devices.precision(self.precision, run.chip),
+            "channels_last": self.channels_last,
+            "compiled": self.compiled,
+            "seed": self.seed,
+            **self.training_options,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network, its stage, and the rows of its training."""
+
+    stage: store.Stage
+    network: torch.nn.Module
+    history: list[dict[str, float]]
+
+
+@stage_function
+def refine(run: Run, training: Training, *, labeller: str, refine_target: str, refine_confidence: float) -> Trained:
+    """Paper A's refinement: UniMatch with a target that the zero-shot labels share in. refined/network.safetensors."""
+    method = replace(METHODS["fusion"], fixed={"refine_target": refine_target})
+    return _train(run, training, "refined", method, labeller, refine_confidence)
+
+
+@stage_function
+def train(run: Run, training: Training, method: str, *, labeller: str, confidence: float) -> Trained:
+    """A network by one of METHODS: network_METHOD/network.safetensors."""
+    check_methods([method])
+    entry = method_of(method)
+    if method not in METHODS and not (run.folder / labels_of(labeller)).exists():
+        entry = replace(entry, labels=None)  # a loss of the user's may need no labels
+    return _train(run, training, f"network_{method}", entry, labeller, confidence)
+
+
+def loss_of(method: Method, training: Training, threshold: float) -> dict[str, Any]:
+    """Options of a method's loss, in a run with this training."""
+    given = {"threshold": threshold, "passes": training.passes, "smoothing": training.smoothing}
+    options = method.fixed | {name: given[name] for name in method.takes if name in given}
+    return options | (training.loss_options if "loss_options" in method.takes else {})
+
+
+def _train(run: Run, how: Training, name: str, method: Method, labeller: str, threshold: float) -> Trained:
+    """Open the stage of a network, train it, write its weights."""
+    data, options, settings = run.data, loss_of(method, how, threshold), how.settings(run)
+    source = labels_of(labeller) if method.labels == RAW else method.labels
+    alone = method.loss == "supervised"
+    if alone:  # twice the labelled images, so that a step looks at as many images as the others' (UniMatch does so)
+        settings["batch_size"] *= 2
+    settings["steps"] *= method.times_steps
+    if method.epochs:
+        settings["steps"] = method.epochs * max(1, len(data.labelled) // settings["batch_size"])
+    stage = store.stage(
+        run.folder / name,
+        parameters={"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
+        classes=True,
+        seed=how.seed,
+        checkpoints=[segmenters.checkpoint(how.segmenter, **how.segmenter_options)],
+        parents=[run.folder / parent for parent in (source, method.start) if parent],
+        dataset=data,
+        learns_from=method.learns_from,
+        device=run.chip,
+    )
+    stage.register(["state.safetensors", "network.safetensors"])
+    network = how.network(data.classes.num_classes)
+    if method.start:
+        files.read_weights(run.folder / method.start / "network.safetensors", network)
+    history = training.fit(
+        network,
+        losses.build(method.loss, **options),
+        run.images if "unlabelled" in method.learns_from else data.labelled,
+        () if alone else data.unlabelled,
+        pseudo_label=(lambda sample: run.label_of(source, sample)) if source else None,
+        device=run.chip,
+        workers=how.workers,
+        state_file=stage.folder / "state.safetensors",
+        progress=name.removeprefix("network_") if store.progress_shown() else None,
+        **settings,
+    )
+    files.write_weights(stage.folder / "network.safetensors", network)
+    return Trained(stage.finish(steps=settings["steps"]), network, history)
+
+
+@stage_function
+def predict(run: Run, training: Training, name: str, *, network: str, splits: Sequence[str]) -> store.Stage:
+    """The label maps of a trained network on whole, undisturbed images: NAME/ID.png.
+
+    network: folder of the network, such as refined; splits: such as val
+    """
+    samples = [sample for split in splits for sample in getattr(run.data, split)]
+    stage = store.stage(run.folder / name, parameters={}, parents=[run.folder / network], dataset=run.data)
+    stage.fill(
+        samples,
+        [".png"],
+        read=Sample.image,
+        make=_lazily(lambda: _predictor(run, training, network)),
+        write=run.write_label(name),
+        at_once=run.images_at_once,
+    )
+    return stage.finish(images=len(samples))
+
+
+def _predictor(run: Run, how: Training, network: str) -> Callable:
+    """The function from images to PseudoLabels of a trained network."""
+    model = how.network(run.data.classes.num_classes)
+    files.read_weights(run.folder / network / "network.safetensors", model)
+    options = {"precision": devices.precision(how.precision, run.chip), "channels_last": how.channels_last}
+    return lambda images: training.predict(model, images, device=run.chip, **options)
+
+
+def relabel(run: Run, training: Training) -> store.Stage:
+    """Paper A's enhanced labels: the refined network labels the unlabelled images. labels_enhanced/ID.png."""
+    return predict(run, training, "labels_enhanced", network="refined", splits=["unlabelled"])
+
+
+def sharpen(run: Run, *, labeller: str) -> list[store.Stage]:
+    """SAM's borders for the enhanced labels: paper B's rule chooses masks by them. labels_enhanced_sepl*/ID.png.
+
+    By the rule of the paper's text and by that of its code; and the labels from before the refinement by the first, to
+    know whether the network has a part in what comes out.
+    """
+    if run.data.classes.background != 0:
+        return []  # the rule needs background to be class 0
+    raw = labels_of(labeller)
+    passes = [("labels_enhanced", "", "paper"), ("labels_enhanced", "_official", "official"), (raw, "", "paper")]
+    return [
+        merge(run, f"{cue}_sepl{ending}", cue=cue, mode=mode, splits=["unlabelled"]) for cue, ending, mode in passes
+    ]
+
+
+@stage_function
+def merge(
+    run: Run, name: str, *, cue: str, mode: str, splits: Sequence[str], supervision: str | None = None
+) -> store.Stage:
+    """Paper B: label maps as the cue that chooses and joins SAM's masks. NAME/ID.png; see `generators.sepl.merge`.
+
+    cue: folder of the label maps; supervision: noted with the result, such as "tags"
+    """
+    samples = [sample for split in splits for sample in getattr(run.data, split)]
+    num_classes = run.data.classes.num_classes
+
+    def cue_and_masks(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        label = run.label_of(cue, sample)
+        return label, run.masks_of(sample, label.shape).dense()
+
+    stage = store.stage(
+        run.folder / name,
+        parameters={"mode": mode} | ({"supervision": supervision} if supervision else {}),
+        parents=[run.folder / cue, run.folder / "masks"],
+        dataset=run.data,
+    )
+    stage.fill(
+        samples,
+        [".png"],
+        read=cue_and_masks,
+        make=lambda pairs: [sepl.merge(*pair, num_classes, mode) for pair in pairs],
+        write=run.write_label(name),
+    )
+    return stage.finish(images=len(samples))
+
+
+def merge_cams(run: Run, *, cam_sources: Sequence[str], source: str) -> store.Stage:
+    """Paper B's labels: the CAM labels of a source choose SAM's masks, by the authors' code. labels_sepl*/ID.png."""
+    cue = cam_folder(cam_sources, source)
+    name = cue.replace("cam", "sepl", 1)
+    return merge(run, name, cue=cue, mode="official", splits=["labelled", "unlabelled"], supervision="tags")
+
+
+# Papers B and C: labels from tags and boxes
+
+
+@stage_function
+def cam_network(
+    run: Run,
+    *,
+    classifier_options: dict,
+    classifier_steps: int,
+    classifier_batch_size: int,
+    classifier_crop_size: int,
+    classifier_learning_rate: float,
+    seed: int,
+) -> store.Stage:
+    """A classifier that learns the tags of all images, and nothing else of them: cam_network/network.safetensors."""
+    settings = classifier_options | {
+        "steps": classifier_steps,
+        "batch_size": classifier_batch_size,
+        "crop_size": classifier_crop_size,
+        "lr": classifier_learning_rate,
+        "channels_last": True,
+    }
+    tags = {sample.id: list(sample.tags()) for sample in run.images}
+    stage = store.stage(
+        run.folder / "cam_network",
+        parameters={"supervision": "tags", "tags_sha256": store.digest(tags), **settings},
+        classes=True,
+        seed=seed,
+        checkpoints=[segmenters.checkpoint("deeplabv3plus", **{"encoder": "resnet50", **classifier_options})],
+        dataset=run.data,
+        learns_from=["labelled"],
+        device=run.chip,
+    )
+    stage.register(["state.safetensors", "network.safetensors"])
+    with distributed.main_first():  # one process learns, the others take what it has learnt
+        classifier.train(
+            run.images,
+            run.data.classes,
+            stage.folder / "network.safetensors",
+            state_file=stage.folder / "state.safetensors",
+            seed=seed,
+            device=run.chip,
+            progress="tags" if store.progress_shown() else None,
+            **settings,
+        )
+    return stage.finish(images=len(run.images))
+
+
+@dataclass(frozen=True, eq=False)
+class Cams:
+    """The label maps of a source of CAMs, the source itself, and how its background threshold was chosen."""
+
+    stage: store.Stage
+    cue: cue_maps.ScoredCue
+    choice: ThresholdChoice | None
+
+
+def cam_folder(cam_sources: Sequence[str], source: str) -> str:
+    """Folder of the label maps of a source of CAMs; the first source is the labeller `cam`."""
+    return "labels_cam" if source == cam_sources[0] else f"labels_cam_{source}"
+
+
+@stage_function
+def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dict) -> Cams:
+    """Label maps by class activation maps: NAME/ID.png. The labelled images choose the background threshold."""
+    data, learnt = run.data, source == "classifier"
+    options = {"encoder": encoder_of(run, encoder, encoder_options)}
+    if learnt:
+        options = {"weights": run.folder / "cam_network" / "network.safetensors"}
+    cue, choice = cue_maps.build(source, data.classes, **options), None
+    if data.labelled:
+        truths = [sample.truth() for sample in data.labelled]
+        choice = cue_maps.choose_threshold(
+            cue.scores(data.labelled), truths, num_classes=data.classes.num_classes, background=data.classes.background
+        )
+        cue.threshold = choice.threshold
+    how = {"source": source, "threshold": cue.threshold, "supervision": "tags"}
+    build = choices.choice(encoders.__name__, encoder, "encoder").build
+    stage = store.stage(
+        run.folder / name,
+        parameters=how if learnt else how | {"encoder": encoder, **encoder_options},
+        classes=True,
+        checkpoints=[] if learnt else [_checkpoint(build, encoder_options)],
+        parents=[run.folder / "cam_network"] if learnt else [],
+        dataset=data,
+        device=run.chip,
+    )
+    stage.fill(
+        run.images,
+        [".png"],
+        read=lambda sample: sample,
+        make=cue,
+        write=run.write_label(name),
+        at_once=run.images_at_once,
+    )
+    return Cams(stage.finish(images=len(run.images)), cue, choice)
+
+
+@stage_function
+def boxes(
+    run: Run, *, detector: str, detector_options: dict, encoder: str, encoder_options: dict, mask_options: dict
+) -> store.Stage:
+    """Paper C's labels: CLIP tags an image, a detector boxes the tags, SAM cuts them out. labels_boxes/ID.png, .json.
+
+    mask_options: of the mask model; SAM takes its weights from them
+    """
+    data, name = run.data, "labels_boxes"
+    encode = encoder_of(run, encoder, encoder_options)
+    of_detector = {"encoder": encode, **detector_options} if detector == "clip_boxes" else detector_options
+    of_sam = {key: mask_options[key] for key in ("checkpoint", "model") if key in mask_options}
+    build = choices.choice(encoders.__name__, encoder, "encoder").build
+    sam = choices.choice(mask_models.__name__, "sam", "mask model").build
+    weights = detector_options.get("checkpoint", "grounding_dino_tiny") if detector == "grounding_dino" else None
+    stage = store.stage(
+        run.folder / name,
+        parameters={
+            "detector": detector,
+            **detector_options,
+            "encoder": {"name": encoder, **encoder_options},
+            "masks": of_sam,
+            "supervision": "none",
+        },
+        classes=True,
+        checkpoints=[_checkpoint(sam, mask_options), _checkpoint(build, encoder_options), weights],
+        dataset=data,
+        device=run.chip,
+    )
+    generate = _lazily(
+        lambda: generators.build(
+            "boxes",
+            data.classes,
+            tags_options={"encoder": encode},
+            detector=detector,
+            detector_options=of_detector,
+            masks_options=of_sam | {"device": str(run.chip)},
+        )
+    )
+
+    def write(id: str, found: Any) -> None:
+        record = {"tags": found.tags.classes.tolist(), "boxes": found.boxes.xyxy.tolist()}
+        record |= {"classes": found.boxes.classes.tolist(), "scores": found.boxes.scores.tolist()}
+        files.write_json(stage.path(id, ".json"), record)
+        run.write_label(name)(id, found)
+
+    stage.fill(run.images, [".png", ".json"], read=Sample.image, make=generate, write=write, at_once=run.images_at_once)
+    records = [files.read_json(stage.path(sample.id, ".json")) for sample in run.images]
+    without_box = sum(len(set(record["tags"]) - set(record["classes"])) for record in records)
+    return stage.finish(
+        images=len(records), tags=sum(len(record["tags"]) for record in records), tags_without_box=without_box
+    )
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """A labeller in notebook 06."""
+
+    row: Row
+    supervision: str  # what a person gave: tags or none
+    needs: tuple[str, ...]  # folders of the stages that it takes
+
+
+def labellers_of(cam_sources: Sequence[str], detector: str) -> dict[str, Labeller]:
+    """Papers A, B and C and the vote: each a folder of label maps and what it is."""
+
+    def entry(labeller: str, options: dict, supervision: str, *needs: str) -> Labeller:
+        title = " ".join([labeller, *options.values()])
+        return Labeller(Row("zero_shot", labeller, labeller, options, title), supervision, needs)
+
+    found = {"labels_zero_shot": entry("segment_match", {}, "none", "masks", "segments", "labels_zero_shot")}
+    for source in cam_sources:
+        cue = cam_folder(cam_sources, source)
+        merged, needs = cue.replace("cam", "sepl", 1), [*(["cam_network"] if source == "classifier" else []), cue]
+        found[cue] = entry("cam", {"cam": source}, "tags", *needs)
+        found[merged] = entry("sepl", {"cam": source}, "tags", *needs, "masks", merged)
+    found["labels_boxes"] = entry("boxes", {"detector": detector}, "none", "labels_boxes")
+    needs = {name for member in voters(cam_sources) for name in found[member].needs} | {"labels_ensemble"}
+    supervision = "tags" if cam_sources else "none"
+    found["labels_ensemble"] = entry("ensemble", {}, supervision, *sorted(needs))
+    return found
+
+
+def voters(cam_sources: Sequence[str]) -> list[str]:
+    """Folders of the labellers that vote: A, B where there are tags, and C."""
+    return ["labels_zero_shot", *(["labels_sepl"] if cam_sources else []), "labels_boxes"]
+
+
+@stage_function
+def vote(run: Run, *, cam_sources: Sequence[str]) -> store.Stage:
+    """A vote of labellers in which the ones that agree with the others count more: labels_ensemble/ID.png."""
+    num_classes, name, members = run.data.classes.num_classes, "labels_ensemble", voters(cam_sources)
+
+    def elect(maps: list[np.ndarray]) -> np.ndarray:
+        return trust.vote(maps, trust.support(trust.agreement(maps, num_classes)), num_classes).label
+
+    stage = store.stage(
+        run.folder / name,
+        parameters={"supervision": "tags" if cam_sources else "none"},
+        parents=[run.folder / member for member in members],
+        dataset=run.data,
+    )
+    stage.fill(
+        run.images,
+        [".png"],
+        read=lambda sample: [run.label_of(member, sample) for member in members],
+        make=lambda batch: [elect(maps) for maps in batch],
+        write=run.write_label(name),
+    )
+    return stage.finish(images=len(run.images))
+
+
+# The whole pipeline
+
+
+def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
+    """Do all stages of notebooks 02, 03, 04 and 06 that the parameters of a run ask for; give the name of each.
+
+    parameters: of the notebooks, by name. Which are there says which stages are meant
+    """
+
+    def call(function: Callable, *args: Any, **more: Any) -> str:
+        own = {name: parameters[name] for name in signature(function).parameters if name in parameters}
+        function(run, *args, **own | more)
+        return function.__name__
+
+    if "mask_model" in parameters:
+        yield from (call(function) for function in (masks, segments, labels))
+    if "cam_sources" in parameters:
+        sources = parameters["cam_sources"]
+        if "classifier" in sources:
+            yield call(cam_network)
+        for source in sources:
+            name = cam_folder(sources, source)
+            yield f"{call(cams, name=name, source=source)} {source}"
+            yield call(merge_cams, cam_sources=sources, source=source)
+        yield call(boxes)
+        yield call(vote, cam_sources=sources)
+    if {"refine_target", "methods"} & parameters.keys():
+        how = Training(**{name: parameters[name] for name in signature(Training).parameters})
+    if "refine_target" in parameters:
+        yield from (call(function, training=how) for function in (refine, relabel))
+        yield call(sharpen)
+    for method in parameters.get("methods", ()):
+        yield f"{call(train, training=how, method=method)} {method}"
+        name, network = f"predictions_{method}", f"network_{method}"
+        yield call(predict, training=how, name=name, network=network, splits=parameters["evaluated"])
+
+
+# Scores: the only functions here that read the truth of images that are not labelled
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Counts of a folder of label maps against the truth."""
+
+    matrices: np.ndarray  # (M, K, K+1), the confusion matrix of each image
+    kinds: np.ndarray  # (K, 5) pixels by kind of error, see diagnosis.OUTCOMES
+    borders: np.ndarray  # (K, 4) border pixels, see diagnosis.boundaries
+    background: int | None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(K, K+1) of all images."""
+        return self.matrices.sum(axis=0)
+
+    @property
+    def scores(self) -> Scores:
+        """With uncovered pixels as background."""
+        return metrics.scores(self.matrix, background=self.background)
+
+
+def score(run: Run, name: str, samples: Sequence[Sample]) -> Scored:
+    """Compare the label maps of a folder with the truth of these images."""
+    num_classes, background = run.data.classes.num_classes, run.data.classes.background
+    matrices, kinds, borders = [], 0, 0
+    for sample in store.progress(samples, what=name):
+        pair = sample.truth(), run.label_of(name, sample)
+        matrices.append(metrics.confusion(*pair, num_classes))
+        kinds = kinds + diagnosis.error_types(*pair, num_classes, background=background)
+        borders = borders + diagnosis.boundaries(*pair, num_classes, background=background)
+    return Scored(np.stack(matrices), kinds, borders, background)
+
+
+def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, seconds: float) -> dict[str, Any]:
+    """A row of summary.json."""
+    scores = found.scores
+    return {
+        "stage": row.stage,
+        "method": row.method,
+        "labels": row.labels,
+        "options": row.options,
+        "name": row.title,
+        "checkpoint": "last",
+        "labelled": len(run.data.labelled),
+        "split_name": None,
+        "seed": seed,
+        "split": split,
+        "images": len(found.matrices),
+        "miou": scores.mean_iou,
+        "iou": dict(zip(run.data.classes.names, scores.iou.tolist(), strict=True)),
+        "coverage": scores.coverage,
+        "miou_uncovered_missed": metrics.scores(found.matrix, uncovered="miss", background=found.background).mean_iou,
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    # Under `python -m` this file is called __main__; the functions of the imported module are the ones to call.
+    from plg_utils import stages
+
+    stages.main(sys.argv[1:])
