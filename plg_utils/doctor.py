@@ -504,8 +504,11 @@ def size_of(known: checkpoints.Checkpoint) -> int:
             return huggingface_hub.get_hf_file_metadata(address, timeout=10).size or 0
         except Exception as error:  # some of the library's are those of its HTTP client
             raise OSError(str(error)) from error
-    with checkpoints.open_address(known.address, method="HEAD") as response:
-        return int(response.headers.get("Content-Length") or 0)
+    import requests
+
+    response = requests.head(known.address, timeout=30, allow_redirects=True)
+    response.raise_for_status()
+    return int(response.headers.get("Content-Length") or 0)
 
 
 def look_at_weights(name: str | Path, probe: Callable[[checkpoints.Checkpoint], int] = size_of) -> Weights:

@@ -757,7 +757,7 @@ def place(tmp_path, monkeypatch):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What lies in a folder, but for what was remembered of sound files, and maps painted of sound annotations."""
-    kept = ("data/checked_photos", "data/folder_labels", "data/checkpoints/sam_vit_b_01ec64.pth.verified")
+    kept = ("data/checked_photos", "data/folder_labels")
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     return {
         name: path.read_bytes() if path.is_file() else b""

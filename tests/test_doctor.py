@@ -293,7 +293,7 @@ def offline(monkeypatch, tmp_path):
         raise AssertionError("the doctor downloads nothing")
 
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr(checkpoints, "_fetch", refuse)
+    monkeypatch.setattr(checkpoints, "fetch", refuse)
     monkeypatch.setattr(checkpoints, "_fetch_from_hub", refuse)
     return tmp_path / "checkpoints"
 
@@ -721,7 +721,7 @@ def test_the_notebook_without_weights_and_without_data(world, tmp_path, monkeypa
     def refuse(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(doctor.checkpoints, "open_address", refuse)
+    monkeypatch.setattr("requests.head", refuse)
     large = {"mask_options": {"checkpoint": "sam_vit_b"}, "presets": {"none": {}}, "notebooks": ["02_zero_shot_labels"]}
     found = examine(world, tmp_path, monkeypatch, **large)
     stops = [each for each in found["findings"] if each["level"] == "stop"]

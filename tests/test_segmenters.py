@@ -151,7 +151,7 @@ def test_every_weight_that_smp_lists_has_a_commit():
     for encoder, entry in smp.listed.items():
         for weights in entry["pretrained_settings"]:
             name = smp.checkpoint(encoder=encoder, pretrained=weights)
-            assert checkpoints._of_hub(name).revision
+            assert checkpoints.known(name).revision
 
 
 def test_weights_that_nobody_pins_are_refused():

@@ -6,8 +6,6 @@ train2017 without them. PASCAL VOC has three families: 92 to 1464 are parts of V
 1_8 and 1_4 are drawn from the 10,582 that SBD adds up to; the u2pl lists take them from the 1,464 first.
 """
 
-import hashlib
-import http.client
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +14,7 @@ from plg_utils import checkpoints, datasets, files
 
 COMMIT = "0324f3d"  # of github.com/LiheYoung/UniMatch, MIT licence
 ADDRESS = f"https://raw.githubusercontent.com/LiheYoung/UniMatch/{COMMIT}/splits"
-LARGEST = 2 << 20  # bytes; the largest list has 0.65 million
+LARGEST = 2 << 20  # bytes of a download; the largest list has 0.65 million
 SHA256 = {
     "coco/1_128/labeled.txt": "06067c0fb879b8e6ab8f4bdab3dfa641e8e4da2990200fa156daa33670329d79",
     "coco/1_256/labeled.txt": "4cdf41b9d3b3afc3734057a605015860501199ed3680370ccb2c677fc159b127",
@@ -110,7 +108,17 @@ def _published(family: str, name: str) -> Lists:
     wanted = [f"{family}/{name}/labeled.txt", f"{family}/val.txt"]
     if f"{family}/train_aug.txt" in SHA256:
         wanted.append(f"{family}/train_aug.txt")
-    _fetch_missing(root, [path for path in wanted if not (root / path).exists()])
+    missing = [path for path in wanted if not (root / path).exists()]
+    try:
+        for path in missing:
+            checkpoints.fetch(f"{ADDRESS}/{path}", root / path, SHA256[path], LARGEST)
+    except (OSError, ValueError) as error:
+        left = [path for path in missing if not (root / path).exists()]
+        listed = "".join(f"\n  {ADDRESS}/{path}\n    to {root / path}\n    SHA-256 {SHA256[path]}" for path in left)
+        raise FileNotFoundError(
+            f"UniMatch's lists are not here and could not be downloaded ({error}). Run again, or fetch on a machine "
+            f"with access:{listed}"
+        ) from error
     for path in wanted:
         found = files.sha256(root / path)
         if found != SHA256[path]:
@@ -120,33 +128,3 @@ def _published(family: str, name: str) -> Lists:
             )
     labelled, val, *train = (root / path for path in wanted)
     return Lists(labelled, val, train[0] if train else None, f"{family}/{name}")
-
-
-def _fetch_missing(root: Path, paths: list[str]) -> None:
-    """Fetch these of UniMatch's files; if that is not possible, say which to put where."""
-    for number, path in enumerate(paths):
-        address = f"{ADDRESS}/{path}"
-        try:
-            content = _fetch(address)
-            found = hashlib.sha256(content).hexdigest()
-            if found != SHA256[path]:
-                raise ValueError(f"{address} gave a file with SHA-256 {found}, not {SHA256[path]}: it was thrown away")
-            with files.atomic(root / path) as partial:
-                partial.write_bytes(content)
-        except (OSError, http.client.HTTPException) as error:  # URLError, timeouts and a full disk are OSErrors
-            listed = "".join(
-                f"\n  {ADDRESS}/{left}\n    to {root / left}\n    SHA-256 {SHA256[left]}" for left in paths[number:]
-            )
-            raise FileNotFoundError(
-                f"UniMatch's lists are not here and could not be downloaded ({error}). Fetch on a machine with "
-                f"access:{listed}"
-            ) from error
-
-
-def _fetch(address: str) -> bytes:
-    """Fetch a small file."""
-    with checkpoints.open_address(address) as response:
-        content = response.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise OSError(f"{address} is larger than {LARGEST:,} bytes, which no list is")
-    return content
