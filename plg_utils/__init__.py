@@ -11,7 +11,7 @@ a slash is a folder of choices, in which one file is one way to take the step. T
     distributed   one run in several processes: who does which share
     runs          seed, device, manifest, and what is already done
     datasets/     the embedded world, PASCAL VOC, COCO, CamVid, your own photos
-    miniature/    the small networks of the embedded world: architecture, training, loading
+    miniature/    the small networks of the embedded world: architecture and loading
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
     tags          which classes an image shows, asked of CLIP, a person or a file

@@ -79,7 +79,7 @@ def test_the_score_is_that_of_the_best_view_and_word():
 
 
 def test_the_answer_yes_or_no_is_pooled_as_the_miniature_was_trained():
-    from plg_utils.miniature import clip as miniature
+    from miniatures import clip as miniature
 
     torch.manual_seed(0)
     views, texts = F.normalize(torch.randn(6, 4), dim=1), F.normalize(torch.randn(3, 4), dim=1)

@@ -1,10 +1,8 @@
-"""The small networks of the embedded world: architecture, training, loading; their weights lie beside the code.
+"""The small networks of the drawn data set: architecture and loading; their weights are beside the code.
 
-    scenes      what they are trained and measured on
-    training    what their trainings share
-    sam         `segment_anything.Sam`, which learns masks without names
-    clip        `clip.model.CLIP`, which learns from images and captions
-    encoder     a ResNet in the place of ImageNet's weights, which learns the nouns of captions
+    sam         `segment_anything.Sam`, small: masks without names
+    clip        `clip.model.CLIP`, small: images and captions
+    encoder     a slim ResNet in the place of ImageNet weights
 
-What each of them saw, and what it reaches, is told in notebooks/extra/miniatures.ipynb.
+The folder miniatures/ of the repository trains and measures them.
 """
