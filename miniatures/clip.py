@@ -29,9 +29,8 @@ from torch import nn
 from miniatures import scenes, training
 from plg_utils import files
 from plg_utils.datasets import storybook
+from plg_utils.encoders.clip import MEAN, STD
 from plg_utils.miniature.clip import CONTEXT, GRID, TOKENS, WEIGHTS, build, load
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of clip.load's preprocessing
 
 NOUNS = tuple(scenes.NOUNS)  # what is asked of each image
 IS_THING = torch.tensor([noun.removeprefix("a ") in storybook.NAMES for noun in NOUNS])

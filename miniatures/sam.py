@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.utils.amg import batched_mask_to_box
 from torch import nn
 
 from miniatures import scenes as storybook_scenes
@@ -211,16 +212,6 @@ def true_masks(maps: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     return (maps[:, :, None] == at[..., None, None]).transpose(1, 2)
 
 
-def boxes_around(masks: torch.Tensor) -> torch.Tensor:
-    """Bounding boxes of masks that are not empty. (..., H, W) bool -> (..., 4) XYXY, the last pixel included."""
-    sides = []
-    for line in (masks.any(-2), masks.any(-1)):  # columns, rows
-        line = line.to(torch.uint8)
-        sides.append((line.argmax(-1), line.shape[-1] - 1 - line.flip(-1).argmax(-1)))
-    (left, right), (top, bottom) = sides
-    return torch.stack([left, top, right, bottom], dim=-1).float()
-
-
 def embed_prompts(prompt_encoder, batch, masks, rng, *, boxes: int) -> torch.Tensor:
     """Sparse embeddings of the prompts, (B, K, 2, C): the last `boxes` of each image are boxes, the others points.
 
@@ -232,7 +223,7 @@ def embed_prompts(prompt_encoder, batch, masks, rng, *, boxes: int) -> torch.Ten
     sparse = sparse.unflatten(0, (b, -1))
     if boxes == 0:
         return sparse
-    true = boxes_around(masks[:, k - boxes :, WHOLE])  # (B, boxes, 4)
+    true = batched_mask_to_box(masks[:, k - boxes :, WHOLE]).float()  # (B, boxes, 4)
     sides = (true[..., 2:] - true[..., :2] + 1).repeat(1, 1, 2)
     noise = torch.from_numpy(rng.normal(0, 0.1 / 2, true.shape).astype(np.float32)) * sides
     asked = (true + noise.clamp(-20, 20)).clamp(0, SIDE - 1)

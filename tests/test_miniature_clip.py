@@ -111,7 +111,7 @@ def test_trained_rows_survive_the_file_and_the_others_depend_on_their_number_alo
 def test_unseen_words_are_listed_once(model, tmp_path):
     clip.save(model, tmp_path / "clip.safetensors", clip.vocabulary())
     texts = ["a photo of a Zebra.", "itap of a house, people and a zebra"]
-    assert clip_network.unseen_words(texts, path=tmp_path / "clip.safetensors") == ["zebra"]
+    assert clip_network.load(tmp_path / "clip.safetensors").unseen_words(texts) == ["zebra"]
 
 
 def stopping(function, after):

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import clip
 import torch
 from clip.model import CLIP
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
+
+from plg_utils.miniature import untrained
 
 WEIGHTS = Path(__file__).with_name("clip.safetensors")
 TOKENS = 49408  # rows of CLIP's token table, of which the captions use about a hundred
@@ -34,13 +37,16 @@ def build(tokens: int = TOKENS) -> CLIP:
     return model
 
 
-def load(path: str | Path | None = None) -> CLIP:
-    """Load weights, by default those beside this file: float32, for evaluation.
+def load(path: str | Path | None = WEIGHTS) -> CLIP:
+    """The network with the weights of a file, float32, ready for use; None: random weights, the same in each call.
 
-    A token that training never met gets a random row that depends on its number alone; see `unseen_words`.
+    A token that training never met gets a random row that depends on its number alone. `unseen_words` of the network
+    gives the words of some texts that hold such a token, in the order in which they first occur; without a file it is
+    missing.
     """
-    with safe_open(path or WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if path is None:
+        return untrained(build)
+    tensors = load_file(path)
     token_ids = tensors.pop("token_ids").long()
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     known = tensors["token_embedding.weight"]
@@ -48,12 +54,10 @@ def load(path: str | Path | None = None) -> CLIP:
     table[token_ids] = known
     model = build()
     model.load_state_dict({**tensors, "token_embedding.weight": table})
+    model.unseen_words = partial(_unseen_words, set(token_ids.tolist()))
     return model.eval()
 
 
-def unseen_words(texts: Sequence[str], *, path: str | Path | None = None) -> list[str]:
-    """Words of the texts that hold a token without a trained row, in the order in which they first occur."""
-    with safe_open(path or WEIGHTS, framework="pt") as file:
-        known = set(file.get_tensor("token_ids").tolist())
+def _unseen_words(known: set[int], texts: Sequence[str]) -> list[str]:
     words = dict.fromkeys(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
     return [word for word in words if not known.issuperset(clip.tokenize(word)[0].tolist())]

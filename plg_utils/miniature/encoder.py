@@ -28,9 +28,11 @@ def build(output_stride: int = 8) -> nn.Module:
     return features
 
 
-def load(path: str | Path | None = None, *, output_stride: int = 8) -> nn.Module:
-    """Load weights, by default those beside this file: float32, for evaluation."""
+def load(path: str | Path | None = WEIGHTS, *, output_stride: int = 8) -> nn.Module:
+    """The encoder with the weights of a file, float32, for evaluation; None: random weights, for training."""
     features = build(output_stride)
-    weights = load_file(path or WEIGHTS)
+    if path is None:
+        return features
+    weights = load_file(path)
     features.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return features.eval()

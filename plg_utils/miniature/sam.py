@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 
+from plg_utils.miniature import untrained
+
 WEIGHTS = Path(__file__).with_name("sam.safetensors")
 SIDE, GRID = 128, 16  # pixels of an image, tokens of its embedding
 ENCODER = {"embed_dim": 128, "depth": 5, "num_heads": 4, "window_size": 8, "global_attn_indexes": (2, 4)}
@@ -101,9 +103,10 @@ def _attend_to_the_same_place(attention, scale: float) -> None:
         layer.weight.mul_(0.3).add_(same)
 
 
-def load(path: str | Path | None = None) -> Sam:
-    """The network with trained weights, float32, ready for use; default: the file beside the code."""
-    path = Path(path) if path else WEIGHTS
+def load(path: str | Path | None = WEIGHTS) -> Sam:
+    """The network with the weights of a file, float32, ready for use; None: random weights, the same in each call."""
+    if path is None:
+        return untrained(build)
     model = build()
     weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
