@@ -190,7 +190,7 @@ def vocabulary_array() -> np.ndarray:
 
 
 def prompts(rng: np.random.Generator) -> list[str]:
-    """One sentence for each noun, in words and a template drawn anew: (K) texts."""
+    """One sentence for each noun, in words and a template drawn for this call: (K) texts."""
 
     def sentence(noun, words):
         if rng.random() < 0.5:
@@ -452,7 +452,7 @@ def evaluate(model: CLIP, held_out: scenes.Scenes, *, smallest: int = 64) -> dic
     """Name the true masks of scenes by the mean of the tokens in them.
 
     returns: accuracy over the objects of at least `smallest` visible pixels, overall and per_class; auc, how well the
-        best class's cosine tells tokens of objects from tokens of the background; mean_iou of the label maps painted
+        best class's cosine separates tokens of objects from those of the background; mean_iou of the label maps painted
         with the true masks of objects and regions, where a mask below `threshold(model)` is background
     """
     classes = class_embeddings(model)

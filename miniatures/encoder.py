@@ -42,7 +42,7 @@ class Tagger(nn.Module):
         self.head = nn.Conv2d(CHANNELS[-1], len(scenes.NOUNS), 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) -> logits of the nouns (B, K): a mean over places that lies near the maximum."""
+        """images (B, 3, H, W) -> logits of the nouns (B, K): a mean over places that is near the maximum."""
         logits = self.head(self.features(images)[-1]).float().flatten(2)
         return logits.logsumexp(2) - np.log(logits.shape[2])
 

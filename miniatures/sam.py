@@ -127,7 +127,7 @@ def _spread(layer, features):
 
 
 class DenseTasks(nn.Module):
-    """What the image embedding must tell about the pixels while it is trained; not part of the model.
+    """What the image embedding must say about the pixels while it is trained; not part of the model.
 
     Which pixels lie in the same thing as a token (as whole, as part), where edges are, how far the thing's centre is.
     """
@@ -294,9 +294,9 @@ def dense_losses(affinity, centre, edges, batch, tokens) -> dict[str, torch.Tens
     there = (batch["object"][:, None], _edge(maps[:, :1]), _edge(maps[:, 1:]))
     there = F.max_pool2d(torch.cat(there, dim=1).float(), 2)  # (B, 3, 64, 64)
     outline = F.binary_cross_entropy_with_logits(edges, blocks(there).unflatten(2, (-1, 4)).permute(0, 2, 3, 1))
-    aim = batch["centre"][:, step // 2 :: step, step // 2 :: step].permute(0, 3, 1, 2) / 32  # about -1..1
-    aim = blocks(aim).transpose(1, 2)  # (B, 1024, 2)
-    return {"group": group, "edge": outline, "centre": F.smooth_l1_loss(centre, aim)}
+    target = batch["centre"][:, step // 2 :: step, step // 2 :: step].permute(0, 3, 1, 2) / 32  # about -1..1
+    target = blocks(target).transpose(1, 2)  # (B, 1024, 2)
+    return {"group": group, "edge": outline, "centre": F.smooth_l1_loss(centre, target)}
 
 
 def _edge(things):

@@ -15,6 +15,7 @@ from clip.model import VisionTransformer
 
 from plg_utils import encoders
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
+from plg_utils.detectors.clip_boxes import components
 from plg_utils.encoders import clip, same_size
 from plg_utils.records import Classes, Sample
 
@@ -51,7 +52,7 @@ def build(
     if layers is not None and layers < 1:
         raise ValueError(f"layers={layers} must be at least 1; refine=False leaves the attention out")
     if classes.background is None or not classes.words[classes.background]:
-        raise ValueError("a class is told from the words of the background, of which the class file has none")
+        raise ValueError("the class file has no words of the background, and clip_text needs some: add them")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     text_embeddings, owner = encode.class_embeddings(classes)
     scale = encode.model.logit_scale.exp().item()
@@ -168,11 +169,8 @@ def boxes(regions: torch.Tensor) -> torch.Tensor:
     regions: (C, h, w) bool, at least one
     returns: the same shape, bool
     """
-    numbers = torch.arange(1.0, 1 + regions[0].numel(), device=regions.device).view(regions.shape[1:]) * regions
-    while not torch.equal(spread := F.max_pool2d(numbers, 3, stride=1, padding=1) * regions, numbers):
-        numbers = spread
     filled = torch.zeros_like(regions)
-    for of_class, parts in zip(filled, numbers, strict=True):
+    for of_class, parts in zip(filled, components(regions), strict=True):
         for number in parts.unique().tolist():
             if number:
                 rows, columns = (parts == number).nonzero(as_tuple=True)

@@ -186,7 +186,7 @@ class Encoder:
         return (pixels - mean) / std
 
     def warn_of_unseen_words(self, phrases: Sequence[str]) -> None:
-        """Tell once which words a miniature never read in its training: its answer to them means nothing."""
+        """Warn once of words that a miniature never read in its training: its answer to them means nothing."""
         if self.unseen_words is None:
             return
         unseen = [word for word in self.unseen_words(phrases) if word not in self.warned]

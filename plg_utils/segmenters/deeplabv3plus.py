@@ -104,7 +104,7 @@ class TimmFeatures(nn.Module):
         super().__init__()
         import timm  # it takes seconds
 
-        if ":" in name:  # timm would ask the hub for the newest of whatever stands there
+        if ":" in name:  # timm would take the newest files of the hub
             raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
         self.network = timm.create_model(
             name,
