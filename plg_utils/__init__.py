@@ -21,7 +21,7 @@ Ground: what every part uses.
 Choices and method: the networks and the algorithms.
 
     datasets/     storybook, PASCAL VOC, COCO, CamVid, your own photos
-    miniature/    the small networks of the storybook: architecture, training, loading
+    miniature/    the small networks of the storybook: architecture and loading
     labels        pool, assign, paint: from segments and embeddings to a label map
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space

@@ -201,23 +201,15 @@ def crop_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
     return [(slice(0, size[0]), slice(0, size[1])), *crops]
 
 
-@torch.no_grad()
 def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-    """Embed the views of `crop_slices` by the class token of a CLIP with a vision transformer: (10, D) for each image.
-
-    A view is squashed to the square that the network was trained on, so that nothing at its borders is lost.
+    """Embed the views of `crop_slices` by the class token of a CLIP: (10, D) for each image.
 
     encoder: what encoders/clip.py builds; images: (H, W, 3) uint8 RGB
     """
-    visual = encoder.model.visual
-    square = (visual.input_resolution,) * 2
     views = [image[part] for image in images for part in crop_slices(image.shape[:2])]
-    embedded = []
-    for start in range(0, len(views), encoder.batch_size):
-        batch = torch.stack([encoder.preprocess(view, square) for view in views[start : start + encoder.batch_size]])
-        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=encoder.precision == "bf16"):
-            embedded.append(visual(batch).float())
-    return list(torch.cat(embedded).split(1 + CROPS**2)) if views else []
+    embedded = encoder.class_tokens(views)  # of all images in common batches
+    each = 1 + CROPS**2
+    return [torch.stack(embedded[start : start + each]) for start in range(0, len(views), each)]
 
 
 def _said(classes: Iterable[int]) -> Tags:

@@ -8,7 +8,7 @@ import pytest
 import reference_cams as reference
 from PIL import Image
 
-from plg_utils import cams, files
+from plg_utils import cams, encoders, files
 from plg_utils.records import IGNORE, Sample, TruthHidden
 
 FILES = sorted(path.stem for path in Path(cams.__file__).parent.glob("[a-z]*.py"))
@@ -199,5 +199,5 @@ def test_tags_that_are_closed_or_wrong_are_refused(squares):
 
 def test_images_of_one_size_go_together():
     a, b = (4, 5), (5, 4)
-    assert list(cams.same_size([a, b, a, a, b], 2)) == [[0, 2], [3], [1, 4]]
-    assert list(cams.same_size([], 2)) == []
+    assert list(encoders.same_size([a, b, a, a, b], 2)) == [[0, 2], [3], [1, 4]]
+    assert list(encoders.same_size([], 2)) == []

@@ -192,5 +192,5 @@ def test_options_that_are_wrong_are_refused(squares, encoder, options, message):
 @pytest.mark.parametrize("background", [0, None])
 def test_a_class_file_without_words_of_the_background_is_refused(background):
     classes = Classes(("a", "b"), ((), ("a b",)), ((0, 0, 0), (1, 1, 1)), background=background)
-    with pytest.raises(ValueError, match="told from the words of the background, of which the class file has none"):
+    with pytest.raises(ValueError, match="no words of the background, and clip_text needs some"):
         cams.build("clip_text", classes)

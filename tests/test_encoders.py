@@ -203,6 +203,15 @@ def test_images_of_mixed_sizes_come_back_in_order(small_clip):
     assert encoder.images([]) == []
 
 
+def test_class_tokens_are_the_package_s_of_squares(small_clip):
+    images = random_images((20, 30), (16, 16), (9, 40))
+    tokens = clip.Encoder(small_clip, **OPTIONS | {"batch_size": 2, "resize": "keep"}).class_tokens(images)
+    encoder = clip.Encoder(small_clip, **OPTIONS)
+    with torch.no_grad():
+        expected = small_clip.visual(torch.stack([encoder.preprocess(image, (16, 16)) for image in images]))
+    torch.testing.assert_close(torch.stack(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_preprocessing_is_that_of_the_package(small_clip):
     encoder = clip.Encoder(small_clip, **OPTIONS)
     smooth = np.asarray(Image.fromarray(random_images((5, 5))[0]).resize((40, 40), Image.Resampling.BICUBIC))
@@ -264,7 +273,8 @@ def test_class_embeddings_are_one_row_for_each_word_and_a_mean_over_templates():
 
 
 def test_unseen_words_are_told_once(small_clip):
-    encoder = clip.Encoder(small_clip, **OPTIONS, unseen_words=lambda phrases: [p for p in phrases if "zebra" in p])
+    encoder = clip.Encoder(small_clip, **OPTIONS)
+    encoder.unseen_words = lambda phrases: [phrase for phrase in phrases if "zebra" in phrase]
     with pytest.warns(UserWarning, match="never saw these words: zebra"):
         encoder.texts(["zebra", "house"])
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from segment_anything.utils.amg import batched_mask_to_box
 from plg_utils import datasets
 from plg_utils import masks as mask_models
 from plg_utils.masks import _everything, sam, sam_official
+from plg_utils.miniature import DEFAULTS
 from plg_utils.records import Masks
 
 NAMES = sorted(path.stem for path in Path(mask_models.__file__).parent.glob("[a-z]*.py"))
@@ -240,7 +241,7 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
 
     monkeypatch.setattr(sam, "load", lambda checkpoint, model=None: toy_sam())
     monkeypatch.setattr(sam, "SegmentEverything", spy)
-    for checkpoint, defaults in (("miniature_sam", sam.MINIATURE), ("sam_vit_h", sam.OFFICIAL)):
+    for checkpoint, defaults in (("miniature_sam", DEFAULTS["miniature_sam"]), ("sam_vit_h", sam.OFFICIAL)):
         sam.build(checkpoint=checkpoint)
         assert {name: seen[name] for name in defaults} == defaults
     sam.build(checkpoint="sam_vit_b", points_per_side=7, pred_iou_thresh=0.0)

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 
-from plg_utils.miniature import clip, encoder, scenes
+from miniatures import clip, encoder, scenes
+from plg_utils.miniature import clip as clip_network
+from plg_utils.miniature import encoder as encoder_network
 
 CAPTIONS = [
     "a photo of a red house and two people on the meadow under the clear sky.",
@@ -109,7 +111,7 @@ def test_trained_rows_survive_the_file_and_the_others_depend_on_their_number_alo
 def test_unseen_words_are_listed_once(model, tmp_path):
     clip.save(model, tmp_path / "clip.safetensors", clip.vocabulary())
     texts = ["a photo of a Zebra.", "itap of a house, people and a zebra"]
-    assert clip.unseen_words(texts, path=tmp_path / "clip.safetensors") == ["zebra"]
+    assert clip_network.load(tmp_path / "clip.safetensors").unseen_words(texts) == ["zebra"]
 
 
 def stopping(function, after):
@@ -126,7 +128,8 @@ def stopping(function, after):
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(monkeypatch, tmp_path):
-    monkeypatch.setattr(clip, "GRID", 4)  # 32 pixels
+    for module in (clip, clip_network):
+        monkeypatch.setattr(module, "GRID", 4)  # 32 pixels
     images = noise(4)[:, :32, :32]
     options = dict(tokens=32, collage=0.5, warmup=2, steps=4, keep=2)
     whole = clip.train(images, CAPTIONS, state=tmp_path / "whole.pt", **options)
@@ -156,7 +159,9 @@ def test_the_encoder_has_the_promised_maps_and_survives_its_file(tmp_path):
         assert [tuple(m.shape[1:]) for m in maps] == [(24, 32, 32), (48, 16, 16), (96, 16, 16), (128, 16, 16)]
         encoder.save(features, tmp_path / "encoder.safetensors")
         assert (tmp_path / "encoder.safetensors").stat().st_size < 1.5e6
-        again, coarse = (encoder.load(tmp_path / "encoder.safetensors", output_stride=stride) for stride in (8, 16))
+        again, coarse = (
+            encoder_network.load(tmp_path / "encoder.safetensors", output_stride=stride) for stride in (8, 16)
+        )
         assert torch.allclose(again(images)[-1], maps[-1], atol=0.05)
         assert [m.shape[-1] for m in coarse(images)] == [32, 16, 8, 8]
 

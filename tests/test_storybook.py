@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from miniatures import scenes
 from plg_utils import datasets
 from plg_utils.datasets import storybook
-from plg_utils.miniature import scenes
 from plg_utils.records import TruthHidden
 
 SCENES = [storybook.draw(seed) for seed in range(40)]

@@ -11,7 +11,7 @@ takes them so, in order to fit any method. A source that has scores builds a `Sc
 try other thresholds without running a network again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,11 +121,3 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
 def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
     """Read the images of samples, where they are not images already."""
     return [item.image() if isinstance(item, Sample) else item for item in samples]
-
-
-def same_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Give the indices of images that can go through a network together: of one size, at most batch_size."""
-    for size in dict.fromkeys(sizes):
-        same = [index for index, other in enumerate(sizes) if other == size]
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plg_utils import augment, devices, files, store, training
-from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, same_size, tagger
+from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
+from plg_utils.encoders import same_size
 from plg_utils.records import Classes, Sample
 from plg_utils.segmenters import deeplabv3plus
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from clip.model import VisionTransformer
 
 from plg_utils import encoders
-from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, same_size, tagger
-from plg_utils.encoders import clip
+from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
+from plg_utils.detectors.clip_boxes import components
+from plg_utils.encoders import clip, same_size
 from plg_utils.records import Classes, Sample
 
 SMOKE = {"encoder_options": clip.SMOKE, "tags": "all"}
@@ -41,8 +42,7 @@ def build(
 
     encoder: "clip", or an encoder that it has built; its image_size and resize hold, its dense features are not used
     tags: which classes are asked for, see `cams.tagger`
-    layer: see `grad_cam`; None: "ln_1", but "ln_post" for the miniature, which with "ln_1" has half the mIoU on the
-        labelled scenes
+    layer: see `grad_cam`; None: the encoder's `cam_layer`
     refine, layers: let the mean attention of so many last layers refine the maps; None: two thirds of them, CLIP-ES's 8
         of 12
     threshold: of the background, in [0, 1]
@@ -52,12 +52,10 @@ def build(
     if layers is not None and layers < 1:
         raise ValueError(f"layers={layers} must be at least 1; refine=False leaves the attention out")
     if classes.background is None or not classes.words[classes.background]:
-        raise ValueError("a class is told from the words of the background, of which the class file has none")
+        raise ValueError("the class file has no words of the background, and clip_text needs some: add them")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     text_embeddings, owner = encode.class_embeddings(classes)
     scale = encode.model.logit_scale.exp().item()
-    is_miniature = hasattr(encode.model, "logit_bias")
-    place = layer or ("ln_post" if is_miniature else "ln_1")
     attending = layers or round(LAYERS * len(encode.model.visual.transformer.resblocks))
     tags_of = tagger(tags, classes)
 
@@ -74,7 +72,7 @@ def build(
                 owner,
                 background=classes.background,
                 scale=scale,
-                layer=place,
+                layer=layer or encode.cam_layer,
                 layers=attending if refine else 0,
             )
             for index, of_image, similar in zip(chosen, maps, attention, strict=True):
@@ -112,11 +110,12 @@ def grad_cam(
     """
     blocks = list(visual.transformer.resblocks)
     with torch.no_grad():
-        tokens, grid = _embedded(visual, images)  # (L, B, C), L = 1 + h * w
+        tokens, grid = clip.embed_patches(visual, images)  # (L, B, C), L = 1 + h * w
         attention = tokens.new_zeros(len(images), len(tokens), len(tokens)) if layers else None
         for number, block in enumerate(blocks):
             if attention is not None and number >= len(blocks) - layers:
-                attention += _attend(block, block.ln_1(tokens), need_weights=True)[1] / min(layers, len(blocks))
+                normed = block.ln_1(tokens)
+                attention += block.attn(normed, normed, normed, need_weights=True)[1] / min(layers, len(blocks))
             if block is not blocks[-1]:
                 tokens = block(tokens)
 
@@ -129,7 +128,7 @@ def grad_cam(
         asked = torch.stack([torch.isin(owner, owner.new_tensor([*tags[index], background])) for index, _ in part])
         tokens_in = tokens[:, of_image].detach()  # (L, M, C)
         activations = blocks[-1].ln_1(tokens_in).detach().requires_grad_()
-        tokens_out = tokens_in + _attend(blocks[-1], activations)[0]
+        tokens_out = tokens_in + blocks[-1].attention(activations)
         tokens_out = tokens_out + blocks[-1].mlp(blocks[-1].ln_2(tokens_out))
         final = visual.ln_post(tokens_out)
         if layer == "ln_post":
@@ -170,29 +169,13 @@ def boxes(regions: torch.Tensor) -> torch.Tensor:
     regions: (C, h, w) bool, at least one
     returns: the same shape, bool
     """
-    numbers = torch.arange(1.0, 1 + regions[0].numel(), device=regions.device).view(regions.shape[1:]) * regions
-    while not torch.equal(spread := F.max_pool2d(numbers, 3, stride=1, padding=1) * regions, numbers):
-        numbers = spread
     filled = torch.zeros_like(regions)
-    for of_class, parts in zip(filled, numbers, strict=True):
+    for of_class, parts in zip(filled, components(regions), strict=True):
         for number in parts.unique().tolist():
             if number:
                 rows, columns = (parts == number).nonzero(as_tuple=True)
                 of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
     return filled
-
-
-def _embedded(visual: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Tokens (L, B, C) that enter the first block, the class token first, and the grid (h, w) of the others."""
-    patches = visual.conv1(images)  # (B, C, h, w)
-    grid = tuple(patches.shape[2:])
-    tokens = torch.cat([visual.class_embedding.expand(1, len(images), -1), patches.flatten(2).permute(2, 0, 1)])
-    return visual.ln_pre(tokens + clip.position_embedding(visual, grid)[:, None]), grid
-
-
-def _attend(block: torch.nn.Module, normed: torch.Tensor, *, need_weights: bool = False) -> tuple:
-    """Attention of a block: its output (L, B, C), and the mean over its heads (B, L, L) if that is wanted."""
-    return block.attn(normed, normed, normed, need_weights=need_weights)
 
 
 def _to_unit(maps: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ What `build` returns has
     class_embeddings(classes)   -> (K', D) of length 1, a row for each word, and (K',) the class of each row
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,3 +39,11 @@ def class_embeddings(
     of_sentences = texts(sentences).unflatten(0, (len(words), len(classes.templates)))  # (K', templates, D)
     owner = torch.tensor([index for index, _ in words], device=of_sentences.device)
     return F.normalize(of_sentences.mean(dim=1), dim=1), owner
+
+
+def same_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Give the indices of images that can go through a network together: of one size, at most batch_size."""
+    for size in dict.fromkeys(sizes):
+        same = [index for index, other in enumerate(sizes) if other == size]
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]

@@ -7,7 +7,8 @@ similar tokens are averaged and nothing else is added. Any `clip.model.CLIP` wit
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import clip
 import numpy as np
@@ -17,6 +18,7 @@ from clip.model import CLIP, VisionTransformer, build_model
 from torch import nn
 
 from plg_utils import checkpoints, devices, encoders
+from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import clip as miniature
 from plg_utils.records import Classes
 
@@ -25,7 +27,7 @@ SMOKE = {"checkpoint": None}
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], which all of OpenAI's CLIPs subtract
 STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
-GEM_IMAGE_SIZE = 448  # pixels; GEM's own preprocessing, 28 x 28 tokens of 16 pixels
+OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1"}  # GEM's size, CLIP-ES's layer
 SENTENCES = 256  # encoded at once
 SETTINGS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold beside the weights
 
@@ -46,39 +48,37 @@ def build(
     """Load a CLIP and say how its images are read.
 
     checkpoint: a name of `checkpoints` ("miniature_clip", "ViT-B/16", ...), a file, or None: the miniature untrained
-    features: "plain" or "gem"; None: plain for the miniature, whose training reads the final tokens, else gem
+    features: "plain" or "gem"
     depth: gem wraps the last depth - 1 blocks, and depth 1 is plain; None: 7, or as many as there are
     iterations, temperature: see `self_self_attention`
-    image_size: pixels, a multiple of the patch; None: what the miniature was trained on, else 448
+    image_size: pixels, a multiple of the patch
     resize: "squash" to a square of image_size, as GEM does, or "keep" the aspect, the short side becoming image_size
     device: see `devices.choose`; precision: "fp32", or "bf16" for autocast of the images
+    A None of features or image_size is the value in OPENAI, or in `miniature.DEFAULTS`.
     """
-    is_miniature = checkpoint in (None, "miniature_clip")
+    defaults = DEFAULTS.get(checkpoint or "miniature_clip", OPENAI)
     model = load(checkpoint).to(devices.choose(str(device)))
     layers = len(model.visual.transformer.resblocks)
     return Encoder(
         model,
-        features=features or ("plain" if is_miniature else "gem"),
+        features=features or defaults["features"],
         depth=min(GEM_DEPTH, layers + 1) if depth is None else depth,
         iterations=iterations,
         temperature=temperature,
-        image_size=image_size or (model.visual.input_resolution if is_miniature else GEM_IMAGE_SIZE),
+        image_size=image_size or defaults["image_size"],
         resize=resize,
         precision=precision,
         batch_size=batch_size,
-        unseen_words=miniature.unseen_words if checkpoint == "miniature_clip" else None,
+        cam_layer=defaults["layer"],
     )
 
 
 def load(checkpoint: str | None) -> CLIP:
     """Load a CLIP in single precision, ready for inference; None is the miniature with random weights."""
-    if checkpoint is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return miniature.build().eval()
-    if checkpoint == "miniature_clip":
-        return miniature.load(checkpoints.locate(checkpoint))
-    state = checkpoints.load_clip_state(checkpoints.locate(checkpoint))
+    path = None if checkpoint is None else checkpoints.locate(checkpoint)
+    if checkpoint in (None, "miniature_clip"):
+        return miniature.load(path)
+    state = checkpoints.load_clip_state(path)
     state = {name: weight for name, weight in state.items() if name not in SETTINGS}
     if "visual.proj" not in state:
         raise ValueError(f"{checkpoint} has no vision transformer, so no patch tokens; use a ViT such as ViT-B/16")
@@ -102,7 +102,7 @@ class Encoder:
         resize: str,
         precision: str,
         batch_size: int,
-        unseen_words: Callable[[Sequence[str]], list[str]] | None = None,
+        cam_layer: str = OPENAI["layer"],
     ):
         """Check the options against the model."""
         layers, patch = len(model.visual.transformer.resblocks), model.visual.conv1.kernel_size[0]
@@ -121,28 +121,33 @@ class Encoder:
         self.iterations, self.temperature = iterations, temperature
         self.image_size, self.resize, self.patch = image_size, resize, patch
         self.precision, self.batch_size = precision, batch_size
-        self.unseen_words, self.warned = unseen_words, set()
+        self.cam_layer = cam_layer  # where cams/clip_text takes its gradient
+        self.unseen_words, self.warned = getattr(model, "unseen_words", None), set()
 
-    @torch.no_grad()
     def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, not of length 1."""
+        gem = {"depth": self.depth, "iterations": self.iterations, "temperature": self.temperature}
         sizes = [self.network_size(image.shape[:2]) for image in images]
+        return self._batches(images, sizes, partial(dense_features, self.model.visual, **gem))
+
+    def class_tokens(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Embed whole images by the class token: (D,) float32 each, not of length 1.
+
+        An image is squashed to the square that the network was trained on, so that nothing at its borders is lost.
+        """
+        visual = self.model.visual
+        return self._batches(images, [(visual.input_resolution,) * 2] * len(images), visual)
+
+    @torch.no_grad()
+    def _batches(self, images, sizes, network) -> list[torch.Tensor]:
+        """What the network makes of each image; images of one size go through it together."""
         encoded: list = [None] * len(images)
-        for size in dict.fromkeys(sizes):  # images of one size go through the network together
-            same = [index for index, other in enumerate(sizes) if other == size]
-            for start in range(0, len(same), self.batch_size):
-                chosen = same[start : start + self.batch_size]
-                batch = torch.stack([self.preprocess(images[index], size) for index in chosen])
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    features = dense_features(
-                        self.model.visual,
-                        batch,
-                        depth=self.depth,
-                        iterations=self.iterations,
-                        temperature=self.temperature,
-                    )
-                for index, feature in zip(chosen, features.float(), strict=True):
-                    encoded[index] = feature
+        for chosen in encoders.same_size(sizes, self.batch_size):
+            batch = torch.stack([self.preprocess(images[index], sizes[index]) for index in chosen])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                made = network(batch)
+            for index, of_image in zip(chosen, made.float(), strict=True):
+                encoded[index] = of_image
         return encoded
 
     @torch.no_grad()
@@ -181,7 +186,7 @@ class Encoder:
         return (pixels - mean) / std
 
     def warn_of_unseen_words(self, phrases: Sequence[str]) -> None:
-        """Tell once which words a miniature never read in its training: its answer to them means nothing."""
+        """Warn once of words that a miniature never read in its training: its answer to them means nothing."""
         if self.unseen_words is None:
             return
         unseen = [word for word in self.unseen_words(phrases) if word not in self.warned]
@@ -206,12 +211,7 @@ def dense_features(
     images: (B, 3, H, W) normalised, H and W multiples of the patch
     returns: (B, D, h, w) after ln_post and the projection; with depth 1 the plain final tokens
     """
-    patches = visual.conv1(images)  # (B, C, h, w)
-    grid = tuple(patches.shape[2:])
-    tokens = patches.flatten(2).permute(2, 0, 1)  # (h*w, B, C)
-    tokens = torch.cat([visual.class_embedding.expand(1, len(images), -1), tokens])
-    original = visual.ln_pre(tokens + position_embedding(visual, grid)[:, None])  # (L, B, C), L = 1 + h*w
-
+    original, grid = embed_patches(visual, images)
     blocks = list(visual.transformer.resblocks)
     unwrapped = len(blocks) - (depth - 1)
     for block in blocks[:unwrapped]:
@@ -227,6 +227,14 @@ def dense_features(
 
     features = visual.ln_post(gem[1:]) @ visual.proj  # (h*w, B, D)
     return features.permute(1, 2, 0).unflatten(2, grid)
+
+
+def embed_patches(visual: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Tokens (1 + h*w, B, C) that enter the first block, the class token first, and the grid (h, w) of the others."""
+    patches = visual.conv1(images)  # (B, C, h, w)
+    grid = tuple(patches.shape[2:])
+    tokens = torch.cat([visual.class_embedding.expand(1, len(images), -1), patches.flatten(2).permute(2, 0, 1)])
+    return visual.ln_pre(tokens + position_embedding(visual, grid)[:, None]), grid
 
 
 def self_self_attention(

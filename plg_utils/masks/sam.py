@@ -15,11 +15,11 @@ from segment_anything.modeling import Sam
 from plg_utils import checkpoints, devices
 from plg_utils.masks import Generate
 from plg_utils.masks._everything import SegmentEverything
+from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import sam as miniature
 from plg_utils.records import Masks
 
 OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}  # SAM's own defaults
-MINIATURE = {"points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5}  # small, and so less sure
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 Prompt = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
@@ -57,7 +57,7 @@ def build(
     precision: "fp32", or "bf16" for autocast; compiled: let torch.compile make the image encoder faster, which takes
         minutes and pays for many images
     device: see `devices.choose`
-    A None is the value in OFFICIAL or MINIATURE.
+    A None is the value in OFFICIAL, or in `miniature.DEFAULTS`.
     """
     chosen = settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
     network = load(checkpoint, model).to(devices.choose(str(device)))
@@ -89,13 +89,13 @@ def settings(
     pred_iou_thresh: float | None,
     stability_score_thresh: float | None,
 ) -> dict:
-    """Fill in what is not given from OFFICIAL or MINIATURE, and thin the grid by `density`."""
+    """Fill in what is not given from the checkpoint's defaults, and thin the grid by `density`."""
     given = {
         "points_per_side": points_per_side,
         "pred_iou_thresh": pred_iou_thresh,
         "stability_score_thresh": stability_score_thresh,
     }
-    defaults = MINIATURE if checkpoint in (None, "miniature_sam") else OFFICIAL
+    defaults = DEFAULTS.get(checkpoint or "miniature_sam", OFFICIAL)
     chosen = defaults | {name: value for name, value in given.items() if value is not None}
     if not density > 0:
         raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
@@ -128,13 +128,9 @@ def build_box_prompter(
 
 def load(checkpoint: str | None, model: str | None = None) -> Sam:
     """Load a SAM, ready for inference; None is the miniature with random weights."""
-    if checkpoint is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return miniature.build().eval()
-    if checkpoint == "miniature_sam":
-        return miniature.load(checkpoints.locate(checkpoint))
-    path = checkpoints.locate(checkpoint)
+    path = None if checkpoint is None else checkpoints.locate(checkpoint)
+    if checkpoint in (None, "miniature_sam"):
+        return miniature.load(path)
     model = model or checkpoint.removeprefix("sam_")
     if model not in ("vit_b", "vit_l", "vit_h"):
         raise ValueError(f"which SAM is {checkpoint}? Say model='vit_b', 'vit_l' or 'vit_h', not {model!r}")

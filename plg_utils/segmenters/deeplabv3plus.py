@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from plg_utils import checkpoints
+from plg_utils.miniature import DEFAULTS
 
+UNIMATCH = {"output_stride": 16, "width": 256, "rates": (6, 12, 18)}
 SMOKE = {"encoder": "resnet10t", "width": 8, "skip": 4, "rates": (1, 2, 3)}
 
 
@@ -31,30 +33,27 @@ def build(
     encoder: a network of timm ("resnet101", or with the tag of its weights, "resnet101.a1h_in1k"), or "miniature"
     pretrained: its weights; True: those that timm lists, or the miniature's committed file; or a name of `checkpoints`
         or the path of a weight file
-    output_stride: pixels per cell of c4, by default 16 (miniature: 8)
-    width: channels of the head, by default 256 (miniature: 64); skip: channels of the skip from c1
-    rates: dilation of the ASPP branches, by default 6, 12, 18 (miniature: 3, 6, 9, as large for its smaller maps)
+    output_stride: pixels per cell of c4; width: channels of the head; skip: channels of the skip from c1
+    rates: dilation of the ASPP branches
+    A None is the value in UNIMATCH, or in `miniature.DEFAULTS`.
     """
-    miniature = encoder == "miniature"
-    output_stride = output_stride or (8 if miniature else 16)
+    defaults = DEFAULTS["miniature_encoder"] if encoder == "miniature" else UNIMATCH
+    output_stride = output_stride or defaults["output_stride"]
     name = checkpoint(encoder=encoder, pretrained=pretrained)
     weights = None if name is None else checkpoints.locate_weights(name)
-    if miniature:
-        from plg_utils.miniature import encoder as small  # it needs timm, which takes seconds to import
+    if encoder == "miniature":
+        from plg_utils.miniature import encoder as miniature  # it needs timm, which takes seconds to import
 
-        if weights is None:
-            features = small.build(output_stride=output_stride)
-        else:
-            features = small.load(weights, output_stride=output_stride)
+        features = miniature.load(weights, output_stride=output_stride)
     else:
         features = TimmFeatures(encoder, weights, output_stride)
     head = Head(
         low=features.channels[0],
         high=features.channels[-1],
         num_classes=num_classes,
-        width=width or (64 if miniature else 256),
+        width=width or defaults["width"],
         skip=skip,
-        rates=rates or ((3, 6, 9) if miniature else (6, 12, 18)),
+        rates=rates or defaults["rates"],
     )
     return DeepLabV3Plus(features, head)
 
@@ -105,7 +104,7 @@ class TimmFeatures(nn.Module):
         super().__init__()
         import timm  # it takes seconds
 
-        if ":" in name:  # timm would ask the hub for the newest of whatever stands there
+        if ":" in name:  # timm would take the newest files of the hub
             raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
         self.network = timm.create_model(
             name,

@@ -112,7 +112,7 @@ def run(worker: Callable, processes: int, *arguments) -> None:
     if processes == 1:
         worker(0, *arguments)
         return
-    # Keep the memory of big tensors: to give it back to the kernel and fetch it anew at every step can cost more than
+    # Keep the memory of big tensors: to give it back to the kernel and fetch it again at every step can cost more than
     # the arithmetic (glibc; read when a process starts).
     os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(2**28)}
     with tempfile.TemporaryDirectory() as folder:
