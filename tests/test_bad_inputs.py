@@ -31,6 +31,7 @@ import worker
 from PIL import Image
 from test_pipeline import TINY
 
+from conftest import NO_IMAGES
 from plg_utils import (  # fmt: skip
     cams,
     checkpoints,
@@ -455,7 +456,7 @@ CASES = [
     listed("has two ids in a line", "a b\n", "line 1", "is no id, nor a photo and a label map"),
     listed("gives a photo without label map", "JPEGImages/a.jpg\n", "no label map for 1 photos", "write the id alone"),
     listed("is UTF-16", "a\nb\n".encode("utf-16"), "no text in UTF-8", "save it as plain text"),
-    listed("holds a control character", "a\0b\n", "line 1", "cannot name files"),
+    listed("holds a control character", "a\0b\n", "line 1", "cannot be a file name"),
     listed("hides a file", ".a\n", "line 1", "start with a dot"),
     option("is a list that there is not", load_voc, "'1_9' is neither a folder", "did you mean '1_8'?", split="1_9"),
     # Options of data sets
@@ -666,15 +667,15 @@ CASES = [
     Case("training state", "is that of other settings", saved_state, partial(state, settings={"steps": 6}),
         ("other steps: 5, now 6", "remove it to train anew")),
     Case("manifest", "is not JSON", text("masks/manifest.json", "{"),
-        lambda folder: store.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
+        lambda folder: store.stage(folder / "masks", dataset=NO_IMAGES, parameters={}), ("manifest.json", "delete it")),
     Case("manifest", "is another file", text("masks/manifest.json", '{"a": 1}'),
-        lambda folder: store.stage(folder / "masks", name="masks", parameters={}), ("manifest.json", "delete it")),
+        lambda folder: store.stage(folder / "masks", dataset=NO_IMAGES, parameters={}), ("manifest.json", "delete it")),
     Case("manifest", "of the stage before is missing", lambda folder: (folder / "masks").mkdir(),
-        lambda folder: store.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
+        lambda folder: store.stage(folder / "next", dataset=NO_IMAGES, parameters={}, parents=[folder / "masks"]),
         ("masks has no manifest.json", "run the stage")),
     Case("manifest", "of the stage before is unfinished",
         text("masks/manifest.json", '{"state": "running", "fingerprint": "x"}'),
-        lambda folder: store.stage(folder / "next", name="next", parameters={}, parents=[folder / "masks"]),
+        lambda folder: store.stage(folder / "next", dataset=NO_IMAGES, parameters={}, parents=[folder / "masks"]),
         ("masks is not finished", "to its end first")),
     # Arguments of public functions
     argument("maps of different sizes are counted", lambda: metrics.confusion(LABEL, LABEL[1:], 4), "(6, 8)",
@@ -707,7 +708,7 @@ CASES = [
     argument("embeddings of one axis are written", lambda: files.write_embeddings("a.safetensors", torch.zeros(3)),
         "a.safetensors", "(N, D)"),
     argument("a run's name leads elsewhere", lambda: store.run_folder("../x"), "'../x'", "slash"),
-    argument("a run's name is a number", lambda: store.run_folder(5), "5 cannot name files", "quotes"),
+    argument("a run's name is a number", lambda: store.run_folder(5), "5 cannot be a file name", "quotes"),
     argument("a device that there is not", lambda: devices.choose("gpu"), "'gpu' is not known", "use 'auto'"),
     argument("embeddings of another encoder are assigned", lambda: labels.assign(torch.ones(2, 3), torch.ones(2, 4)),
         "(2, 3)", "(2, 4)", "of one encoder"),

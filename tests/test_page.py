@@ -411,7 +411,7 @@ def test_what_is_no_run_is_refused(results, capsys):
     assert page.main(["storybook_table"]) == 2
     assert "storybook_table is a grid" in capsys.readouterr().err
     assert page.main(["../demo"]) == 2
-    assert "cannot name files" in capsys.readouterr().err
+    assert "cannot be a file name" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

@@ -295,7 +295,7 @@ def test_a_run_that_does_not_fit_is_refused_and_unchanged(world, run, capsys):
     cases = [
         (ROW, "scores other classes (background, cat, dog)"),
         (["--add-to", "nobody", *ROW[2:]], "run notebooks/05_evaluation.ipynb"),
-        (["--add-to", "../trial", *ROW[2:]], "cannot name files"),
+        (["--add-to", "../trial", *ROW[2:]], "cannot be a file name"),
         ([*ROW, "--options", "3"], "is no mapping"),
         ([*ROW, "--options", "{"], "is no mapping"),
     ]
