@@ -48,22 +48,19 @@ def data_set(dataset: Dataset) -> list[Row]:
 
     cases: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (level, finding): split and message
     splits_of: dict[str, list[str]] = defaultdict(list)  # id: the splits that have it
-    sizes: dict[str, Counter] = {split: Counter() for split in SPLITS}
-    with_map: Counter = Counter()
+    with_map: Counter = Counter()  # split: images with a label map that can be used
     pixels = np.zeros(256, dtype=np.int64)  # of each value in the labelled images
     every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
     for split, sample in store.progress(every, what=f"reading {dataset.name}"):
         splits_of[sample.id.casefold()].append(split)  # some file systems do not distinguish A from a
-        problems, image, truth = _read(sample, dataset.classes)
-        for finding, message in problems:
+        problems, truth = _read(sample, dataset.classes)
+        for finding, message in problems.items():
             cases["stop", finding].append((split, message))
-        sizes[split]["unknown size" if image is None else f"{image.shape[0]}x{image.shape[1]}"] += 1
-        if truth is not None:
-            with_map[split] += 1
-            if split == "labelled":
-                pixels += np.bincount(truth.ravel(), minlength=256)
-                if (truth == IGNORE).all():
-                    cases["warning", "labelled images without any class"].append((split, sample.id))
+        with_map[split] += truth is not None
+        if truth is not None and split == "labelled":
+            pixels += np.bincount(truth.ravel(), minlength=256)
+            if (truth == IGNORE).all():
+                cases["warning", "labelled images without any class"].append((split, sample.id))
     for id, splits in splits_of.items():
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
@@ -84,41 +81,39 @@ def data_set(dataset: Dataset) -> list[Row]:
         how = datasets.provenance(dataset)
         rows.append(("note", "how the labelled images were chosen", len(dataset.labelled), how))
     for split in SPLITS:
-        shown = ", ".join(f"{count} of {size}" for size, count in sizes[split].most_common(4))
-        detail = f"{with_map[split]} with label map; {shown}{', ...' * (len(sizes[split]) > 4)}"
-        rows.append(("note", f"images, {split}", sizes[split].total(), detail))
+        count = len(getattr(dataset, split))
+        rows.append(("note", f"images, {split}", count, f"{with_map[split]} with a label map that is open"))
     for value, name in [*enumerate(dataset.classes.names), (IGNORE, "void")] if with_map["labelled"] else []:
         share = f"{pixels[value] / pixels.sum():.2%} of the labelled pixels"
         rows.append(("note", f"pixels of {name}", int(pixels[value]), share))
     return sorted(rows, key=lambda row: LEVELS.index(row[0]))
 
 
-def _read(sample: Sample, classes: Classes) -> tuple[list[tuple[str, str]], np.ndarray | None, np.ndarray | None]:
-    """Problems and messages of a sample, its image, and its label map if that is open; None for what is broken."""
-    problems, image, truth = [], None, None
+def _read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
+    """Problems of a sample with their messages, and its label map, None if that is not open or broken."""
+    problems, size = {}, None
     try:
         image = sample.image()
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            kind, image = f"{image.dtype} {image.shape}", None
-            raise ValueError(f"the image of {sample.id} is {kind}, not uint8 (H, W, 3)")
+            raise ValueError(f"the image of {sample.id} is {image.dtype} {image.shape}, not uint8 (H, W, 3)")
+        size = image.shape[:2]
     except (OSError, ValueError) as error:
-        problems.append(("photos that cannot be read", str(error)))
-    if sample.read_truth is None:
-        return problems, image, None
+        problems["photos that cannot be read"] = str(error)
     try:
-        label = sample.truth()
-        if label.dtype != np.uint8 or label.ndim != 2:
-            raise ValueError(f"the label map of {sample.id} is {label.dtype} {label.shape}, not uint8 (H, W)")
-        if image is not None and label.shape != image.shape[:2]:
-            raise ValueError(f"the label map of {sample.id} is {label.shape}, its image is {image.shape[:2]} (H, W)")
+        label = sample.truth() if sample.read_truth else None
+        if label is None:
+            return problems, None
+        if label.dtype != np.uint8 or label.shape != (size or label.shape[:2]):
+            kind = f"{label.dtype} {label.shape}"
+            raise ValueError(f"the label map of {sample.id} is {kind}, not uint8 {size or '(H, W)'} as its image")
         unknown = sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE})
         if unknown:
             raise ValueError(f"the label map of {sample.id} has the values {unknown}, which are no classes")
-        truth = label
     except (OSError, ValueError) as error:
-        if not problems or str(error) not in problems[0][1]:  # else the photo is to blame
-            problems.append(("label maps that cannot be used", str(error)))
-    return problems, image, truth
+        if str(error) not in "".join(problems.values()):  # else the photo is the problem
+            problems["label maps that cannot be used"] = str(error)
+        return problems, None
+    return problems, label
 
 
 def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:

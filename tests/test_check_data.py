@@ -53,12 +53,12 @@ def stops(rows):
 def test_nothing_is_wrong(folder):
     rows = look(folder)
     assert {level for level, *_ in rows.values()} == {"note"}
-    assert rows["images, labelled"][1:] == (3, "3 with label map; 3 of 6x8")
+    assert rows["images, labelled"][1:] == (3, "3 with a label map that is open")
     assert [rows[f"pixels of {name}"][1] for name in ("background", "cat", "void")] == [96, 24, 24]
     assert rows["pixels of cat"][2] == "16.67% of the labelled pixels"
     some = look(folder, labelled=1, val=1)  # one map of 6 x 8 is counted, though two are open
     assert sum(count for finding, (_, count, _) in some.items() if finding.startswith("pixels of")) == 48
-    assert some["images, val"][2].startswith("1 with label map")
+    assert some["images, val"][2].startswith("1 with a label map")
     assert not [finding for finding in look(folder, labelled=0, val=1) if finding.startswith("pixels of")]
 
 
@@ -128,7 +128,7 @@ def test_samples_that_break_the_contract():
     ]
     rows = by_finding(Dataset("ours", classes, tuple(odd)))
     assert (rows[PHOTO][1], rows[LABEL][1]) == (1, 3)
-    assert "turned is (8, 6), its image is (6, 8)" in rows[LABEL][2] and "values [2]" in rows[LABEL][2]
+    assert "turned is uint8 (8, 6), not uint8 (6, 8)" in rows[LABEL][2] and "values [2]" in rows[LABEL][2]
 
 
 def test_the_background_is_never_absent():
@@ -166,7 +166,7 @@ def test_exit_code_and_options(folder, capsys):
     assert main([*call, "[cat]", "labelled", "1"]) == 0
     printed = capsys.readouterr().out
     assert "no problem would stop a run" in printed and "pixels of cat" in printed
-    assert "2 with label map" in printed  # the maps of the others are read, too
+    assert "2 with a label map" in printed  # the maps of the others are read, too
     (folder / "photos" / "b.png").write_bytes(b"no")
     assert main([*call, "[cat]"]) == 1
     printed = capsys.readouterr().out
@@ -222,4 +222,4 @@ def test_the_shared_photos(folder, capsys):
     assert main([*call, "labelled", "12"]) == 0
     printed = capsys.readouterr().out
     assert "couch (" in printed  # VOC says sofa: the warning names it
-    assert "52 with label map" in printed
+    assert "52 with a label map" in printed

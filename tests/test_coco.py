@@ -14,7 +14,7 @@ from plg_utils.datasets import _instances as instances
 from plg_utils.datasets import coco
 from plg_utils.records import IGNORE, TruthHidden
 
-pytestmark = pytest.mark.filterwarnings("ignore:COCO's labelled images are drawn", "ignore:the .* labelled images show")
+pytestmark = pytest.mark.filterwarnings("ignore:COCO's labelled images are drawn")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -281,17 +281,6 @@ def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
     assert {sample.truth().shape for sample in data.labelled} == {SIZE}
 
 
-def test_maps_of_an_earlier_version_are_taken(load, tmp_path, monkeypatch):
-    """Its report also counted pixels and annotations."""
-    root = tiny_coco(tmp_path)
-    load(root=root, labelled=2)
-    (path,) = (tmp_path / "data" / "coco_labels").glob("*/maps.json")
-    old = {id: row | {"pixels": 48, "overlap": 0, "crowds": 0} for id, row in files.read_json(path).items()}
-    files.write_json(path, old)
-    monkeypatch.setattr(instances, "paint", None)
-    assert load(root=root, labelled=2).labelled[0].truth().shape == SIZE
-
-
 # Layouts and splits
 
 
@@ -366,13 +355,6 @@ def test_unimatch_lists_are_checked(load, tmp_path, labelled, val, complaint):
     (splits / "labeled.txt").write_text("train2017/1.jpg masks/2.png\n")
     with pytest.raises(ValueError, match="labeled.txt, line 1: .* with one ID"):
         load(root=official(tmp_path), split=splits, labelled=1)
-
-
-def test_classes_that_no_labelled_image_shows_are_named(load, tmp_path):
-    root = official(tmp_path, [note(PERSON, box(0, 0, 2, 2)), note(CAR, box(4, 0, 6, 2))])
-    splits = write_splits(tmp_path / "splits" / "x", [0, 1], [100])
-    with pytest.warns(UserWarning, match="the 2 labelled images show no pixel of bicycle, motorcycle, .*toothbrush"):
-        load(root=root, split=splits, labelled=2)
 
 
 @needs_shared

@@ -13,7 +13,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -23,7 +23,6 @@ from plg_utils import datasets, files, run_lengths, store
 from plg_utils.records import IGNORE, Classes, Sample
 
 RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the name of the folder of maps
-REPORT = "maps.json"  # in that folder: id -> Map
 LARGEST = 2**28  # pixels of an image; a larger size is a mistake, or an attempt to fill the memory
 
 
@@ -57,9 +56,9 @@ def read(path: Path) -> Instances:
             if twice:
                 raise KeyError(f"{part} have the id {twice[0]!r} more than once")
         names = {category["id"]: category["name"] for category in categories}
-        for id, name in names.items():
-            if not isinstance(name, str):
-                raise TypeError(f"the name of category {id!r} is not text")
+        nameless = [id for id, name in names.items() if not isinstance(name, str)]
+        if nameless:
+            raise TypeError(f"the name of category {nameless[0]!r} is not text")
         # Tools of Windows write images\\a.jpg; a path of Windows may have both kinds of slash.
         stems = {image["id"]: PureWindowsPath(image["file_name"]).stem for image in images}
         sizes = {stems[image["id"]]: (image["height"], image["width"]) for image in images}
@@ -148,34 +147,24 @@ def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
 
 
 @dataclass(frozen=True)
-class Map:
-    """A label map that was painted."""
-
-    classes: tuple[int, ...] = ()  # its values without IGNORE
-    broken: str = ""  # why there is none
-
-
-@dataclass(frozen=True)
 class Painted:
-    """The label maps of a json that were asked for, each in a file."""
+    """The label maps of a json that were asked for."""
 
     instances: Path
-    cache: Path  # folder of the label maps
-    maps: dict[str, Map]  # by id
+    cache: Path  # folder with ID.png, or ID.txt with the reason why there is no label map
+    broken: dict[str, str]  # id: this reason, empty for an image with label map
 
     def sample(self, photo: Path, num_classes: int) -> Sample:
         """Sample of a photo, with its label map if that was asked for."""
-        painted = self.maps.get(photo.stem)
-        label = self.cache / f"{photo.stem}.png" if painted else None
+        label = self.cache / f"{photo.stem}.png" if photo.stem in self.broken else None
         sample = datasets.photo(photo, label, num_classes=num_classes, origin=self.instances)
-        if not painted or not painted.broken:
-            return sample
+        reason = self.broken.get(photo.stem)
 
         def read_truth() -> np.ndarray:
             remedy = "correct it in the json, or remove it, or leave the image out"
-            raise BrokenAnnotation(f"{photo.stem} has no label map: {painted.broken} ({self.instances}); {remedy}")
+            raise BrokenAnnotation(f"{photo.stem} has no label map: {reason} ({self.instances}); {remedy}")
 
-        return replace(sample, read_truth=read_truth)
+        return replace(sample, read_truth=read_truth) if reason else sample
 
 
 def cache_of(instances: Path, cache: Path, classes: Classes, *more: object) -> Path:
@@ -196,51 +185,34 @@ def make_maps(
 
     read_it: returns the content of the json and the value of each category; only called if a map is missing
     """
-    ids = list(ids)
-    report = _read_report(cache)
-    missing = [id for id in ids if id not in report or not (report[id].broken or (cache / f"{id}.png").is_file())]
+    ids, present = list(ids), {path.name for path in cache.glob("*")}
+    missing = [id for id in ids if not {f"{id}.png", f"{id}.txt"} & present]
     if missing:
         content, values = read_it()
-        try:
-            for id in store.progress(missing, what=f"label maps of {instances.name}"):
-                report[id] = _make_map(cache / f"{id}.png", content, id, values, classes)
-        finally:  # after an interruption the next call goes on from here; another process may have added to the report
-            rows = {id: asdict(painted) for id, painted in (_read_report(cache) | report).items()}
-            files.write_json(cache / REPORT, rows)
-    return Painted(instances, cache, {id: report[id] for id in ids})
+        for id in store.progress(missing, what=f"label maps of {instances.name}"):
+            _make_map(cache / f"{id}.png", content, id, values, classes)
+    reasons = {path.stem: path.read_text(encoding="utf-8") for path in cache.glob("*.txt")}
+    return Painted(instances, cache, {id: reasons.get(id, "") for id in ids})
 
 
-def _read_report(cache: Path) -> dict[str, Map]:
-    if not (cache / REPORT).is_file():
-        return {}
-    rows = files.read_json(cache / REPORT, "delete it, and the label maps are painted again")
-    return {id: Map(tuple(row["classes"]), row["broken"]) for id, row in rows.items()}
-
-
-def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], classes: Classes) -> Map:
+def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], classes: Classes) -> None:
     size = content.sizes.get(id)
     try:
         if size is None or id in content.repeated:
-            raise BrokenAnnotation(
-                f"the json lists {'no image' if size is None else 'more than one image'} of this name"
-            )
+            listed = "more than one image" if size else "no image"
+            raise BrokenAnnotation(f"the json lists {listed} of this name")
         if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
             raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")
         nothing = IGNORE if classes.background is None else classes.background
-        label = paint(content.annotations[id], size, values, nothing)
+        files.write_label(path, paint(content.annotations[id], size, values, nothing), classes.colours)
     except BrokenAnnotation as error:
-        path.unlink(missing_ok=True)
-        return Map(broken=str(error))
-    files.write_label(path, label, classes.colours)
-    return Map(tuple(int(value) for value in np.unique(label) if value != IGNORE))
+        with files.atomic(path.with_suffix(".txt")) as partial:
+            partial.write_text(str(error), encoding="utf-8")
 
 
-def warn_of_broken(maps: dict[str, Map], name: str) -> None:
+def warn_of_broken(broken: dict[str, str], name: str) -> None:
     """Warn of the images of the data set `name` whose label maps could not be painted."""
-    broken = [id for id, painted in maps.items() if painted.broken]
-    if broken:
-        warnings.warn(
-            f"{len(broken)} images have no label map, e.g. {broken[0]}: {maps[broken[0]].broken}; "
-            f"`python -m plg_utils.check {name}` lists more of them",
-            stacklevel=4,
-        )
+    reasons = [f"{id}: {reason}" for id, reason in broken.items() if reason]
+    if reasons:
+        more = f"`python -m plg_utils.check {name}` lists more of them"
+        warnings.warn(f"{len(reasons)} images have no label map, e.g. {reasons[0]}; {more}", stacklevel=4)

@@ -97,13 +97,7 @@ def load(
         folder = _instances.cache_of(part.instances, cache, classes)
         made = _instances.make_maps(part.instances, folder, wanted, classes, partial(_read, part.instances, classes))
         painted |= {name: made for name in splits}
-    maps = painted["labelled"].maps | painted["val"].maps
-    _instances.warn_of_broken(maps, "coco")
-    if "labelled" in truth_of and chosen:
-        absent = datasets.absent(classes, {value for id in chosen for value in maps[id].classes})
-        if absent:
-            warnings.warn(f"the {count} labelled images show no pixel of {', '.join(absent)}", stacklevel=2)
-
+    _instances.warn_of_broken(painted["labelled"].broken | painted["val"].broken, "coco")
     photos = {"labelled": train.photos, "unlabelled": train.photos, "val": val.photos}
     samples = {
         name: tuple(painted[name].sample(photos[name][id], classes.num_classes) for id in ids[name]) for name in ids

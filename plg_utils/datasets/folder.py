@@ -160,11 +160,11 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
     values = {id: nothing if value is None else value for id, value in found.items()}
     cache = _instances.cache_of(content.path, files.data_root() / "folder_labels", classes, nothing, values)
     painted = _instances.make_maps(content.path, cache, ids, classes, lambda: (content, values))
-    _instances.warn_of_broken(painted.maps, "folder")
+    _instances.warn_of_broken(painted.broken, "folder")
     lost = Counter(
         content.categories[annotation["category_id"]]
-        for id, of_image in painted.maps.items()
-        if not of_image.broken
+        for id, reason in painted.broken.items()
+        if not reason
         for annotation in content.annotations[id]
         if found[annotation["category_id"]] is None
     )
@@ -199,7 +199,7 @@ def _remarks(
     content: _instances.Instances, photos: dict[str, Path], painted: _instances.Painted
 ) -> tuple[tuple[str, str, int, str], ...]:
     """Rows for `plg_utils.check`: photos without annotation, and where json and folder differ."""
-    empty = [id for id, of_image in painted.maps.items() if not of_image.broken and not content.annotations[id]]
+    empty = [id for id, reason in painted.broken.items() if not reason and not content.annotations[id]]
     absent, unlisted = sorted(content.sizes.keys() - photos.keys()), sorted(photos.keys() - content.sizes.keys())
     rows = [
         ("warning", "listed photos without annotation", len(empty), f"e.g. {min(empty, default='')}"),
