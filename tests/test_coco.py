@@ -51,15 +51,11 @@ def paint(*annotations):
     return instances.paint(list(annotations), SIZE, VALUES)
 
 
-def write_json(path, names, annotations, categories=None, size=SIZE):
+def write_json(path, names, annotations, categories=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"id": n, "file_name": name, "height": size[0], "width": size[1]} for n, name in enumerate(names)]
-    table = {
-        "images": images,
-        "annotations": annotations,
-        "categories": CATEGORIES if categories is None else categories,
-    }
-    path.write_text(json.dumps(table))
+    images = [{"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for n, name in enumerate(names)]
+    categories = CATEGORIES if categories is None else categories
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
 def write_photos(folder, names):
@@ -109,7 +105,7 @@ def test_classes_are_the_json_order():
     assert (VALUES[CAT], VALUES[90]) == (16, 80)
 
 
-def test_the_smaller_is_on_top_however_they_are_listed():
+def test_the_smaller_is_on_top_and_of_equal_ones_the_later():
     large, small = note(CAR, box(0, 0, 6, 4), id=1), note(CAT, box(2, 1, 4, 3), id=2)
     expected = np.zeros(SIZE, dtype=np.uint8)
     expected[:4, :6] = 3
@@ -118,9 +114,7 @@ def test_the_smaller_is_on_top_however_they_are_listed():
         label = paint(*order)
         np.testing.assert_array_equal(label, expected)
         assert label.dtype == np.uint8
-
-
-def test_of_equal_ones_the_later_is_on_top():
+    # of equal ones the later
     first, second = note(CAR, box(0, 0, 4, 2)), note(CAT, box(2, 0, 6, 2))
     assert paint(first, second)[0].tolist() == [3, 3, 16, 16, 16, 16, 0, 0]
     assert paint(second, first)[0].tolist() == [3, 3, 3, 3, 16, 16, 0, 0]
@@ -137,12 +131,9 @@ def test_a_crowd_is_void_and_painted_in_the_same_order():
     np.testing.assert_array_equal(label, expected)
 
 
-def test_no_annotation_and_several_polygons():
+def test_no_annotation_several_polygons_and_run_lengths_in_both_forms():
     assert not paint().any()
     assert (paint(note(CAR, box(0, 0, 2, 2) + box(1, 1, 4, 3))) == 3).sum() == 4 + 6 - 1
-
-
-def test_run_lengths_in_both_forms():
     mask = np.random.default_rng(0).random(SIZE) < 0.5
     text = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     text = {"size": list(text["size"]), "counts": text["counts"].decode()}
@@ -153,7 +144,6 @@ def test_run_lengths_in_both_forms():
 BROKEN = {
     "no polygon": ([], "it has no polygon"),
     "two corners": ([[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
-    "odd": ([[0, 0, 3, 0, 3, 3, 1]], "three corners or more"),
     "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "three corners or more"),
     "flat list": ([0, 0, 3, 0, 3, 3], "the polygon 0 is not"),
     "text": ([["0", 0, 3, 0, 3, 3]], "the coordinate '0', not a number in or near the image"),
@@ -162,14 +152,10 @@ BROKEN = {
     "not a number": ([[float("nan"), 0, 3, 0, 3, 3]], "the coordinate nan"),
     "far away": ([[0, 0, 17, 0, 3, 3]], "the coordinate 17, not a number in or near the image .6, 8."),
     "counts do not decode": ({"size": [6, 8], "counts": "~~~"}, "does not occur in run lengths"),
-    "counts have no end": ({"size": [6, 8], "counts": "P"}, "ends within a run length"),
-    "counts too long": ({"size": [6, 8], "counts": "oooooooo"}, "has no end"),
     "counts too few": ({"size": [6, 8], "counts": "11"}, "add up to 2, the image has 48"),
     "size": ({"size": [8, 6], "counts": "`1"}, r"of size \(8, 6\), the image has \(6, 8\)"),
     "list too few": ({"size": [6, 8], "counts": [40, 7]}, "add up to 47, the image has 48"),
     "list negative": ({"size": [6, 8], "counts": [50, -2]}, "neither a text nor a list of numbers"),
-    "list fraction": ({"size": [6, 8], "counts": [40, 8.0]}, "neither a text nor a list of numbers"),
-    "no counts": ({"size": [6, 8]}, "not COCO's form"),
     "null": (None, "not COCO's form"),
 }
 
@@ -209,7 +195,7 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
     assert not samples["000000000003"].truth().any()
 
 
-@pytest.mark.parametrize("height", [10**30, 2**28, 0, -6, 6.0, "6", None])
+@pytest.mark.parametrize("height", [10**30, 2**28, 0, 6.0])
 def test_a_wild_size_fills_no_memory(height, load, tmp_path):
     root = tiny_coco(tmp_path, [note(CAR, box(1, 1, 4, 3), image=0, id=1)])
     for path in root.rglob("*.json"):
@@ -222,9 +208,8 @@ def test_a_wild_size_fills_no_memory(height, load, tmp_path):
 
 def test_categories_are_found_by_name(load, tmp_path):
     root = tiny_coco(tmp_path)
-    names = [f"{number:012d}.jpg" for number in range(8)]
     cats = [note(0, box(0, 0, 2, 2), image=number) for number in range(8)]
-    write_json(root / "instances.json", names, cats, [{"id": 0, "name": "cat"}])
+    write_json(root / "instances.json", [f"{number:012d}.jpg" for number in range(8)], cats, [{"id": 0, "name": "cat"}])
     assert np.unique(load(root=root, labelled=6).labelled[0].truth()).tolist() == [0, 16]
 
 
