@@ -11,7 +11,7 @@ A file `name.py` here has
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
     ON_BAD_IMAGE    perhaps: what happens to a photo that cannot be read if the caller does not say (`load`)
 
-A load that knows how the labelled images were chosen, or has more to say to the validator, returns `Loaded`. Files
+A load that knows how the labelled images were chosen, or has more to say to `plg_utils.check`, returns `Loaded`. Files
 whose name starts with an underscore are no data sets: `_splits` finds lists of labelled images, `_instances` paints
 label maps from COCO's form, `_photos` finds photos that cannot be read.
 
@@ -53,10 +53,10 @@ class Photo(Sample):
 
 @dataclass(frozen=True)
 class Loaded(Dataset):
-    """A data set together with what its loader knows about it: the validator prints it."""
+    """A data set together with what its loader knows about it: `plg_utils.check` prints it."""
 
     provenance: str = ""  # how the labelled images were chosen
-    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for the validator: level, finding, count, detail
+    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for `plg_utils.check`: level, finding, count, detail
     left_out: tuple[str, ...] = ()  # ids of the photos that cannot be read, if the caller asked to skip them
 
 
