@@ -157,7 +157,7 @@ def test_lists_say_what_is_taken(root):
         ("val/a.png valannot/a.png", "is not train/ID.png"),
         ("train/a.png trainannot/a.png\ntrain/a.png trainannot/a.png", "train lists 1 ids more than once"),
         ("train/0016E5_07961.png trainannot/0016E5_07961.png", "both in train and in val, e.g. 0016E5_07961"),
-        ("train/a.png trainannot/a.png", "2 files of the labelled frames are missing, e.g. .*a.png"),
+        ("train/a.png trainannot/a.png", "2 files of the labelled frames are not there, e.g. .*a.png"),
         ("", "lists no frame"),
     ],
 )

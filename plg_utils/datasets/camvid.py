@@ -59,7 +59,7 @@ def load(
     missing = [path for entry in chosen for path in entry if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} files of the labelled frames are missing, e.g. {missing[0]}; fetch them"
+            f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}; fetch them"
         )
     if not datasets.is_count(shrink) or shrink < 1:
         raise ValueError(f"shrink={shrink!r} must be a whole number from 1 on: 2 is half the size")
