@@ -655,7 +655,7 @@ def _coco_map(content: _instances.Instances, id: str, size: tuple[int, int], cla
                     raise ValueError(f"{what} has a polygon that is no list of x, y, x, y, ...: draw it again")
                 _check_corners(list(zip(polygon[::2], polygon[1::2], strict=True)), size, what)
     try:
-        return _instances.paint(content.annotations[id], size, values, _nothing(classes))[0]
+        return _instances.paint(content.annotations[id], size, values, _nothing(classes))
     except _instances.BrokenAnnotation as error:
         raise ValueError(f"{content.path}, {id}, {error}: draw it again, or remove it") from error
 
