@@ -76,14 +76,14 @@ def quarter_turn(photo, path):
 
 
 CASES = {
-    "photo gone": (lambda photo, path: photo.unlink(), PHOTO, "a.png is not there"),
+    "photo gone": (lambda photo, path: photo.unlink(), PHOTO, "a.png does not exist"),
     "photo broken": (lambda photo, path: photo.write_bytes(b"no"), PHOTO, "a.png is not a readable image"),
     "photo cut off": (
         lambda photo, path: photo.write_bytes(photo.read_bytes()[:-30]),
         PHOTO,
         "a.png is not a readable",
     ),
-    "map gone": (lambda photo, path: path.unlink(), LABEL, "a.png is not there"),
+    "map gone": (lambda photo, path: path.unlink(), LABEL, "a.png does not exist"),
     "map cut off": (lambda photo, path: path.write_bytes(path.read_bytes()[:-30]), LABEL, "a.png is not a readable"),
     "map in colours": (
         lambda photo, path: files.write_image(path, np.zeros((*SIZE, 3), np.uint8)),
@@ -189,7 +189,7 @@ def test_what_cannot_be_loaded_is_read_all_the_same(folder, capsys):
     (root / "val" / "0016E5_07959.png").write_bytes(b"no")
     assert main(["camvid", "--root", str(root), "labelled", "8"]) == 1
     printed = capsys.readouterr().out
-    assert "the data set cannot be loaded" in printed and "0001TP_000060.png is not there" in printed
+    assert "the data set cannot be loaded" in printed and "0001TP_000060.png does not exist" in printed
     assert "0016E5_07959.png is not a readable image" in printed and "3 kinds of problem" in printed
     assert main(["camvid", "--root", str(folder / "absent")]) == 1
     assert "has no folder train" in capsys.readouterr().out
