@@ -116,7 +116,7 @@ def boundaries(
         tolerance = max(1, round(0.0075 * math.hypot(*_size(truth))))
     if background is not None:
         label = np.where(label == IGNORE, np.uint8(background), label)
-    true_border, given_border = _borders(truth), _borders(label)
+    true_border, given_border = borders(truth), borders(label)
     counts = np.zeros((num_classes, 4), np.int64)
     for index in np.union1d(truth[true_border], label[given_border]):
         if index == IGNORE:
@@ -132,14 +132,18 @@ def boundaries(
     return counts
 
 
-def _borders(values: np.ndarray) -> np.ndarray:
-    """Where a pixel has another value above, below, left or right: (H, W) bool."""
+def borders(values: np.ndarray, inner: bool = False) -> np.ndarray:
+    """Where a pixel has another value above, below, left or right: (H, W) bool.
+
+    inner: only where it has another value below or to the right, which makes lines of one pixel
+    """
     border = np.zeros(values.shape, bool)
     down, across = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
-    border[1:] |= down
     border[:-1] |= down
-    border[:, 1:] |= across
     border[:, :-1] |= across
+    if not inner:
+        border[1:] |= down
+        border[:, 1:] |= across
     return border
 
 
