@@ -33,7 +33,12 @@ SINGLE, DOUBLE = 3.3, 6.9  # inches: one column of a two-column page, and both
 # Lines and bars of a paper's figures: Tol's dark blue and Okabe and Ito's vermilion, sky blue, black and yellow.
 # The colour-blind can tell all of them apart. In grey their CIE lightness is 29, 54, 70, 0 and 89. A test measures it.
 SERIES = ("#004488", "#d55e00", "#56b4e9", "#000000", "#f0e442")
-MARKERS, DASHES, HATCHES = "os^Dv", ("-", (0, (4, 1.4))), ("", "////", "....", "xxxx", "\\\\\\\\")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+LOOKS = [
+    {"color": SERIES[k], "marker": "os^Dv"[k], "linestyle": dashes, "hatch": HATCHES[(k + shift) % 5]}
+    for shift, dashes in ((0, "-"), (2, (0, (4, 1.4))))
+    for k in range(5)
+]  # of ten series; in a printout in grey no two look alike
 UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 STYLE = {
@@ -163,16 +168,10 @@ def _lines_of(names: Sequence[str], extra: float, paper: float | None = None) ->
 
 
 def _styles(names: Collection[str], *keys: str, paper: float | None = None) -> list[dict]:
-    """Give each series its label and, of colour, marker, linestyle and hatch, those that `keys` name."""
-    if paper and len(names) > 2 * len(SERIES):
-        raise ValueError(f"a figure has {len(names)} lines or bars, and at most {2 * len(SERIES)} look different")
-    styles = []
-    for k, name in enumerate(names):
-        again, k = divmod(k, len(SERIES))
-        style = {"color": SERIES[k], "marker": MARKERS[k], "linestyle": DASHES[again % 2]}
-        style["hatch"] = HATCHES[(k + 2 * again) % 5] if paper else ""
-        styles.append({"label": name} | {key: style[key] for key in keys})
-    return styles
+    """Give each series its label and those of colour, marker, linestyle and hatch that `keys` name."""
+    if paper and len(names) > len(LOOKS):
+        raise ValueError(f"a figure has {len(names)} lines or bars, and at most {len(LOOKS)} look different")
+    return [{"label": name} | {key: LOOKS[k % len(LOOKS)][key] for key in keys} for k, name in enumerate(names)]
 
 
 def _columns(names: Collection[str], width: float, handle: float = 0.5) -> int:
@@ -356,7 +355,7 @@ def class_bars(series: dict[str, Sequence], names: Sequence[str], *, paper: floa
     columns = _columns(series, width)
     height = (1.8 if paper else 2.4) + 0.15 * math.ceil(len(series) / columns)
     figure, axis = plt.subplots(figsize=(width, height))
-    thick, styles = 0.84 / len(series), _styles(series, "color", "hatch", paper=paper)
+    thick, styles = 0.84 / len(series), _styles(series, "color", *(["hatch"] if paper else []), paper=paper)
     edge = {"edgecolor": INK, "linewidth": 0.5} if paper else {"edgecolor": "white", "linewidth": 0.4}
     for k, (style, iou) in enumerate(zip(styles, series.values(), strict=True)):
         iou = 100 * np.asarray(iou, float).reshape(-1, len(names))  # (S, K)

@@ -1,6 +1,7 @@
 """Tables of measured runs, by hand on a few rows, and notebook 08 on a made-up grid."""
 
 import csv
+import itertools
 import re
 
 import numpy as np
@@ -144,11 +145,13 @@ def test_a_latex_table_is_whole_and_escapes_every_special_sign(tmp_path):
     )  # one amount of labelled images needs no name
 
 
-def test_a_class_that_does_not_occur_has_no_number():
+def test_a_class_that_does_not_occur_has_no_number(tmp_path):
     found = tables.grouped([row("x", 0.5), row("x", 0.7, seed=1)])
     table, rules = tables.by_class(found, ["a", "b"])
     spread = r"$60.0 \pm 14.1$"
     assert table.to_dict("list") == {"": ["a", "b", "mean"], "x": [spread, "--", spread]} and rules == [2]
+    path = tables.write_latex(tmp_path / "t.tex", *tables.by_class(tables.grouped([row("50%", 0.5)]), ["a_b"]))
+    assert path.read_text(encoding="utf-8").splitlines()[2:7:2] == [r" & 50\% \\", r"a\_b & -- \\", r"mean & $50.0$ \\"]
     one, two = tables.long(found, ["a", "b"]).to_dict("records")
     assert one == {
         "stage": "segmenter", "what": "x", "split": "val", "labelled": 12, "class": "a", "seeds": 2,
@@ -186,81 +189,64 @@ def test_the_published_tables_come_out_byte_for_byte(kind, tmp_path):
 
 @pytest.fixture
 def pictured(world, results):
-    """A run `tiny` whose label maps are there: the truth with one corner wrong, and without a label at another."""
+    """Parameters of a run whose label maps are there: the truth, but one corner has no label."""
     data = datasets.load("storybook", root=world, labelled=2, limit=2, truth_of=("unlabelled",))
-    for name in ("labels_zero_shot", "labels_enhanced"):
-        for sample in data.unlabelled:
-            label = sample.truth()
-            label[:8, :8] = 255
-            files.write_label(results / "tiny" / name / f"{sample.id}.png", label, data.classes.colours)
-        files.write_json(results / "tiny" / name / "manifest.json", {"state": "done"})
-    return {"pictured": "tiny", "dataset_options": {"root": str(world), "limit": 2}, "labelled": 2, "examples": 1}
+    folder = results / "tiny" / "labels_zero_shot"
+    for sample in data.unlabelled:
+        label = sample.truth()
+        label[:8, :8] = 255
+        files.write_label(folder / f"{sample.id}.png", label, data.classes.colours)
+    files.write_json(folder / "manifest.json", {"state": "done"})
+    folders = dict.fromkeys(("gridded", "confused"), [folder.name])
+    return folders | {"pictured": "tiny", "dataset_options": {"root": str(world), "limit": 2}, "labelled": 2}
 
 
-def made_up(amounts):
-    """Rows of a grid: two networks whose mean IoU grows with the labelled images, and a label stage."""
+def execute_08(results, amounts, **given):
+    """Execute 08 on a grid of two networks and a label stage; its variables, its json and the files it wrote."""
     rows = []
-    for labelled in amounts:
-        for seed in (0, 1):
-            value = 0.5 + labelled / 1000 + seed / 100
-            rows += [row(name, value, seed=seed, labelled=labelled) for name in ("supervised only", "paper A")]
-            rows.append(
-                row("zero-shot labels", 0.7, stage="zero_shot", split="unlabelled", seed=seed, labelled=labelled)
-            )
-    return rows
-
-
-def names_of(folder):
-    return {path.name for path in (folder / "figures").iterdir()}
+    for labelled, seed in itertools.product(amounts, (0, 1)):
+        value, more = 0.5 + labelled / 1000 + seed / 100, {"seed": seed, "labelled": labelled}
+        rows += [row(name, value, **more) for name in ("supervised only", "paper A")]
+        rows.append(row("zero-shot labels", 0.7, stage="zero_shot", split="unlabelled", **more))
+    write_grid(results / "g", rows, labelled=amounts, seed=[0, 1])
+    given = {"run": "paper", "measured": ["g"], "curved": ["supervised only", "paper A"]} | given
+    names = execute("08", given)
+    written = {path.name: path.read_bytes() for path in (results / "paper" / "figures").iterdir()}
+    return names, files.read_json(results / "paper" / "08_paper_figures.json"), written
 
 
 def both(*names):
     return {f"08_{name}.{kind}" for name in names for kind in ("pdf", "svg")}
 
 
-TABLES = {"08_table.tex", "08_table.csv", "08_classes.tex", "08_classes.csv"}
+TABLES = {"08_table.tex", "08_table.csv"}
+CLASSES = {"08_classes.tex", "08_classes.csv"}
 
 
-def test_08_makes_all_figures_of_a_grid_and_a_run_whose_files_are_here(results, pictured):
-    write_grid(results / "g", made_up([2, 4, 8]), labelled=[2, 4, 8], seed=[0, 1])
-    given = pictured | {"run": "paper", "measured": ["g"], "curved": ["supervised only", "paper A"]}
-    found = execute(
-        "08",
-        given | {"barred": ["zero-shot labels"], "confused": ["labels_zero_shot"], "gridded": ["labels_zero_shot"]},
-    )
-    folder = results / "paper"
+def test_08_makes_all_figures_of_a_grid_and_a_local_run(results, pictured):
+    given = pictured | {"barred": ["zero-shot labels"], "examples": 1}
+    names, result, written = execute_08(results, [2, 4, 8], **given)
     wanted = both("ladder", "curves", "classes", "gallery", "confusion_labels_zero_shot")
-    assert names_of(folder) == wanted | TABLES | {"08_confusion_labels_zero_shot.csv"}
-    told = files.read_json(folder / "08_paper_figures.json")
-    assert set(told["written"]) == names_of(folder) and told["left_out"] == {} and told["labelled"] == 2
-    assert found["curves"]["paper A"].keys() == {2, 4, 8}
-    with open(folder / "figures" / "08_confusion_labels_zero_shot.csv", encoding="utf-8") as file:
-        pixels = np.array([[int(cell) for cell in line[1:]] for line in list(csv.reader(file))[1:]])
+    assert written.keys() == wanted | TABLES | CLASSES | {"08_confusion_labels_zero_shot.csv"} == {*result["written"]}
+    assert result["left_out"] == {} and result["labelled"] == 2 and names["curves"]["paper A"].keys() == {2, 4, 8}
+    lines = csv.reader(written["08_confusion_labels_zero_shot.csv"].decode().splitlines()[1:])
+    pixels = np.array([list(map(int, line[1:])) for line in lines])
     assert pixels.sum() == 2 * 128 * 128 and pixels[:, -1].sum() == 2 * 64
     np.testing.assert_array_equal(pixels[:, :-1], np.diag(pixels.diagonal()))
-    before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
-    execute(
-        "08",
-        given | {"barred": ["zero-shot labels"], "confused": ["labels_zero_shot"], "gridded": ["labels_zero_shot"]},
-    )
-    assert before == {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert execute_08(results, [2, 4, 8], **given)[2] == written  # the same bytes again
 
 
-def test_08_makes_what_a_published_json_allows_and_says_what_it_leaves_out(results, monkeypatch, capsys):
+def test_08_makes_what_published_numbers_allow_and_says_what_it_leaves_out(results, monkeypatch, capsys):
     monkeypatch.setattr(datasets, "load", lambda *_, **__: pytest.fail("no data set is needed"))
-    execute("08", {"run": "paper", "measured": ["demo"], "curved": ["no such network"]})
-    told = files.read_json(results / "paper" / "08_paper_figures.json")
-    assert names_of(results / "paper") == both("ladder", "classes") | TABLES
-    assert told["left_out"].keys() == {"curves", "labels_zero_shot", "labels_enhanced", "labels_enhanced_sepl"}
+    _, result, written = execute_08(results, [12], measured=["demo"], curved=["no such network"])
+    assert written.keys() == both("ladder", "classes") | TABLES | CLASSES
+    assert result["left_out"].keys() == {"curves", "labels_zero_shot", "labels_enhanced", "labels_enhanced_sepl"}
     assert "the label maps of demo are not here" in capsys.readouterr().out
-    assert "none of ['no such network'] was measured; there are: ['UniMatch" in told["left_out"]["curves"]
-    assert not re.search(r"(^|[ '\"])/\w", str(told))  # no path of this machine
+    assert "none of ['no such network'] was measured; there are: ['UniMatch" in result["left_out"]["curves"]
+    assert not re.search(r"(^|[ '\"])/\w", str(result))  # no path of this machine
 
 
 def test_08_shows_one_amount_of_labelled_images_as_points(results):
-    write_grid(results / "g", made_up([12]), labelled=[12], seed=[0, 1])
-    given = {"run": "paper", "measured": ["g"], "pictured": "nowhere", "curved": ["supervised only", "paper A"]}
-    found = execute("08", given | {"barred": []})
-    assert found["curves"] == {"supervised only": {12: (0.512, 0.522)}, "paper A": {12: (0.512, 0.522)}}
-    left = {path.name for path in (results / "paper" / "figures").iterdir()}
-    assert left == both("ladder", "curves") | {"08_table.tex", "08_table.csv"}
+    names, _, written = execute_08(results, [12], pictured="nowhere", barred=[])
+    assert names["curves"] == {"supervised only": {12: (0.512, 0.522)}, "paper A": {12: (0.512, 0.522)}}
+    assert written.keys() == both("ladder", "curves") | TABLES
