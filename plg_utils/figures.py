@@ -1,8 +1,8 @@
 """Pictures for the notebooks and for a paper: each function of the second half returns one closed figure.
 
 A closed figure appears once under Jupyter, papermill and nbval, as the last value of a cell. A label map always has the
-colours of its class file. `paper` is the width in inches of a figure in a paper: it gets a paper's type and no title,
-and no two lines or bars differ in colour alone. Without `paper`, the figure is for the screen.
+colours of its class file. `paper` is the width in inches of a figure in a paper (3.3 for a column, 6.9 for two): it gets
+a paper's type and no title, and no two lines or bars differ in colour alone. Without `paper` it is for the screen.
 """
 
 import functools
@@ -29,7 +29,6 @@ INK, FAINT, CHOSEN = "#20242c", "#8a93a3", "#d1495b"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
 ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of diagnosis.OUTCOMES; safe for the colour-blind
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
-SINGLE, DOUBLE = 3.3, 6.9  # inches: one column of a two-column page, and both
 # Lines and bars of a paper's figures: Tol's dark blue and Okabe and Ito's vermilion, sky blue, black and yellow.
 # The colour-blind can tell all of them apart. In grey their CIE lightness is 29, 54, 70, 0 and 89. A test measures it.
 SERIES = ("#004488", "#d55e00", "#56b4e9", "#000000", "#f0e442")
@@ -215,8 +214,9 @@ def gallery(
             axis.set_axis_off()
             if row is rows[0]:
                 axis.set_title(title, pad=3)
-            for number in np.setdiff1d(cell, [classes.background, IGNORE]) if paper and cell.ndim == 2 else []:
-                _number(axis, cell == number, int(number))
+            if paper and cell.ndim == 2:
+                for number in sorted(set(np.unique(cell).tolist()) - {classes.background, IGNORE}):
+                    _number(axis, cell == number, number)
         top -= tall + gap
     if names:
         shades = [np.array(VOID if k == IGNORE else classes.colours[k]) / 255 for k in shown]

@@ -1,5 +1,6 @@
 """Figures: the arrays behind them, what each one draws, and the files of a paper."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -138,7 +139,7 @@ def test_intervals_and_curves_of_confidence_show_what_was_counted():
 
 
 def test_bars_by_class_leave_out_what_has_no_iou():
-    (axis,) = figures.class_bars(SEEDS, ["x", "y"], paper=figures.DOUBLE).axes
+    (axis,) = figures.class_bars(SEEDS, ["x", "y"], paper=6.9).axes
     np.testing.assert_allclose([bar.get_height() for bar in axis.patches], [20, 50, 60])
     assert [bar.get_hatch() for bar in axis.patches] == ["", "////", "////"]
     (deviations,) = [collection.get_segments() for collection in axis.collections]
@@ -182,13 +183,16 @@ def test_a_paper_s_gallery_has_a_number_on_each_class_but_the_background():
     label[:, 38:] = 255
     classes = Classes(("background", "cat", "dog"), ((),) * 3, ((0, 0, 0), (10, 200, 30), (200, 0, 0)))
     picture = np.zeros((40, 40, 3), np.uint8)
-    figure = figures.gallery([[picture, label]], ["image", "label"], classes, paper=figures.DOUBLE)
+    figure = figures.gallery([[picture, label]], ["image", "label"], classes, paper=6.9)
     image, labelled = figure.axes
     (number,) = labelled.texts
     (x, y), text = number.get_position(), number.get_text()
     assert not image.texts and text == "1" and 10 < x < 20 and 15 < y < 25
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["0 background", "1 cat", "2 dog", "no label"]
+    without = dataclasses.replace(classes, background=None)  # as CamVid: every class has a number
+    _, labelled = figures.gallery([[picture, label]], ["image", "label"], without, paper=6.9).axes
+    assert [text.get_text() for text in labelled.texts] == ["0", "1"]
 
 
 # For a paper
