@@ -1,8 +1,9 @@
 """Pictures for the notebooks and for a paper: each function of the second half returns one closed figure.
 
 A closed figure appears once under Jupyter, papermill and nbval, as the last value of a cell. A label map always has the
-colours of its class file. `paper` is the width in inches of a figure in a paper (3.3 for a column, 6.9 for two): it gets
-a paper's type and no title, and no two lines or bars differ in colour alone. Without `paper` it is for the screen.
+colours of its class file. `paper` is the width in inches of a figure in a paper: 3.3 for a column, 6.9 for two. Such a
+figure has a paper's type and no title, and no two lines or bars differ in colour alone. Without `paper`, a figure is
+for the screen.
 """
 
 import functools
