@@ -202,9 +202,10 @@ def read(source: str | Path, *, forms: Sequence[str] = FORMS) -> tuple[list[Revi
         raise ValueError(f"{source / 'index.json'} was changed ({error!r}): restore it from a copy") from error
     classes = class_files.read(source / "classes.yaml")
     coco = _instances.read(source / "coco.json") if "coco" in forms else None
-    listed = coco.sizes.keys() if coco else set()
-    strange = sorted(({path.stem for path in (source / "images").glob("*.json")} | listed) - sizes.keys())
-    problems = [f"{id} is in images/*.json or coco.json, but not in index.json: rename or remove it" for id in strange]
+    given = {f"{source}/coco.json, {id}": id for id in (coco.sizes if coco else ())}
+    if "labelme" in forms:
+        given |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
+    problems = [f"{what} is not in index.json: rename or remove it" for what, id in given.items() if id not in sizes]
     if coco and coco.strays:
         problems.append(f"{coco.path} has {coco.strays} annotations of images that it does not list: restore these")
     readers = {

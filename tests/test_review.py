@@ -20,18 +20,9 @@ from plg_utils.datasets import camvid, storybook
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
 THINGS = Classes(("sky", "road"), (("the sky",), ("a road",)), ((10, 20, 30), (200, 100, 0)), None)  # no background
-RING = np.array(
-    [
-        [0, 0, 0, 0, 0, 0, 0],
-        [0, 1, 1, 1, 1, 1, 0],
-        [0, 1, 0, 0, 0, 1, 0],
-        [0, 1, 0, 2, 0, 1, 0],
-        [0, 1, 0, 0, 0, 1, 0],
-        [0, 1, 1, 1, 1, 1, 3],
-        [255, 0, 0, 0, 0, 3, 0],
-    ],
-    np.uint8,
-)
+RING = np.zeros((7, 7), np.uint8)  # with a region in a hole, and regions that touch at corners only
+RING[1:6, 1:6], RING[2:5, 2:5], RING[3, 3], RING[6, 0] = 1, 0, 2, IGNORE
+RING[[5, 6], [6, 5]] = 3
 
 
 def noise(seed, size=(9, 12)):
@@ -56,31 +47,21 @@ def fitting(classes):
         yield name, np.where((label >= classes.num_classes) & (label != IGNORE), 1, label).astype(np.uint8)
 
 
-def parts(label):
-    """Number the 4-connected parts of a label map, pixel by pixel: (H, W) int, by their first pixel."""
-    numbers = np.full(label.shape, -1)
-    for start in np.ndindex(label.shape):
-        if numbers[start] >= 0:
-            continue
-        number, waiting = numbers.max() + 1, [start]
-        while waiting:
-            y, x = waiting.pop()
-            inside = 0 <= y < label.shape[0] and 0 <= x < label.shape[1]
-            if inside and numbers[y, x] < 0 and label[y, x] == label[start]:
-                numbers[y, x] = number
-                waiting += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
-    return numbers
+def grown(seed, within):
+    """The pixels of `within` that sides of pixels connect with the seed, both (H, W) bool."""
+    padded = np.pad(seed, 1)
+    bigger = within & (seed | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2])
+    return seed if (bigger == seed).all() else grown(bigger, within)
 
 
 @both_kinds
 def test_regions_are_the_connected_parts(classes):
     for name, label in fitting(classes):
-        numbers, nothing = parts(label), IGNORE if classes.background is None else 0
-        expected = [numbers == k for k in range(numbers.max() + 1) if label[numbers == k][0] != nothing]
-        regions = list(review.regions(label, classes))
-        assert len(regions) == len(expected), name
-        for (value, mask), part in zip(regions, expected, strict=True):
-            assert np.array_equal(mask, part) and value == label[part][0], name
+        count, first = np.zeros(label.shape, int), np.arange(label.size).reshape(label.shape)
+        for value, mask in review.regions(label, classes):
+            assert np.array_equal(mask, grown(first == first[mask][0], label == value)), name
+            count += mask
+        assert np.array_equal(count, label != (IGNORE if classes.background is None else 0)), name
 
 
 # labelme
@@ -92,24 +73,17 @@ def test_labelme_gives_the_same_pixels(classes, tmp_path):
     values = {name: value for value, name in enumerate(classes.names)} | {"void": IGNORE}
     for name, label in fitting(classes):
         files.write_json(tmp_path / "one.json", review.labelme_json(label, classes, "one.png"))
+        content = files.read_json(tmp_path / "one.json")
+        assert {"version", "flags", "imagePath", "imageData", "imageHeight", "imageWidth"} < content.keys()
         assert np.array_equal(review.read_labelme(tmp_path / "one.json", classes, label.shape), label), name
         # By labelme's own rule (utils/shape.py, shapes_to_label): the second point of a mask is its last pixel.
         painted = np.full(label.shape, nothing, np.uint8)
-        for shape in files.read_json(tmp_path / "one.json")["shapes"]:
+        for shape in content["shapes"]:
             (x1, y1), (x2, y2) = shape["points"]
             mask = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))).astype(bool)
             assert mask.shape == (y2 + 1 - y1, x2 + 1 - x1)
             painted[y1 : y2 + 1, x1 : x2 + 1][mask] = values[shape["label"]]
         assert np.array_equal(painted, label), name
-
-
-def test_a_labelme_file_has_what_labelme_asks_for():
-    content = files.plain(review.labelme_json(RING, COLOURS, "one.png"))
-    keys = {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"}
-    assert content.keys() == keys
-    assert (content["imagePath"], content["imageData"], content["imageHeight"]) == ("one.png", None, 7)
-    assert [shape["label"] for shape in content["shapes"]] == ["red", "green", "blue", "void", "blue"]
-    assert {shape["shape_type"] for shape in content["shapes"]} == {"mask"}
 
 
 def shape(name, points, kind="polygon", **more):
@@ -133,10 +107,10 @@ def test_shapes_that_a_person_drew(tmp_path):
         [0, 0, 3, 3, 0, 0], [0, 3, 3, 3, 3, 0], [0, 3, 3, 3, 3, 0], [0, 0, 3, 3, 0, 0],
     ]  # fmt: skip
     corners = [[2.2, 1.1], [20.7, 3.3], [12.4, 17.8], [9.6, 8.2], [4.1, 15.9]]
-    y, x = np.indices((20, 24)) + 0.5
-    expected = Outline(corners).contains_points(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
+    centres = np.indices((20, 24)).reshape(2, -1).T[:, ::-1] + 0.5
     drawn = painted(tmp_path / "a.json", shape("red", corners), size=(20, 24)) == 1
-    assert (drawn != expected).sum() <= 4  # pycocotools rounds corners to a fifth of a pixel
+    differ = drawn.ravel() != Outline(corners).contains_points(centres)
+    assert differ.sum() <= 4  # pycocotools rounds corners to a fifth of a pixel
 
 
 def encoded(picture):
@@ -148,18 +122,12 @@ def encoded(picture):
 WHITE = encoded(np.full((2, 2), 255, np.uint8))
 BAD_SHAPES = {
     "no class": (shape("gren", [[0, 0], [4, 0], [4, 4]]), "'gren', which is no class: use background, red, green"),
-    "no text": (shape(7, [[0, 0], [4, 0], [4, 4]]), "the name 7"),
     "two corners": (shape("red", [[0, 0], [4, 0]]), "at least three corners"),
-    "no corners": (shape("red", []), "cannot be read"),
     "no numbers": (shape("red", [[0, 0], [4, 0], [4, "a"]]), "cannot be read"),
-    "triples": (shape("red", [[0, 0, 1], [4, 0, 1]]), "cannot be read"),
     "outside": (shape("red", [[0, 0], [9.5, 0], [4, 4]]), "a corner is outside the image of 6 x 4"),
-    "nan": (shape("red", [[0, 0], [None, 0], [4, 4]]), "outside the image"),
     "thin": (shape("red", [[0.1, 0.1], [0.2, 0.1], [0.2, 0.2]]), "covers the centre of no pixel"),
     "a line": (shape("red", [[0, 0], [4, 0]], "line"), "a line has no area; right are polygons"),
-    "three of a rectangle": (shape("red", [[0, 0], [4, 0], [4, 4]], "rectangle"), "cannot be read"),
     "a broken mask": (shape("red", [[0, 0], [1, 1]], "mask", mask="!"), "cannot be read"),
-    "no mask": (shape("red", [[0, 0], [1, 1]], "mask"), "cannot be read"),
     "a mask outside": (shape("red", [[5, 0], [6, 1]], "mask", mask=WHITE), "a mask crosses the border"),
 }  # fmt: skip
 
@@ -189,9 +157,7 @@ def test_coco_opens_with_pycocotools_and_holds_each_region_once(classes, tmp_pat
         annotations = opened.loadAnns(opened.getAnnIds(imgIds=[image["id"]]))
         for annotation in annotations:
             mask = opened.annToMask(annotation).astype(bool)
-            rows, columns = np.nonzero(mask)
-            box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
-            assert (annotation["area"], annotation["bbox"]) == (mask.sum(), box)
+            assert annotation["area"] == mask.sum()
             value = names[opened.loadCats([annotation["category_id"]])[0]["name"]]
             assert annotation["iscrowd"] == (value == IGNORE)
             drawn[mask] = value
@@ -247,10 +213,6 @@ def written(tmp_path):
 
 def test_what_is_written_comes_back_untouched(written):
     folder, labels, index = written
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    per_image = [f"{kind}/squares_{k}.{suffix}" for kind, suffix in
-                 (("images", "json"), ("images", "png"), ("labels", "png")) for k in range(3)]  # fmt: skip
-    assert sorted(names) == sorted([*per_image, "classes.yaml", "coco.json", "index.csv", "index.json", "names.txt"])
     for forms in (review.FORMS, ["png"], ["coco"], ["labelme"]):
         reviewed, classes = review.read(folder, forms=forms)
         assert classes == COLOURS
@@ -351,25 +313,20 @@ JSON = "images/squares_0.json"
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json is not there.*give a folder"),
     "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json was changed.*restore it"),
-    "no png": (lambda f: (f / "labels/squares_2.png").unlink(), "squares_2.png is not there"),
     "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
-    "png of no class": (lambda f: change_png(f, "squares_2", np.full((16, 24), 9, np.uint8)), r"values \[9\]"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json is not there.*save the image again"),
-    "empty labelme": (lambda f: (f / JSON).write_text(""), "squares_0.json is not readable JSON"),
     "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "squares_0.json is no file of labelme"),
     "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"of an image of \(9, 24\), not"),
-    "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "x is in images/.*not in index.json"),
-    "no coco": (lambda f: (f / "coco.json").unlink(), "coco.json is not there"),
+    "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "images/x.json is not in index.json"),
     "no coco's form": (lambda f: (f / "coco.json").write_text("{}"), "not COCO's json of instances"),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
     "an image twice": (move(), "squares_0: it is listed more than once"),
-    "an image more": (move(file_name="x.png"), "x is in .*coco.json, but not in index.json"),
+    "an image more": (move(file_name="x.png"), "coco.json, x is not in index.json"),
     "coco of another size": (edit("coco.json", lambda c: c["images"][0].update(height=9)), r"not as \(16, 24\)"),
     "run lengths damaged": (put(segmentation={"size": [16, 24], "counts": "abc"}), "annotation 1.*run length"),
     "coco, two corners": (put(segmentation=[[0, 0, 1, 1]]), "annotation 1: a polygon of 4 numbers"),
     "coco, outside": (put(segmentation=[[0, 0, 99, 0, 99, 9]]), "far outside the image"),
-    "coco, category unknown": (put(category_id=77), "its category 77 stands for no class"),
     "coco, no class": (edit("coco.json", lambda c: c["categories"][0].update(name="rad")), "'rad'.*no class"),
 }
 
@@ -385,11 +342,10 @@ def test_what_is_damaged_is_named_before_anything_is_written(damage, says, writt
 
 
 def test_the_problems_of_all_images_are_listed(written):
-    folder, _, _ = written
-    (folder / "labels/squares_0.png").unlink()
-    (folder / "images/squares_1.json").write_text("")
+    (written[0] / "labels/squares_0.png").unlink()
+    (written[0] / "images/squares_1.json").write_text("")
     with pytest.raises(ValueError, match=r"(?s)2 problems in .*squares_0\.png.*squares_1\.json"):
-        review.read(folder)
+        review.read(written[0])
 
 
 def test_a_persons_work_is_not_overwritten(written, tmp_path):
