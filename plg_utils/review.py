@@ -48,19 +48,21 @@ NEEDED = ("dataset", "dataset_options", "labelled", "seed", "encoder", "encoder_
 
 def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
-    numbers = np.arange(label.size).reshape(label.shape)
-    right, below = label[:, 1:] == label[:, :-1], label[1:] == label[:-1]
-    one = np.concatenate([numbers[:, :-1][right], numbers[:-1][below]])
-    other = np.concatenate([numbers[:, 1:][right], numbers[1:][below]])
-    root = numbers.ravel()  # for each pixel: a pixel of its region, whose number is not larger
-    while (root[one] != root[other]).any():
-        lower = np.minimum(root[one], root[other])
-        np.minimum.at(root, root[one], lower)
-        np.minimum.at(root, root[other], lower)
+    starts = np.ones(label.shape, dtype=bool)  # where a run begins: pixels of one value, side by side in a row
+    starts[:, 1:] = label[:, 1:] != label[:, :-1]
+    runs = starts.ravel().cumsum().reshape(label.shape) - 1
+    touch = (label[1:] == label[:-1]) & (starts[1:] | starts[:-1])
+    upper, lower = runs[:-1][touch], runs[1:][touch]
+    root = np.arange(runs[-1, -1] + 1)  # for each run: a run of its region, whose number is not larger
+    while (root[upper] != root[lower]).any():
+        smaller = np.minimum(root[upper], root[lower])
+        np.minimum.at(root, root[upper], smaller)
+        np.minimum.at(root, root[lower], smaller)
         root = root[root]
+    region, values = root[runs], label[starts]
     for first in np.unique(root):
-        if label.flat[first] != _nothing(classes):
-            yield int(label.flat[first]), (root == first).reshape(label.shape)
+        if values[first] != _nothing(classes):
+            yield int(values[first]), region == first
 
 
 def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
@@ -441,8 +443,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write_out(options: argparse.Namespace) -> None:
     """Write the chosen images of a run."""
     run, labels = store.run_folder(options.run), options.labels or WITNESSES[0]
-    if not run.is_dir():
-        raise FileNotFoundError(f"there is no {run}: run notebooks/run.py {options.run} first")
     count = 20 if options.least is None else options.least
     if count < 1:
         raise ValueError(f"--least is {count}: give a number from 1 on")

@@ -522,7 +522,7 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "there is no .*nothing: run notebooks/run.py nothing first"),
+        (["nothing"], "nothing/run.json is not there.*: run notebooks/run.py nothing"),
         (["mine", "--labels", "labels_enhanced"], "it has labels_boxes, labels_zero_shot: run notebooks/run.py mine"),
         (["mine", "--least", "0"], "--least is 0: give a number from 1 on"),
         (["mine", "--ids", "03", "x"], "--ids names x: these are no unlabelled images of mine"),
