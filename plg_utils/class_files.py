@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from plg_utils import files
 from plg_utils.records import IGNORE, Classes
 
@@ -90,3 +92,19 @@ def _colour(value: Any, name: str) -> tuple[int, int, int]:
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
         raise ValueError(f"the colour of {name} is {files.shown(value)}, not [red, green, blue] with 0 to 255 each")
     return tuple(value)
+
+
+def write(path: str | Path, classes: Classes) -> None:
+    """Write a class file from which `read` gets equal classes."""
+    first = (classes.background, classes.names[0], classes.colours[0])
+    if classes.background is not None and first != (0, "background", (0, 0, 0)):
+        raise ValueError(f"{path} was not written: the background of a class file is class 0, called background, black")
+    rows = [
+        {"name": name, "words": list(words), "colour": list(colour)}
+        for name, words, colour in zip(classes.names, classes.words, classes.colours, strict=True)
+    ]
+    content: dict[str, Any] = {"version": 1, "templates": list(classes.templates)}
+    if classes.background is not None:
+        content["background"] = rows.pop(0)["words"]
+    with files.atomic(path) as partial:
+        partial.write_text(yaml.safe_dump(content | {"classes": rows}, sort_keys=False, allow_unicode=True), "utf-8")

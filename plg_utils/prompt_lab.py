@@ -147,7 +147,8 @@ class Lab:
 
         def mean_iou(truths, guesses):
             pairs = zip(truths, guesses, strict=True)
-            return metrics.scores(sum(metrics.confusion(*pair, classes.num_classes) for pair in pairs)).mean_iou
+            matrix = sum(metrics.confusion(*pair, classes.num_classes) for pair in pairs)
+            return metrics.scores(matrix, background=classes.background).mean_iou
 
         return segment_match.choose_threshold(
             [self.segment_embeddings[k] for k in chosen],

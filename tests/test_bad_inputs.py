@@ -601,9 +601,6 @@ CASES = [
         scorer("{}/maps", "{}/maps", "--classes", "voc", "--ids", "{}/ids.txt"), ("ids.txt is empty", "one line")),
     Case("scorer", "the file to write is a folder: known before the work", photos,
         scorer("{}/maps", "{}/maps", "--classes", "voc", "--json", "{}"), ("--json", "give the name of a file")),
-    Case("scorer", "the run to add to was never made", photos,
-        scorer("{}/maps", "{}/maps", "--classes", "voc", "--add-to", "none", "--stage", "segmenter", "--method", "x"),
-        ("summary.json is not there", "05_evaluation")),
     Case("validator", "the data set is not known", nothing, command(validator, "vok"), ("invalid choice: 'vok'",)),
     Case("validator", "the folder is missing", nothing,
         command(validator, "folder", "--root", "{}/none", "classes", "[x]"),
@@ -885,7 +882,7 @@ def test_a_class_that_no_labelled_image_shows_is_named(place):
 COMMANDS = {
     "run.py": ["notebooks/run.py", "demo", "-p", "stpes", "5"],
     "doctor.py": ["notebooks/doctor.py", "dmo"],
-    "scorer": ["-m", "plg_utils.metrics", "none", "none", "--classes", "voc"],
+    "scorer": ["-m", "plg_utils.score", "none", "none", "--classes", "voc"],
     "validator": ["-m", "plg_utils.check", "voc", "--root", "none"],
 }
 

@@ -1,5 +1,6 @@
 """Files: whole or not at all, read as they were written, and errors that say what came."""
 
+import dataclasses
 import io
 import json
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import class_files, figures, files, run_lengths
+from plg_utils import class_files, datasets, figures, files, run_lengths
 from plg_utils.records import IGNORE, Masks
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
@@ -251,6 +252,15 @@ def test_a_class_file_by_hand(tmp_path):
     classes = class_files.read(path)
     assert (classes.names, classes.background, classes.colours) == (("cat",), None, ((0, 0, 0),))
     assert class_files.parse({"background": [], "classes": [{"name": "cat"}]}).words == ((), ("cat",))
+
+
+def test_a_written_class_file_gives_equal_classes(tmp_path):
+    ours = [class_files.read(path) for path in datasets.CLASS_FILES.glob("*.yaml")]
+    for classes in [*ours, class_files.parse({"classes": [{"name": "no", "words": ["Bär: 1"]}]})]:
+        class_files.write(tmp_path / "a.yaml", classes)
+        assert class_files.read(tmp_path / "a.yaml") == classes
+    with pytest.raises(ValueError, match="a.yaml was not written: the background"):
+        class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
 
 
 @pytest.mark.parametrize(
