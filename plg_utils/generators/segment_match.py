@@ -18,6 +18,7 @@ from plg_utils.generators import Generate
 from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
 
+GRID = np.arange(0.0, 0.71, 0.02)  # thresholds from which notebook 02 chooses
 SMOKE = {"masks_options": sam.SMOKE, "encoder_options": clip.SMOKE, "threshold": 0.2}
 
 
