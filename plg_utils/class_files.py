@@ -83,7 +83,7 @@ def write(path: str | Path, classes: Classes) -> None:
         partial.write_text(text, encoding="utf-8")
         if read(partial) != classes:
             raise ValueError(
-                f"{path} was not written: these classes do not fit a class file. With a background, class 0 is black "
+                "these classes do not fit a class file, so nothing was written. With a background, class 0 is black "
                 f"and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
             )
 
