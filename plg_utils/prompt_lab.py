@@ -337,7 +337,7 @@ class Panel(widgets.VBox):
         self.lab, self.path, self.origin = lab, Path(path), origin
         self.saved = self.outcome = lab.try_out()  # changes count from the first; the second is the last valid one
         self.wrong = ""  # what is wrong with the content of the boxes
-        wide = {"continuous_update": False, "style": {"description_width": "90px"}, "layout": {"width": "430px"}}
+        wide = {"continuous_update": False, "style": {"description_width": "90px"}, "layout": {"width": "400px"}}
         self.words = {
             name: (widgets.Textarea if k == lab.classes.background else widgets.Text)(description=name, **wide)
             for k, name in enumerate(lab.classes.names)
@@ -347,11 +347,11 @@ class Panel(widgets.VBox):
         self.threshold.disabled = lab.classes.background is None
         self.templates = widgets.Textarea(description="templates", rows=2, **wide)
         self.best, self.reset, self.save = (
-            widgets.Button(description=text, layout={"width": "138px"}) for text in ("Best threshold", "Reset", "Save")
+            widgets.Button(description=text, layout={"width": "130px"}) for text in ("Best threshold", "Reset", "Save")
         )
         self.best.disabled = self.threshold.disabled or not lab.truths
         self.message, self.status, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.margins, self.gallery = widgets.Image(), widgets.Image()
+        self.margins, self.gallery = widgets.Image(width=400), widgets.Image()
         buttons = widgets.HBox([self.best, self.reset, self.save])
         boxes = widgets.VBox([*self.words.values(), self.templates, self.threshold, buttons, self.message])
         seen = widgets.VBox([self.table, self.margins])
@@ -394,9 +394,10 @@ class Panel(widgets.VBox):
         milliseconds, self.wrong = 1000 * (time.perf_counter() - start), ""
         unknown = "; ".join(f"{', '.join(words)} ({name})" for name, words in now.unknown.items())
         self._say(unknown and f"The encoder never read these words, and its answer to them is random: {unknown}")
-        table = pd.DataFrame(class_rows(before, now)).set_index("class")
+        table = pd.DataFrame(class_rows(before, now)).set_index("class").rename_axis(None)
         table[["iou", "change"]] *= 100
-        forms = {"iou": "{:.1f}".format, "change": "{:+.1f}".format, "margin": "{:.3f}".format}
+        table.columns = ["IoU %", "change", "segments", "median margin"]
+        forms = dict(zip(table, ("{:.1f}".format, "{:+.1f}".format, str, "{:.3f}".format), strict=True))
         self.gallery.value, self.margins.value = _png(self.lab.picture(now)), _png(margin_figure(before, now))
         self.table.value = table.to_html(formatters=forms, na_rep="–", border=0)
         self.status.value = (
