@@ -353,10 +353,10 @@ class Panel(widgets.VBox):
         self.message, self.status, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.margins, self.gallery = widgets.Image(width=400), widgets.Image()
         buttons = widgets.HBox([self.best, self.reset, self.save])
-        boxes = widgets.VBox([*self.words.values(), self.templates, self.threshold, buttons, self.message])
+        boxes = [*self.words.values(), self.templates, self.threshold, buttons]
         seen = widgets.VBox([self.table, self.margins])
-        both = widgets.HBox([boxes, seen], layout={"flex_flow": "row wrap"})
-        super().__init__([self.status, both, self.gallery])
+        both = widgets.HBox([widgets.VBox(boxes, layout={"width": "410px"}), seen], layout={"flex_flow": "row wrap"})
+        super().__init__([self.status, self.message, both, self.gallery])
         self.add_class("plg-lab")
         self.table.add_class("plg-classes")
         for box in self.words.values():
@@ -392,18 +392,17 @@ class Panel(widgets.VBox):
             self._say(f"{self.wrong}. The results below are those of the last valid words.")
             return
         milliseconds, self.wrong = 1000 * (time.perf_counter() - start), ""
-        unknown = "; ".join(f"{', '.join(words)} ({name})" for name, words in now.unknown.items())
-        self._say(unknown and f"The encoder never read these words, and its answer to them is random: {unknown}")
         table = pd.DataFrame(class_rows(before, now)).set_index("class").rename_axis(None)
         table[["iou", "change"]] *= 100
         table.columns = ["IoU %", "change", "segments", "median margin"]
         forms = dict(zip(table, ("{:.1f}".format, "{:+.1f}".format, str, "{:.3f}".format), strict=True))
         self.gallery.value, self.margins.value = _png(self.lab.picture(now)), _png(margin_figure(before, now))
         self.table.value = table.to_html(formatters=forms, na_rep="–", border=0)
-        self.status.value = (
-            f"{now} ({100 * (now.mean_iou - before.mean_iou):+.1f}) · {100 * changed(before, now).mean():.1f} % of the "
-            f"pixels changed · {len(now.labels)} images in {milliseconds:.0f} ms"
-        )
+        unknown = "; ".join(f"{', '.join(words)} ({name})" for name, words in now.unknown.items())
+        self._say(unknown and f"The encoder never read these words, and its answer to them is random: {unknown}")
+        points = f" ({100 * (now.mean_iou - before.mean_iou):+.1f})" if self.lab.truths else ""
+        pixels = f"{100 * changed(before, now).mean():.1f} % of the pixels changed"
+        self.status.value = f"{now}{points} · {pixels} · {len(now.labels)} images in {milliseconds:.0f} ms"
 
     def _say(self, text: str) -> None:
         self.message.value = html.escape(text)

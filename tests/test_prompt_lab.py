@@ -156,6 +156,7 @@ def test_without_a_truth_or_a_background(tmp_path):
         assert panel.best.disabled and not panel.wrong
         assert panel.threshold.disabled == (each is everything)
         assert ("no truth" in panel.status.value) == (each is not everything)
+        assert "nan" not in panel.status.value
 
 
 def test_classes_of_another_set_and_a_sentence_that_is_too_long_are_refused(lab):
