@@ -63,6 +63,35 @@ def parse(content: Any) -> Classes:
     return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
 
 
+def content_of(classes: Classes) -> dict[str, Any]:
+    """The content of a class file, as `parse` reads it."""
+    rows = [
+        {"name": name, "words": list(words), "colour": [int(part) for part in colour]}
+        for name, words, colour in zip(classes.names, classes.words, classes.colours, strict=True)
+    ]
+    content: dict[str, Any] = {"version": 1, "templates": list(classes.templates)}
+    if classes.background is not None:
+        content["background"] = rows.pop(classes.background)["words"]
+    return content | {"classes": rows}
+
+
+def write(path: str | Path, classes: Classes) -> None:
+    """Write a class file that `read` turns into equal classes; a ValueError if no class file can hold them."""
+    content = content_of(classes)
+    with files.atomic(path) as partial:
+        text = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, allow_unicode=True, width=110)
+        partial.write_text(text, encoding="utf-8")
+        try:
+            fits = read(partial) == classes
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"these classes do not fit a class file, so {path} was not written. With a background, class 0 is black"
+                f" and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
+            )
+
+
 def sha256(classes: Classes) -> str:
     """SHA-256 of what a class file says, in hex: comments and layout of the file do not change it."""
     return hashlib.sha256(json.dumps(asdict(classes), sort_keys=True).encode()).hexdigest()
@@ -92,19 +121,3 @@ def _colour(value: Any, name: str) -> tuple[int, int, int]:
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
         raise ValueError(f"the colour of {name} is {files.shown(value)}, not [red, green, blue] with 0 to 255 each")
     return tuple(value)
-
-
-def write(path: str | Path, classes: Classes) -> None:
-    """Write a class file from which `read` gets equal classes."""
-    first = (classes.background, classes.names[0], classes.colours[0])
-    if classes.background is not None and first != (0, "background", (0, 0, 0)):
-        raise ValueError(f"{path} was not written: the background of a class file is class 0, called background, black")
-    rows = [
-        {"name": name, "words": list(words), "colour": list(colour)}
-        for name, words, colour in zip(classes.names, classes.words, classes.colours, strict=True)
-    ]
-    content: dict[str, Any] = {"version": 1, "templates": list(classes.templates)}
-    if classes.background is not None:
-        content["background"] = rows.pop(0)["words"]
-    with files.atomic(path) as partial:
-        partial.write_text(yaml.safe_dump(content | {"classes": rows}, sort_keys=False, allow_unicode=True), "utf-8")

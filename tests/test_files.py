@@ -259,7 +259,7 @@ def test_a_written_class_file_gives_equal_classes(tmp_path):
     for classes in [*ours, class_files.parse({"classes": [{"name": "no", "words": ["Bär: 1"]}]})]:
         class_files.write(tmp_path / "a.yaml", classes)
         assert class_files.read(tmp_path / "a.yaml") == classes
-    with pytest.raises(ValueError, match="a.yaml was not written: the background"):
+    with pytest.raises(ValueError, match="do not fit a class file, so .*a.yaml was not written"):
         class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
 
 
