@@ -43,7 +43,6 @@ Looking: what came out.
     tables        results of several runs as CSV and LaTeX
     review        label maps for annotation tools, and corrected ones back
     prompt_lab    other words, templates and thresholds on cached embeddings
-    costs         what a run costs on this machine, from a few images and steps
     doctor        whether a run will work on this machine
     figures       every figure of the notebooks
     page          a run as one HTML page
