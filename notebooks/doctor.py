@@ -1,7 +1,6 @@
 """Ask before a long run: will it work on this machine, and what will it cost?
 
-    make doctor RUN=voc_92 ARGS="-p data_root ..."     # without RUN the demo
-    python notebooks/doctor.py RUN -p NAME VALUE       # a run with changed parameters, as for run.py
+    make doctor RUN=voc_92 ARGS="-p data_root ..."     # without RUN the demo; -p NAME VALUE as for run.py
 
 Executes 09_doctor.ipynb and prints what it found. The run's own folder is not touched: the executed notebook and
 09_doctor.json are below results/local/doctor. The exit code is 1 if something would stop the run.
@@ -9,6 +8,7 @@ Executes 09_doctor.ipynb and prints what it found. The run's own folder is not t
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 import run
@@ -21,15 +21,15 @@ NOTEBOOK = run.NOTEBOOKS / "09_doctor.ipynb"
 def examined(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """What is examined of a run: `parameters`, `presets` (name: parameters), `axes` and `shared`; of a grid point 1."""
     recipe = run.read(name)
+    recipe = replace(recipe, known=recipe.known | {NOTEBOOK: run.defaults(NOTEBOOK)})  # so that -p hours is checked too
     axes = {axis: values for axis, values in recipe.axes.items() if axis not in changes}
     changes = {axis: values[0] for axis, values in axes.items()} | changes
 
     def parameters(more: dict[str, Any]) -> dict[str, Any]:
-        # 00 does all steps on one image: that costs nothing, and its parameters do not mean that a stage is run.
-        steps = [step for step in run.steps_of(recipe, changes | more, name) if not step.notebook.stem.startswith("00")]
         found = run.defaults(run.NOTEBOOKS / "01_data.ipynb") | {"device": "auto"}
-        for step in steps:
-            found |= run.defaults(step.notebook) | step.parameters
+        for step in run.steps_of(recipe, changes | more, name):
+            if not step.notebook.stem.startswith(("00", "09")):  # 00 takes one image, whatever the run has
+                found |= run.defaults(step.notebook) | step.parameters
         return found
 
     presets = {preset: parameters({"preset": preset}) for preset in run.presets()}
@@ -44,27 +44,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     try:
         given = run.written_out([(name, run.literal(value, f"the value of {name}")) for name, value in options.p])
-        own = {name: given[name] for name in ("hours", "timed_images", "timed_steps", "patience") if name in given}
-        changes = {name: value for name, value in given.items() if name not in own}
-        parameters = examined(options.run, changes)["parameters"]
+        examined(options.run, given)
     except run.Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2
+    own = {name: given.pop(name) for name in run.defaults(NOTEBOOK) if name in given}
     folder = files.results_root() / "doctor" / options.run
     print(f"{options.run}: {NOTEBOOK.name} takes a minute or a few", flush=True)
     try:
         with run.environment(PLG_RESULTS=str(files.results_root()), PYDEVD_DISABLE_FILE_VALIDATION="1"):
-            run.execute(run.Step(NOTEBOOK, {"run": options.run, "changes": changes} | own), folder)
-    except Exception as error:
-        print(f"The notebook stopped, so nothing was timed:\n{run.last_lines(error)}", file=sys.stderr)
-        try:
-            from plg_utils import doctor  # imports torch, which may be broken
-
-            print(doctor.report([*doctor.packages(), *doctor.device(parameters)]))
-        except ImportError as broken:
-            print(f"stop: a package cannot be imported ({broken})\n -> rm -f .venv/.ready && make doctor")
+            run.execute(run.Step(NOTEBOOK, {"run": options.run, "changes": given} | own), folder)
+    except Exception as error:  # a package that cannot be imported, a kernel that is killed
+        print(f"stop: the notebook stopped, so nothing was timed\n{run.last_lines(error)}", file=sys.stderr)
+        print(" -> is a package broken? rm -f .venv/.ready && make doctor. Was memory full? -p images_at_once 1")
         return 1
-    content = files.read_json(folder / "09_doctor.json")
+    content = files.read_json(folder / NOTEBOOK.with_suffix(".json").name)
     print(f"{content['text']}\n\nnotebook: {folder / NOTEBOOK.name}")
     return int(any(finding["level"] == "stop" for finding in content["findings"]))
 

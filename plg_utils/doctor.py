@@ -19,6 +19,7 @@ from importlib import metadata
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch  # patch.dict changes a dict while a block runs
 
@@ -43,6 +44,7 @@ NEEDS = {  # stages that cannot be timed without the weights that an option name
     "encoder_options": ("segments", "labels_cam", "labels_boxes"),
     "detector_options": ("labels_boxes",),
 }
+MODELS = {"mask_options": (masks, "mask_model"), "encoder_options": (encoders, "encoder")}  # folder, and who names it
 TEXTS = ("stage", "unit", "not measured")
 COLUMNS = ["stage", "times", "unit", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB", TEXTS[-1]]
 
@@ -88,11 +90,11 @@ def packages() -> list[Finding]:
         try:
             version = metadata.version(wanted.name)
         except metadata.PackageNotFoundError:
-            found.append(Finding("stop", "packages", f"{wanted.name} is not installed", AGAIN))
-            continue
+            version = "not installed"
         if version.partition("+")[0] not in locked:  # torch's 2.11.0+cpu is 2.11.0
-            level = "warning" if wanted.specifier.contains(version, prereleases=True) else "stop"
+            runs = version != "not installed" and wanted.specifier.contains(version, prereleases=True)
             text = f"{wanted.name} is {version}, and requirements.lock has {' or '.join(locked)}: numbers may differ"
+            level = "warning" if runs else "stop"
             found.append(Finding(level, "packages", text, AGAIN))
     try:
         importlib.import_module("clip").tokenize  # noqa: B018  a package for the clipboard has the same name
@@ -205,12 +207,8 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
 
 def _weights_of(parameters: Parameters) -> Iterator[tuple[str, str | Path | None]]:
     """Each option of the run that names weights, and these; None are random ones."""
-    if "mask_options" in parameters:
-        build = choices.choice(masks.__name__, parameters.get("mask_model", "sam"), "mask model").build
-        yield "mask_options", stages._checkpoint(build, parameters["mask_options"])
-    if "encoder" in parameters:
-        build = choices.choice(encoders.__name__, parameters["encoder"], "encoder").build
-        yield "encoder_options", stages._checkpoint(build, parameters["encoder_options"])
+    for option in [option for option in MODELS if option in parameters]:
+        yield option, stages._checkpoint(_module(parameters, option).build, parameters[option])
     if parameters.get("detector") == "grounding_dino":
         yield "detector_options", parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
     if "classifier" in parameters.get("cam_sources", ()):
@@ -218,6 +216,12 @@ def _weights_of(parameters: Parameters) -> Iterator[tuple[str, str | Path | None
         yield "classifier_options", segmenters.checkpoint("deeplabv3plus", **options)
     if "segmenter" in parameters:
         yield "segmenter_options", segmenters.checkpoint(parameters["segmenter"], **parameters["segmenter_options"])
+
+
+def _module(parameters: Parameters, option: str) -> ModuleType:
+    """The file of the model that an option of MODELS belongs to; notebook 06 always takes sam."""
+    package, name = MODELS[option]
+    return choices.choice(package.__name__, parameters.get(name, "sam"), name)
 
 
 def _look_at(name: str | Path | None) -> tuple[Finding, int | None]:
@@ -296,11 +300,7 @@ def repeats(axes: Mapping[str, Sequence], shared: Sequence[str] | None) -> dict[
 
 
 def measure(
-    whole: Dataset | None,
-    parameters: Parameters,
-    absent: Sequence[str] = (),
-    points: Mapping[str, int] | None = None,
-    **timing,
+    whole: Dataset | None, parameters: Parameters, absent: Sequence[str] = (), points: dict | None = None, **timing
 ) -> tuple[pd.DataFrame, list[Finding]]:
     """Do the stages of a run on a few images and steps, and multiply: the cost card, and what would stop the run.
 
@@ -308,10 +308,8 @@ def measure(
     points: of a grid, see `repeats`; timing: options of `_time`
     returns: columns of COLUMNS; the last row is the total
     """
-    points, rows = points or {"all": 1}, []
-    few, many, steps, failed = {}, {}, 1, "the data set cannot be loaded"
-    if whole:
-        few, many, steps, failed = _time(whole, parameters, absent, **timing)
+    points, rows, nothing = points or {"all": 1}, [], ({}, {}, 1, "the data set cannot be loaded")
+    few, many, steps, failed = _time(whole, parameters, absent, **timing) if whole else nothing
     for name, made in many.items():
         method, number = stages.METHODS.get(name.removeprefix("network_")), made["parameters"].get("steps")
         if number and method and method.epochs:
@@ -321,8 +319,8 @@ def measure(
         else:
             times = sum(len(getattr(whole, split)) for split in made["splits"])
         often, before = points.get(name, points["all"]), few.get(name, made)
-        once, each = line(*((part["count"], part["wall_seconds"]) for part in (before, made)))
-        written, for_each = line(*((part["count"], part["bytes"]) for part in (before, made)))
+        once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])
+        written, for_each = line(before["count"], before["bytes"], made["count"], made["bytes"])
         row = {"stage": name, "times": times * often, "unit": "step" if number else "image", "not measured": ""}
         costs = {"seconds once": once * often, "seconds each": each, "hours": often * (once + each * times) / HOUR}
         costs |= {"GB": often * (written + for_each * times) / GB, "memory MB": made["peak_memory_mb"]}
@@ -330,7 +328,7 @@ def measure(
         lacking = [option for option in absent if name.startswith(NEEDS.get(option, ("no stage",)))]
         rows.append(row | ({"not measured": f"the weights of {lacking[0]} are not here"} if lacking else costs))
     if failed:
-        rows.append({"stage": "all further stages", "unit": "", "not measured": failed})
+        rows.append({"stage": "all further stages" if many else "all stages", "unit": "", "not measured": failed})
     card = pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in COLUMNS if name not in TEXTS})
     total = {"stage": "total", "unit": ""} | {name: card[name].sum() for name in ("hours", "GB")}
     total |= {name: card[name].max() for name in ("memory MB", "GPU MB")}
@@ -341,12 +339,7 @@ def measure(
 
 
 def _time(
-    whole: Dataset,
-    parameters: Parameters,
-    absent: Sequence[str],
-    images: int = 8,
-    steps: int = 3,
-    patience: float = 120.0,
+    whole: Dataset, parameters: Parameters, absent: list, images: int = 8, steps: int = 3, patience: float = 120
 ) -> tuple[dict, dict, int, str]:
     """Time the stages on one image and step, and on more: `_rehearse` of both, the steps of the second, what failed.
 
@@ -368,9 +361,8 @@ def _time(
     return few, many, steps, failed
 
 
-def line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
-    """From (count, value) twice: the value at count 0, and the value of each one."""
-    (count, value), (more, larger) = few, many
+def line(count: int, value: float, more: int, larger: float) -> tuple[float, float]:
+    """From two counts and their values: the value at count 0, and what each one adds."""
     each = max(0.0, (larger - value) / (more - count)) if more > count else larger / max(1, more)
     return max(0.0, larger - each * more), each
 
@@ -384,10 +376,7 @@ def _cut(whole: Dataset, count: int) -> Dataset:
 def _without(absent: Sequence[str], parameters: Parameters, whole: Dataset) -> dict[str, Any]:
     """Parameters for the timing: small random networks in place of absent weights, nothing compiled."""
     small = {name: value for name, value in parameters.items() if name != "run"} | {"compiled": False}
-    if "mask_options" in absent:
-        small["mask_options"] = choices.choice(masks.__name__, small.get("mask_model", "sam"), "mask model").SMOKE
-    if "encoder_options" in absent:
-        small["encoder_options"] = choices.choice(encoders.__name__, small["encoder"], "encoder").SMOKE
+    small |= {option: _module(parameters, option).SMOKE for option in MODELS if option in absent}
     if "detector_options" in absent:
         small |= {"detector": "clip_boxes", "detector_options": {}}
     for option in {"segmenter_options", "classifier_options"} & set(absent):
