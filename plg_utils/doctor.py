@@ -320,11 +320,11 @@ def measure(
             times = sum(len(getattr(whole, split)) for split in made["splits"])
         often, before = points.get(name, points["all"]), few.get(name, made)
         once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])
-        written, for_each = line(before["count"], before["bytes"], made["count"], made["bytes"])
+        written = made["bytes"] if number else made["bytes"] / max(1, made["count"]) * times
         row = {"stage": name, "times": times * often, "unit": "step" if number else "image", "not measured": ""}
         costs = {"seconds once": once * often, "seconds each": each, "hours": often * (once + each * times) / HOUR}
-        costs |= {"GB": often * (written + for_each * times) / GB, "memory MB": made["peak_memory_mb"]}
-        costs |= {"GPU MB": made["peak_cuda_memory_mb"]}
+        costs |= {"GB": often * written / GB}
+        costs |= {"memory MB": made["peak_memory_mb"], "GPU MB": made["peak_cuda_memory_mb"]}
         lacking = [option for option in absent if name.startswith(NEEDS.get(option, ("no stage",)))]
         rows.append(row | ({"not measured": f"the weights of {lacking[0]} are not here"} if lacking else costs))
     if failed:
@@ -343,8 +343,9 @@ def _time(
 ) -> tuple[dict, dict, int, str]:
     """Time the stages on one image and step, and on more: `_rehearse` of both, the steps of the second, what failed.
 
-    The difference of the two is what images and steps cost without loading a model. A pass before them warms up; if it
-    takes longer than `patience` seconds it is the first of the two, and the second has two images and steps.
+    The difference of the two is what images and steps cost without loading a model. One image and step are timed twice,
+    since the first time warms up, and the faster time counts. If that takes longer than `patience` seconds, there is no
+    second time, and more are two images and steps.
     """
     small = _without(absent, parameters, whole)
     for sample in [sample for split in SPLITS for sample in getattr(_cut(whole, images), split)]:
@@ -355,16 +356,20 @@ def _time(
             begin = time.perf_counter()
             few, _ = _rehearse(whole, small, "warm_up", 1, 1)
             slow = time.perf_counter() - begin > patience
-            few = few if slow else _rehearse(whole, small, "few", 1, 1)[0]
+            for name, again in ({} if slow else _rehearse(whole, small, "few", 1, 1)[0]).items():
+                again["wall_seconds"] = min(again["wall_seconds"], few.get(name, again)["wall_seconds"])
+                few[name] = again
             images, steps = (2, 2) if slow else (images, 1 + steps)
             many, failed = _rehearse(whole, small, "many", images, steps)
     return few, many, steps, failed
 
 
-def line(count: int, value: float, more: int, larger: float) -> tuple[float, float]:
-    """From two counts and their values: the value at count 0, and what each one adds."""
-    each = max(0.0, (larger - value) / (more - count)) if more > count else larger / max(1, more)
-    return max(0.0, larger - each * more), each
+def line(count: int, seconds: float, more: int, longer: float) -> tuple[float, float]:
+    """From two counts and their times: seconds once, and seconds each. Without a difference, all is for each one."""
+    if more <= count or longer <= seconds:  # a busy machine: rather too long than too short
+        return 0.0, longer / max(1, more)
+    each = (longer - seconds) / (more - count)
+    return max(0.0, longer - each * more), each
 
 
 def _cut(whole: Dataset, count: int) -> Dataset:

@@ -236,7 +236,7 @@ def test_data_that_is_read_at_another_size(tmp_path):
 
 def test_a_line_through_two_measurements():
     assert doctor.line(2, 7.0, 5, 13.0) == (3.0, 2.0)  # loading takes 3 s, an image 2 s
-    assert doctor.line(2, 7.0, 5, 6.0) == (6.0, 0.0)
+    assert doctor.line(2, 7.0, 5, 6.0) == (0.0, 1.2)  # a busy machine
     assert doctor.line(5, 10.0, 5, 10.0) == (0.0, 2.0)
 
 
@@ -324,6 +324,21 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     assert counted["network_mine"] == 12 and counted["cam_network"] == 2
     assert counted == {name: each["parameters"].get("steps") or each["counts"]["images"] for name, each in done.items()}
     assert (card["memory MB"] > 100).all() and card["hours"].iloc[-1] == pytest.approx(card["hours"][:-1].sum())
+
+
+def test_the_faster_of_two_times_counts_unless_the_machine_is_slow(world, monkeypatch):
+    seconds, asked = iter([9.0, 2.0, 4.0, 9.0, 4.0]), []
+
+    def rehearse(whole, small, name, images, steps):
+        asked.append((images, steps))
+        return {"masks": made(next(seconds), images)}, ""
+
+    monkeypatch.setattr(doctor, "_rehearse", rehearse)
+    data = doctor.data(tiny(world))[0]
+    few, many, steps, _ = doctor._time(data, tiny(world), [], images=8, steps=3)
+    assert (few["masks"]["wall_seconds"], many["masks"]["wall_seconds"], steps) == (2.0, 4.0, 4)
+    few, _, steps, _ = doctor._time(data, tiny(world), [], patience=-1)
+    assert asked == [(1, 1), (1, 1), (8, 4), (1, 1), (2, 2)] and few["masks"]["wall_seconds"] == 9.0
 
 
 def test_what_fails_in_a_stage_stops_the_run(world):
