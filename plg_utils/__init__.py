@@ -42,7 +42,6 @@ Looking: what came out.
     statistics    confidence intervals, means and paired differences
     tables        results of several runs as CSV and LaTeX
     review        label maps for annotation tools, and corrected ones back
-    costs         what a run costs on this machine, from a few images and steps
     check         whether a data set can be used: python -m plg_utils.check
     doctor        whether a run will work on this machine
     figures       every figure of the notebooks

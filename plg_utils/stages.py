@@ -296,11 +296,14 @@ def _lazily(build: Callable[[], Callable]) -> Callable:
     return lambda *inputs: build()(*inputs)
 
 
-def _checkpoint(package: ModuleType, name: str, options: dict) -> str | Path | None:
+def checkpoint_of(build: Callable, options: dict) -> str | Path | None:
     """The weights that a model is built with: its option `checkpoint`, or the default of this option, if it has one."""
-    build = choices.choice(package.__name__, name, "model").build
     default = signature(build).parameters.get("checkpoint")
     return options.get("checkpoint", default.default if default else None)
+
+
+def _checkpoint(package: ModuleType, name: str, options: dict) -> str | Path | None:
+    return checkpoint_of(choices.choice(package.__name__, name, "model").build, options)
 
 
 @lru_cache(maxsize=1)
