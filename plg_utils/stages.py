@@ -920,6 +920,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
 
     if "mask_model" in parameters:
         yield from (call(function) for function in (masks, segments, labels))
+    if parameters.get("sure_from") is not None:
+        yield call(sure_labels)
     if "cam_sources" in parameters:
         sources = parameters["cam_sources"]
         if "classifier" in sources:
