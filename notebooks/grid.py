@@ -463,8 +463,7 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
         print(f"{len(copies)} files in {grid.published}")
         failed, content = [], files.read_json(copies[-1])
     else:
-        for stage in grid.writers:  # what cannot be shared is refused before any work
-            reaching(stage)
+        grid.writers  # noqa: B018  what cannot be shared is refused before any work
         failed = make(grid, execute_all, keep=options.keep)
         content = collect(grid)
         files.write_json(grid.folder / "grid.json", content)

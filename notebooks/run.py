@@ -225,7 +225,7 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
         part = name == "labelled" and given is str  # such as "1/8"
         if not (given is kind or (kind, given) == (float, int) or part or value is None or default is None):
             what = f"{name} is {value!r}, a {given.__name__}"
-            raise Refused(f"{what}; give a {kind.__name__}, such as the default {default!r}")
+            raise Refused(f"{what}; give a value of type {kind.__name__}, such as the default {default!r}")
         if name in COUNTS and given is int and value < 1:
             raise Refused(f"{name} is {value!r}; give a whole number from 1 on, such as the default {default!r}")
 
@@ -391,12 +391,13 @@ def do_stages(steps: list[Step], folder: Path) -> None:
     with distributed.main_first():
         content = note(steps, folder)
     known, both = content["parameters"], ("labelled", "unlabelled")
+    run = known.pop("run")
     opened = {"truth_of": both if "full" in known.get("methods", ()) else both[:1]}
     opened |= {"tags_of": both} if known.get("cam_sources") else {}
     chosen = {name: known[name] for name in ("labelled", "seed")}
     data = datasets.load(known["dataset"], **chosen, **opened, **known["dataset_options"])
     place = {name: known[name] for name in ("device", "images_at_once") if name in known}
-    for name in stages.everything(stages.open_run(content["run"], data, **place), known):
+    for name in stages.everything(stages.open_run(run, data, **place), known):
         if distributed.is_main():
             print(name, flush=True)
     distributed.stop()
