@@ -104,7 +104,9 @@ def smaller(sample: Sample, factor: int) -> Sample:
         height, width = label.shape[0] // factor, label.shape[1] // factor
         return np.ascontiguousarray(label[factor // 2 :: factor, factor // 2 :: factor][:height, :width])
 
-    return replace(sample, read_image=image, read_truth=truth if sample.read_truth else None)
+    content = {"read_content": lambda: f"{factor}:{sample.content}"}  # another size is another image
+    content |= {"read_truth_content": lambda: f"{factor}:{sample.truth_content}"}
+    return replace(sample, read_image=image, read_truth=truth if sample.read_truth else None, **content)
 
 
 def spaced(frames: int, count: int, seed: int) -> list[int]:
