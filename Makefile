@@ -1,4 +1,4 @@
-# What can be done here; `make` alone prints the list. Everything runs in .venv, which the first command creates.
+# What you can do here; `make` alone prints the list. Everything runs in .venv, which the first command creates.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,24 +18,24 @@ OMP_NUM_THREADS ?= $(shell test "$$(nproc 2>/dev/null || getconf _NPROCESSORS_ON
 export OMP_NUM_THREADS
 
 # glibc gives every large tensor back to the kernel when it is freed, and asks for it again in the next step. Where page
-# faults are dear that is most of the time: forward and backward of SAM's decoder took 4.5 s with it and 1.5 s without.
+# faults are slow that is most of the time: forward and backward of SAM's decoder took 4.5 s with it and 1.5 s without.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 8000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test test-browser check torture bench lab publish lock
+.PHONY: help demo doctor test test-browser check torture bench tables lab publish lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(READY)  ## run notebooks 00 to 05 on the storybook world, print the results
+demo: $(READY)  ## execute notebooks 00 to 05 on the storybook, print the results
 	@$(BIN)/python notebooks/run.py demo
 
-doctor: $(READY)  ## RUN=voc_92 ARGS="-p data_root ...": will that run (or the demo) work here, and what will it cost?
+doctor: $(READY)  ## RUN=voc_92 ARGS="-p data_root ...": will this run (default: demo) work here, and what will it cost?
 	@$(BIN)/python notebooks/doctor.py "$(or $(RUN),demo)" $(ARGS)
 
-test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo again and compare
+test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo again and compare
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pytest --durations=15 tests $(PRINTS) --nbval --nbval-current-env \
@@ -44,27 +44,30 @@ test: $(READY)  ## lint, run the tests, compute the notebooks in results/demo ag
 test-browser: .venv/.browser  ## open every notebook in JupyterLab and the results page in headless Chromium, keep screenshots
 	@PLG_BROWSER=1 $(BIN)/pytest --durations=15 tests/browser
 
-check: $(READY)  ## RUN=demo: compute the print of any committed run anew, and compare cell by cell
+check: $(READY)  ## RUN=demo: execute a published run again and compare it cell by cell
 	@test -n "$(RUN)" || { echo "Say which run: make check RUN=demo"; exit 2; }
 	@$(BIN)/python notebooks/check.py "$(RUN)"
 
-torture: $(READY)  ## kill runs, damage files, change threads; results/reliability.json counts (half an hour)
+torture: $(READY)  ## kill runs, damage files, change threads; writes results/reliability.json (half an hour)
 	@$(BIN)/python tests/torture/malformed.py --write results/reliability.json
 	@$(BIN)/python tests/torture/fuzz.py --write results/reliability.json
 	@$(BIN)/python tests/torture/kills.py --write results/reliability.json
 	@$(BIN)/python tests/torture/determinism.py --write results/reliability.json
 
-bench: $(READY)  ## time ours beside the originals, in turn and in one process; results/bench keeps the numbers
+bench: $(READY)  ## time ours and the originals in turn, in one process; writes results/bench
 	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
+
+tables: $(READY)  ## write the tables and numbers of README.md, docs/ and results/README.md from results/
+	@$(BIN)/python docs/tables.py
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@cd notebooks && ../$(BIN)/jupyter lab
 
-publish: $(READY)  ## RUN=demo: copy a finished run from results/local to results, to be committed
+publish: $(READY)  ## RUN=demo: copy a finished run from results/local to results, to commit it
 	@test -n "$(RUN)" || { echo "Say which run: make publish RUN=demo"; exit 2; }
 	@$(BIN)/python notebooks/run.py "$(RUN)" --publish
 
-lock: $(READY)  ## write the lock files anew; versions that still fit pyproject.toml stay
+lock: $(READY)  ## write the lock files again; versions that still fit pyproject.toml stay
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group browser \

@@ -1,34 +1,35 @@
 """What more processes gain when images are labelled: python benchmarks/bench_processes.py
 
-Notebook 02 on scenes of the storybook, by one, two and four processes with a core each, as its parameter `processes`
-starts them. Seconds are those of the stages by the wall (masks, embeddings, labels), without the imports before; the
-label maps must be the same to the byte.
+The stages of notebook 02 on scenes of the storybook, by one, two and four processes with a core each, as the parameter
+`processes` starts them. Seconds are the wall time of the stages (masks, embeddings, labels), without imports.
+The label maps must be the same to the byte.
 """
 
 import os
 import statistics
-import subprocess
 import tempfile
 from hashlib import sha256
 from pathlib import Path
 
 import side_by_side
+import torch
 
-from plg_utils import distributed, files
+from plg_utils import datasets, files, stages
 
 STAGES = ("masks", "segments", "labels_zero_shot")
 
 
 def label(processes: int, images: int, folder: Path) -> tuple[float, str]:
     """Label scenes in a folder of results; return the seconds of the stages and a hash of all label maps."""
-    parameters = folder / "parameters.json"
-    files.write_json(parameters, {"run": "bench", "dataset_options": {"limit": images}, "device": "cpu"})
-    notebook = files.ROOT / "notebooks" / "02_zero_shot_labels.ipynb"
-    command = distributed.command(processes, notebook, parameters)
-    environment = os.environ | {"PLG_RESULTS": str(folder), "OMP_NUM_THREADS": "1", "PLG_PROGRESS": "0"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    manifests = [files.read_json(folder / "bench" / stage / "manifest.json") for stage in STAGES]
-    maps = sorted((folder / "bench" / "labels_zero_shot").glob("*.png"))
+    os.environ["PLG_RESULTS"] = str(folder)
+    data = datasets.load("storybook", labelled=12, limit=images)
+    run = stages.open_run("bench", data, device="cpu", processes=processes)
+    clip = {"encoder": "clip", "encoder_options": {"checkpoint": "miniature_clip"}}
+    stages.masks(run, mask_model="sam", mask_options={"checkpoint": "miniature_sam"})
+    stages.segments(run, **clip, embedding_options={})
+    stages.labels(run, **clip, rule="cosine", threshold=None, default_threshold=0.2, overlap="score")
+    manifests = [files.read_json(run.folder / stage / "manifest.json") for stage in STAGES]
+    maps = sorted((run.folder / "labels_zero_shot").glob("*.png"))
     digest = sha256(b"".join(path.read_bytes() for path in maps)).hexdigest()
     return sum(manifest["wall_seconds"] for manifest in manifests), digest
 
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.set_defaults(repeats=3)
     options = parser.parse_args()
+    os.environ["PLG_PROGRESS"] = "0"
+    torch.set_num_threads(1)
     counts = [count for count in options.processes if count <= (os.cpu_count() or 1)]
     taken: dict[int, list[float]] = {count: [] for count in counts}
     digests = set()

@@ -41,10 +41,11 @@ Looking: what came out.
     statistics    confidence intervals, means and paired differences
     tables        results of several runs as CSV and LaTeX
     review        label maps for annotation tools, and corrected ones back
-    prompt_lab    other words, templates and thresholds on cached embeddings
     costs         what a run costs on this machine, from a few images and steps
+    check         whether a data set can be used: python -m plg_utils.check
     doctor        whether a run will work on this machine
     figures       every figure of the notebooks
+    prompt_lab    other words, templates and thresholds on cached embeddings
     page          a run as one HTML page
     score         scores any folder of label maps: python -m plg_utils.score
 

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from plg_utils import files
 from plg_utils.records import IGNORE, Classes
 
@@ -59,6 +61,35 @@ def parse(content: Any) -> Classes:
     if len(names) > IGNORE:
         raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
     return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
+
+
+def content_of(classes: Classes) -> dict[str, Any]:
+    """The content of a class file, as `parse` reads it."""
+    rows = [
+        {"name": name, "words": list(words), "colour": [int(part) for part in colour]}
+        for name, words, colour in zip(classes.names, classes.words, classes.colours, strict=True)
+    ]
+    content: dict[str, Any] = {"version": 1, "templates": list(classes.templates)}
+    if classes.background is not None:
+        content["background"] = rows.pop(classes.background)["words"]
+    return content | {"classes": rows}
+
+
+def write(path: str | Path, classes: Classes) -> None:
+    """Write a class file that `read` turns into equal classes; a ValueError if no class file can hold them."""
+    content = content_of(classes)
+    with files.atomic(path) as partial:
+        text = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, allow_unicode=True, width=110)
+        partial.write_text(text, encoding="utf-8")
+        try:
+            fits = read(partial) == classes
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"these classes do not fit a class file, so {path} was not written. With a background, class 0 is black"
+                f" and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
+            )
 
 
 def sha256(classes: Classes) -> str:

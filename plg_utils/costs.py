@@ -402,7 +402,7 @@ def measure_naming(
         return guess.label
 
     def choose(_):
-        score = partial(mean_iou, num_classes=count)
+        score = partial(mean_iou, num_classes=count, background=background)
         return segment_match.choose_threshold(embeddings, segments, labels, *texts, GRID, mean_iou=score, **how)
 
     def sharpen(k: int) -> None:
@@ -420,10 +420,12 @@ def measure_naming(
     return found
 
 
-def mean_iou(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], num_classes: int) -> float:
+def mean_iou(
+    truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], num_classes: int, background: int | None
+) -> float:
     """Mean IoU over images, as notebook 02 chooses by."""
     pairs = zip(truths, guesses, strict=True)
-    return metrics.scores(sum(metrics.confusion(*pair, num_classes) for pair in pairs)).mean_iou
+    return metrics.scores(sum(metrics.confusion(*pair, num_classes) for pair in pairs), background=background).mean_iou
 
 
 def empty(sample: Sample) -> np.ndarray:

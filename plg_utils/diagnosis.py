@@ -1,7 +1,7 @@
-"""Why a label map is wrong: kinds of error, borders, and whether its confidence may be believed.
+"""Why a label map is wrong: its kinds of error, its borders, and the calibration of its confidence.
 
-As with `metrics.confusion`, a function counts one image (`error_types`, `boundaries`, `calibration`), and counts are
-added up over the data set; `boundary_scores` and `reliability` read the sums.
+`error_types`, `boundaries` and `calibration` count one image, as `metrics.confusion` does. Add their counts up over the
+data set, and give the sums to `boundary_scores` and `reliability`.
 """
 
 import math
@@ -21,8 +21,8 @@ OUTCOMES = ("boundary", "background bleed", "missed object", "wrong class", "rig
 def default_band(size: tuple[int, int]) -> int:
     """Width in pixels of the boundary band of an image of this size (H, W).
 
-    3 where the longer side has 128 pixels (storybook), 5 where it has 500 (VOC), on a straight line between and beyond
-    them, at least 1.
+    3 if the longer side has 128 pixels (storybook), 5 if it has 500 (VOC); other sizes are on the straight line
+    through these two. At least 1.
     """
     return max(1, round(3 + (max(size) - 128) * (5 - 3) / (500 - 128)))
 
@@ -30,18 +30,18 @@ def default_band(size: tuple[int, int]) -> int:
 def error_types(
     truth: np.ndarray, label: np.ndarray, num_classes: int, *, background: int | None = 0, band: int | None = None
 ) -> np.ndarray:
-    """Count the pixels of each true class by what happened to them: the kinds of error, or right.
+    """Count the pixels of each true class by their outcome: a kind of error, or right.
 
-    Each pixel with a truth falls under exactly one of OUTCOMES, the first that fits:
+    Each pixel with a truth has exactly one of OUTCOMES, the first that fits:
         boundary            wrong, and the truth holds another value (void included: VOC draws it around each thing)
                             at most `band` pixels away, from centre to centre (Euclid); the image's edge is no boundary
         background bleed    truth is background, label is an object
         missed object       truth is an object, label is background or none
         wrong class         truth is an object, label is another one
-    An uncovered pixel (label IGNORE) counts as background; where there is no such class (None), as missed.
+    An uncovered pixel (label IGNORE) counts as background, or as missed if there is no such class (None).
 
     truth, label: (H, W), integers in 0..num_classes-1 or IGNORE
-    band: by default `default_band` of the image; give it where the images of a set differ in size
+    band: by default `default_band` of the image; give it if the images of a set differ in size
     returns: (K, 5) int64 in the order of OUTCOMES, to be added up over images; the sum is all pixels with a truth
     """
     truth, label, _ = compared(truth, label, num_classes)
@@ -62,14 +62,14 @@ def error_types(
 
 def _size(truth: np.ndarray) -> tuple[int, int]:
     if truth.ndim != 2:
-        raise ValueError(f"a label map is (H, W), not {truth.shape}: count images one by one and add up")
+        raise ValueError(f"the label map is {truth.shape}, not (H, W). Count images one by one and add up")
     return truth.shape
 
 
 def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
     """Largest (np.maximum) or smallest (np.minimum) value (H, W) in the disc around each pixel, within the image."""
     if radius != int(radius) or radius < 0:
-        raise ValueError(f"a distance of {radius} pixels is not 0, 1, 2, ...")
+        raise ValueError(f"the distance is {radius} pixels. Give a whole number: 0, 1, 2, ...")
     row, reach = values.copy(), 0  # row: extreme over the pixels up to `reach` to the left and right
     result = values.copy()
     for down in range(int(radius), -1, -1):
@@ -89,10 +89,10 @@ def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class BoundaryScores:
-    """How well the borders of the classes lie."""
+    """How close the borders of the classes are to the true ones."""
 
-    precision: np.ndarray  # (K,) share of the given border that lies near a true one; nan if none is given
-    recall: np.ndarray  # (K,) share of the true border that lies near a given one; nan if there is none
+    precision: np.ndarray  # (K,) share of the given border that is near a true one; nan if none is given
+    recall: np.ndarray  # (K,) share of the true border that is near a given one; nan if there is none
     f_score: np.ndarray  # (K,) harmonic mean of the two; 0 if nothing was given, nan without a true border
     mean_f: float  # over the classes that have a true border
 
@@ -100,11 +100,11 @@ class BoundaryScores:
 def boundaries(
     truth: np.ndarray, label: np.ndarray, num_classes: int, *, background: int | None = 0, tolerance: int | None = None
 ) -> np.ndarray:
-    """Count the border pixels of each class that lie near a border of the same class in the other map.
+    """Count the border pixels of each class that are near a border of the same class in the other map.
 
-    A border pixel of a class is one with a pixel of another value above, below, left or right. Void truth is another
-    value too (VOC draws it around each thing), and a border given inside of it counts only if it lies near a true one:
-    it cannot be wrong. Uncovered pixels count as background, as in `error_types`.
+    A border pixel of a class has another value above, below, left or right. Void truth is another value too, since VOC
+    draws it around each thing. A given border inside void cannot be wrong, so it counts only if it is near a true one.
+    Uncovered pixels count as background, as in `error_types`.
 
     truth, label: (H, W), integers in 0..num_classes-1 or IGNORE
     tolerance: pixels, from centre to centre (Euclid); by default 0.75 % of the image's diagonal, at least 1
@@ -116,7 +116,7 @@ def boundaries(
         tolerance = max(1, round(0.0075 * math.hypot(*_size(truth))))
     if background is not None:
         label = np.where(label == IGNORE, np.uint8(background), label)
-    true_border, given_border = _borders(truth), _borders(label)
+    true_border, given_border = borders(truth), borders(label)
     counts = np.zeros((num_classes, 4), np.int64)
     for index in np.union1d(truth[true_border], label[given_border]):
         if index == IGNORE:
@@ -132,14 +132,18 @@ def boundaries(
     return counts
 
 
-def _borders(values: np.ndarray) -> np.ndarray:
-    """Where a pixel has another value above, below, left or right: (H, W) bool."""
+def borders(values: np.ndarray, inner: bool = False) -> np.ndarray:
+    """Where a pixel has another value above, below, left or right: (H, W) bool.
+
+    inner: only where it has another value below or to the right, which makes lines of one pixel
+    """
     border = np.zeros(values.shape, bool)
     down, across = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
-    border[1:] |= down
     border[:-1] |= down
-    border[:, 1:] |= across
     border[:, :-1] |= across
+    if not inner:
+        border[1:] |= down
+        border[:, 1:] |= across
     return border
 
 
@@ -158,21 +162,21 @@ def boundary_scores(counts: np.ndarray) -> BoundaryScores:
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Whether a confidence may be believed, and how right the surest pixels are."""
+    """How well a confidence agrees with the accuracy, and how right the most confident pixels are."""
 
     edges: np.ndarray  # (bins + 1,) of the confidence, 0 to 1
     pixels: np.ndarray  # (bins,) int64
     confidence: np.ndarray  # (bins,) mean in each bin, nan where it is empty
     accuracy: np.ndarray  # (bins,) share of right pixels, nan where the bin is empty
     ece: float  # mean over the pixels of |accuracy - confidence| of their bin (Guo et al., ICML 2017)
-    coverage: np.ndarray  # (T,) share of pixels kept, from the surest bin down to each that is not empty; ends at 1
+    coverage: np.ndarray  # (T,) share of pixels kept, from the most confident bin down to each non-empty one; ends at 1
     kept_accuracy: np.ndarray  # (T,) share of right pixels among those kept
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Count pixels, and how many of them are right, by the confidence they were given.
+    """Count pixels, and how many of them are right, by their confidence.
 
-    Leave out what is not to be judged: `known = truth != IGNORE`, then `calibration(confidence[known], (label ==
+    Leave out pixels without a truth: `known = truth != IGNORE`, then `calibration(confidence[known], (label ==
     truth)[known])`. Uncovered pixels have confidence 0.
 
     confidence: any shape, in [0, 1], correct: the same shape, bool
@@ -182,10 +186,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
     if confidence.shape != correct.shape or correct.dtype != bool:
         raise ValueError(
-            f"correct is {correct.dtype} {correct.shape}: it must be bool, {confidence.shape} as confidence is"
+            f"correct is {correct.dtype} {correct.shape}. It must be bool, {confidence.shape} as confidence"
         )
     if bins < 1:
-        raise ValueError(f"bins is {bins}; 15 are usual, and one is the least")
+        raise ValueError(f"bins is {bins}. Give 1 or more; 15 are usual")
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):  # so written, nan is refused too
         raise ValueError(f"confidence is {confidence.min():.3g} to {confidence.max():.3g}, not within 0 and 1")
     confidence, correct = confidence.ravel(), correct.ravel()
@@ -196,18 +200,20 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
 def reliability(counts: np.ndarray, bins: int | None = None) -> Reliability:
     """Turn counts (bins', 3) of `calibration`, summed over the data set, into curves and the calibration error.
 
-    bins: merge into so many, which must divide bins'; the curve of accuracy against coverage keeps the fine ones.
-        Most pixels are given a confidence near 1, so count in 300 bins for a smooth one.
+    bins: number after merging, a divisor of bins'; the curve of accuracy against coverage keeps the fine bins.
+        Most pixels have a confidence near 1, so a smooth curve needs about 300 fine bins.
     """
     counts = np.asarray(counts, np.float64)
     bins = len(counts) if bins is None else bins
     if counts.ndim != 2 or counts.shape[1] != 3 or bins < 1 or len(counts) % bins:
-        raise ValueError(f"counts {counts.shape} of calibration() are (bins, 3), and do not merge into {bins} bins")
+        raise ValueError(
+            f"counts are {counts.shape}, and cannot be merged into {bins} bins. Give (bins, 3) of calibration"
+        )
     pixels, right, summed = counts.reshape(bins, -1, 3).sum(axis=1).T
     confidence, accuracy = shares(summed, pixels), shares(right, pixels)
     total = pixels.sum()
     gaps = np.abs(right - summed)  # = pixels * |accuracy - confidence|
-    kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), an empty bin keeps nothing more
+    kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), empty bins left out
     return Reliability(
         edges=np.linspace(0, 1, bins + 1),
         pixels=pixels.astype(np.int64),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plg_utils import checkpoints, datasets, files
+from plg_utils import check, checkpoints, datasets, files
 from plg_utils.records import SPLITS, Dataset
 
 LEVELS = ("stop", "warning", "note")  # as the validator's: a run will stop; it may not go as you think; to know
@@ -37,25 +37,6 @@ FATAL = (
 AGAIN = "rm -f .venv/.ready && make doctor (it installs what requirements.lock says; with conda: see environment.yml)"
 ROOM = 1.5  # times what is needed; less is a warning
 GB, MB = 1e9, 2**20  # bytes: disks are sold by the first, `runs` counts memory by the second
-
-DATA_FIXES = {  # of the validator's findings
-    "photo missing": "put the file where it was looked for, or take its name off the list of the split",
-    "photo corrupt, truncated or closed": "fetch these files again, or take them out of the folder or the list",
-    "photo of another kind": "export these photos as JPEG or PNG, RGB with 8 bits",
-    "label map missing": "put the map where it was looked for, or take the image off the list of labelled ones",
-    "label map corrupt, truncated or closed": "fetch these files again, or take the images off the list",
-    "label map of another kind": "write the maps as 8-bit palette or grey PNG: plg_utils.files.write_label does",
-    "label map cannot be made": "the annotations of these images are broken: fetch the annotation file again",
-    "values outside the class map": "a value is the index of a class, 255 is void: list all classes, or map the values",
-    "sizes differ": "a map has the height and width of its photo: export it again, resized by nearest neighbour",
-    "id in two splits": "take the image out of one of the two lists, else it is trained on and tested with",
-    "id twice in a split": "rename one of the files, or take the second line out of the list",
-    "no images": "dataset_options names the folder: -p data_root /path/to/it",
-    "CMYK photo, turned into RGB without its colour profile": "convert these photos to RGB where colours matter",
-    "EXIF rotation: the photo is turned, its map must stand upright": "look at one of them with its map laid over",
-    "wrong palette: are these the classes' values?": "look at one map: is value 1 the first class? If so, nothing",
-    "classes that no labelled image shows": "label more images (-p labelled N), or draw others (-p seed N)",
-}
 
 
 @dataclass(frozen=True)
@@ -604,8 +585,6 @@ def look_at_data(name: str, *, read: int | None, **options) -> tuple[Dataset | N
     read: images of the unlabelled and val splits, None for all; options: of its load()
     returns: the data set, only the labelled images' truth open, or None if it cannot be loaded; and what was found
     """
-    from plg_utils.datasets.__main__ import validate  # it imports torch
-
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -616,8 +595,7 @@ def look_at_data(name: str, *, read: int | None, **options) -> tuple[Dataset | N
             return None, [unloadable(error)]
     said = dict.fromkeys(str(warning.message) for warning in told if issubclass(warning.category, UserWarning))
     looked_at = few(opened, read)
-    table = validate(looked_at)
-    rows = [("warning", "said while loading", 1, text) for text in said] + [*table.itertuples(index=False, name=None)]
+    rows = [("warning", "said while loading", 1, text) for text in said] + check.data_set(looked_at)
     seen, there = (sum(len(getattr(each, split)) for split in SPLITS[:3]) for each in (looked_at, opened))
     return data, check_data(rows, seen, there)
 
@@ -634,19 +612,17 @@ def check_labels(labelled: int, notebooks: Sequence[str]) -> list[Finding]:
 def check_data(rows: Sequence[tuple[str, str, int, str]], read: int, images: int) -> list[Finding]:
     """Turn the validator's stops and warnings into findings.
 
-    rows: level, finding, count, detail, as `plg_utils.datasets.__main__.validate` returns; read: images that were
+    rows: level, finding, count, detail, as `plg_utils.check.data_set` returns; read: images that were
     read; images: that there are
     """
-    other = "look at the files that are named; all of them: python -m plg_utils.datasets NAME --root FOLDER"
+    other = "look at the files that are named; all of them: python -m plg_utils.check NAME --root FOLDER"
     found = [
-        Finding(level, "data", f"{finding}: {count:,} ({detail})", DATA_FIXES.get(finding, other))
+        Finding(level, "data", f"{finding}: {count:,} ({detail})", check.FIXES.get(finding, other))
         for level, finding, count, detail in rows
         if level != "note"
     ]
     told = f"{read:,} of {images:,} images read with their label maps"
-    rest = (
-        "" if read == images else "all of them: python -m plg_utils.datasets NAME --root FOLDER, or -p validated null"
-    )
+    rest = "" if read == images else "all of them: python -m plg_utils.check NAME --root FOLDER, or -p validated null"
     return [*found, Finding("note", "data", told, rest)]
 
 

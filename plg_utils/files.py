@@ -1,7 +1,7 @@
-"""Where things lie, and reading and writing them whole or not at all.
+"""Paths, and reading and writing files whole or not at all.
 
-What is written appears under its name only when it is complete (`atomic`), so a file that exists is a file that is
-done. What is read is checked here, at the border: an error names the file, says what came and what would be right.
+A file appears under its name only when it is complete (`atomic`), so a file that exists is finished. What is read is
+checked here: an error names the file, says what was found, what was expected and what to do.
 """
 
 import errno
@@ -10,10 +10,9 @@ import json
 import os
 import reprlib
 import secrets
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +30,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
-BROKEN_IMAGE = (  # what PIL raises
-    OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError,
-    struct.error, TypeError, LookupError, OverflowError, AttributeError, NotImplementedError,
-)  # fmt: skip
-# Of photos, whatever they are called. PIL knows more, and starts another program (Ghostscript) for one of the others.
+# Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 NUMBERS = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
 LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
-UMASK = os.umask(0)  # what a new file is not allowed; it can only be read by setting it
-os.umask(UMASK)
 
 
 def data_root() -> Path:
@@ -59,17 +52,19 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it into place if the block succeeds, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix keeps what a killed run leaves behind out of every `*.png`; the token keeps two writers apart.
+    # The suffix hides half-written files from `*.png`; the token separates two writers of the same file.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # of a new file of this user; some libraries write files no one else may read
         yield partial
-        partial.chmod(0o666 & ~UMASK)  # some libraries keep what they write from all other users
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) not in DISK_FULL and "No space left" not in str(error):
             raise
-        told = f"the disk is full: {path} was not written; free some space, and the same command goes on from here"
-        raise OSError(errno.ENOSPC, told) from error
+        problem = f"the disk is full: {path} was not written. Free some space, and start the same command again"
+        raise OSError(errno.ENOSPC, problem) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -81,44 +76,47 @@ def sha256(path: str | Path) -> str:
 
 
 def check_stem(stem: str, where: str = "") -> str:
-    """Return the id of an image or the name of a run if it is safe as the name of a file, else refuse it.
+    """Return the id of an image, or the name of a run, if it is safe as a file name; else refuse it.
 
-    where: what the error begins with, such as the list and the line that the id stands in
+    where: what the error begins with, such as the list and the line
     """
     where = f"{where}: " if where else ""
     if not isinstance(stem, str):
-        raise ValueError(f"{where}{stem!r} cannot name files: it must be a text, so put it in quotes")
+        raise ValueError(f"{where}{stem!r} cannot be a file name: it must be a text, so put it in quotes")
     if not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
-        raise ValueError(f"{where}{stem!r} cannot name files: it must not be empty, start with a dot or hold a slash")
+        problem = "it must not be empty, start with a dot, or hold a slash or an invisible character"
+        raise ValueError(f"{where}{stem!r} cannot be a file name: {problem}. Rename it")
     if len(stem.encode()) > LONGEST:
-        raise ValueError(f"{where}{stem[:40]!r}... cannot name files: it has more than {LONGEST} bytes, shorten it")
+        raise ValueError(f"{where}{stem[:40]!r}... cannot be a file name: it has over {LONGEST} bytes. Shorten it")
     if stem.casefold() == "manifest":
-        raise ValueError(f"{where}{stem!r} cannot be the id of an image: each stage keeps a manifest.json of its own")
+        raise ValueError(f"{where}{stem!r} cannot be the id of an image: each stage has a manifest.json. Rename it")
     return stem
 
 
 def check_inside(path: Path, root: Path) -> Path:
-    """Return a path below a data set's root, unless a link on the way leads out; PLG_LINKS=1 lets all lead out."""
+    """Return a path below a data set's root, unless a link leads out of the root; PLG_LINKS=1 allows such links."""
     real = path.resolve()
     if real.is_relative_to(root.resolve()) or os.environ.get("PLG_LINKS") == "1":
         return path
     raise ValueError(
-        f"{path} is a link that leads out of {root}, to {real}: a list of somebody's must not choose files elsewhere. "
-        "Put the file itself there, or, if you made the link, allow links by PLG_LINKS=1 in the environment"
+        f"{path} is a link that leads out of {root}, to {real}. A downloaded list must not choose files elsewhere. "
+        "Copy the file there, or, if you made the link, allow links with PLG_LINKS=1 in the environment"
     )
 
 
 @contextmanager
 def opening(path: str | Path, what: str, remedy: str) -> Iterator[None]:
-    """Say of a file that cannot be opened what it was to be and what to do; the system's own words name it at best."""
+    """Make the error of a file that cannot be opened say what the file should be and what to do."""
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is not there, which should be {what}: {remedy}") from error
+        raise FileNotFoundError(f"{path} does not exist. It should be {what}: {remedy}") from error
     except IsADirectoryError as error:
         raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
     except PermissionError as error:
-        raise PermissionError(f"{path} may not be read by this user: change who may (chmod), or {remedy}") from error
+        raise PermissionError(
+            f"{path} may not be read by this user: change its permissions (chmod), or {remedy}"
+        ) from error
 
 
 # Images and label maps
@@ -126,29 +124,28 @@ def opening(path: str | Path, what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def _decoding(path: str | Path, what: str, remedy: str) -> Iterator[None]:
-    """As `opening`; besides, what PIL says of a broken image becomes a ValueError that names it."""
+    """As `opening`; besides, whatever PIL raises for a broken image becomes a ValueError that names the file."""
     with opening(path, f"a readable {what}", remedy):
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
         except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is refused, for it would fill the memory ({error}); make it smaller") from error
-        except BROKEN_IMAGE as error:
-            told = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-            raise ValueError(f"{path} is not a readable {what} ({told}); {remedy}") from error
+            raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
+        except Exception as error:  # of a damaged file PIL raises nearly anything
+            reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+            raise ValueError(f"{path} is not a readable {what} ({reason}); {remedy}") from error
 
 
-def _decoding_photo(path: str | Path) -> AbstractContextManager:
-    return _decoding(path, "image", "fetch or export it again, or remove it")
+PHOTO = "image", "export it again, or remove it"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
-    with _decoding_photo(path), Image.open(path, formats=FORMATS) as image:
+    with _decoding(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
-            raise ValueError(f"its numbers have 32 bits, mode {upright.mode}: nobody knows which of them is white")
+            raise ValueError(f"32-bit values, mode {upright.mode}: which value is white is unknown")
         if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return np.array(upright.convert("RGB"))
@@ -156,7 +153,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read from its header what size (H, W) `read_image` will return."""
-    with _decoding_photo(path), Image.open(path, formats=FORMATS) as image:
+    with _decoding(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # the quarter turns
     return (width, height) if turned else (height, width)

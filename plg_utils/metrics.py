@@ -60,8 +60,8 @@ def scores(matrix: np.ndarray, *, uncovered: str = "background", background: int
     """IoU of each class, their mean, and the share of pixels that have a label at all.
 
     matrix: (K, K+1) counts of `confusion`, summed over the data set
-    uncovered: pixels labelled IGNORE count as the class `background`, or as a "miss" of their true class; where a
-        data set has no background class (None) they are misses
+    uncovered: pixels labelled IGNORE count as the class `background`, or as a "miss" of their true class
+    background: `classes.background` of the data set; None: it has no such class, so uncovered pixels are misses
     returns: iou is nan for a class without a truth pixel; the mean leaves it out, even if it was predicted
     """
     matrix = np.asarray(matrix)
@@ -77,7 +77,7 @@ def scores(matrix: np.ndarray, *, uncovered: str = "background", background: int
 
 
 def precision_recall(
-    matrix: np.ndarray, *, uncovered: str = "background", background: int | None = 0
+    matrix: np.ndarray, *, uncovered: str = "background", background: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share of the pixels given a class that are of it (precision), and of its pixels that were given it (recall).
 

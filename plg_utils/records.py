@@ -172,7 +172,8 @@ class Masks:
 
     def areas(self) -> np.ndarray:
         """Pixels of each mask: (N,) int64."""
-        return np.asarray(coco.area(list(self.rles)) if self.rles else [], dtype=np.int64)
+        # coco.area puts the number of masks into a uint8: with numpy 2 it fails for 256 masks or more.
+        return np.array([runs[1::2].sum() for runs in self.runs], dtype=np.int64)
 
     def boxes(self) -> np.ndarray:
         """Smallest box around each mask: (N, 4) float64, left, top, width, height in pixels."""

@@ -12,9 +12,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -76,71 +77,42 @@ class Method:
 
 TARGETS = ("threshold", "passes", "smoothing", "loss_options")
 ZERO_SHOT = {"refine_target": "zero_shot"}
+_A = partial(Method, loss="unimatch", takes=TARGETS, fixed=ZERO_SHOT, method="paper_a")
 METHODS = {
     "supervised": Method("supervised only", "supervised"),
-    "supervised_epochs": Method(  # as UniMatch's supervised.py: 80 epochs of the labelled list
+    # UniMatch's own baseline, supervised.py: 80 epochs of the labelled list.
+    "supervised_epochs": Method(
         "supervised only, 80 epochs", "supervised", epochs=80, method="supervised", options={"epochs": "80"}
     ),
     "fixmatch": Method("FixMatch, no zero-shot labels", "fixmatch", ("threshold",)),
     "unimatch": Method(
-        "UniMatch, no zero-shot labels",
-        "unimatch",
-        ("threshold", "passes", "loss_options"),
+        "UniMatch, no zero-shot labels", "unimatch", ("threshold", "passes", "loss_options"),
         {"refine_target": "unimatch"},
     ),
     "semivl": Method("UniMatch with fading zero-shot labels", "semivl", ("threshold", "passes"), labels=RAW),
-    "semivl_sure": Method(  # with SemiVL's filter: zero-shot pixels below a probability of 0.9 are left out
-        "UniMatch with fading, sure zero-shot labels",
-        "semivl",
-        ("threshold", "passes"),
-        labels="labels_zero_shot_sure",
-        method="semivl",
-        options={"labels": "sure"},
+    # With SemiVL's filter: zero-shot pixels below a probability of 0.9 are left out.
+    "semivl_sure": Method(
+        "UniMatch with fading, sure zero-shot labels", "semivl", ("threshold", "passes"),
+        labels="labels_zero_shot_sure", method="semivl", options={"labels": "sure"},
     ),
     "direct": Method("raw zero-shot labels as targets", "unimatch", TARGETS, ZERO_SHOT, RAW),
-    "direct_long": Method(  # what the two networks of paper A cost together
-        "raw zero-shot labels, twice the steps",
-        "unimatch",
-        TARGETS,
-        ZERO_SHOT,
-        RAW,
-        times_steps=2,
-        method="direct",
-        options={"steps": "twice"},
+    # What the two networks of paper A cost together.
+    "direct_long": Method(
+        "raw zero-shot labels, twice the steps", "unimatch", TARGETS, ZERO_SHOT, RAW,
+        times_steps=2, method="direct", options={"steps": "twice"},
     ),
     "fusion": Method("the refined network itself", "unimatch", TARGETS, labels=RAW, network="refined"),
-    "paper_a": Method("paper A: enhanced labels", "unimatch", TARGETS, ZERO_SHOT, "labels_enhanced"),
-    "paper_a_sepl": Method(
-        "paper A with SAM's borders",
-        "unimatch",
-        TARGETS,
-        ZERO_SHOT,
-        "labels_enhanced_sepl",
-        method="paper_a",
-        options={"labels": "sepl"},
+    "paper_a": _A("paper A: enhanced labels", labels="labels_enhanced"),
+    "paper_a_sepl": _A("paper A with SAM's borders", labels="labels_enhanced_sepl", options={"labels": "sepl"}),
+    "paper_a_warm": _A(
+        "paper A, from refined network", labels="labels_enhanced", start="refined", options={"start": "refined"}
     ),
-    "paper_a_warm": Method(
-        "paper A, from refined network",
-        "unimatch",
-        TARGETS,
-        ZERO_SHOT,
-        "labels_enhanced",
-        start="refined",
-        method="paper_a",
-        options={"start": "refined"},
-    ),
-    "paper_a_sepl_warm": Method(
-        "paper A, SAM's borders, from refined network",
-        "unimatch",
-        TARGETS,
-        ZERO_SHOT,
-        "labels_enhanced_sepl",
-        start="refined",
-        method="paper_a",
-        options={"labels": "sepl", "start": "refined"},
+    "paper_a_sepl_warm": _A(
+        "paper A, SAM's borders, from refined network", labels="labels_enhanced_sepl",
+        start="refined", options={"labels": "sepl", "start": "refined"},
     ),
     "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
-}
+}  # fmt: skip
 
 
 def method_of(name: str) -> Method:
@@ -236,12 +208,29 @@ class Run:
         """Label map (H, W) uint8 of an image in the folder `name` of the run."""
         return files.read_label(self.folder / name / f"{sample.id}.png", self.data.classes.num_classes)
 
-    def write_label(self, name: str) -> Callable[[str, Any], None]:
-        """The function that writes label maps, or PseudoLabels, into the folder `name` of the run."""
-        colours = self.data.classes.colours
-        return lambda id, found: files.write_label(
-            self.folder / name / f"{id}.png", getattr(found, "label", found), colours
-        )
+    def write_label(self, name: str, id: str, label: np.ndarray) -> None:
+        """Write a label map (H, W) uint8 into the folder `name` of the run."""
+        files.write_label(self.folder / name / f"{id}.png", label, self.data.classes.colours)
+
+    def stage(self, name: str, parameters: dict, *, parents: Sequence[str] = (), **more: Any) -> store.Stage:
+        """Open a stage of this run, see `store.stage`; parents: names of folders of the run."""
+        parents = [self.folder / parent for parent in parents]
+        more |= {"dataset": self.data, "device": self.chip}
+        return store.stage(self.folder / name, parameters=parameters, parents=parents, **more)
+
+    def fill_labels(
+        self,
+        stage: store.Stage,
+        samples: Sequence[Sample],
+        *,
+        read: Callable,
+        make: Callable,
+        at_once: int | None = None,
+    ) -> store.Stage:
+        """Make and write the label maps of a stage, NAME/ID.png, and sign off; see `store.Stage.fill`."""
+        write = partial(self.write_label, stage.folder.name)
+        stage.fill(samples, [".png"], read=read, make=make, write=write, at_once=at_once or self.images_at_once)
+        return stage.finish(images=len(samples))
 
 
 def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: int = 8, processes: int = 1) -> Run:
@@ -307,8 +296,9 @@ def _lazily(build: Callable[[], Callable]) -> Callable:
     return lambda *inputs: build()(*inputs)
 
 
-def _checkpoint(build: Callable, options: dict) -> str | Path | None:
+def _checkpoint(package: ModuleType, name: str, options: dict) -> str | Path | None:
     """The weights that a model is built with: its option `checkpoint`, or the default of this option, if it has one."""
+    build = choices.choice(package.__name__, name, "model").build
     default = signature(build).parameters.get("checkpoint")
     return options.get("checkpoint", default.default if default else None)
 
@@ -330,14 +320,8 @@ def encoder_of(run: Run, encoder: str, encoder_options: dict) -> Any:
 @stage_function
 def masks(run: Run, *, mask_model: str, mask_options: dict) -> store.Stage:
     """SAM's masks of every labelled and unlabelled image: masks/ID.json."""
-    build = choices.choice(mask_models.__name__, mask_model, "mask model").build
-    stage = store.stage(
-        run.folder / "masks",
-        parameters={"model": mask_model, **mask_options},
-        checkpoints=[_checkpoint(build, mask_options)],
-        dataset=run.data,
-        device=run.chip,
-    )
+    weights = _checkpoint(mask_models, mask_model, mask_options)
+    stage = run.stage("masks", {"model": mask_model, **mask_options}, checkpoints=[weights])
     stage.fill(
         run.images,
         [".json"],
@@ -358,15 +342,9 @@ def mask_counts(run: Run) -> list[int]:
 @stage_function
 def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options: dict) -> store.Stage:
     """CLIP's embedding of each mask, `labels.pool` of its features: segments/ID.safetensors, (N, D)."""
-    build = choices.choice(encoders.__name__, encoder, "encoder").build
-    stage = store.stage(
-        run.folder / "segments",
-        parameters={"encoder": encoder, **encoder_options, **embedding_options},
-        checkpoints=[_checkpoint(build, encoder_options)],
-        parents=[run.folder / "masks"],
-        dataset=run.data,
-        device=run.chip,
-    )
+    parameters = {"encoder": encoder, **encoder_options, **embedding_options}
+    weights = _checkpoint(encoders, encoder, encoder_options)
+    stage = run.stage("segments", parameters, checkpoints=[weights], parents=["masks"])
 
     def image_and_masks(sample: Sample) -> tuple[np.ndarray, Masks]:
         image = sample.image()
@@ -376,14 +354,11 @@ def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options
         encode = encoder_of(run, encoder, encoder_options)
         return segment_match.segment_embeddings(encode, *zip(*pairs, strict=True), **embedding_options)
 
-    stage.fill(
-        run.images,
-        [".safetensors"],
-        read=image_and_masks,
-        make=embed,
-        write=lambda id, found: files.write_embeddings(stage.path(id, ".safetensors"), found),
-        at_once=run.images_at_once,
-    )
+    def write(id: str, found: torch.Tensor) -> None:
+        files.write_embeddings(stage.path(id, ".safetensors"), found)
+
+    suffixes = [".safetensors"]
+    stage.fill(run.images, suffixes, read=image_and_masks, make=embed, write=write, at_once=run.images_at_once)
     return stage.finish(images=len(run.images))
 
 
@@ -397,32 +372,20 @@ def choose_threshold(
     run: Run, *, encoder: str, encoder_options: dict, rule: str, overlap: str
 ) -> ThresholdChoice | None:
     """The threshold that names the labelled images best; None where there is no labelled image or no background."""
-    data = run.data
-    if not data.labelled or data.classes.background is None:
+    data, background = run.data, run.data.classes.background
+    if not data.labelled or background is None:
         return None
-    return segment_match.choose_threshold(
-        [run.embeddings_of(sample) for sample in data.labelled],
-        [run.masks_of(sample) for sample in data.labelled],
-        [sample.truth() for sample in data.labelled],
-        *words(run, encoder=encoder, encoder_options=encoder_options),
-        num_classes=data.classes.num_classes,
-        background=data.classes.background,
-        rule=rule,
-        overlap=overlap,
-    )
+    stored = [[of(sample) for sample in data.labelled] for of in (run.embeddings_of, run.masks_of, Sample.truth)]
+    texts = words(run, encoder=encoder, encoder_options=encoder_options)
+    how = {"num_classes": data.classes.num_classes, "background": background, "rule": rule, "overlap": overlap}
+    return segment_match.choose_threshold(*stored, *texts, **how)
 
 
 @stage_function
 def labels(
-    run: Run,
-    *,
-    encoder: str,
-    encoder_options: dict,
-    rule: str,
-    threshold: float | None,
-    default_threshold: float,
+    run: Run, *, encoder: str, encoder_options: dict, rule: str, threshold: float | None, default_threshold: float,
     overlap: str,
-) -> store.Stage:
+) -> store.Stage:  # fmt: skip
     """Paper A's zero-shot labels: each segment gets a class, and is painted. labels_zero_shot/ID.png.
 
     threshold: None chooses it on the labelled images, and takes default_threshold where there are none
@@ -431,25 +394,14 @@ def labels(
         choice = choose_threshold(run, encoder=encoder, encoder_options=encoder_options, rule=rule, overlap=overlap)
         threshold = choice.threshold if choice else default_threshold
     how = {"rule": rule, "threshold": threshold, "overlap": overlap}
-    stage = store.stage(
-        run.folder / "labels_zero_shot",
-        parameters=how,
-        classes=True,
-        parents=[run.folder / "segments"],
-        dataset=run.data,
-    )
-    texts = words(run, encoder=encoder, encoder_options=encoder_options)
-    stage.fill(
-        run.images,
-        [".png"],
-        read=lambda sample: (run.masks_of(sample), run.embeddings_of(sample)),
-        make=lambda pairs: segment_match.labels_from_embeddings(
-            *zip(*pairs, strict=True), *texts, background=run.data.classes.background, **how
-        ),
-        write=run.write_label("labels_zero_shot"),
-        at_once=run.images_at_once,
-    )
-    return stage.finish(images=len(run.images))
+    stage = run.stage("labels_zero_shot", how, classes=True, parents=["segments"])
+    texts, background = words(run, encoder=encoder, encoder_options=encoder_options), run.data.classes.background
+
+    def name(pairs: list) -> list[np.ndarray]:
+        found = segment_match.labels_from_embeddings(*zip(*pairs, strict=True), *texts, background=background, **how)
+        return [each.label for each in found]
+
+    return run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=name)
 
 
 @stage_function
@@ -458,32 +410,18 @@ def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: flo
 
     SemiVL's filter: a pixel whose probability (softmax over all words) is below sure_from, 0.9 there, becomes IGNORE.
     """
-    name, parent = "labels_zero_shot_sure", run.folder / "labels_zero_shot"
-    how = files.read_json(parent / "manifest.json")["parameters"]
-    texts = words(run, encoder=encoder, encoder_options=encoder_options)
-    stage = store.stage(
-        run.folder / name,
-        parameters={"sure_from": sure_from},
-        classes=True,
-        parents=[parent],
-        dataset=run.data,
-    )
+    raw = "labels_zero_shot"
+    how = files.read_json(run.folder / raw / "manifest.json")["parameters"]
+    texts, background = words(run, encoder=encoder, encoder_options=encoder_options), run.data.classes.background
+    stage = run.stage("labels_zero_shot_sure", {"sure_from": sure_from}, classes=True, parents=[raw])
 
     def sure(stored: list) -> list[np.ndarray]:
-        return [
-            segment_match.only_sure(label, *pair, *texts, sure_from, run.data.classes.background, how["overlap"])
-            for label, *pair in stored
-        ]
+        return [segment_match.only_sure(*each, *texts, sure_from, background, how["overlap"]) for each in stored]
 
-    stage.fill(
-        run.images,
-        [".png"],
-        read=lambda sample: (run.label_of(parent.name, sample), run.masks_of(sample), run.embeddings_of(sample)),
-        make=sure,
-        write=run.write_label(name),
-        at_once=run.images_at_once,
-    )
-    return stage.finish(images=len(run.images))
+    def read(sample: Sample) -> tuple:
+        return run.label_of(raw, sample), run.masks_of(sample), run.embeddings_of(sample)
+
+    return run.fill_labels(stage, run.images, read=read, make=sure)
 
 
 # Training
@@ -578,16 +516,14 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
     settings["steps"] *= method.times_steps
     if method.epochs:
         settings["steps"] = method.epochs * max(1, len(data.labelled) // settings["batch_size"])
-    stage = store.stage(
-        run.folder / name,
-        parameters={"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
+    stage = run.stage(
+        name,
+        {"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
         classes=True,
         seed=how.seed,
         checkpoints=[segmenters.checkpoint(how.segmenter, **how.segmenter_options)],
-        parents=[run.folder / parent for parent in (source, method.start) if parent],
-        dataset=data,
+        parents=[parent for parent in (source, method.start) if parent],
         learns_from=method.learns_from,
-        device=run.chip,
     )
     stage.register(["state.safetensors", "network.safetensors"])
     network = how.network(data.classes.num_classes)
@@ -616,24 +552,17 @@ def predict(run: Run, training: Training, name: str, *, network: str, splits: Se
     network: folder of the network, such as refined; splits: such as val
     """
     samples = [sample for split in splits for sample in getattr(run.data, split)]
-    stage = store.stage(run.folder / name, parameters={}, parents=[run.folder / network], dataset=run.data)
-    stage.fill(
-        samples,
-        [".png"],
-        read=Sample.image,
-        make=_lazily(lambda: _predictor(run, training, network)),
-        write=run.write_label(name),
-        at_once=run.images_at_once,
-    )
-    return stage.finish(images=len(samples))
+    stage = run.stage(name, {}, parents=[network])
+    make = _lazily(lambda: _predictor(run, training, network))
+    return run.fill_labels(stage, samples, read=Sample.image, make=make)
 
 
 def _predictor(run: Run, how: Training, network: str) -> Callable:
-    """The function from images to PseudoLabels of a trained network."""
+    """The function from images to label maps of a trained network."""
     model = how.network(run.data.classes.num_classes)
     files.read_weights(run.folder / network / "network.safetensors", model)
     options = {"precision": devices.precision(how.precision, run.chip), "channels_last": how.channels_last}
-    return lambda images: training.predict(model, images, device=run.chip, **options)
+    return lambda images: [found.label for found in training.predict(model, images, device=run.chip, **options)]
 
 
 def relabel(run: Run, training: Training) -> store.Stage:
@@ -671,20 +600,13 @@ def merge(
         label = run.label_of(cue, sample)
         return label, run.masks_of(sample, label.shape).dense()
 
-    stage = store.stage(
-        run.folder / name,
-        parameters={"mode": mode} | ({"supervision": supervision} if supervision else {}),
-        parents=[run.folder / cue, run.folder / "masks"],
-        dataset=run.data,
-    )
-    stage.fill(
-        samples,
-        [".png"],
-        read=cue_and_masks,
-        make=lambda pairs: [sepl.merge(*pair, num_classes, mode) for pair in pairs],
-        write=run.write_label(name),
-    )
-    return stage.finish(images=len(samples))
+    parameters = {"mode": mode} | ({"supervision": supervision} if supervision else {})
+    stage = run.stage(name, parameters, parents=[cue, "masks"])
+
+    def chosen(pairs: list) -> list[np.ndarray]:
+        return [sepl.merge(*pair, num_classes, mode) for pair in pairs]
+
+    return run.fill_labels(stage, samples, read=cue_and_masks, make=chosen, at_once=1)
 
 
 def merge_cams(run: Run, *, cam_sources: Sequence[str], source: str) -> store.Stage:
@@ -717,15 +639,13 @@ def cam_network(
         "channels_last": True,
     }
     tags = {sample.id: list(sample.tags()) for sample in run.images}
-    stage = store.stage(
-        run.folder / "cam_network",
-        parameters={"supervision": "tags", "tags_sha256": store.digest(tags), **settings},
+    stage = run.stage(
+        "cam_network",
+        {"supervision": "tags", "tags_sha256": store.digest(tags), **settings},
         classes=True,
         seed=seed,
         checkpoints=[segmenters.checkpoint("deeplabv3plus", **{"encoder": "resnet50", **classifier_options})],
-        dataset=run.data,
         learns_from=["labelled"],
-        device=run.chip,
     )
     stage.register(["state.safetensors", "network.safetensors"])
     with distributed.main_first():  # one process learns, the others take what it has learnt
@@ -771,25 +691,11 @@ def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dic
         )
         cue.threshold = choice.threshold
     how = {"source": source, "threshold": cue.threshold, "supervision": "tags"}
-    build = choices.choice(encoders.__name__, encoder, "encoder").build
-    stage = store.stage(
-        run.folder / name,
-        parameters=how if learnt else how | {"encoder": encoder, **encoder_options},
-        classes=True,
-        checkpoints=[] if learnt else [_checkpoint(build, encoder_options)],
-        parents=[run.folder / "cam_network"] if learnt else [],
-        dataset=data,
-        device=run.chip,
-    )
-    stage.fill(
-        run.images,
-        [".png"],
-        read=lambda sample: sample,
-        make=cue,
-        write=run.write_label(name),
-        at_once=run.images_at_once,
-    )
-    return Cams(stage.finish(images=len(run.images)), cue, choice)
+    if not learnt:
+        how |= {"encoder": encoder, **encoder_options}
+    weights = [] if learnt else [_checkpoint(encoders, encoder, encoder_options)]
+    stage = run.stage(name, how, classes=True, checkpoints=weights, parents=["cam_network"] if learnt else [])
+    return Cams(run.fill_labels(stage, run.images, read=lambda sample: sample, make=cue), cue, choice)
 
 
 @stage_function
@@ -800,31 +706,19 @@ def boxes(
 
     mask_options: of the mask model; SAM takes its weights from them
     """
-    data, name = run.data, "labels_boxes"
-    encode = encoder_of(run, encoder, encoder_options)
+    name, encode = "labels_boxes", encoder_of(run, encoder, encoder_options)
     of_detector = {"encoder": encode, **detector_options} if detector == "clip_boxes" else detector_options
     of_sam = {key: mask_options[key] for key in ("checkpoint", "model") if key in mask_options}
-    build = choices.choice(encoders.__name__, encoder, "encoder").build
-    sam = choices.choice(mask_models.__name__, "sam", "mask model").build
-    weights = detector_options.get("checkpoint", "grounding_dino_tiny") if detector == "grounding_dino" else None
-    stage = store.stage(
-        run.folder / name,
-        parameters={
-            "detector": detector,
-            **detector_options,
-            "encoder": {"name": encoder, **encoder_options},
-            "masks": of_sam,
-            "supervision": "none",
-        },
-        classes=True,
-        checkpoints=[_checkpoint(sam, mask_options), _checkpoint(build, encoder_options), weights],
-        dataset=data,
-        device=run.chip,
-    )
+    weights = [_checkpoint(mask_models, "sam", mask_options), _checkpoint(encoders, encoder, encoder_options)]
+    if detector == "grounding_dino":
+        weights.append(detector_options.get("checkpoint", "grounding_dino_tiny"))
+    models = {"encoder": {"name": encoder, **encoder_options}, "masks": of_sam}
+    parameters = {"detector": detector, **detector_options, **models, "supervision": "none"}
+    stage = run.stage(name, parameters, classes=True, checkpoints=weights)
     generate = _lazily(
         lambda: generators.build(
             "boxes",
-            data.classes,
+            run.data.classes,
             tags_options={"encoder": encode},
             detector=detector,
             detector_options=of_detector,
@@ -836,7 +730,7 @@ def boxes(
         record = {"tags": found.tags.classes.tolist(), "boxes": found.boxes.xyxy.tolist()}
         record |= {"classes": found.boxes.classes.tolist(), "scores": found.boxes.scores.tolist()}
         files.write_json(stage.path(id, ".json"), record)
-        run.write_label(name)(id, found)
+        run.write_label(name, id, found.label)
 
     stage.fill(run.images, [".png", ".json"], read=Sample.image, make=generate, write=write, at_once=run.images_at_once)
     records = [files.read_json(stage.path(sample.id, ".json")) for sample in run.images]
@@ -883,25 +777,17 @@ def voters(cam_sources: Sequence[str]) -> list[str]:
 @stage_function
 def vote(run: Run, *, cam_sources: Sequence[str]) -> store.Stage:
     """A vote of labellers in which the ones that agree with the others count more: labels_ensemble/ID.png."""
-    num_classes, name, members = run.data.classes.num_classes, "labels_ensemble", voters(cam_sources)
+    num_classes, members = run.data.classes.num_classes, voters(cam_sources)
+    stage = run.stage("labels_ensemble", {"supervision": "tags" if cam_sources else "none"}, parents=members)
 
-    def elect(maps: list[np.ndarray]) -> np.ndarray:
-        return trust.vote(maps, trust.support(trust.agreement(maps, num_classes)), num_classes).label
+    def elect(batch: list) -> list[np.ndarray]:
+        weights = [trust.support(trust.agreement(maps, num_classes)) for maps in batch]
+        return [trust.vote(*pair, num_classes).label for pair in zip(batch, weights, strict=True)]
 
-    stage = store.stage(
-        run.folder / name,
-        parameters={"supervision": "tags" if cam_sources else "none"},
-        parents=[run.folder / member for member in members],
-        dataset=run.data,
-    )
-    stage.fill(
-        run.images,
-        [".png"],
-        read=lambda sample: [run.label_of(member, sample) for member in members],
-        make=lambda batch: [elect(maps) for maps in batch],
-        write=run.write_label(name),
-    )
-    return stage.finish(images=len(run.images))
+    def maps_of(sample: Sample) -> list[np.ndarray]:
+        return [run.label_of(member, sample) for member in members]
+
+    return run.fill_labels(stage, run.images, read=maps_of, make=elect, at_once=1)
 
 
 # The whole pipeline

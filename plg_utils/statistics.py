@@ -1,4 +1,4 @@
-"""Whether a difference means something: over other images (`bootstrap`), over seeds (`summarise`, `paired`)."""
+"""How certain a number is: over other images (`bootstrap`), and over seeds (`summarise`, `paired`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from plg_utils.metrics import margins, shares
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and how far chance in the choice of images may move it."""
+    """A number, and the range in which it would be with other images."""
 
     value: float
     low: float
@@ -28,23 +28,23 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean IoU over images, or of its difference to another method's.
+    """Percentile interval of the mean IoU over images, or of its difference from another method's.
 
-    Images are drawn again, with replacement, as many as there are; both methods get the same draws. It tells what
-    other images would change, not what another seed of the training would.
+    The images are resampled with replacement, and both methods get the same resamples. The interval shows what other
+    images would change. It does not show what another seed of the training would change.
 
     matrices, other: (M, K, K+1), `metrics.confusion` of each image, of the same M images in the same order
     returns: mean IoU of matrices, minus that of other if given
     """
     pair = [np.asarray(each) for each in (matrices, other) if each is not None]
     if pair[0].ndim != 3 or len(pair[0]) < 2:
-        raise ValueError(f"matrices {pair[0].shape} are not (M, K, K+1) of at least two images")
+        raise ValueError(f"matrices are {pair[0].shape}. Give (M, K, K+1) of at least two images")
     if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1, and resamples={resamples} be at least 1")
+        raise ValueError(f"level={level} must be between 0 and 1, and resamples={resamples} at least 1")
     if pair[0].shape != pair[-1].shape or (pair[0].sum(axis=2) != pair[-1].sum(axis=2)).any():
-        raise ValueError("the two methods were not counted on the same images in the same order: their truths differ")
+        raise ValueError("the two methods have different truths. Count both on the same images in the same order")
     if not pair[0].any():
-        raise ValueError("no image has a pixel with truth: there is no mean IoU")
+        raise ValueError("no image has a pixel with a truth, so there is no mean IoU. Give images with a truth")
     images = len(pair[0])
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     weights = np.concatenate([np.ones((1, images)), draws])  # (1 + resamples, M) how often each image counts
@@ -69,7 +69,7 @@ class Summary:
 
     @property
     def signs(self) -> str:
-        """Sign of each value, such as "++-"; 0 stands for none."""
+        """Sign of each value, such as "++-"; 0 has the sign "0"."""
         return "".join("+" if value > 0 else "-" if value < 0 else "0" for value in self.values)
 
 
@@ -77,7 +77,7 @@ def summarise(values: Sequence[float]) -> Summary:
     """Mean and sample standard deviation, of the seeds for example."""
     values = tuple(float(value) for value in values)
     if not values:
-        raise ValueError("there is no value to summarise")
+        raise ValueError("there is no value to summarise. Give at least one")
     return Summary(values, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
 
 
@@ -88,7 +88,9 @@ def paired(a: Mapping, b: Mapping) -> Summary:
     returns: the differences in the order of a's seeds
     """
     if a.keys() != b.keys():
-        raise ValueError(f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}")
+        raise ValueError(
+            f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}. Compare runs of equal seeds"
+        )
     return summarise([a[seed] - b[seed] for seed in a])
 
 

@@ -45,6 +45,7 @@ PACKAGES = (
     "pillow",
     "pycocotools",
 )
+REMEDY = "delete the folder, and the stage starts again"
 OUTPUTS = ("outputs.json", "outputs.txt")  # the second was written before version 0.2
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
@@ -344,7 +345,10 @@ def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
     """Files that a stage declared, each with what it is made from; a version before 0.2 kept the names alone."""
     new, old = (folder / name for name in OUTPUTS)
     if new.exists():
-        return files.read_json(new, "delete the folder, and the stage starts again")
+        outputs = files.read_json(new, REMEDY)
+        if not isinstance(outputs, dict) or not all(isinstance(parts, dict) for parts in outputs.values()):
+            raise ValueError(f"{new} is no list of a stage's files; {REMEDY}")
+        return outputs
     return {name: {} for name in old.read_text(encoding="utf-8").splitlines()} if old.exists() else {}
 
 

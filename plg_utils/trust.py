@@ -1,7 +1,7 @@
-"""How far to trust labels without a truth: do the labellers agree, are the masks stable, is CLIP sure of the names?
+"""Which label maps are probably right, without a truth: agreement of labellers, stable masks, clear CLIP scores.
 
-Each signal is a number for an image, the larger the better; `combine` joins them by their ranks over the images, so
-that no signal's unit matters and nothing has to be tuned. Whether the score is any good is for notebook 06 to show.
+Each signal is a number for an image, the larger the better. `combine` averages the ranks of an image over the signals,
+so units do not matter and nothing is tuned. Notebook 06 measures whether the score works.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from plg_utils.records import IGNORE, Masks, PseudoLabel
 
 
 def agreement(labels: Sequence[np.ndarray], num_classes: int, *, background: int = 0) -> np.ndarray:
-    """Mean IoU of each pair of label maps of one image, over the classes that occur in at least one of the two.
+    """Mean IoU of each pair of label maps of one image, over the classes in at least one of the two.
 
     labels: L maps (H, W) uint8; IGNORE counts as background
     returns: (L, L) float64, symmetric, 1 on the diagonal
@@ -33,21 +33,21 @@ def agreement(labels: Sequence[np.ndarray], num_classes: int, *, background: int
 def support(pairs: np.ndarray) -> np.ndarray:
     """Mean agreement of each labeller with the others, (L,), of pairs (L, L) as `agreement` gives them."""
     if len(pairs) < 2:
-        raise ValueError(f"agreement needs at least two labellers, not {len(pairs)}")
+        raise ValueError(f"there are {len(pairs)} labellers. Agreement needs at least two")
     return (pairs.sum(axis=1) - pairs.diagonal()) / (len(pairs) - 1)
 
 
 def vote(
     labels: Sequence[np.ndarray], weights: Sequence[float], num_classes: int, *, background: int = 0
 ) -> PseudoLabel:
-    """Give each pixel the class with the largest sum of weights, of equal sums the lower class.
+    """Give each pixel the class with the largest sum of weights; if sums are equal, the lower class.
 
     labels: L maps (H, W) uint8; IGNORE counts as background; weights: L, not negative, e.g. their `support`
-    returns: no pixel is IGNORE; confidence is the part of the weights that voted for the class
+    returns: no pixel is IGNORE; confidence is the share of the weights that voted for the class
     """
     maps, weights = filled(labels, num_classes, background), np.asarray(weights, dtype=np.float64)
     if weights.shape != (len(maps),) or not (weights >= 0).all():
-        raise ValueError(f"{len(maps)} label maps need as many weights that are not negative, not {weights.tolist()}")
+        raise ValueError(f"weights are {weights.tolist()}. Give {len(maps)}, as many as label maps, none negative")
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(maps), 1 / len(maps))
     best = np.full(maps[0].shape, -1.0)
     label = np.zeros(maps[0].shape, np.uint8)
@@ -61,7 +61,7 @@ def vote(
 def margins(
     segment_embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None = 0
 ) -> np.ndarray:
-    """How much nearer each segment is to its best foreground class than to anything else CLIP was asked for.
+    """How much closer each segment is to its best foreground class than to all other classes and background words.
 
     segment_embeddings: (N, D), text_embeddings: (K', D), owner: (K',) class of each text, see `labels.assign`
     returns: (N,) float32, cosine of the best class minus that of the best other class or background word
@@ -71,7 +71,7 @@ def margins(
     of_groups = torch.stack([cosine[:, owner == group].amax(dim=1) for group in groups], dim=1)
     foreground = groups != (-1 if background is None else background)
     if len(groups) < 2 or not foreground.any():
-        raise ValueError("a margin needs a foreground class and something to tell it from")
+        raise ValueError("a margin compares two classes. Give a foreground class and another class or background word")
     best, index = of_groups[:, foreground].max(dim=1)
     index = foreground.nonzero()[:, 0][index]
     others = of_groups.scatter(1, index[:, None], -torch.inf)
@@ -79,9 +79,9 @@ def margins(
 
 
 def mean_over_things(values: np.ndarray, masks: Masks, label: np.ndarray, *, background: int = 0) -> float:
-    """Mean of a value of each mask over the pixels that a label map calls a thing; 0 where it names none.
+    """Mean of a value of each mask over the pixels that a label map gives to an object; 0 if there are none.
 
-    values: (N,); label: (H, W) uint8. A mask weighs as much as it has pixels with a thing, nan is left out
+    values: (N,), nan is left out; label: (H, W) uint8. The weight of a mask is the number of its object pixels
     """
     thing = (label != background) & (label != IGNORE)
     weights = (masks.dense() & thing).sum(axis=(1, 2)) * ~np.isnan(values)
@@ -104,7 +104,7 @@ def ranks(values: Sequence[float]) -> np.ndarray:
     """Rank of each of M values from 0, equal ones share the mean of theirs: (M,) float64."""
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
-        raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are nan and have no rank")
+        raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are nan and have no rank. Leave them out")
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts + 1) / 2)[which]
 
@@ -113,9 +113,11 @@ def filled(labels: Sequence[np.ndarray], num_classes: int, background: int) -> n
     """Stack label maps of one image, IGNORE turned to background: (L, H, W) int64."""
     shapes = {label.shape for label in labels}
     if len(shapes) != 1:
-        raise ValueError(f"label maps of one image have one size, not {sorted(shapes)}")
+        raise ValueError(f"the label maps have the sizes {sorted(shapes)}. Maps of one image must have one size")
     maps = np.stack(labels).astype(np.int64)
     maps[maps == IGNORE] = background
     if maps.max() >= num_classes:
-        raise ValueError(f"a label map holds the value {maps.max()}; the {num_classes} classes end before it")
+        raise ValueError(
+            f"a label map has the value {maps.max()}. With {num_classes} classes, the largest is {num_classes - 1}"
+        )
     return maps

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from plg_utils import datasets, files
-from plg_utils.records import Classes
+from plg_utils.records import Classes, Dataset
 
 RGB = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 COLOURS = Classes(("background", "red", "green", "blue"), (("black",), ("red",), ("green",), ("blue",)), RGB)
+NO_IMAGES = Dataset("none", COLOURS, labelled=())  # for stages that are opened and not filled
 
 
 def colour_squares(seed: int, side: int = 8) -> SimpleNamespace:

@@ -1,5 +1,6 @@
 """COCO: label maps that can be counted by hand, what is broken is told and never reaches C, and where files lie."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from plg_utils.datasets import _instances as instances
 from plg_utils.datasets import coco
 from plg_utils.records import IGNORE, TruthHidden
 
-pytestmark = pytest.mark.filterwarnings("ignore:COCO's labelled images are drawn", "ignore:the .* labelled images show")
+pytestmark = pytest.mark.filterwarnings("ignore:COCO's labelled images are drawn")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -50,15 +51,11 @@ def paint(*annotations):
     return instances.paint(list(annotations), SIZE, VALUES)
 
 
-def write_json(path, names, annotations, categories=None, size=SIZE):
+def write_json(path, names, annotations, categories=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"id": n, "file_name": name, "height": size[0], "width": size[1]} for n, name in enumerate(names)]
-    table = {
-        "images": images,
-        "annotations": annotations,
-        "categories": CATEGORIES if categories is None else categories,
-    }
-    path.write_text(json.dumps(table))
+    images = [{"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for n, name in enumerate(names)]
+    categories = CATEGORIES if categories is None else categories
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
 def write_photos(folder, names):
@@ -105,61 +102,38 @@ def test_classes_are_the_json_order():
     assert (CLASSES.names[1], CLASSES.names[12], CLASSES.names[80]) == ("person", "stop sign", "toothbrush")
     assert len(CLASSES.words[0]) == 23
     assert [list(colour) for colour in CLASSES.colours] == files.voc_palette()[:81].tolist()
-    assert VALUES[CAT] == 16
-    assert VALUES[90] == 80
+    assert (VALUES[CAT], VALUES[90]) == (16, 80)
 
 
-def test_the_smaller_lies_on_top_however_they_are_listed():
+def test_the_smaller_is_on_top_and_of_equal_ones_the_later():
     large, small = note(CAR, box(0, 0, 6, 4), id=1), note(CAT, box(2, 1, 4, 3), id=2)
+    expected = np.zeros(SIZE, dtype=np.uint8)
+    expected[:4, :6] = 3
+    expected[1:3, 2:4] = 16
     for order in ((large, small), (small, large)):
-        label, told = paint(*order)
-        expected = np.zeros(SIZE, dtype=np.uint8)
-        expected[:4, :6] = 3
-        expected[1:3, 2:4] = 16
+        label = paint(*order)
         np.testing.assert_array_equal(label, expected)
         assert label.dtype == np.uint8
-        assert (told.pixels, told.annotations, told.crowds, told.overlap, told.contested) == (48, 2, 0, 4, 4)
-        assert told.classes == (0, 3, 16)
-
-
-def test_overlap_of_one_class_is_not_contested():
-    _, told = paint(note(CAR, box(0, 0, 4, 4)), note(CAR, box(2, 0, 5, 4)), note(CAT, box(3, 0, 4, 1)))
-    assert (told.overlap, told.contested) == (8, 1)  # 2 x 4 pixels of both cars, one of them with the cat
-
-
-def test_of_equal_ones_the_later_lies_on_top():
+    # of equal ones the later
     first, second = note(CAR, box(0, 0, 4, 2)), note(CAT, box(2, 0, 6, 2))
-    assert paint(first, second)[0][0].tolist() == [3, 3, 16, 16, 16, 16, 0, 0]
-    assert paint(second, first)[0][0].tolist() == [3, 3, 3, 3, 16, 16, 0, 0]
+    assert paint(first, second)[0].tolist() == [3, 3, 16, 16, 16, 16, 0, 0]
+    assert paint(second, first)[0].tolist() == [3, 3, 3, 3, 16, 16, 0, 0]
 
 
-def test_a_crowd_is_void_and_lies_in_the_same_order():
+def test_a_crowd_is_void_and_painted_in_the_same_order():
     crowd = np.zeros(SIZE, dtype=bool)
     crowd[1:5, 2:6] = True
-    label, told = paint(
-        note(PERSON, dense(crowd), crowd=1), note(CAR, box(0, 0, 8, 4)), note(PERSON, box(3, 2, 4, 3), id=3)
-    )
+    label = paint(note(PERSON, dense(crowd), crowd=1), note(CAR, box(0, 0, 8, 4)), note(PERSON, box(3, 2, 4, 3), id=3))
     expected = np.zeros(SIZE, dtype=np.uint8)
     expected[:4] = 3  # the car is larger than the crowd, the single person smaller
     expected[crowd] = IGNORE
     expected[2, 3] = 1
     np.testing.assert_array_equal(label, expected)
-    assert (told.crowds, told.overlap, told.contested, told.classes) == (1, 12, 12, (0, 1, 3))
 
 
-def test_an_image_without_annotations_is_background():
-    label, told = paint()
-    assert not label.any()
-    assert (told.annotations, told.classes) == (0, (0,))
-
-
-def test_several_polygons_are_one_annotation():
-    label, told = paint(note(CAR, box(0, 0, 2, 2) + box(1, 1, 4, 3)))
-    assert (label == 3).sum() == 4 + 6 - 1
-    assert told.overlap == 0
-
-
-def test_run_lengths_in_both_forms():
+def test_no_annotation_several_polygons_and_run_lengths_in_both_forms():
+    assert not paint().any()
+    assert (paint(note(CAR, box(0, 0, 2, 2) + box(1, 1, 4, 3))) == 3).sum() == 4 + 6 - 1
     mask = np.random.default_rng(0).random(SIZE) < 0.5
     text = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     text = {"size": list(text["size"]), "counts": text["counts"].decode()}
@@ -169,23 +143,19 @@ def test_run_lengths_in_both_forms():
 
 BROKEN = {
     "no polygon": ([], "it has no polygon"),
-    "two corners": ([[0, 0, 3, 3]], "a polygon of 4 numbers"),
-    "odd": ([[0, 0, 3, 0, 3, 3, 1]], "a polygon of 7 numbers"),
-    "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "a polygon of 2 numbers"),
-    "flat list": ([0, 0, 3, 0, 3, 3], "a polygon of 0"),
-    "text": ([["0", 0, 3, 0, 3, 3]], "a polygon with '0'"),
-    "infinite": ([[float("inf"), 0, 3, 0, 3, 3]], "a polygon with inf"),
-    "far away": ([[0, 0, 1e12, 0, 3, 3]], "a corner at 1000000000000.0, far outside"),
+    "two corners": ([[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
+    "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "three corners or more"),
+    "flat list": ([0, 0, 3, 0, 3, 3], "the polygon 0 is not"),
+    "text": ([["0", 0, 3, 0, 3, 3]], "the coordinate '0', not a number in or near the image"),
+    "bool": ([[True, 0, 3, 0, 3, 3]], "the coordinate True"),
+    "infinite": ([[float("inf"), 0, 3, 0, 3, 3]], "the coordinate inf"),
+    "not a number": ([[float("nan"), 0, 3, 0, 3, 3]], "the coordinate nan"),
+    "far away": ([[0, 0, 17, 0, 3, 3]], "the coordinate 17, not a number in or near the image .6, 8."),
     "counts do not decode": ({"size": [6, 8], "counts": "~~~"}, "does not occur in run lengths"),
-    "counts have no end": ({"size": [6, 8], "counts": "P"}, "ends within a run length"),
-    "counts too long": ({"size": [6, 8], "counts": "oooooooo"}, "has no end"),
     "counts too few": ({"size": [6, 8], "counts": "11"}, "add up to 2, the image has 48"),
     "size": ({"size": [8, 6], "counts": "`1"}, r"of size \(8, 6\), the image has \(6, 8\)"),
     "list too few": ({"size": [6, 8], "counts": [40, 7]}, "add up to 47, the image has 48"),
     "list negative": ({"size": [6, 8], "counts": [50, -2]}, "neither a text nor a list of numbers"),
-    "list fraction": ({"size": [6, 8], "counts": [40, 8.0]}, "neither a text nor a list of numbers"),
-    "list size": ({"size": [8, 6], "counts": [40, 8]}, r"of size \(8, 6\)"),
-    "no counts": ({"size": [6, 8]}, "not COCO's form"),
     "null": (None, "not COCO's form"),
 }
 
@@ -193,19 +163,18 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_broken_is_told_and_never_reaches_c(case, monkeypatch):
     segmentation, complaint = BROKEN[case]
-
-    def crash(*_):
-        raise AssertionError("pycocotools was called")
-
-    for name in ("decode", "merge", "frPyObjects"):
-        monkeypatch.setattr(instances.coco, name, crash)
+    monkeypatch.setattr(instances, "coco", None)
     with pytest.raises(instances.BrokenAnnotation, match=f"annotation 5: .*{complaint}"):
         paint(note(CAR, segmentation, id=5))
 
 
-def test_an_unknown_category_is_told():
+def test_what_belongs_to_an_annotation_is_checked():
     with pytest.raises(instances.BrokenAnnotation, match="annotation 4: its category 12 stands for no class"):
         paint(note(12, box(0, 0, 2, 2), id=4))
+    with pytest.raises(instances.BrokenAnnotation, match="annotation 4: iscrowd is 2, not 0 or 1"):
+        paint(note(CAR, box(0, 0, 2, 2), crowd=2, id=4))
+    with pytest.raises(instances.BrokenAnnotation, match="annotation 'x': it is not COCO's form"):
+        paint("x")
 
 
 def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
@@ -226,7 +195,7 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
     assert not samples["000000000003"].truth().any()
 
 
-@pytest.mark.parametrize("height", [10**30, 2**28, 0, -6, 6.0, "6", None])
+@pytest.mark.parametrize("height", [10**30, 2**28, 0, 6.0])
 def test_a_wild_size_fills_no_memory(height, load, tmp_path):
     root = tiny_coco(tmp_path, [note(CAR, box(1, 1, 4, 3), image=0, id=1)])
     for path in root.rglob("*.json"):
@@ -239,9 +208,8 @@ def test_a_wild_size_fills_no_memory(height, load, tmp_path):
 
 def test_categories_are_found_by_name(load, tmp_path):
     root = tiny_coco(tmp_path)
-    names = [f"{number:012d}.jpg" for number in range(8)]
     cats = [note(0, box(0, 0, 2, 2), image=number) for number in range(8)]
-    write_json(root / "instances.json", names, cats, [{"id": 0, "name": "cat"}])
+    write_json(root / "instances.json", [f"{number:012d}.jpg" for number in range(8)], cats, [{"id": 0, "name": "cat"}])
     assert np.unique(load(root=root, labelled=6).labelled[0].truth()).tolist() == [0, 16]
 
 
@@ -253,77 +221,49 @@ def test_only_open_splits_are_painted_and_only_once(load, tmp_path, monkeypatch)
     data = load(root=root, labelled=2)
     (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
     assert {path.stem for path in cache.glob("*.png")} == set(ids(data.labelled))
-    with Image.open(cache / f"{data.labelled[0].id}.png") as file:
-        assert file.mode == "P"
     for sample in (*data.unlabelled, *data.val):
         with pytest.raises(TruthHidden):
             sample.truth()
     before = {path: path.read_bytes() for path in cache.iterdir()}
-
-    def forbidden(*_):
-        raise AssertionError("the json was read again")
-
-    monkeypatch.setattr(instances, "read", forbidden)
+    monkeypatch.setattr(instances, "read", None)
     load(root=root, labelled=2)
     assert {path: path.read_bytes() for path in cache.iterdir()} == before
     load(root=root, labelled=2, truth_of=())
-    with pytest.raises(AssertionError, match="read again"):
+    with pytest.raises(TypeError, match="NoneType"):  # the json would be read again
         load(root=root, labelled=2, truth_of=("val",))
 
 
-def test_another_json_has_other_maps(load, tmp_path):
+def test_another_json_and_another_rule_have_other_maps(load, tmp_path, monkeypatch):
     root = tiny_coco(tmp_path)
     assert (load(root=root, labelled=6).labelled[0].truth() == 3).sum() == 6
     tiny_coco(tmp_path, [note(CAT, box(0, 0, 8, 6), image=number, id=number) for number in range(8)])
     assert (load(root=root, labelled=6).labelled[0].truth() == 16).all()
-    assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 2
-
-
-def test_another_rule_has_other_maps(load, tmp_path, monkeypatch):
-    root = tiny_coco(tmp_path)
-    load(root=root, labelled=1)
     monkeypatch.setattr(instances, "RULE", "2: by name")
     load(root=root, labelled=1, cache=tmp_path / "data" / "coco_labels")
-    assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 2
+    assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 3
 
 
 def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
-    root, real, painted = tiny_coco(tmp_path), instances.paint, []
+    root, real, painted, limit = tiny_coco(tmp_path), instances.paint, [], 2
 
-    def stops_at_the_third(*arguments):
-        if len(painted) == 2:
+    def counted(*arguments):
+        if len(painted) == limit:
             raise KeyboardInterrupt
         painted.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(instances, "paint", stops_at_the_third)
+    monkeypatch.setattr(instances, "paint", counted)
     with pytest.raises(KeyboardInterrupt):
         load(root=root, labelled=6)
     (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
     assert len(list(cache.glob("*.png"))) == 2
-
-    def counts(*arguments):
-        painted.append(arguments)
-        return real(*arguments)
-
-    monkeypatch.setattr(instances, "paint", counts)
+    limit = 99
     data = load(root=root, labelled=6)
     assert len(painted) == 6
-    next(cache.glob("*.png")).unlink()  # a map that is gone is made again
+    next(cache.glob("*.png")).unlink()  # a map that is gone is painted again
     load(root=root, labelled=6)
     assert len(painted) == 7
-    assert len({sample.id for sample in data.labelled if sample.truth().shape == SIZE}) == 6
-
-
-def test_remarks_add_up_the_overlaps(load, tmp_path):
-    annotations = [
-        note(CAR, box(0, 0, 4, 4)),
-        note(CAT, box(2, 0, 5, 4)),
-        note(PERSON, box(0, 0, 1, 1), crowd=1, image=1),
-    ]
-    data = load(root=tiny_coco(tmp_path, annotations), labelled=6, truth_of=("labelled", "val"))
-    assert [row[2] for row in data.remarks] == [3, 1, 8, 8]
-    assert data.remarks[2][3] == "2.08% of all"  # 8 of 8 images of 48 pixels
+    assert {sample.truth().shape for sample in data.labelled} == {SIZE}
 
 
 # Layouts and splits
@@ -340,25 +280,19 @@ def test_the_official_layout(load, tmp_path, year):
         load(root=tmp_path, year=other)
 
 
-def test_the_layout_with_images_above(load, tmp_path):
+def test_the_layout_with_images_above_and_what_is_missing(load, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither train2017, val2017 and annotations, nor images"):
+        load(root=tmp_path)
     official(tmp_path)
     (tmp_path / "images").mkdir()
     for part in ("train2017", "val2017"):
         (tmp_path / part).rename(tmp_path / "images" / part)
     assert len(load(root=tmp_path, labelled="1/3").labelled) == 2
-
-
-def test_what_is_missing_is_named(load, tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither train2017, val2017 and annotations, nor images"):
-        load(root=tmp_path)
-    official(tmp_path)
     (tmp_path / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no annotations/instances_val2017.json"):
         load(root=tmp_path)
     with pytest.raises(ValueError, match="year=2015"):
         load(root=tmp_path, year=2015)
-    with pytest.raises(ValueError, match="'1/512' of 6 images is less than one image"):
-        load(root=official(tmp_path), labelled="1/512")
 
 
 def test_one_set_is_divided(load, tmp_path):
@@ -386,8 +320,8 @@ def test_unimatch_lists(load, tmp_path, recwarn):
     assert ids(data.val) == ["000000000102", "000000000100"]
     assert not [told for told in recwarn if "published" in str(told.message)]
     assert len(load(root=root, split=splits, labelled=1).unlabelled) == 5
-    with pytest.raises(FileNotFoundError, match="has no labeled.txt"):
-        load(root=root, split=splits.parent, labelled=1)
+    with pytest.warns(UserWarning, match="this compares with nothing published"):
+        load(root=root, labelled=1)
 
 
 @pytest.mark.parametrize(
@@ -403,34 +337,9 @@ def test_unimatch_lists_are_checked(load, tmp_path, labelled, val, complaint):
     splits = write_splits(tmp_path / "splits" / "x", labelled, val)
     with pytest.raises((ValueError, FileNotFoundError), match=complaint):
         load(root=official(tmp_path), split=splits, labelled=1)
-
-
-def test_a_line_of_another_form_is_told(load, tmp_path):
-    splits = write_splits(tmp_path / "splits" / "x", [1], [100])
     (splits / "labeled.txt").write_text("train2017/1.jpg masks/2.png\n")
     with pytest.raises(ValueError, match="labeled.txt, line 1: .* with one ID"):
         load(root=official(tmp_path), split=splits, labelled=1)
-
-
-def test_a_draw_by_seed_says_so(load, tmp_path):
-    with pytest.warns(UserWarning, match="this compares with nothing published"):
-        load(root=official(tmp_path), labelled=1)
-
-
-def test_classes_that_no_labelled_image_shows_are_named(load, tmp_path):
-    root = official(tmp_path, [note(PERSON, box(0, 0, 2, 2)), note(CAR, box(4, 0, 6, 2))])
-    splits = write_splits(tmp_path / "splits" / "x", [0, 1], [100])
-    with pytest.warns(UserWarning, match="the 2 labelled images show no pixel of bicycle, motorcycle, .*toothbrush"):
-        load(root=root, split=splits, labelled=2)
-
-
-def test_a_grey_photo_becomes_rgb(load, tmp_path):
-    root = tiny_coco(tmp_path)
-    for path in (root / "images").iterdir():
-        Image.new("L", SIZE[::-1], 7).save(path)
-    image = load(root=root, labelled=1).labelled[0].image()
-    assert image.shape == (*SIZE, 3)
-    assert np.ptp(image) == 0
 
 
 @needs_shared
@@ -442,8 +351,9 @@ def test_real_photos(load):
     with Image.open(every["000000000086"].path) as grey:
         assert grey.mode == "L"
     assert every["000000000086"].image().shape == (640, 512, 3)
-    # Measured once: if these change, the rule has changed, and with it all that was measured on these maps.
-    assert [row[2] for row in data.remarks] == [423, 0, 262650, 254783]
+    # Measured once: if this changes, the rule has changed, and with it all that was measured on these maps.
+    digest = hashlib.sha256(b"".join(every[id].truth().tobytes() for id in sorted(every))).hexdigest()
+    assert digest == "4e7fbb8933d5bcf18d13a250a6072db6c183d3732ef439f39f7ca07034eee1eb"
 
 
 @needs_shared

@@ -35,8 +35,10 @@ def test_contract(name, tiny_root):
     assert set(parameters) >= OPTIONS
     assert all(option.kind is Parameter.KEYWORD_ONLY for option in parameters.values())
 
-    dataset = datasets.load(name, root=tiny_root, **module.SMOKE)
-    again = datasets.load(name, root=tiny_root, **module.SMOKE)
+    def load(**options):
+        return datasets.load(name, root=tiny_root, **module.SMOKE | options)
+
+    dataset, again = load(), load()
     assert dataset.name == name
     assert "label" in datasets.provenance(dataset)
     every = [sample for split in SPLITS for sample in getattr(dataset, split)]
@@ -46,32 +48,28 @@ def test_contract(name, tiny_root):
         for sample in getattr(dataset, split)[:2]:
             assert files.check_stem(sample.id)
             image = sample.image()
-            assert image.dtype == np.uint8
-            assert image.ndim == 3
-            assert image.shape[2] == 3
+            assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
             if split == "labelled":
                 truth = sample.truth()
-                assert truth.dtype == np.uint8
-                assert truth.shape == image.shape[:2]
+                assert (truth.dtype, truth.shape) == (np.uint8, image.shape[:2])
                 assert set(np.unique(truth)) <= {*range(dataset.classes.num_classes), IGNORE}
             else:
                 with pytest.raises(TruthHidden):
                     sample.truth()
 
-    shut = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ()})
-    for sample in shut.labelled[:1]:
+    for sample in load(truth_of=()).labelled[:1]:
         with pytest.raises(TruthHidden):
             sample.truth()
-    opened = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ("val", "test"), "limit": 1})
+    opened = load(truth_of=("val", "test"), limit=1)
     assert len(opened.unlabelled) <= 1
     for sample in (*opened.val, *opened.test):
         assert sample.truth().shape == sample.image().shape[:2]
         with pytest.raises(TruthHidden):
             sample.tags()
 
-    tagged = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ()}, tags_of=("labelled", "unlabelled"))
-    truths = datasets.load(name, root=tiny_root, **module.SMOKE | {"truth_of": ("labelled", "unlabelled")})
-    for split in ("labelled", "unlabelled"):
+    splits = ("labelled", "unlabelled")
+    tagged, truths = load(truth_of=(), tags_of=splits), load(truth_of=splits)
+    for split in splits:
         assert ids(getattr(tagged, split)) == ids(getattr(truths, split))
         for sample, with_truth in zip(getattr(tagged, split)[:2], getattr(truths, split)[:2], strict=True):
             if with_truth.read_truth:
@@ -87,13 +85,9 @@ def test_misspelt_names_and_options_are_told():
         datasets.load("vok")
     with pytest.raises(TypeError, match="no option 'labeled'; did you mean 'labelled'"):
         datasets.load("voc", labeled=3)
-    for truth_of in ("val", ["vall"]):
-        with pytest.raises(ValueError, match="truth_of"):
-            datasets.load("voc", truth_of=truth_of)
-        with pytest.raises(ValueError, match="tags_of"):
-            datasets.load("voc", tags_of=truth_of)
-    with pytest.raises(ValueError, match="limit=-1"):
-        datasets.load("voc", limit=-1)
+    for option, value in (("truth_of", "val"), ("truth_of", ["vall"]), ("tags_of", ["vall"]), ("limit", -1)):
+        with pytest.raises(ValueError, match=option):
+            datasets.load("voc", **{option: value})
 
 
 def test_a_small_draw_is_part_of_a_large_one():
@@ -139,8 +133,6 @@ def test_voc_without_lists_draws_them(tiny_root):
     write_list(tiny_root / "ImageSets" / "Segmentation" / "all.txt", ["00", "01", "02", "03"])
     listed = datasets.load("voc", root=tiny_root, labelled=3)
     assert set(ids(listed.labelled) + ids(listed.val)) == {"00", "01", "02", "03"}
-    with pytest.raises(ValueError, match="labelled=5: 3 images"):
-        datasets.load("voc", root=tiny_root, labelled=5)
     assert len(datasets.load("voc", root=tiny_root, labelled="1/2").labelled) == 2  # of three, rounded up
 
 
@@ -177,39 +169,17 @@ def test_voc_with_unimatch_lists(tiny_root, tmp_path):
         datasets.load("voc", root=tiny_root, split=split.parent, labelled=2)
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ("../secret.jpg SegmentationClass/01.png", "line 1: .*below the root"),
-        ("/etc/passwd SegmentationClass/01.png", "line 1: .*below the root"),
-        ("a b c", "line 1"),
-        (".hidden", "labeled.txt, line 1: .*cannot name files"),
-        ("JPEGImages/01.jpg", "no label map for 1 photos"),
-        ("99", "2 files of the labelled images in .*labeled.txt are not below"),
-        ("", "labeled.txt lists no image"),
-        ("01\n01", "1 ids more than once"),
-    ],
-)
-def test_voc_lists_are_checked(tiny_root, tmp_path, line, complaint):
-    write_list(tmp_path / "split" / "labeled.txt", [line])
+def test_voc_lists_are_checked(tiny_root, tmp_path):
+    """More of what lists may hold is in test_bad_inputs."""
     write_list(tmp_path / "split" / "val.txt", lines([5]))
-    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+    write_list(tmp_path / "split" / "labeled.txt", ["../secret.jpg SegmentationClass/01.png"])
+    with pytest.raises(ValueError, match="line 1: .*below the root"):
         datasets.load("voc", root=tiny_root, split=tmp_path / "split", labelled=1)
 
 
-def test_a_list_that_is_no_text_is_named(tiny_root, tmp_path):
-    write_list(tmp_path / "split" / "val.txt", lines([5]))
-    (tmp_path / "split" / "labeled.txt").write_bytes(b"01\n\xff\xfe\n")
-    with pytest.raises(ValueError, match="labeled.txt is no text in UTF-8 .*at byte 3"):
-        datasets.load("voc", root=tiny_root, split=tmp_path / "split", labelled=1)
-
-
-def test_voc_says_which_folder_it_wants(tmp_path):
+def test_voc_folders_values_and_sizes_are_checked(tiny_root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder JPEGImages: root must be the folder VOC2012"):
-        datasets.load("voc", root=tmp_path)
-
-
-def test_voc_values_and_sizes_are_checked(tiny_root):
+        datasets.load("voc", root=tmp_path / "absent")
     for label, complaint in [
         (np.full((16, 24), 21, dtype=np.uint8), r"values \[21\], not classes 0 to 20"),
         (np.zeros((24, 16), dtype=np.uint8), r"\(24, 16\), its photo .* is \(16, 24\)"),
@@ -258,22 +228,16 @@ def test_folder_with_labels(tiny_root):
 
 
 def test_folder_errors_say_what_is_missing(tiny_root, tmp_path):
-    with pytest.raises(ValueError, match="name what to look for"):
-        datasets.load("folder", root=tiny_root)
     with pytest.raises(FileNotFoundError, match="is not a folder: root must be"):
         datasets.load("folder", root=tmp_path / "absent", classes=["cat"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no photo whose name ends in .jpg"):
         datasets.load("folder", root=tmp_path / "empty", classes=["cat"])
-    with pytest.raises(FileNotFoundError, match="no PNG that is called as one of the photos, e.g. 00.png"):
+    with pytest.raises(FileNotFoundError, match="holds no label map whose name ends in .png"):
         datasets.load("folder", root=tiny_root, classes=["cat"], labels=tmp_path / "empty")
-    (tiny_root / "00.JPG").write_bytes((tiny_root / "JPEGImages" / "00.jpg").read_bytes())
-    with pytest.raises(ValueError, match="00.JPG and 00.png .* share the id 00"):
-        datasets.load("folder", root=tiny_root, classes=["cat"])
-    (tiny_root / "00.JPG").rename(tiny_root / "a.png")
-    (tiny_root / "A.jpg").write_bytes((tiny_root / "a.png").read_bytes())
-    with pytest.raises(ValueError, match="A.jpg and a.png .* share the id a"):
-        datasets.load("folder", root=tiny_root, classes=["cat"])
+    write_photos(tmp_path / "empty", ["0.png"])
+    with pytest.raises(FileNotFoundError, match="no PNG with the name of a photo, e.g. 0.png"):
+        datasets.load("folder", root=tmp_path / "empty", classes=["cat"], labels=tiny_root / "SegmentationClass")
 
 
 # Your own photos, with a json of objects
@@ -323,7 +287,7 @@ def test_objects_are_painted_as_coco_paints_them(objects, tmp_path):
 
 def test_a_category_of_no_class_is_background_and_told(objects):
     with pytest.warns(
-        UserWarning, match=r"2 annotations are of categories that no class has: car \(2\); they count as b"
+        UserWarning, match=r"2 annotations have categories that are no class: car \(2\); they count as background"
     ):
         data = objects(classes=["cat", "person"])
     truth = data.labelled[0].truth()
@@ -372,11 +336,6 @@ def test_only_open_objects_are_painted_and_kept(objects, tmp_path, monkeypatch):
         with pytest.raises(TruthHidden):
             sample.truth()
     objects(**options | {"classes": ["cat", "Person", "car"]})
-    path = tmp_path / "words.yaml"
-    path.write_text("background: []\nclasses: [{name: cat, words: [cat, person]}, {name: person}, {name: car}]")
-    with pytest.raises(ValueError, match="'person' could be"):
-        path.write_text("background: []\nclasses: [{name: cat, words: [person]}, {name: Person}, {name: car}]")
-        objects(**options | {"classes": path})
     assert len(list(cache.parent.iterdir())) == 2  # other names, other maps
     monkeypatch.setattr("plg_utils.datasets._instances.paint", None)  # what is there is not painted again
     objects(**options)
@@ -389,7 +348,7 @@ def test_other_words_give_other_maps(objects, tmp_path):
     path, truths = tmp_path / "words.yaml", []
     for words in ("[cat]", "[cat, car]"):
         path.write_text(f"background: []\nclasses: [{{name: pet, words: {words}}}]")
-        with pytest.warns(UserWarning, match="no class has"):
+        with pytest.warns(UserWarning, match="are no class"):
             truths.append(objects(classes=path).labelled[0].truth())
     assert (truths[0][3, 3], truths[1][3, 3]) == (0, 1)
 
@@ -401,32 +360,24 @@ def test_names_in_the_json_may_have_folders_and_other_suffixes(objects, tmp_path
     assert (data.labelled[0].truth() == 2).sum() == 48 - 16
 
 
-@pytest.mark.parametrize(
-    ("content", "error", "complaint"),
-    [
-        ("{", ValueError, "objects.json is not readable JSON .Expecting.*mend it, or export it again"),
-        ("[]", ValueError, "not COCO's json of instances"),
-        ('{"images": [], "annotations": []}', ValueError, "not COCO's json of instances .*categories"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', ValueError, "not COCO's json .*file_name"),
-        ('{"images": [], "annotations": [], "categories": []}', FileNotFoundError, "as one of the photos, but none at"),
-        (None, FileNotFoundError, "objects.json"),
-    ],
-)
-def test_a_json_of_another_form_is_told(objects, tmp_path, content, error, complaint):
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{"id": 1}], "annotations": [], "categories": []}', None])
+def test_a_json_of_another_form_is_told(objects, tmp_path, content):
     (tmp_path / "objects.json").unlink()
     if content:
         (tmp_path / "objects.json").write_text(content)
-    with pytest.raises(error, match=complaint) as told:
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match="objects.json (is not|does not exist).*(export it again|it needs)"
+    ) as told:
         objects(classes=["cat"])
-    assert "delete" not in str(told.value)  # somebody's work
+    assert "delete" not in str(told.value)  # it is somebody's work
 
 
 def test_a_json_of_other_photos_is_told(objects, tmp_path):
-    write_json(tmp_path / "objects.json", ["other.jpg"], [])
-    with pytest.raises(FileNotFoundError, match="lists no image that is called as one of the photos, e.g. other"):
-        objects(classes=["cat"])
     with pytest.raises(FileNotFoundError, match="or a file .json in COCO's form"):
         objects(classes=["cat"], labels=tmp_path / "absent")
+    write_json(tmp_path / "objects.json", ["other.jpg"], [])
+    with pytest.raises(FileNotFoundError, match="lists no image with the name of a photo, e.g. other"):
+        objects(classes=["cat"])
 
 
 @pytest.mark.parametrize("which", ["photo", "label map"])
@@ -445,7 +396,9 @@ def test_a_link_in_a_data_set_does_not_lead_out(which, tiny_root, monkeypatch):
         (sample,) = datasets.load("voc", root=tiny_root, labelled=1).labelled
         return sample.image(), sample.truth()
 
-    with pytest.raises(ValueError, match=rf"{path} is a link that leads out of {tiny_root}, to {elsewhere}: "):
+    with pytest.raises(
+        ValueError, match=rf"{path} is a link that leads out of {tiny_root}, to {elsewhere}. A downloaded list"
+    ):
         read()
     monkeypatch.setenv("PLG_LINKS", "1")
     read()

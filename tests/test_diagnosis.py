@@ -79,7 +79,7 @@ def test_the_default_band_follows_the_size():
 
 
 def test_a_band_that_is_no_distance_and_a_stack_are_refused():
-    with pytest.raises(ValueError, match="-1 pixels"):
+    with pytest.raises(ValueError, match="-1 pixels. Give a whole"):
         diagnosis.error_types(np.zeros((2, 2), int), np.zeros((2, 2), int), 2, band=-1)
     with pytest.raises(ValueError, match="2.5 pixels"):
         diagnosis.error_types(np.zeros((2, 2), int), np.zeros((2, 2), int), 2, band=2.5)

@@ -18,7 +18,6 @@ from test_pipeline import TINY, execute
 
 from plg_utils import checkpoints, costs, datasets, doctor, files, masks
 from plg_utils.costs import Cost, Count
-from plg_utils.datasets import __main__ as validator
 from plg_utils.doctor import Driver, Finding, Torch
 
 GOOD = Torch("2.11.0+cu130", "13.0", True, (9, 0), ("sm_75", "sm_80", "sm_90", "sm_120"))
@@ -388,30 +387,15 @@ def test_the_weights_that_a_run_names(offline):
 # Data
 
 
-def told_by_the_validator():
-    """Kinds of stops and warnings that its source can tell."""
-    for node in ast.walk(ast.parse(inspect.getsource(validator))):
-        arguments = node.args if isinstance(node, ast.Call) else node.elts if isinstance(node, ast.Tuple) else []
-        texts = [each.value for each in arguments[:2] if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-        if len(texts) == 2 and texts[0] in ("stop", "warning"):
-            yield texts[1]
-
-
-def test_what_the_validator_can_find_has_a_fix_of_its_own():
-    kinds = set(told_by_the_validator()) - {"warning", "said while loading", "the data set cannot be loaded"}
-    assert len(kinds) > 10
-    assert kinds - doctor.DATA_FIXES.keys() == set()
-
-
-def test_findings_of_the_validator():
+def test_findings_of_the_check():
     rows = [
-        ("stop", "sizes differ", 3, "unlabelled 3; e.g. a"),
+        ("stop", "photos that cannot be read", 3, "unlabelled 3; e.g. a"),
         ("warning", "new", 1, "b"),
         ("note", "images, val", 9, ""),
     ]
-    sizes, new, read = doctor.check_data(rows, 100, 5000)
-    one([sizes], "stop", "sizes differ: 3 (unlabelled 3; e.g. a)", fix="nearest neighbour")
-    one([new], "warning", "new: 1 (b)", fix="python -m plg_utils.datasets")
+    broken, new, read = doctor.check_data(rows, 100, 5000)
+    one([broken], "stop", "photos that cannot be read: 3 (unlabelled 3; e.g. a)", fix="fetch or export")
+    one([new], "warning", "new: 1 (b)", fix="python -m plg_utils.check")
     one([read], "note", "100 of 5,000 images", fix="validated null")
     one(doctor.check_data([], 5, 5), "note", "5 of 5 images")
 
@@ -421,7 +405,7 @@ def test_a_broken_photo_is_found(tiny_root):
     options = {"root": tiny_root, "labels": tiny_root / "SegmentationClass", "classes": ["red", "green", "blue"]}
     data, found = doctor.look_at_data("folder", read=None, **options)
     assert data is not None
-    one(found[:1], "stop", "photo corrupt", "03.png", fix="fetch these files again")
+    one(found[:1], "stop", "photos that cannot be read", "03.png", fix="fetch or export these files again")
     assert doctor.look_at_data("folder", read=0, **options | {"labels": None})[1][-1].found.startswith("0 of 8 images")
 
 

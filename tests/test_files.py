@@ -1,5 +1,6 @@
 """Files: whole or not at all, read as they were written, and errors that say what came."""
 
+import dataclasses
 import io
 import json
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import class_files, figures, files, run_lengths
+from plg_utils import class_files, datasets, figures, files, run_lengths
 from plg_utils.records import IGNORE, Masks
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
@@ -47,7 +48,7 @@ def test_a_shrunk_picture_looks_the_same():
     Image.fromarray(picture).save(large, "PNG")
     small = figures.shrink_png(large.getvalue())
     assert len(small) < 0.7 * len(large.getvalue())
-    assert small == figures.shrink_png(large.getvalue()) == files.shrink_png(small)
+    assert small == figures.shrink_png(large.getvalue()) == figures.shrink_png(small)
     seen = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
     assert np.abs(seen - picture).mean() < 8
 
@@ -98,7 +99,7 @@ def test_broken_images_are_named(tmp_path, squares):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, format="JPEG")
     for name, content in {"cut.jpg": whole.getvalue()[:900], "text.jpg": b"not an image", "empty.png": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is not a readable image .*fetch or export it again"):
+        with pytest.raises(ValueError, match=rf"{name} is not a readable image .*export it again"):
             files.read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         files.read_image(tmp_path / "absent.jpg")
@@ -251,6 +252,15 @@ def test_a_class_file_by_hand(tmp_path):
     classes = class_files.read(path)
     assert (classes.names, classes.background, classes.colours) == (("cat",), None, ((0, 0, 0),))
     assert class_files.parse({"background": [], "classes": [{"name": "cat"}]}).words == ((), ("cat",))
+
+
+def test_a_written_class_file_gives_equal_classes(tmp_path):
+    ours = [class_files.read(path) for path in datasets.CLASS_FILES.glob("*.yaml")]
+    for classes in [*ours, class_files.parse({"classes": [{"name": "no", "words": ["Bär: 1"]}]})]:
+        class_files.write(tmp_path / "a.yaml", classes)
+        assert class_files.read(tmp_path / "a.yaml") == classes
+    with pytest.raises(ValueError, match="do not fit a class file, so .*a.yaml was not written"):
+        class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_boxes_and_areas_by_the_package():
     by_column = masks.transpose(1, 2).contiguous()
     assert _everything.boxes_around(by_column).tolist() == batched_mask_to_box(masks).tolist()
     assert _everything.count(by_column).tolist() == masks.sum(dim=(1, 2)).tolist()
+    assert _everything.count(torch.ones(1, 2, 40000, dtype=torch.bool)).tolist() == [80000]  # more than int16 counts
 
 
 def test_fewer_points_at_once_where_memory_does_not_suffice(toy):

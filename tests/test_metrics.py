@@ -1,10 +1,14 @@
 """Scores: by hand, and against plain loops."""
 
+import ast
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import reference_training
 
-from plg_utils import metrics
+from plg_utils import class_files, files, metrics
+from plg_utils.datasets import camvid
 from plg_utils.records import IGNORE
 
 
@@ -43,6 +47,34 @@ def test_a_set_counted_by_hand():
     assert default.coverage == missed.coverage == 5 / 7
     assert metrics.scores(matrix, background=None).iou[0] == 1 / 4  # no background class: uncovered is a miss
     assert default.confusion.tolist() == matrix.tolist()
+
+
+def code_of(path):
+    """All code of a Python file or a notebook."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = files.read_json(path)["cells"]
+    lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def test_notebook_00_counts_uncovered_pixels_as_no_class_where_there_is_no_background(capsys):
+    code = code_of(files.ROOT / "notebooks" / "00_one_image.ipynb")
+    cell = code[code.index("if data.labelled:\n    matrix") :]
+    sky = np.zeros((2, 2), np.uint8)  # class 0 of CamVid
+    label = np.array([[0, 0], [IGNORE, IGNORE]], np.uint8)
+    data = SimpleNamespace(labelled=[1], classes=class_files.read(camvid.CLASS_FILE))
+    known = {"data": data, "sample": SimpleNamespace(truth=lambda: sky), "guess": SimpleNamespace(label=label)}
+    exec(cell, known | {"metrics": metrics})  # noqa: S102
+    assert capsys.readouterr().out == "mean IoU of this one labelled image: 0.50\n"
+
+
+def test_every_caller_says_which_class_is_the_background():
+    for path in [*(files.ROOT / "plg_utils").rglob("*.py"), *(files.ROOT / "notebooks").rglob("*.ipynb")]:
+        for node in ast.walk(ast.parse(code_of(path))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "metrics.scores":
+                given = {keyword.arg for keyword in node.keywords}
+                assert {"background", "uncovered"} & given, f"{path.name}: {ast.unparse(node)}"
 
 
 def test_matrices_add_up():
@@ -96,10 +128,10 @@ def test_a_wide_type_counts_as_a_byte_does():
 
 def test_precision_and_recall_counted_by_hand():
     matrix = np.array([[6, 1, 0, 1], [2, 3, 0, 0], [0, 0, 0, 0]])  # two classes that occur, one that is never given
-    precision, recall = metrics.precision_recall(matrix)
+    precision, recall = metrics.precision_recall(matrix, background=0)
     np.testing.assert_allclose(precision, [7 / 9, 3 / 4, np.nan])  # the uncovered pixel is a given background
     np.testing.assert_allclose(recall, [7 / 8, 3 / 5, np.nan])
-    precision, recall = metrics.precision_recall(matrix, uncovered="miss")
+    precision, recall = metrics.precision_recall(matrix, uncovered="miss", background=0)
     np.testing.assert_allclose(precision, [6 / 8, 3 / 4, np.nan])
     np.testing.assert_allclose(recall, [6 / 8, 3 / 5, np.nan])
     np.testing.assert_allclose(metrics.precision_recall(matrix, background=None)[0], precision)

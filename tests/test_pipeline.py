@@ -163,10 +163,10 @@ def test_05_leaves_out_what_earlier_settings_have_left(world, results, capsys):
     assert "labels_zero_shot is left out: it is not finished" in scored()[1]
 
 
-def test_the_method_that_the_readme_adds(world, tmp_path, results, monkeypatch):
-    """The README's lines, saved where it says, are a method: trained, and a row of the table; the contract holds."""
-    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    path, code = re.search(r"<!-- add a method: (\S+) -->\n```python\n(.*?)```", readme, re.DOTALL).groups()
+def test_the_method_that_contributing_adds(world, tmp_path, results, monkeypatch):
+    """The lines of CONTRIBUTING, saved where it says, are a method: trained, a row of the table; the contract holds."""
+    text = (files.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    path, code = re.search(r"<!-- add a method: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL).groups()
     assert Path(path).parent == Path("plg_utils/losses")
     assert len(code.splitlines()) < 30 and not (files.ROOT / path).exists()
     (tmp_path / "losses").mkdir()

@@ -415,7 +415,7 @@ def test_scores_are_fractions_and_do_not_know_the_order_of_the_classes(drawn, or
     for index in np.flatnonzero(~np.isnan(found.iou)):
         true, given_ = truth == index, (covered == index) & (truth != IGNORE)
         assert found.iou[index] == pytest.approx((true & given_).sum() / (true | given_).sum())
-    precision, recall = metrics.precision_recall(metrics.confusion(truth, label, K), uncovered=uncovered)
+    precision, recall = metrics.precision_recall(metrics.confusion(truth, label, K), uncovered=uncovered, background=0)
     assert (np.nan_to_num(found.iou) <= np.nan_to_num(np.minimum(precision, recall), nan=0) + 1e-12).all()
     renamed = np.arange(256)
     renamed[:K] = order

@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
+from plg_utils import files
 from plg_utils.records import Classes, Masks, Sample, TruthHidden
 
 THREE_MASKS = np.array(
@@ -66,3 +68,15 @@ def test_hidden_truth_is_not_read():
     assert (shown.image(), shown.truth()) == ("image", "truth")
     with pytest.raises(TruthHidden, match="truth of a "):
         Sample("a", read_image=lambda: "image").truth()
+
+
+def test_more_masks_than_pycocotools_counts(tmp_path):
+    """`coco.area` raises OverflowError for 256 masks or more: it puts their number into a uint8."""
+    dense = np.random.default_rng(0).random((300, 5, 7)) < 0.4
+    masks = Masks.from_dense(dense)
+    assert masks.areas().dtype == np.int64
+    np.testing.assert_array_equal(masks.areas(), dense.sum(axis=(1, 2)))
+    few = masks.take(np.arange(255))
+    np.testing.assert_array_equal(few.areas(), coco.area(list(few.rles)))
+    files.write_masks(tmp_path / "a.json", masks)
+    np.testing.assert_array_equal(files.read_masks(tmp_path / "a.json").dense(), dense)

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from conftest import colour_squares
+from conftest import NO_IMAGES, colour_squares
 from plg_utils import checkpoints, class_files, datasets, files, store
 
 CODE = [path for folder in ("plg_utils", "notebooks", "benchmarks") for path in (files.ROOT / folder).rglob("*.py")]
@@ -193,9 +193,9 @@ OUTSIDE = ("../out", "..", "a/../../out", "/etc/passwd", "\\\\host\\share", "a\\
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_id_or_run_names_a_file_elsewhere(name, tmp_path):
-    with pytest.raises(ValueError, match="cannot name files"):
+    with pytest.raises(ValueError, match="cannot be a file name"):
         files.check_stem(name)
-    with pytest.raises(ValueError, match="cannot name files"):
+    with pytest.raises(ValueError, match="cannot be a file name"):
         store.run_folder(name)
 
 
@@ -242,9 +242,9 @@ def test_a_stage_removes_nothing_outside_its_folder(tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     (tmp_path / "masks").mkdir()
-    stage = {"name": "masks", "parameters": {}}
+    stage = {"dataset": NO_IMAGES, "parameters": {}}
     store.stage(tmp_path / "masks", **stage).finish()
-    (tmp_path / "masks" / "outputs.txt").write_text(f"../mine.txt\n{mine}\n")
+    files.write_json(tmp_path / "masks" / "outputs.json", {"../mine.txt": {}, str(mine): {"photo": "1"}})
     store.stage(tmp_path / "masks", **stage | {"parameters": {"other": 1}})
     assert mine.read_text() == "mine"
 

@@ -12,8 +12,8 @@ import pytest
 from test_coco import official, tiny_coco
 
 from plg_utils import checkpoints, datasets, files
+from plg_utils.check import main
 from plg_utils.datasets import _splits, coco, voc
-from plg_utils.datasets.__main__ import main
 from plg_utils.records import Dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "splits"

@@ -265,7 +265,7 @@ def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
     assert store.run_folder("demo") == tmp_path / "demo"
     for name in ("", "..", "../demo", "/demo"):
-        with pytest.raises(ValueError, match="cannot name files"):
+        with pytest.raises(ValueError, match="cannot be a file name"):
             store.run_folder(name)
 
 

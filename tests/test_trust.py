@@ -40,7 +40,7 @@ def test_margins_by_hand():
     segments = torch.tensor([[2.0, 0, 0], [0, 3, 0], [0, 0, 1]])
     # the first: class 1 at 1, class 2 at .6; the second: class 2 at 1, class 1 at 0; the third: 0 and background at 1
     np.testing.assert_allclose(trust.margins(segments, texts, owner), [0.4, 1.0, -1.0], atol=1e-6)
-    with pytest.raises(ValueError, match="something to tell it from"):
+    with pytest.raises(ValueError, match="compares two classes"):
         trust.margins(segments, texts[:1], owner[:1])
 
 
@@ -67,9 +67,9 @@ def test_ranks_and_their_correlation():
 def test_bad_input_is_told():
     with pytest.raises(ValueError, match="one size"):
         trust.agreement([A, A.T], 3)
-    with pytest.raises(ValueError, match="holds the value 2; the 2 classes"):
+    with pytest.raises(ValueError, match="has the value 2. With 2 classes, the largest is 1"):
         trust.agreement([A, B], 2)
-    with pytest.raises(ValueError, match="as many weights"):
+    with pytest.raises(ValueError, match="Give 2, as many as label maps"):
         trust.vote([A, B], [1], 3)
     with pytest.raises(ValueError, match="at least two"):
         trust.support(np.eye(1))

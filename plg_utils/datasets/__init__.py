@@ -11,12 +11,12 @@ A file `name.py` here has
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
     ON_BAD_IMAGE    perhaps: what happens to a photo that cannot be read if the caller does not say (`load`)
 
-A load that knows how the labelled images were chosen, or has more to say to the validator, returns `Loaded`. Files
+A load that knows how the labelled images were chosen, or has more to say to `plg_utils.check`, returns `Loaded`. Files
 whose name starts with an underscore are no data sets: `_splits` finds lists of labelled images, `_instances` paints
 label maps from COCO's form, `_photos` finds photos that cannot be read.
 
-The same options give the same samples in the same order. `python -m plg_utils.datasets NAME` reads all files once and
-tells what is wrong with them.
+The same options give the same samples in the same order. `python -m plg_utils.check NAME` reads all files once and
+lists what is wrong with them.
 """
 
 import warnings
@@ -45,7 +45,7 @@ SHOWN = 100  # bad photos that are told one by one
 
 @dataclass(frozen=True)
 class Photo(Sample):
-    """A sample that lies in files, and where: the validator looks at the files themselves."""
+    """A sample that is read from files: where they are."""
 
     path: Path | None = None
     truth_path: Path | None = None  # None: as for read_truth
@@ -53,10 +53,10 @@ class Photo(Sample):
 
 @dataclass(frozen=True)
 class Loaded(Dataset):
-    """A data set together with what its loader knows about it: the validator prints it."""
+    """A data set together with what its loader knows about it: `plg_utils.check` prints it."""
 
     provenance: str = ""  # how the labelled images were chosen
-    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for the validator: level, finding, count, detail
+    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for `plg_utils.check`: level, finding, count, detail
     left_out: tuple[str, ...] = ()  # ids of the photos that cannot be read, if the caller asked to skip them
 
 
@@ -157,7 +157,7 @@ def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
 
     splits = {split: getattr(dataset, split) for split in SPLITS}
     every = [sample for samples in splits.values() for sample in samples]
-    paths = {sample.path: sample.id for sample in every if getattr(sample, "path", None)}
+    paths = {_file(sample): sample.id for sample in every if _file(sample)}
     bad = _photos.unreadable(list(paths))
     if not bad:
         return dataset
@@ -167,10 +167,7 @@ def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
     if not skip or len(bad) == len(paths):
         raise ValueError("\n".join([f"{told}:", *listed, f"Mend or remove them, or leave them out by {SKIP}"]))
     warnings.warn("\n".join([f"{told} and are left out:", *listed]), stacklevel=3)
-    kept = {
-        split: tuple(one for one in samples if getattr(one, "path", None) not in bad)
-        for split, samples in splits.items()
-    }
+    kept = {split: tuple(sample for sample in samples if _file(sample) not in bad) for split, samples in splits.items()}
     ids = tuple(paths[path] for path in bad)
     more = {}
     if isinstance(dataset, Loaded):
@@ -178,6 +175,11 @@ def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
         more = {"left_out": ids, "remarks": (*dataset.remarks, row)}
         more["provenance"] = f"{provenance(dataset)}; {told} and are left out"
     return replace(dataset, **kept, **more)
+
+
+def _file(sample: Sample) -> Path | None:
+    """File that a sample's photo is read from, as it is (`path`) or changed in reading (`source`)."""
+    return getattr(sample, "path", None) or getattr(sample, "source", None)
 
 
 def provenance(dataset: Dataset) -> str:
@@ -280,6 +282,20 @@ def count(labelled: int | str, pool: int) -> int:
             'part such as "1/8"'
         )
     return labelled
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...], what: str = "photo") -> list[Path]:
+    """Files of a folder that end in one of these suffixes, sorted, without hidden ones. Not searched deeper."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no {what} whose name ends in {', '.join(suffixes)}")
+    return found
+
+
+def read_list(path: Path) -> list[tuple[str, list[str]]]:
+    """Lines of a list of images that are not empty: the place, such as "train.txt, line 3", and the words."""
+    lines = enumerate(files.read_lines(path), start=1)
+    return [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
 
 
 def check_disjoint(**splits: list[str]) -> None:

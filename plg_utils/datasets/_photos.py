@@ -1,9 +1,9 @@
-"""Photos that cannot be read, found before any work: each is decoded once, and remembered for as long as it stays.
+"""Photos that cannot be read, found before any work starts.
 
-Whether a photo is cut short shows only when all of it is decoded. On four busy cores that took 4 ms at VOC's size and
-0.13 s at a camera's 12 megapixels: 40 s or 22 minutes for 10,000. So what could be read is remembered by its file's
-name, size and time in the data folder, and the next notebook asks no more than these (0.6 s for 10,000). What could
-not be read is tried each time: a disk may have been away.
+Only decoding the whole photo shows that it is cut off. On four busy cores that took 4 ms at VOC's size and 0.13 s for
+12 megapixels: 40 s or 22 minutes for 10,000 photos. So the name, size and time of each readable file are kept in the
+data folder, and the next call only compares these (0.6 s for 10,000). Unreadable photos are tried again each time: a
+disk may have been away.
 """
 
 import hashlib
@@ -16,47 +16,45 @@ import PIL
 
 from plg_utils import distributed, files, store
 
-TOGETHER = 256  # photos that wait for the threads
-
 
 def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
-    """Decode the photos that nobody remembers; which cannot be read, and why, in the order given."""
+    """The photos that cannot be read and why, in the order given. Photos that were readable before are not decoded."""
     bad: dict[Path, str] = {}
-    with distributed.main_first():  # the others find it remembered
+    with distributed.main_first():  # the other processes find the results in the data folder
         for folder in dict.fromkeys(path.parent for path in paths):
             bad |= _in_folder(folder, [path for path in paths if path.parent == folder])
     return {path: bad[path] for path in paths if path in bad}
 
 
 def _in_folder(folder: Path, paths: list[Path]) -> dict[Path, str]:
-    memory = _memory_of(folder)
-    known = _remembered(memory)
+    key = hashlib.sha256(folder.absolute().as_posix().encode()).hexdigest()[:12]
+    memory = files.data_root() / "checked_photos" / f"{folder.name}-{key}.json"
+    known: dict[str, list[int]] = {}  # name: size and time of a file that this version of Pillow could read
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        content = files.read_json(memory)
+        known = dict(content["photos"]) if content["pillow"] == PIL.__version__ else {}
     states = {path: _state(path) for path in paths}
-    unknown = [path for path in paths if states[path] is None or known.get(path.name) != states[path]]
+    unknown = [path for path in paths if not states[path] or known.get(path.name) != states[path]]
     if not unknown:
         return {}
-    starts = range(0, len(unknown), TOGETHER)
-    bad, read = {}, {}
+    bad, good = {}, {}
     with ThreadPoolExecutor(store.READERS) as readers:
-        found = (pair for start in starts for pair in _looked_at(unknown[start : start + TOGETHER], readers))
+        errors = store.progress(readers.map(_error, unknown), total=len(unknown), what=f"reading {folder.name}")
         try:
-            for path, told in store.progress(found, total=len(unknown), what=f"looking at {folder.name}"):
-                if told:
-                    bad[path] = told
+            for path, error in zip(unknown, errors, strict=True):
+                if error:
+                    bad[path] = error
                 else:
-                    read[path.name] = states[path]
-        finally:  # what was looked at was looked at, even if somebody stops it
-            if read:
-                with suppress(OSError):  # the folder may be read-only
-                    files.write_json(memory, {"pillow": PIL.__version__, "photos": known | read})
+                    good[path.name] = states[path]
+        finally:  # an interrupted call keeps what was read
+            readers.shutdown(cancel_futures=True)
+            if good:
+                with suppress(OSError):  # the data folder may be read-only
+                    files.write_json(memory, {"pillow": PIL.__version__, "photos": known | good})
     return bad
 
 
-def _looked_at(paths: list[Path], readers: ThreadPoolExecutor) -> list[tuple[Path, str]]:
-    return list(zip(paths, readers.map(_trouble, paths), strict=True))
-
-
-def _trouble(path: Path) -> str:
+def _error(path: Path) -> str:
     """Why a photo cannot be read; empty if it can."""
     try:
         files.read_image(path)
@@ -66,23 +64,8 @@ def _trouble(path: Path) -> str:
 
 
 def _state(path: Path) -> list[int] | None:
-    """What changes when a file does; None if it is not there."""
-    try:
+    """Size and time of a file; None if it does not exist."""
+    with suppress(OSError):
         state = path.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns]
-
-
-def _memory_of(folder: Path) -> Path:
-    key = hashlib.sha256(folder.absolute().as_posix().encode()).hexdigest()[:12]
-    return files.data_root() / "checked_photos" / f"{folder.name}-{key}.json"
-
-
-def _remembered(memory: Path) -> dict[str, list[int]]:
-    """Photos that this version of Pillow could read, with the states of their files."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        content = files.read_json(memory)
-        if content["pillow"] == PIL.__version__:
-            return dict(content["photos"])
-    return {}
+        return [state.st_size, state.st_mtime_ns]
+    return None

@@ -2,12 +2,12 @@
 
     root/train/ID.png  root/trainannot/ID.png  root/train.txt      and the same for val and, where present, test
 
-The frames of a video are one second apart: neighbours are nearly the same image. So the labelled frames are not drawn
-at random but evenly spaced over the videos.
+The frames of a video are one second apart, and neighbours are nearly the same image. So the labelled frames are not
+drawn at random, but evenly spaced over the videos.
 """
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass
 from math import gcd
 from pathlib import Path, PurePosixPath
 
@@ -36,32 +36,31 @@ def load(
 
     root: folder with train, trainannot, val, valannot and perhaps test, testannot; by default `camvid` in the data
         folder. `train.txt`, `val.txt` and `test.txt` list the pairs; of a folder without list all frames are taken.
-    labelled: how many frames of train carry labels, or which part of them, as "1/8" (rounded up); evenly spaced, so 12
+    labelled: how many frames of train have labels, or which part of them, as "1/8" (rounded up); evenly spaced, so 12
         are not among the 24. The rest of train is unlabelled.
-    seed: moves the labelled frames along the videos: with 12 of 367 there are 30 places where the first of them can
-        lie (`spaced`), each seed takes another, and only the 31st comes back to the first. If more than half of the
-        frames are labelled there is but one place, and the seed does nothing.
-    shrink: 2 reads all at half the size (see `smaller`), for machines that cannot train at the full one; a mean IoU at
-        another size is another number.
+    seed: moves the labelled frames along the videos: with 12 of 367 there are 30 places for the first of them
+        (`spaced`). Each of the first 30 seeds takes another place. If more than half of the frames are labelled there
+        is only one place, and the seed does nothing.
+    shrink: 2 reads photos and label maps at half the size (`smaller`), for machines that cannot train at full size. A
+        mean IoU at another size does not compare.
 
-    Void is 11 on disk and IGNORE here. There is no background class. Published numbers with few labels are not known to
-    us for these draws.
+    Void is 11 in the files and IGNORE here. There is no background class. We know no published numbers for these
+    labelled frames.
     """
     root = Path(root) if root else files.data_root() / "camvid"
     train, val = _entries(root, "train"), _entries(root, "val")
     test = _entries(root, "test") if (root / "test").is_dir() else []
-    datasets.check_disjoint(
-        train=[image.stem for image, _ in train],
-        val=[image.stem for image, _ in val],
-        test=[image.stem for image, _ in test],
-    )
+    splits = {"train": train, "val": val, "test": test}
+    datasets.check_disjoint(**{split: [image.stem for image, _ in entries] for split, entries in splits.items()})
     train = sorted(train, key=lambda entry: _video_and_frame(entry[0].stem))
     taken = set(spaced(len(train), datasets.count(labelled, len(train)), seed))
     chosen = [entry for index, entry in enumerate(train) if index in taken]
     rest = [entry for index, entry in enumerate(train) if index not in taken]
     missing = [path for entry in chosen for path in entry if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}")
+        raise FileNotFoundError(
+            f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}; fetch them"
+        )
     if not datasets.is_count(shrink) or shrink < 1:
         raise ValueError(f"shrink={shrink!r} must be a whole number from 1 on: 2 is half the size")
     classes = class_files.read(CLASS_FILE)
@@ -86,11 +85,18 @@ def load(
     )
 
 
-def smaller(sample: Sample, factor: int) -> Sample:
-    """Read a sample at 1 / factor of its height and width, rounded down.
+@dataclass(frozen=True)
+class Smaller(Sample):
+    """A sample at a part of the size of its files."""
 
-    A pixel of the photo is the mean of factor x factor pixels, one of the label map the value in their middle (right
-    and below of it, if the factor is even): no class is made up.
+    source: Path | None = None  # file of the photo at full size; `path` of a Photo would be what image() returns
+
+
+def smaller(sample: Sample, factor: int) -> Smaller:
+    """Sample at 1 / factor of its height and width, rounded down.
+
+    A pixel of the photo is the mean of factor x factor pixels. A pixel of the label map is the value in the middle of
+    these (right and below of it, if the factor is even), so that no new class appears.
     """
 
     def image() -> np.ndarray:
@@ -104,24 +110,30 @@ def smaller(sample: Sample, factor: int) -> Sample:
         height, width = label.shape[0] // factor, label.shape[1] // factor
         return np.ascontiguousarray(label[factor // 2 :: factor, factor // 2 :: factor][:height, :width])
 
-    content = {"read_content": lambda: f"{factor}:{sample.content}"}  # another size is another image
-    content |= {"read_truth_content": lambda: f"{factor}:{sample.truth_content}"}
-    return replace(sample, read_image=image, read_truth=truth if sample.read_truth else None, **content)
+    return Smaller(
+        sample.id,
+        image,
+        truth if sample.read_truth else None,
+        sample.read_tags,
+        read_content=lambda: f"1/{factor} {sample.content}",
+        read_truth_content=lambda: f"{sample.truth_content}/{factor}",
+        source=getattr(sample, "path", None),
+    )
 
 
 def spaced(frames: int, count: int, seed: int) -> list[int]:
-    """Positions of `count` evenly spaced frames in a row of videos, laid end to end.
+    """Positions of `count` evenly spaced frames in a row of videos, one after the other.
 
-    A video gets its share of them to within one frame, and neighbours are frames // count or one more apart. There are
-    `frames // count` places for the first one; seed 0 takes the middle, and each next seed goes on by about 0.6 of the
-    distance, so that a few seeds lie far apart, and none repeats before all places were taken.
+    Each video gets its share to within one frame. Neighbours are frames // count or one more apart. There are
+    `frames // count` places for the first frame: seed 0 takes the middle, and each next seed is about 0.6 of the
+    distance further, so that a few seeds are far apart, and none repeats before all places were used.
     """
     if not count:
         return []
     places = frames // count
     stride = next(step for step in range(round(0.618 * places), places + 1) if gcd(step, places) == 1)
     first = (places // 2 + seed * stride) % places
-    return [first + number * frames // count for number in range(count)]
+    return [first + index * frames // count for index in range(count)]
 
 
 def _video_and_frame(stem: str) -> tuple[str, int, str]:
@@ -131,34 +143,24 @@ def _video_and_frame(stem: str) -> tuple[str, int, str]:
 
 
 def _entries(root: Path, part: str) -> list[Entry]:
-    """Photos and label maps of train, val or test, as listed, or else all that are there."""
-    photos, maps = root / part, root / f"{part}annot"
-    for folder in (photos, maps):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{root} has no folder {folder.name}: root must hold {part} and {part}annot")
-    listed = root / f"{part}.txt"
-    if listed.is_file():
-        return _read_list(listed, part)
-    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-    if not found:
-        raise FileNotFoundError(f"{photos} holds no frame whose name ends in {', '.join(SUFFIXES)}")
-    return [(path, maps / f"{path.stem}.png") for path in found]
-
-
-def _read_list(path: Path, part: str) -> list[Entry]:
-    """Read a list with a photo and its label map in each line.
+    """Photos and label maps of train, val or test: those of the list if there is one, else all.
 
     The lists of the SegNet tutorial have the folders of its authors in front (/SegNet/CamVid/train/ID.png): only the
     last folder and the name count.
     """
+    photos, maps, listed = root / part, root / f"{part}annot", root / f"{part}.txt"
+    for folder in (photos, maps):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{root} has no folder {folder.name}: root must hold {part} and {part}annot")
+    if not listed.is_file():
+        return [(path, maps / f"{path.stem}.png") for path in datasets.files_in(photos, SUFFIXES)]
     entries = []
-    for number, line in enumerate(files.read_lines(path), start=1):
-        words = [PurePosixPath(word) for word in line.split()]
-        if not words:
-            continue
-        if [word.parent.name for word in words] != [part, f"{part}annot"] or words[0].stem != words[1].stem:
-            raise ValueError(f"{path}, line {number}: {line!r} is not {part}/ID.png {part}annot/ID.png, with one ID")
-        entries.append((path.parent / part / words[0].name, path.parent / f"{part}annot" / words[1].name))
+    for where, words in datasets.read_list(listed):
+        paths = [PurePosixPath(word) for word in words]
+        if [path.parent.name for path in paths] != [photos.name, maps.name] or paths[0].stem != paths[1].stem:
+            line = " ".join(words)
+            raise ValueError(f"{where}: {line!r} is not {part}/ID.png {part}annot/ID.png, with one ID")
+        entries.append((photos / paths[0].name, maps / paths[1].name))
     if not entries:
-        raise ValueError(f"{path} lists no frame")
+        raise ValueError(f"{listed} lists no frame: write one in each line, or remove the list to take all frames")
     return entries

@@ -4,8 +4,8 @@
 
 or root/images/train2017 and so on, or one set of photos that is divided here: root/images/ID.jpg, root/instances.json.
 
-COCO gives single objects, which overlap, and no label maps, so each work paints its own. Ours are painted by the rule
-of `_instances`: 0 is the background, 1 to 80 are the categories in the order of the json, small things lie on top, a
+COCO gives single objects, which overlap, and no label maps, so each work paints its own. Ours follow the rule of
+`_instances`: 0 is the background, 1 to 80 are the categories in the order of the json, small objects are on top, and a
 crowd is void. mIoU on these maps need not equal mIoU on those of others (UniMatch's come as a ready folder `masks`).
 """
 
@@ -46,8 +46,8 @@ def load(
 
     root: folder with train2017, val2017 and annotations (or the same below `images`, or the other layout above), by
         default `coco` in the data folder
-    labelled: how many of the train images carry labels, or which part of them, as "1/512" (rounded up); None for all
-        that `split` lists, and 232 without it
+    labelled: how many of the train images have labels, or which part of them, as "1/512" (rounded up); None for all
+        that `split` lists, or for 232 without it
     seed: of the draw of the labelled images, 12 within 24; and, if there is one set of photos only, of the quarter of
         it that is kept for val
     year: 2017 (118,287 train, 5,000 val images; UniMatch) or 2014 (the same photos, otherwise divided; most weakly
@@ -56,13 +56,13 @@ def load(
         its format: labeled.txt, and here or one level up val.txt; lines are "train2017/ID.jpg masks/ID.png", of which
         the id counts: label maps are made here. Unlabelled is the rest of train. If fewer are `labelled` than it
         lists, these are drawn from it by the seed, with a warning: they are not the published list any more
-    cache: folder of the label maps, by default `coco_labels` in the data folder; theirs is a subfolder that is called
-        after the content of the json and the rule by which they are painted
+    cache: folder of the label maps, by default `coco_labels` in the data folder; a subfolder is named after the content
+        of the json and the rule of painting
 
-    Without `split` the labelled images are drawn by the seed, with a warning: such a draw compares with nothing
-    published. Label maps are made for the splits in `truth_of` and for no others (the json holds all truth, but only
-    these images' annotations are painted); what is there is not made again, so it can be stopped anywhere. An image
-    with an annotation that cannot be painted has no label map: a warning counts them, and `truth` says why.
+    Without `split` the labelled images are drawn by the seed, with a warning: numbers on them do not compare with
+    published ones. Label maps are only painted for the splits in `truth_of`. Maps that exist are not painted again, so
+    a load can be stopped at any time. An image with an annotation that cannot be painted has no label map: a warning
+    counts these images, and `truth` says why.
     """
     if year not in YEARS:
         raise ValueError(f"year={year!r}: COCO's divisions are those of {' and '.join(map(str, YEARS))}")
@@ -97,20 +97,12 @@ def load(
         folder = _instances.cache_of(part.instances, cache, classes)
         made = _instances.make_maps(part.instances, folder, wanted, classes, partial(_read, part.instances, classes))
         painted |= {name: made for name in splits}
-    maps = painted["labelled"].maps | painted["val"].maps
-    _instances.warn_of_broken(maps, "coco")
-    if "labelled" in truth_of and chosen:
-        absent = datasets.absent(classes, {value for id in chosen for value in maps[id].classes})
-        if absent:
-            warnings.warn(f"the {count} labelled images show no pixel of {', '.join(absent)}", stacklevel=2)
-
+    _instances.warn_of_broken(painted["labelled"].broken | painted["val"].broken, "coco")
     photos = {"labelled": train.photos, "unlabelled": train.photos, "val": val.photos}
     samples = {
         name: tuple(painted[name].sample(photos[name][id], classes.num_classes) for id in ids[name]) for name in ids
     }
-    return datasets.Loaded(
-        "coco", classes, **samples, provenance=provenance, remarks=tuple(_instances.remarks(maps.values()))
-    )
+    return datasets.Loaded("coco", classes, **samples, provenance=provenance)
 
 
 def _read(path: Path, classes: Classes) -> tuple[_instances.Instances, dict[int, int]]:
@@ -121,6 +113,10 @@ def _read(path: Path, classes: Classes) -> tuple[_instances.Instances, dict[int,
 
 
 # Which photos there are, and which are in which split
+
+
+def _photos(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in datasets.files_in(folder, (".jpg",))}
 
 
 def _parts(root: Path, year: int, seed: int) -> tuple[_Set, _Set]:
@@ -145,13 +141,6 @@ def _parts(root: Path, year: int, seed: int) -> tuple[_Set, _Set]:
     return train, val
 
 
-def _photos(folder: Path) -> dict[str, Path]:
-    photos = {path.stem: path for path in sorted(folder.glob("*.jpg")) if path.name[0] != "."}
-    if not photos:
-        raise FileNotFoundError(f"{folder} holds no photo whose name ends in .jpg")
-    return photos
-
-
 def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], list[str]]:
     """Labelled and val ids of the lists."""
     labelled, measured = _read_list(lists.labelled), _read_list(lists.val)
@@ -167,11 +156,9 @@ def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], li
 def _read_list(path: Path) -> list[str]:
     """Ids of a list with a photo and its label map in each line, or an id alone."""
     ids = []
-    for number, line in enumerate(files.read_lines(path), start=1):
-        words = [PurePosixPath(word) for word in line.split()]
-        if not words:
-            continue
-        if len(words) > 2 or len({word.stem for word in words}) != 1:
-            raise ValueError(f"{path}, line {number}: {line!r} is not train2017/ID.jpg masks/ID.png, with one ID")
-        ids.append(files.check_stem(words[0].stem, f"{path}, line {number}"))
+    for where, words in datasets.read_list(path):
+        stems = {PurePosixPath(word).stem for word in words}
+        if len(words) > 2 or len(stems) != 1:
+            raise ValueError(f"{where}: {' '.join(words)!r} is not train2017/ID.jpg masks/ID.png, with one ID")
+        ids.append(files.check_stem(stems.pop(), where))
     return ids

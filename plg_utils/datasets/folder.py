@@ -1,10 +1,9 @@
 """Your own photos: a folder of images, the names of what to look for, and labels of some if you have any.
 
 Labels are a folder of label maps (PNG), or a json of objects in COCO's form. The json is painted by the rule of
-`_instances`, as COCO is. Its categories are found among the classes by name, else by name or word where case, "_" and
-"-" do not matter. A category that no class has is background, and so is what it stands for: the label map is the one
-that all categories would give, with those of no class turned into background. That is counted and told, since a
-category of another spelling ("sofa", where the class is "couch") would be lost in the same way.
+`_instances`, as COCO is. Its categories are matched to the classes by name, else by name or word where case, "_" and
+"-" do not matter. Objects of a category that is no class are painted, too, as background. A warning counts them: a
+category of another spelling ("sofa", where the class is "couch") is lost in the same way.
 """
 
 import re
@@ -36,15 +35,15 @@ def load(
 ) -> Dataset:
     """A folder of photos as a data set: all are unlabelled, unless they have a label map.
 
-    root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; it is not searched deeper
-    classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, then comes the list
+    root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; without subfolders
+    classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
-    labels: folder of label maps, PNG, called as the photos, with values as in `classes` and 255 for void; or a file
-        .json in COCO's form, whose images have the names of the photos (folders before it and suffix do not matter).
-        A photo that the json lists has a label map, which is all background if it gives no annotation: do not list
-        what nobody has looked at. Maps are kept in `folder_labels` in the data folder
+    labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void; or a file
+        .json in COCO's form, whose images have the names of the photos (folders and suffix do not matter). A photo
+        that the json lists without annotation has a label map that is all background: only list photos that a person
+        has annotated. Maps are kept in `folder_labels` in the data folder
     labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
-        after val; None for all. The others of them count as unlabelled. Without `labels` there are none.
+        after val; None for all. The rest counts as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
     """
     chosen_classes = _classes(classes, background)
@@ -54,13 +53,18 @@ def load(
     is_json = labels is not None and labels.suffix.lower() == ".json" and not labels.is_dir()
     content = _instances.read(labels) if is_json else None
     maps = _label_maps(labels, photos) if labels and not content else {}
-    mapped = _listed(content, photos) if content else sorted(maps)
+    mapped = sorted(photos.keys() & content.sizes.keys()) if content else sorted(maps)
+    if content and not mapped:
+        listed = f"e.g. {min(content.sizes)}" if content.sizes else "it lists none at all"
+        raise FileNotFoundError(f"{labels} lists no image with the name of a photo, {listed}")
     if not datasets.is_count(val):
         raise ValueError(f"val={val!r} must be a number of photos with label map")
     left = len(mapped) - val
     if left < 0 or (labels and isinstance(labelled, int) and labelled > left):
-        told = f"labelled={labelled} and val={val}: only {len(mapped)} of the photos have a label map"
-        raise ValueError(f"{told}; ask for fewer, or draw more maps")
+        asked = f"labelled={labelled} and val={val}"
+        raise ValueError(
+            f"{asked}: only {len(mapped)} of the photos have a label map; ask for fewer, or add label maps"
+        )
     if labels is None:
         labelled = 0  # notebooks always name a number
     count = left if labelled is None else datasets.count(labelled, left)
@@ -77,7 +81,7 @@ def load(
     remarks = ()
     if content:
         painted = _painted(content, seen, chosen_classes)
-        remarks = _remarks(content, photos, painted, chosen_classes)
+        remarks = _remarks(content, photos, painted)
 
     provenance = datasets.drawn(count, seed)
     if 0 < count == len(mapped):
@@ -117,20 +121,15 @@ def _photos(root: Path) -> dict[str, Path]:
     """Photos of a folder by id, sorted."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder: root must be the folder of your photos")
-    photos: dict[str, Path] = {}
-    as_written = {}
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        other = as_written.setdefault(path.stem.casefold(), path)  # some file systems do not tell A from a
+    first: dict[str, Path] = {}
+    for path in datasets.files_in(root, SUFFIXES):
+        other = first.setdefault(path.stem.casefold(), path)  # some file systems do not distinguish A from a
         if other is not path:
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: rename one")
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder that is called like a photo: rename it, or move it away")
-        photos[files.check_stem(path.stem)] = path
-    if not photos:
-        raise FileNotFoundError(f"{root} holds no photo whose name ends in {', '.join(SUFFIXES)}")
-    return photos
+            raise IsADirectoryError(f"{path} is a folder with the name of a photo: rename it, or move it away")
+        files.check_stem(path.stem)
+    return {path.stem: path for path in first.values()}
 
 
 def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
@@ -139,26 +138,17 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
         raise FileNotFoundError(
             f"{folder} is not a folder: labels must be the folder of your label maps, or a file .json in COCO's form"
         )
-    maps = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"}
-    if not maps.keys() & photos.keys():
-        raise FileNotFoundError(f"{folder} holds no PNG that is called as one of the photos, e.g. {min(photos)}.png")
-    return {id: path for id, path in maps.items() if id in photos}
+    maps = {path.stem: path for path in datasets.files_in(folder, (".png",), "label map") if path.stem in photos}
+    if not maps:
+        raise FileNotFoundError(f"{folder} holds no PNG with the name of a photo, e.g. {min(photos)}.png")
+    return maps
 
 
 # Labels from a json
 
 
-def _listed(content: _instances.Instances, photos: dict[str, Path]) -> list[str]:
-    """Photos that the json lists, by id, sorted."""
-    both = sorted(photos.keys() & content.sizes.keys())
-    if not both:
-        listed = f"e.g. {min(content.sizes)}" if content.sizes else "but none at all"
-        raise FileNotFoundError(f"{content.path} lists no image that is called as one of the photos, {listed}")
-    return both
-
-
 def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> _instances.Painted:
-    """Paint the label maps of these photos; warn of what has none, and of categories that no class has."""
+    """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class."""
     nothing = IGNORE if classes.background is None else classes.background
     found = {id: class_of(name, classes) for id, name in content.categories.items()}
     if not any(value in classes.foreground for value in found.values()):
@@ -170,21 +160,27 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
     values = {id: nothing if value is None else value for id, value in found.items()}
     cache = _instances.cache_of(content.path, files.data_root() / "folder_labels", classes, nothing, values)
     painted = _instances.make_maps(content.path, cache, ids, classes, lambda: (content, values))
-    _instances.warn_of_broken(painted.maps, "folder")
-    lost = _without_class(content, painted, classes)
+    _instances.warn_of_broken(painted.broken, "folder")
+    lost = Counter(
+        content.categories[annotation["category_id"]]
+        for id, reason in painted.broken.items()
+        if not reason
+        for annotation in content.annotations[id]
+        if found[annotation["category_id"]] is None
+    )
     if lost:
         shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
         warnings.warn(
-            f"{lost.total()} annotations are of categories that no class has: {shown}; they count as "
-            f"{'void' if classes.background is None else 'background'}. If a class means one of them, rename it in "
-            f"the json, or put the category among the class's words",
+            f"{lost.total()} annotations have categories that are no class: {shown}; they count as "
+            f"{'void' if classes.background is None else 'background'}. If a class means one of them, rename the "
+            f"category in the json, or add it to the words of the class",
             stacklevel=3,
         )
     return painted
 
 
 def class_of(name: str, classes: Classes) -> int | None:
-    """Class that a category of a json stands for: of that name, else of a name or word that reads the same."""
+    """Class of a category of a json: the class of that name, else the one with a name or word that reads the same."""
     if name in classes.names:
         return classes.names.index(name)
     words = [{_plain(word) for word in (own, *words)} for own, words in zip(classes.names, classes.words, strict=True)]
@@ -199,31 +195,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
-def _without_class(content: _instances.Instances, painted: _instances.Painted, classes: Classes) -> Counter:
-    """Annotations of the painted maps whose category no class has, by its name."""
-    names = {id: name for id, name in content.categories.items() if class_of(name, classes) is None}
-    return Counter(
-        names[annotation["category_id"]]
-        for id, told in painted.maps.items()
-        if not told.broken
-        for annotation in content.annotations[id]
-        if annotation["category_id"] in names
-    )
-
-
 def _remarks(
-    content: _instances.Instances, photos: dict[str, Path], painted: _instances.Painted, classes: Classes
+    content: _instances.Instances, photos: dict[str, Path], painted: _instances.Painted
 ) -> tuple[tuple[str, str, int, str], ...]:
-    """Rows for the validator: what painting told, and where json and photos do not meet."""
-    lost = _without_class(content, painted, classes)
-    empty = [id for id, told in painted.maps.items() if not told.broken and not told.annotations]
+    """Rows for `plg_utils.check`: photos without annotation, and where json and folder differ."""
+    empty = [id for id, reason in painted.broken.items() if not reason and not content.annotations[id]]
     absent, unlisted = sorted(content.sizes.keys() - photos.keys()), sorted(photos.keys() - content.sizes.keys())
-    where = "void" if classes.background is None else "background"
     rows = [
-        ("warning", f"annotations of no class, painted as {where}", lost.total(), ", ".join(lost)),
-        ("warning", f"listed photos without annotation: all {where}", len(empty), f"e.g. {min(empty, default='')}"),
+        ("warning", "listed photos without annotation", len(empty), f"e.g. {min(empty, default='')}"),
         ("warning", "annotations of images that the json does not list", content.strays, ""),
         ("note", "images of the json that are not in the folder", len(absent), f"e.g. {min(absent, default='')}"),
         ("note", "photos that the json does not list", len(unlisted), f"e.g. {min(unlisted, default='')}"),
     ]
-    return (*_instances.remarks(painted.maps.values()), *(row for row in rows if row[2]))
+    return tuple(row for row in rows if row[2])

@@ -2,11 +2,10 @@
 
     root/JPEGImages/ID.jpg  root/SegmentationClass/ID.png  root/ImageSets/Segmentation/train.txt, val.txt
 
-Which images are labelled is said by a list of UniMatch's (`split`), or drawn from the train list.
+The labelled images come from a list of UniMatch's (`split`), or are drawn at random from the train list.
 """
 
 import warnings
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from plg_utils import class_files, datasets, files
@@ -31,21 +30,21 @@ def load(
     """PASCAL VOC 2012 as a data set; it has no test split, since those labels are not public.
 
     root: folder with JPEGImages and SegmentationClass, by default `VOC2012` in the data folder
-    labelled: how many images carry labels, or a part such as "1/8"; drawn by the seed, 12 within 24. With `split`, None
-        for all that it lists, and a part is one of all training images (1/8 of 10,582 are the 1,323 of 1_8); without
-        it, None for 92, and a part is one of those that could be labelled
+    labelled: how many images have labels, or a part such as "1/8"; drawn by the seed, 12 are among the 24. With
+        `split`, None for all that it lists, and a part is a part of all training images (1/8 of 10,582 are the 1,323 of
+        1_8). Without it, None for 92, and a part is a part of the images that could be labelled
     split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
         missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
         unlabeled.txt or train_aug.txt, of which the labelled ones are left out. If fewer are `labelled` than it lists,
         these are drawn from it by the seed, with a warning: they are not the published list any more
 
-    The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: they
-    belong into SegmentationClass.
+    The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: put them
+    into SegmentationClass.
 
-    Without `split`, labels are drawn from ImageSets/Segmentation/train.txt, and unlabelled is the rest of train_aug.txt
-    if it is there, else of train.txt. If train.txt or val.txt are missing, a quarter of the images that have label maps
-    (listed in all.txt, else found in the folder) is drawn for val, by the seed, and labels are drawn from the others;
-    unlabelled are then also all photos without label map.
+    Without `split`, the labelled images are drawn from ImageSets/Segmentation/train.txt, and the unlabelled ones are
+    the rest of train_aug.txt, or of train.txt if there is no train_aug.txt. If train.txt or val.txt is missing, a
+    quarter of the images that have label maps (listed in all.txt, else found in the folder) is drawn for val by the
+    seed, the labelled images are drawn from the others, and the photos without label map are unlabelled, too.
     """
     root = Path(root) if root else files.data_root() / "VOC2012"
     for part in ("JPEGImages", "SegmentationClass"):
@@ -79,24 +78,27 @@ def load(
     unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
     leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
     if leaked:
-        told = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
-        raise ValueError(f"{told}; the labelled ones are of {named}: keep each image in one of them")
+        what = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
+        raise ValueError(f"{what}; the labelled ones are from {named}: keep each image in one of them")
     classes = class_files.read(CLASS_FILE)
 
-    def samples(name: str, entries: list[Entry]) -> tuple[Sample, ...]:
-        is_open = name in truth_of
-        return tuple(_sample(root, entry, is_open, classes.num_classes) for entry in entries)
+    def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
+        is_open, options = split in truth_of, {"num_classes": classes.num_classes, "root": root}
+        return tuple(
+            datasets.photo(root / image, root / label if label and is_open else None, **options)
+            for image, label in entries
+        )
 
-    mapless = [entry[0] for entry in chosen if entry[1] is None]
+    mapless = [photo for photo, label in chosen if label is None]
     if mapless:
-        told = f"{named} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
-        raise ValueError(f"{told}; write the id alone, or the label map behind the photo")
+        what = f"{named} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
+        raise ValueError(f"{what}; write the id alone, or the label map behind the photo")
     missing = [path for entry in chosen for path in entry if not (root / path).is_file()]
     if missing:
         without_sbd = listed is not None and missing[0].endswith(".png")  # its photo is there
         hint = "; VOCdevkit has 2,913 label maps, those of the 10,582 images of train_aug are SBD's" * without_sbd
-        told = f"{len(missing)} files of the labelled images in {named} are not below {root}, e.g. {missing[0]}{hint}"
-        raise FileNotFoundError(f"{told}; mend the list, or fetch what it names")
+        what = f"{len(missing)} files of the labelled images in {named} are not below {root}, e.g. {missing[0]}{hint}"
+        raise FileNotFoundError(f"{what}; correct the list, or fetch the files that it names")
     return datasets.Loaded(
         "voc",
         classes,
@@ -107,11 +109,6 @@ def load(
     )
 
 
-def _sample(root: Path, entry: Entry, is_open: bool, num_classes: int) -> Sample:
-    image, label = entry
-    return datasets.photo(root / image, root / label if label and is_open else None, num_classes=num_classes, root=root)
-
-
 def _id(entry: Entry) -> str:
     return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]  # a path object takes as long as all the rest of a load
 
@@ -119,33 +116,30 @@ def _id(entry: Entry) -> str:
 def _read_list(path: Path) -> list[Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
     entries = []
-    for number, line in enumerate(files.read_lines(path), start=1):
-        words = line.split()
-        if not words:
-            continue
+    for where, words in datasets.read_list(path):
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
         if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
-            raise ValueError(f"{path}, line {number}: {line!r} is no id, nor a photo and a label map below the root")
+            raise ValueError(
+                f"{where}: {' '.join(words)!r} is neither an id nor a photo and a label map below the root"
+            )
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
-            id = files.check_stem(words[0], f"{path}, line {number}")
+            id = files.check_stem(words[0], where)
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
         entries.append((words[0], words[1] if len(words) == 2 else None))
-    repeated = [id for id, count in Counter(map(_id, entries)).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path} lists {len(repeated)} ids more than once, e.g. {repeated[0]}; keep one line of each")
+    datasets.check_disjoint(**{str(path): [_id(entry) for entry in entries]})
     return entries
 
 
 def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """The same without train and val lists: val is a quarter of what has label maps, others what has none."""
-    mapped = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png") if path.stem[0] != ".")
-    photos = sorted(path.stem for path in (root / "JPEGImages").glob("*.jpg") if path.stem[0] != ".")
+    """Lists where train.txt or val.txt is missing: pool, val (a quarter of all label maps), and photos without map."""
+    photos = sorted(path.stem for path in datasets.files_in(root / "JPEGImages", (".jpg",)))
     if (lists / "all.txt").is_file():
         mapped = [_id(entry) for entry in _read_list(lists / "all.txt")]
-    elif not set(mapped) & set(photos):
-        raise FileNotFoundError(f"no photo of {root}/JPEGImages has a label map in SegmentationClass")
     else:
-        mapped = [id for id in mapped if id in set(photos)]
+        maps = {path.stem for path in datasets.files_in(root / "SegmentationClass", (".png",), "label map")}
+        mapped = [id for id in photos if id in maps]
+        if not mapped:
+            raise FileNotFoundError(f"no photo of {root}/JPEGImages has a label map in SegmentationClass")
     entries = [(f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png") for id in mapped]
     val, pool = datasets.draw(entries, len(entries) // 4, seed)
-    return pool, [(f"JPEGImages/{id}.jpg", None) for id in photos if id not in set(mapped)], val
+    return pool, [(f"JPEGImages/{id}.jpg", None) for id in sorted({*photos} - {*mapped})], val

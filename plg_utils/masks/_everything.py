@@ -237,7 +237,9 @@ def resizing(small: int, network: int, inside: int, size: int) -> torch.Tensor:
 
 def count(masks: torch.Tensor) -> torch.Tensor:
     """Pixels of each mask (N, W, H) bool."""
-    return masks.sum(dim=2, dtype=torch.int16).sum(dim=1, dtype=torch.int32)  # as the package: wider sums are slower
+    # int16 is what the official package takes, and faster. A column of more pixels than it can count takes int32.
+    narrow = torch.int16 if masks.shape[2] <= torch.iinfo(torch.int16).max else torch.int32
+    return masks.sum(dim=2, dtype=narrow).sum(dim=1, dtype=torch.int32)
 
 
 def boxes_around(masks: torch.Tensor) -> torch.Tensor:

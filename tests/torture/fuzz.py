@@ -34,8 +34,9 @@ import torch
 from tqdm import tqdm
 
 from plg_utils import checkpoints, class_files, datasets, files, store, training
-from plg_utils.records import Masks
+from plg_utils.records import Classes, Dataset, Masks
 
+NO_IMAGES = Dataset("none", Classes(("thing",), (("thing",),), ((0, 0, 0),), None), labelled=())
 SECONDS = 10  # for one file
 MEMORY = 6 * 2**30  # bytes of address space, of which torch's libraries take most
 RNG = np.random.default_rng(0)
@@ -60,7 +61,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 def write_manifest(path: Path) -> None:
     """Write a stage's manifest."""
-    store.stage(path.parent, name="masks", parameters={"points": 16}).finish(images=0)
+    store.stage(path.parent, dataset=NO_IMAGES, parameters={"points": 16}).finish(images=0)
     (path.parent / "manifest.json").rename(path)
 
 
@@ -70,8 +71,8 @@ def read_manifest(path: Path) -> None:
     folder.mkdir(exist_ok=True)
     shutil.copy(path, folder / "manifest.json")
     try:
-        store.stage(path.parent / "next", name="segments", parameters={}, parents=[folder])
-        store.stage(folder, name="masks", parameters={"points": 16}).todo([], [])
+        store.stage(path.parent / "next", dataset=NO_IMAGES, parameters={}, parents=[folder])
+        store.stage(folder, dataset=NO_IMAGES, parameters={"points": 16}).todo([], [])
     except (ValueError, OSError) as error:
         told = str(error).replace(str(folder / "manifest.json"), str(path)).replace(str(folder), str(path))
         raise type(error)(told) from error

@@ -1,0 +1,427 @@
+"""Tables and numbers of README.md, docs/*.md and results/README.md, written from the files in results/.
+
+    python docs/tables.py            # write them
+    python docs/tables.py --check    # write nothing; name the blocks that are out of date, exit code 1
+
+A block is the text between `<!-- NAME -->` and `<!-- /NAME -->`: a table, or a number within a sentence. NAME is a key
+of `blocks()`. Tables over seeds show mean ± sample standard deviation.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+SUPERVISED, UNIMATCH = "supervised only", "UniMatch, no zero-shot labels"
+LONG, WARM = "raw zero-shot labels, twice the steps", "paper A, SAM's borders, from refined network"
+MIOU = "mean IoU (%)"
+WORDS = ("six_templates", "bare", "no_background_words")  # class files of ablation_words
+
+# results/README.md: groups of runs, and where the results of each run are shown, seen from results/. The first
+# pattern that fits a run counts.
+RUNS = {
+    "Start here": {
+        "demo": "[notebook 05](demo/05_evaluation.ipynb), [page](demo/index.html)",
+        "compare_labellers": "[notebook 06](compare_labellers/06_compare_labellers.ipynb)",
+        "storybook_table": "[longer trainings](../docs/results.md#longer-trainings)",
+        "paper_figures": "[notebook 08](paper_figures/08_paper_figures.ipynb)",
+    },
+    "Your own photos": {"my_photos": "[README](../README.md#your-own-photos)"},
+    "More of the storybook": {
+        "storybook_labelled": "[more labelled scenes](../docs/results.md#more-labelled-scenes)",
+        "storybook_converged": "[twice as long](../docs/results.md#twice-as-long)",
+        "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
+        "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
+        "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
+        "review": "[correcting labels](../docs/review.md), [notebook](review/review.ipynb)",
+    },
+    "Decisions and cost": {
+        "ablation_*": "[decisions](../docs/decisions.md)",
+        "presets": "[presets](../docs/results.md#presets)",
+        "passes": "[speed](../docs/results.md#speed)",
+    },
+    "Real data sets": {"camvid_table": "[CamVid](../docs/results.md#camvid)", "*": "[data sets](../docs/datasets.md)"},
+}
+NOT_KEPT = ("voc_trial",)  # executed, but the results are not in the repository
+
+
+def read(name: str) -> Any:
+    """Content of a json below results/."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def rows(*grids: str) -> pd.DataFrame:
+    """Rows of published grids, one for each stage, method and seed."""
+    return pd.DataFrame([row for grid in grids for row in read(f"{grid}/grid.json")["rows"]])
+
+
+def once(found: pd.DataFrame) -> pd.DataFrame:
+    """Of a result that two grids have measured, the last one's."""
+    return found.drop_duplicates(["stage", "name", "labelled", "seed"], keep="last")
+
+
+def percent(values: Iterable[float], digits: int = 1, scale: float = 100) -> str:
+    """Mean ± sample standard deviation over seeds."""
+    series = scale * pd.Series(list(values), dtype=float)
+    if len(series) != 3:
+        raise ValueError(f"a cell has {len(series)} values, expected one for each of three seeds: complete the grid")
+    return f"{series.mean():.{digits}f} ± {series.std():.{digits}f}"
+
+
+def scores(found: pd.DataFrame, *by: str) -> dict[tuple, str]:
+    """Mean IoU of each group of rows."""
+    return {key: percent(group.miou) for key, group in found.groupby(list(by), sort=False)}
+
+
+def markdown(head: list[str], lines: Iterable[Iterable[Any]]) -> str:
+    """A table in Markdown."""
+    cells = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in cells)
+
+
+def demo() -> str:
+    """One run: label maps, then networks."""
+    found = read("demo/summary.json")["rows"]
+    lines = [[row["name"], f"{row['images']} {row['split']} images", f"{100 * row['miou']:.1f}"] for row in found]
+    return markdown(["what", "counted on", MIOU], lines)
+
+
+def ladder(*grids: str) -> str:
+    """Every method with twelve labelled scenes: label maps, then networks, each from worst to best."""
+    order = ["zero_shot", "enhanced", "segmenter"]
+    groups = [(of.iloc[0], of.miou) for _, of in once(rows(*grids)).query("labelled == 12").groupby("name")]
+    groups.sort(key=lambda group: (order.index(group[0].stage), group[1].mean()))
+    lines = [[first["name"], f"{first.images} {first.split} images", percent(miou)] for first, miou in groups]
+    return markdown(["what", "counted on", MIOU], lines)
+
+
+def labelled() -> str:
+    """Four networks with 12, 24 and 48 labelled scenes."""
+    found = scores(once(rows("storybook_table", "storybook_more", "storybook_labelled")), "name", "labelled")
+    lines = [[name, *(found[name, count] for count in (12, 24, 48))] for name in (SUPERVISED, UNIMATCH, LONG, WARM)]
+    return markdown(["network, 200 val images", "12 labelled", "24", "48"], lines)
+
+
+def labellers() -> str:
+    """Quality of the labels of each labeller."""
+    found, columns = rows("compare_labellers_seeds"), ("miou", "precision", "recall", "boundary_f")
+    groups = dict(list(found.groupby(["method", found.options.str.get("cam").fillna("")])))
+    ways = {
+        ("segment_match", ""): ("A: SAM's masks, named by CLIP", "nothing"),
+        ("cam", "classifier"): ("CAM, classifier", "tags"),
+        ("sepl", "classifier"): ("B: SEPL on CAM, classifier", "tags"),
+        ("cam", "clip_text"): ("CAM, CLIP's words", "tags"),
+        ("sepl", "clip_text"): ("B: SEPL on CAM, CLIP's words", "tags"),
+        ("boxes", ""): ("C: tags, boxes, SAM", "nothing"),
+        ("ensemble", ""): ("vote of A, B (classifier) and C", "tags"),
+    }
+    lines = [[*ways[way], *(percent(groups[way][column]) for column in columns)] for way in ways]
+    return markdown(["labels", "a person gave", MIOU, "precision (%)", "recall (%)", "border F (%)"], lines)
+
+
+def trust() -> str:
+    """Correlation of each signal with the quality of an image's labels."""
+    found, signals = rows("compare_labellers_seeds"), ("agreement", "mask stability", "CLIP margin", "all three")
+    of = {method: found.trust[found.method == method].str for method in ("segment_match", "ensemble")}
+    lines = [[signal, *(percent(of[method].get(signal), 2, 1) for method in of)] for signal in signals]
+    return markdown(["signal", "labels of A", "vote"], lines)
+
+
+def networks() -> str:
+    """Labels of four labellers, and networks trained on them."""
+    found = scores(rows("labeller_networks").query("added != added"), "labeller", "stage")  # added is nan: of 05
+    names = {"segment_match": "A", "sepl": "B: SEPL on CAM, classifier", "boxes": "C", "ensemble": "vote"}
+    lines = [[names[name], found[name, "zero_shot"], found[name, "segmenter"]] for name in names]
+    return markdown(["labels", "mean IoU of the labels (%)", "of the network (%)"], lines)
+
+
+def camvid() -> str:
+    """Two networks on CamVid at half size."""
+    lines = [[name, score] for (name,), score in scores(rows("camvid_table"), "name").items()]
+    return markdown(["network, 101 val images", MIOU], lines)
+
+
+def presets() -> str:
+    """Quality and cost of each preset."""
+    minutes = {row["preset"]: f"{60 * row['hours']:.1f}" for row in read("presets/cost.json")["presets"]}
+    found, names = scores(rows("presets"), "preset", "stage"), read("presets/grid.json")["grid"]["preset"]
+    lines = [[f"`{name}`", found[name, "zero_shot"], found[name, "segmenter"], minutes[name]] for name in names]
+    return markdown(["preset", f"labels, {MIOU}", f"network on them, {MIOU}", "minutes"], lines)
+
+
+def passes() -> str:
+    """Three passes through the network in a step, or two."""
+    found = scores(rows("passes").query("stage == 'segmenter'"), "passes", "method")
+    lines = [[f"`{way}`", found[way, "unimatch"], found[way, "direct"]] for way in ("exact", "fast")]
+    return markdown(["passes", "UniMatch", "raw zero-shot labels as targets"], lines)
+
+
+def review() -> str:
+    """Mean IoU after a person has corrected some images."""
+    of = read("review/review.json")["mean_iou_after"]
+    orders = ("least trusted first", "by chance", "the really worst first")
+    lines = [[count, *(f"{100 * of[order][count]:.1f}" for order in orders)] for count in (0, 6, 20)]
+    return markdown(["images corrected, of 100", *orders[:2], "worst first (needs the truth)"], lines)
+
+
+def measured(grid: str, stage: str, **chosen: Any) -> list[float]:
+    """Mean IoU of the rows of a grid with these settings: raw labels, enhanced labels or networks."""
+    own = [row for row in read(f"{grid}/grid.json")["rows"] if row["stage"] == stage]
+    own = [row for row in own if row["options"] in ({}, {"refine_target": "fusion"})]
+    return [row["miou"] for row in own if all(row[name] == value for name, value in chosen.items())]
+
+
+def ablations() -> str:
+    """Choices of labelling."""
+
+    def labels(grid: str, name: str, values: Iterable[Any], **chosen: str) -> str:
+        found = [measured(grid, "zero_shot", **{name: value}, **chosen) for value in values]
+        return " / ".join(f"{100 * miou:.1f}" for (miou,) in found)
+
+    threshold = [percent(measured("ablation_threshold", "zero_shot", threshold=value)) for value in (None, 0.2)]
+    plain, gem = ({"checkpoint": "miniature_clip", "features": name} for name in ("plain", "gem"))
+    features = [plain, *(gem | {"depth": depth} for depth in (2, 3, 5))]
+    asked = [{"limit": 100, "classes": f"results/ablation_words/{name}.yaml"} for name in WORDS]
+    overlaps = ["score", "small_on_top", "predicted_iou", "vote"]
+    cosine, softmax = (labels("ablation_painting", "overlap", overlaps, rule=rule) for rule in ("cosine", "softmax"))
+    words = "one template / six averaged / bare words / no words for the background"
+    pooled = "features as they are / each brought to length 1 first"
+    pooling = labels("ablation_pooling", "embedding_options", [{}, {"normalise_patches": True}])
+    blocks = "its last ones / GEM over the last 1 / 2 / 4 blocks"
+    lines = [
+        ["CLIP's features", blocks, labels("ablation_features", "encoder_options", features)],
+        ["what is averaged in a mask", pooled, pooling],
+        ["what CLIP is asked", words, labels("ablation_words", "dataset_options", [{"limit": 100}, *asked])],
+        ["overlaps, names by cosine", "best score / smallest / predicted IoU on top / vote", cosine],
+        ["overlaps, names by softmax", "the same", softmax],
+        ["threshold, three seeds", "best on the 12 labelled scenes / fixed at 0.2", " / ".join(threshold)],
+    ]
+    return markdown(["decision", "choices", "mean IoU of the labels (%)"], lines)
+
+
+def training() -> str:
+    """Choices of training."""
+
+    def network(grid: str, **chosen: Any) -> str:
+        return percent(measured(grid, "segmenter", **chosen))
+
+    targets = [{}, {"threshold": 0.95}, {"threshold": [0.95, 0.6]}, {"refine_target": "zero_shot"}]
+    targets = [percent(measured("ablation_targets", "enhanced", loss_options=options)) for options in targets]
+    smoothing = [network("ablation_smoothing", smoothing=value) for value in (0.1, 0.0, 0.2)]
+    default, taken = smoothing[0], "from 0.8 on / from 0.95 on / first from 0.95, later from 0.6 on / never"
+    loss = {
+        "true labels smoothed too": {"labelled_smoothing": 0.1},
+        "the weak view learns too": {"weak_weight": 0.5},
+        "only where the network is sure": {"gate": True, "threshold": 0.8},
+    }
+    average = network("ablation_average", training_options={"ema": 0.99})
+    lines = [
+        ["the refined target is the network's", taken, " / ".join(targets)],
+        ["smoothing of the targets", "0.1 / none / 0.2", " / ".join(smoothing)],
+        *([k, "no / yes", f"{default} / {network('ablation_losses', loss_options=loss[k])}"] for k in loss),
+        ["weights", "the last / averaged (0.99)", f"{default} / {average}"],
+    ]
+    return markdown(["decision", "choices", MIOU], lines)
+
+
+def miniatures() -> str:
+    """How good the small networks are."""
+    found = read("miniatures/measured.json")
+    sam, labels = found["sam"]["held_out"], found["labels"]
+    lines = [
+        ["SAM, mean best IoU of objects, held-out scenes", f"{sam['mean_best_iou']:.2f}", "0.80"],
+        ["SAM, objects with a mask of IoU 0.5 or more", f"{sam['recall_50']:.2f}", "0.90"],
+        ["SAM, mean error of the predicted IoU", f"{sam['iou_error']:.2f}", "0.10"],
+        ["SAM, masks per image", f"{sam['masks_per_image']:.1f}", ""],
+        ["CLIP, ten-way accuracy on true masks", f"{found['clip']['held_out']['accuracy']:.2f}", "0.92"],
+        ["zero-shot labels, 300 unlabelled scenes, mean IoU", f"{labels['plain']['unlabelled']:.2f}", "0.70"],
+        ["the same with true masks instead of SAM's", f"{labels['plain, true masks']['unlabelled']:.2f}", "0.88"],
+        ["the same with SAM's masks and GEM features", f"{labels['gem']['unlabelled']:.2f}", ""],
+    ]
+    return markdown(["measured", "value", "goal"], lines)
+
+
+def bench() -> str:
+    """Ours compared with the originals."""
+    names = {
+        "masks_miniature_sam_cpu": "SAM's masks of an image, miniature",
+        "masks_miniature_sam_cpu_plain_malloc": "the same without the Makefile's settings of glibc",
+        "training_miniature_exact_fp32_cpu": 'a step of UniMatch, `passes="exact"`',
+        "training_miniature_fast_fp32_cpu": '`passes="fast"`',
+        "training_miniature_fast_bf16_cpu": '`passes="fast"`, `precision="bf16"`, hardware without it',
+        "training_miniature_fast_bf16_cpu_with_bf16": "the same, hardware with it",
+        "labels_pool": "mean feature of each mask, compared with one for each pixel",
+        "labels_paint": "painting masks, compared with a loop over pixels",
+    }
+    lines = []
+    for name, title in names.items():
+        of = read(f"bench/{name}.json")
+        seconds = [f"{of[side]:.2g}" for side in ("ours_s", "original_s")]
+        lines.append([title, *seconds, f"{of['ratio']:.1f}", f"{of['best_ratio']:.1f}"])
+    return markdown(["what", "ours (s)", "original (s)", "ratio of medians", "of the fastest turns"], lines)
+
+
+def scaling() -> str:
+    """How time and memory grow with the number of images."""
+    lines = []
+    for name, title in (("masks", "SAM's masks, miniature"), ("labels", "labels of cached images")):
+        of = read(f"bench/scaling_{name}_images.json")
+        first, *_, last = of["peak_memory_mb"]
+        counts = f"{of['sizes'][-1]:,}", f"{1e3 * of['slope_s']:.0f}", f"{of['r2']:.4f}"
+        lines.append([title, *counts, f"{first:.0f} to {last:.0f}"])
+    return markdown(["what", "images", "ms per image", "R² of the line", "peak memory, first to last (MB)"], lines)
+
+
+def kills() -> str:
+    """Where the killed runs were at work."""
+    stages = read("reliability.json")["kills"]["by_stage"]
+    return markdown(["stage", "kills"], [[name if " " in name else f"`{name}`", stages[name]] for name in stages])
+
+
+def determinism() -> str:
+    """Largest differences under other conditions."""
+    sys.path.insert(0, str(RESULTS.parent / "tests" / "torture"))
+    import determinism as torture  # it knows the order, the names and the units
+
+    return torture.table(read("reliability.json")["determinism"])
+
+
+def cost(folder: Path) -> str:
+    """Time that a run took, as its stages noted it."""
+    if folder.name == "demo":
+        return f"{read('bench/commands.json')['demo']['seconds'] / 60:.0f} min"
+    points = [json.loads(path.read_text(encoding="utf-8"))["made"] for path in sorted(folder.glob("points/*.json"))]
+    own = [sum(stage["wall_seconds"] or 0 for stage in point["stages"].values()) for point in points]
+    if not own and (folder / "summary.json").exists():
+        own = [sum(of.get("wall_seconds") or 0 for of in read(f"{folder.name}/summary.json")["manifest"].values())]
+    minutes = f"{max(1, sum(own) / 60 / len(own)):.0f} min" if own else ""
+    return f"{len(own)} x {minutes}" if points else minutes
+
+
+def question(folder: Path) -> str:
+    """The first sentence of the comment that a run's parameters.yaml begins with."""
+    text = (folder / "parameters.yaml").read_text(encoding="utf-8").split("\n#   ")[0]  # a command follows
+    comment = " ".join(line.strip("# ") for line in text.splitlines() if line.startswith("#"))
+    return re.match(r".+?[.?](?=\s|$)|.+", comment).group().rstrip(":")
+
+
+def natural(folder: Path) -> list[str | int]:
+    """A sorting key in which voc_92 comes before voc_183."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", folder.name)]
+
+
+def runs() -> str:
+    """Every run: its question, whether it was executed here, its time, where its results are shown."""
+    left, sections = sorted((path.parent for path in RESULTS.glob("*/parameters.yaml")), key=natural), []
+    for title, links in RUNS.items():
+        lines = []
+        for pattern, link in links.items():
+            for folder in [folder for folder in left if fnmatch(folder.name, pattern)]:
+                left.remove(folder)
+                kept = (folder / "grid.json").exists() or any(folder.glob("*.ipynb"))
+                state = "yes" if kept else "yes, not kept" if folder.name in NOT_KEPT else "no, ready to run"
+                name = f"[{folder.name}]({folder.name}/parameters.yaml)"
+                lines.append([name, question(folder), state, cost(folder), link])
+        head = ["run", "question", "executed here", "time", "shown in"]
+        sections.append(f"## {title}\n\n{markdown(head, lines)}")
+    return "\n" + "\n\n".join(sections) + "\n"
+
+
+def numbers() -> dict[str, str]:
+    """Numbers within sentences, by the name of their block."""
+    commands, bad = read("bench/commands.json"), read("reliability.json")
+    found = {f"{name}_minutes": f"{commands[name]['seconds'] / 60:.1f}" for name in ("demo", "test")}
+    found["memory_gb"] = f"{max(commands[name]['peak_memory_mb'] for name in ('demo', 'test')) * 2**20 / 1e9:.1f}"
+
+    one = {row["name"]: row for row in read("demo/summary.json")["rows"]}
+    names = {"raw": "zero-shot labels", "raw_sepl": "zero-shot labels through SEPL", "enhanced": "enhanced labels"}
+    names |= {"sharp": "enhanced, SAM's borders", "official": "enhanced, SEPL's official code"}
+    names |= {
+        "supervised": SUPERVISED,
+        "paper": "paper A: enhanced labels",
+        "direct": "raw zero-shot labels as targets",
+    }
+    found |= {f"demo_{key}": f"{100 * one[name]['miou']:.1f}" for key, name in names.items()}
+    found["demo_missed"] = f"{100 * one[names['raw']]['miou_uncovered_missed']:.1f}"
+    found["demo_uncovered"] = f"{1 / (1 - one[names['raw']]['coverage']):.0f}"
+
+    every = once(rows("storybook_table", "storybook_more", "storybook_labelled"))
+    mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
+    raw = mean[12, names["raw"]]
+    for key in ("enhanced", "sharp"):  # share of the raw labels' error that is gone
+        found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - raw) / (100 - raw):.0f}"
+    pairs = {"paper_unimatch": (12, names["paper"], UNIMATCH), "double_paper": (12, LONG, names["paper"])}
+    pairs |= {f"unimatch_{count}": (count, UNIMATCH, SUPERVISED) for count in (12, 24, 48)}
+    pairs |= {"warm_double": (12, WARM, LONG), "warm_unimatch_48": (48, WARM, UNIMATCH)}
+    found |= {key: f"{mean[count, a] - mean[count, b]:.1f}" for key, (count, a, b) in pairs.items()}
+
+    again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
+    large, whole = read("bench/masks_sam_vit_b_random_cpu.json"), read("bench/demo.json")
+    found |= {"again_images": f"{again['n']['images']:,}", "again_seconds": f"{again['ours_s']:.1f}"}
+    found |= {"equal_scenes": str(masks["n"]["scenes"]), "networks_seconds": f"{masks['floor_s']:.2f}"}
+    _, two, four = read("bench/scaling_processes.json")["speedup"]
+    found |= {"two_processes": f"{two:.1f}", "four_processes": f"{four:.1f}"}
+    for side in ("ours", "original"):
+        stages = whole["stages_s"][side]
+        trained = sum(took for name, took in stages.items() if name == "refined" or name.startswith("network_"))
+        found |= {f"vit_b_{side}": f"{large[f'{side}_s']:.0f}", f"demo_{side}": f"{whole[f'{side}_s'] / 60:.1f}"}
+        found |= {f"masks_{side}": f"{stages['masks']:.0f}", f"trainings_{side}": f"{trained:.0f}"}
+
+    found |= {f"kill_{key}": str(bad["kills"][key]) for key in ("kills", "rounds", "files_compared")}
+    found |= {f"fuzz_{key}": f"{bad['fuzz'][key]:,}" for key in ("files", "failed", "crashed", "hung")}
+    found |= {"fuzz_kinds": str(len(bad["fuzz"]["by_kind"])), "bad_inputs": str(bad["malformed"]["cases"])}
+    return found | {"bad_kinds": str(len(bad["malformed"]) - 1)}
+
+
+def blocks() -> dict[str, Callable[[], str]]:
+    """What fills each block, by its name."""
+    tables: dict[str, Callable[[], str]] = {
+        table.__name__: table
+        for table in (demo, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations, training)
+        + (miniatures, bench, scaling, kills, determinism, runs)
+    }
+    tables["storybook"] = lambda: ladder("storybook_table", "storybook_more")
+    tables["converged"] = lambda: ladder("storybook_converged")
+    return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
+        name: lambda text=text: text for name, text in numbers().items()
+    }
+
+
+def documents() -> list[Path]:
+    """The files that hold blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write every block, or name those that are out of date."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, name the blocks that differ")
+    check, known, used, stale = parser.parse_args(arguments).check, blocks(), set(), []
+    for path in documents():
+        parts = re.split(r"<!-- (\w+) -->(.*?)<!-- /\1 -->", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for at in range(1, len(parts), 3):  # text, name, content, text, name, content, ..., text
+            name, before = parts[at : at + 2]
+            if name not in known:
+                raise SystemExit(f"{path.relative_to(ROOT)} has a block {name!r}, unknown to docs/tables.py: rename it")
+            after = known[name]()
+            stale += [f"{path.relative_to(ROOT)}: {name}"] * (before != after)
+            used.add(name)
+            parts[at : at + 2] = [f"<!-- {name} -->", f"{after}<!-- /{name} -->"]
+        if not check:
+            path.write_text("".join(parts), encoding="utf-8")
+    if known.keys() - used:
+        raise SystemExit(f"no document has these blocks: {', '.join(sorted(known.keys() - used))}. Remove them here")
+    print(*[f"out of date, run make tables: {name}" if check else f"written: {name}" for name in stale], sep="\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Whether a data set will work: every photo and label map is read once, and what is wrong is listed with a remedy.
+
+    python -m plg_utils.check NAME [--root FOLDER] [option value ...]
+
+for instance
+
+    python -m plg_utils.check camvid --root ~/CamVid labelled 46 shrink 2
+    python -m plg_utils.check folder --root ~/photos classes "[cat, dog]" labels ~/maps
+
+Options are those of the data set's `load`. The exit code is 1 if a problem would stop a run, else 0.
+
+The label maps of all splits are opened, but only to see whether a run can use them. Classes are counted in the labelled
+images alone.
+"""
+
+import argparse
+import sys
+import warnings
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from plg_utils import datasets, files
+from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
+
+LEVELS = ("stop", "warning", "note")  # a run will stop; its numbers may mean something else; for information
+SHOWN = 3  # cases of each problem that are shown
+FIXES = {  # problem: remedy
+    "the data set cannot be loaded": "do what the message says; if the folder is elsewhere: --root FOLDER",
+    "no images": "name the folder of the data set: --root FOLDER",
+    "photos that cannot be read": "fetch or export these files again, or remove them from the folder or the list",
+    "label maps that cannot be used": "correct these maps or annotations as the message says, or remove them",
+    "ids used more than once": "rename one of the photos, or keep each photo in one split",
+    "labelled images without any class": "look at these label maps: every pixel is void",
+    "classes that no labelled image shows": "label more images (option labelled), or other images (option seed)",
+}
+
+Row = tuple[str, str, int, str]  # level, finding, count of images, detail
+
+
+def data_set(dataset: Dataset) -> list[Row]:
+    """Rows (level, finding, count, detail) of what is wrong with a data set, the worst first, then of what it holds.
+
+    Photos and label maps are read as a run reads them, through the samples. Label maps that are not open are not read.
+    """
+    from plg_utils import store  # it imports torch
+
+    cases: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (level, finding): split and message
+    splits_of: dict[str, list[str]] = defaultdict(list)  # id: the splits that have it
+    with_map: Counter = Counter()  # split: images with a label map that can be used
+    pixels = np.zeros(256, dtype=np.int64)  # of each value in the labelled images
+    every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
+    for split, sample in store.progress(every, what=f"reading {dataset.name}"):
+        splits_of[sample.id.casefold()].append(split)  # some file systems do not distinguish A from a
+        problems, truth = _read(sample, dataset.classes)
+        for finding, message in problems.items():
+            cases["stop", finding].append((split, message))
+        with_map[split] += truth is not None
+        if truth is not None and split == "labelled":
+            pixels += np.bincount(truth.ravel(), minlength=256)
+            if (truth == IGNORE).all():
+                cases["warning", "labelled images without any class"].append((split, sample.id))
+    for id, splits in splits_of.items():
+        if len(splits) > 1:
+            cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
+
+    rows = []
+    for (level, finding), found in cases.items():
+        where = ", ".join(f"{split} {count}" for split, count in Counter(split for split, _ in found).items())
+        messages = " | ".join(message for _, message in found[:SHOWN])
+        rows.append((level, finding, len(found), f"{where}; e.g. {messages}"))
+    if not every:
+        rows.append(("stop", "no images", 0, "every split is empty"))
+    if with_map["labelled"]:
+        names = datasets.absent(dataset.classes, set(np.flatnonzero(pixels[:IGNORE]).tolist()))
+        if names:
+            rows.append(("warning", "classes that no labelled image shows", len(names), ", ".join(names)))
+    rows += getattr(dataset, "remarks", ())
+    if dataset.labelled:
+        how = datasets.provenance(dataset)
+        rows.append(("note", "how the labelled images were chosen", len(dataset.labelled), how))
+    for split in SPLITS:
+        count = len(getattr(dataset, split))
+        rows.append(("note", f"images, {split}", count, f"{with_map[split]} with a label map that is open"))
+    for value, name in [*enumerate(dataset.classes.names), (IGNORE, "void")] if with_map["labelled"] else []:
+        share = f"{pixels[value] / pixels.sum():.2%} of the labelled pixels"
+        rows.append(("note", f"pixels of {name}", int(pixels[value]), share))
+    return sorted(rows, key=lambda row: LEVELS.index(row[0]))
+
+
+def _read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
+    """Problems of a sample with their messages, and its label map, None if that is not open or broken."""
+    problems, size = {}, None
+    try:
+        image = sample.image()
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"the image of {sample.id} is {image.dtype} {image.shape}, not uint8 (H, W, 3)")
+        size = image.shape[:2]
+    except (OSError, ValueError) as error:
+        problems["photos that cannot be read"] = str(error)
+    try:
+        label = sample.truth() if sample.read_truth else None
+        if label is None:
+            return problems, None
+        if label.dtype != np.uint8 or label.shape != (size or label.shape[:2]):
+            kind = f"{label.dtype} {label.shape}"
+            raise ValueError(f"the label map of {sample.id} is {kind}, not uint8 {size or '(H, W)'} as its image")
+        unknown = sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE})
+        if unknown:
+            raise ValueError(f"the label map of {sample.id} has the values {unknown}, which are no classes")
+    except (OSError, ValueError) as error:
+        if str(error) not in "".join(problems.values()):  # else the photo is the problem
+            problems["label maps that cannot be used"] = str(error)
+        return problems, None
+    return problems, label
+
+
+def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:
+    """Load a data set with all label maps open: the data set, or None, and rows of what went wrong.
+
+    A data set that is refused is loaded without labelled images, so that its files can be read all the same.
+    """
+    rows: list[Row] = []
+    for more in ({}, {"labelled": 0}):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                dataset = datasets.load(name, **{"truth_of": SPLITS, "on_bad_image": "when_read"} | options | more)
+            except (OSError, ValueError) as error:
+                rows = rows or [("stop", "the data set cannot be loaded", 1, str(error))]
+                continue
+        texts = [str(warning.message) for warning in said if issubclass(warning.category, UserWarning)]
+        return dataset, rows + [("warning", "said while loading", 1, text) for text in texts]
+    return None, rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the data set that the command line names and print the rows; 1 if a problem would stop a run."""
+    parser = argparse.ArgumentParser(prog="python -m plg_utils.check", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=datasets.choices())
+    parser.add_argument("--root", help="folder of the data set, by default one in the data folder")
+    parser.add_argument("options", nargs="*", metavar="option value", help="options of the data set's load()")
+    given = parser.parse_intermixed_args(arguments)
+    if len(given.options) % 2:
+        parser.error(f"each option needs a value: {' '.join(given.options)}")
+    try:
+        pairs = zip(given.options[::2], given.options[1::2], strict=True)
+        options = {option: files.parse_yaml(value, f"the value of {option}") for option, value in pairs}
+        if given.root is not None:
+            options["root"] = Path(given.root).expanduser()
+        dataset, rows = load(given.name, options)
+    except (TypeError, ValueError) as error:  # an option that the data set does not have, or a value that is no YAML
+        parser.error(str(error))
+    rows += [] if dataset is None else data_set(dataset)
+    width = max(len(finding) for _, finding, *_ in rows)
+    for level, finding, count, detail in rows:
+        print(f"{level:<8} {finding:<{width}} {count:>12,}  {detail}")
+        if finding in FIXES:
+            print(f"{'':<8} {'':<{width}} {'':>12}  -> {FIXES[finding]}")
+    stops = len({finding for level, finding, *_ in rows if level == "stop"})
+    print(f"{stops} kind{'s' * (stops > 1)} of problem would stop a run" if stops else "no problem would stop a run")
+    return 1 if stops else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""plg_utils.check: each kind of broken file is found, named and counted; only what stops a run gives exit code 1."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_camvid import tiny_camvid
+from test_coco import CAR, CAT, SIZE, box, note, tiny_coco, write_json
+
+from plg_utils import check, class_files, datasets, files
+from plg_utils.check import main
+from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+PHOTO, LABEL = "photos that cannot be read", "label maps that cannot be used"
+ZEROS = np.zeros(SIZE, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Three photos with label maps of 6 x 8, in the layout of the data set `folder`."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    for number, name in enumerate("abc"):
+        files.write_image(tmp_path / "photos" / f"{name}.png", np.full((*SIZE, 3), 50 + number, dtype=np.uint8))
+        label = ZEROS.copy()
+        label[:number] = 1
+        label[5] = IGNORE
+        files.write_label(tmp_path / "maps" / f"{name}.png", label)
+    return tmp_path
+
+
+def look(folder, **options):
+    """Rows of the check, by finding."""
+    options = {"root": folder / "photos", "labels": folder / "maps", "classes": ["cat"], "truth_of": SPLITS} | options
+    return by_finding(datasets.load("folder", **options))
+
+
+def by_finding(dataset):
+    rows = check.data_set(dataset)
+    assert len({row[1] for row in rows}) == len(rows)
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=check.LEVELS.index)
+    return {finding: (level, count, detail) for level, finding, count, detail in rows}
+
+
+def stops(rows):
+    return {finding for finding, (level, *_) in rows.items() if level == "stop"}
+
+
+def test_nothing_is_wrong(folder):
+    rows = look(folder)
+    assert {level for level, *_ in rows.values()} == {"note"}
+    assert rows["images, labelled"][1:] == (3, "3 with a label map that is open")
+    assert [rows[f"pixels of {name}"][1] for name in ("background", "cat", "void")] == [96, 24, 24]
+    assert rows["pixels of cat"][2] == "16.67% of the labelled pixels"
+    some = look(folder, labelled=1, val=1)  # one map of 6 x 8 is counted, though two are open
+    assert sum(count for finding, (_, count, _) in some.items() if finding.startswith("pixels of")) == 48
+    assert some["images, val"][2].startswith("1 with a label map")
+    assert not [finding for finding in look(folder, labelled=0, val=1) if finding.startswith("pixels of")]
+
+
+def test_shut_truth_is_not_opened(folder):
+    for path in (folder / "maps").iterdir():
+        path.write_bytes(b"this is no label map")
+    assert not stops(look(folder, labelled=0, val=2, truth_of=("labelled",)))
+    assert stops(look(folder, labelled=0, val=2)) == {LABEL}
+
+
+def quarter_turn(photo, path):
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = 6
+    Image.open(photo).convert("RGB").save(photo, format="JPEG", exif=exif)
+
+
+CASES = {
+    "photo gone": (lambda photo, path: photo.unlink(), PHOTO, "a.png does not exist"),
+    "photo broken": (lambda photo, path: photo.write_bytes(b"no"), PHOTO, "a.png is not a readable image"),
+    "photo cut off": (
+        lambda photo, path: photo.write_bytes(photo.read_bytes()[:-30]),
+        PHOTO,
+        "a.png is not a readable",
+    ),
+    "map gone": (lambda photo, path: path.unlink(), LABEL, "a.png does not exist"),
+    "map cut off": (lambda photo, path: path.write_bytes(path.read_bytes()[:-30]), LABEL, "a.png is not a readable"),
+    "map in colours": (
+        lambda photo, path: files.write_image(path, np.zeros((*SIZE, 3), np.uint8)),
+        LABEL,
+        "a.png holds",
+    ),
+    "map as JPEG": (lambda photo, path: Image.fromarray(ZEROS).save(path, "JPEG"), LABEL, "not a PNG"),
+    "map turned": (lambda photo, path: files.write_label(path, ZEROS.T), LABEL, "they must agree"),
+    "photo turned": (quarter_turn, LABEL, "is (6, 8), its photo"),
+    "value of no class": (lambda photo, path: files.write_label(path, ZEROS + 2), LABEL, "the values [2]"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_case_is_found(case, folder):
+    break_it, finding, message = CASES[case]
+    data = datasets.load("folder", root=folder / "photos", labels=folder / "maps", classes=["cat"], truth_of=SPLITS)
+    break_it(folder / "photos" / "a.png", folder / "maps" / "a.png")
+    rows = by_finding(data)
+    assert stops(rows) == {finding}
+    assert rows[finding][1] == 1
+    assert rows[finding][2].startswith("labelled 1; e.g. ") and message in rows[finding][2]
+
+
+def test_samples_that_break_the_contract():
+    """Of a loader that somebody wrote."""
+    classes = Classes(("a", "b"), (("a",), ("b",)), ((0, 0, 0), (1, 1, 1)))
+    image = np.zeros((*SIZE, 3), np.uint8)
+    one, same = (Sample(id, lambda: image, lambda: ZEROS) for id in ("x1", "X1"))
+    void = Sample("void", lambda: image, lambda: ZEROS + IGNORE)
+    rows = by_finding(Dataset("ours", classes, (one, one, void), (), (same,)))
+    assert stops(rows) == {"ids used more than once"}
+    assert rows["ids used more than once"][2] == "val 1; e.g. x1 in labelled and labelled and val"
+    assert rows["classes that no labelled image shows"] == ("warning", 1, "b")
+    assert rows["labelled images without any class"] == ("warning", 1, "labelled 1; e.g. void")
+    assert stops(by_finding(Dataset("ours", classes, ()))) == {"no images"}
+    odd = [
+        Sample("grey", lambda: image[..., 0], lambda: ZEROS),
+        Sample("turned", lambda: image, lambda: ZEROS.T),
+        Sample("wide", lambda: image, lambda: ZEROS.astype(int)),
+        Sample("high", lambda: image, lambda: ZEROS + 2),
+    ]
+    rows = by_finding(Dataset("ours", classes, tuple(odd)))
+    assert (rows[PHOTO][1], rows[LABEL][1]) == (1, 3)
+    assert "turned is uint8 (8, 6), not uint8 (6, 8)" in rows[LABEL][2] and "values [2]" in rows[LABEL][2]
+
+
+def test_the_background_is_never_absent():
+    classes = class_files.parse({"background": [], "classes": [{"name": "cat"}, {"name": "dog"}]})
+    assert datasets.absent(classes, {1}) == ["dog"]
+
+
+def test_a_json_of_objects(folder):
+    cats = [note(CAT, box(0, 0, 4, 4), image=number, id=number) for number in range(3)]
+    write_json(folder / "objects.json", [f"{name}.png" for name in "abc"], cats)
+    assert look(folder, labels=folder / "objects.json")["pixels of cat"][1] == 3 * 16
+    broken = [*cats[:1], note(CAT, [[0, 0, 3, 3]], id=9), note(CAT, box(0, 0, 2, 2), image=77, id=8)]
+    write_json(folder / "objects.json", ["a.png", "b.png", "gone.png", "lost.png"], broken)
+    with pytest.warns(UserWarning, match="1 images have no label map, e.g. a: annotation 9: the polygon"):
+        rows = look(folder, labels=folder / "objects.json")
+    assert stops(rows) == {LABEL}
+    assert "a has no label map: annotation 9: the polygon" in rows[LABEL][2]
+    assert rows["images of the json that are not in the folder"] == ("note", 2, "e.g. gone")
+    assert rows["photos that the json does not list"] == ("note", 1, "e.g. c")
+    assert rows["listed photos without annotation"] == ("warning", 1, "e.g. b")
+    assert rows["annotations of images that the json does not list"][:2] == ("warning", 1)
+
+
+def test_a_smaller_camvid_is_read_as_a_run_reads_it(folder):
+    """The files are twice as large as what is read: that is not an error."""
+    root = tiny_camvid(folder / "camvid")
+    assert main(["camvid", "--root", str(root), "labelled", "8", "shrink", "2"]) == 0
+
+
+# The command
+
+
+def test_exit_code_and_options(folder, capsys):
+    call = ["folder", "--root", str(folder / "photos"), "labels", str(folder / "maps"), "classes"]
+    assert main([*call, "[cat]", "labelled", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "no problem would stop a run" in printed and "pixels of cat" in printed
+    assert "2 with a label map" in printed  # the maps of the others are read, too
+    (folder / "photos" / "b.png").write_bytes(b"no")
+    assert main([*call, "[cat]"]) == 1
+    printed = capsys.readouterr().out
+    assert "b.png is not a readable image" in printed and "-> fetch or export these files again" in printed
+    assert "1 kind of problem would stop a run" in printed
+    for wrong, complaint in [
+        ([*call, "[cat]", "labeled", "3"], "did you mean 'labelled'"),
+        ([*call], "each option needs a value"),
+        (["folders"], "invalid choice"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_what_cannot_be_loaded_is_read_all_the_same(folder, capsys):
+    root = tiny_camvid(folder / "camvid")
+    (root / "trainannot" / "0001TP_000060.png").unlink()
+    (root / "val" / "0016E5_07959.png").write_bytes(b"no")
+    assert main(["camvid", "--root", str(root), "labelled", "8"]) == 1
+    printed = capsys.readouterr().out
+    assert "the data set cannot be loaded" in printed and "0001TP_000060.png does not exist" in printed
+    assert "0016E5_07959.png is not a readable image" in printed and "3 kinds of problem" in printed
+    assert main(["camvid", "--root", str(folder / "absent")]) == 1
+    assert "has no folder train" in capsys.readouterr().out
+
+
+def test_coco_and_the_storybook(folder, capsys):
+    annotations = [note(CAR, box(0, 0, 4, 4)), note(99, box(0, 0, 1, 1), image=1, id=7)]
+    assert main(["coco", "--root", str(tiny_coco(folder / "coco", annotations)), "labelled", "6"]) == 1
+    printed = capsys.readouterr().out
+    assert "annotation 7: its category 99 stands for no class" in printed
+    assert "this compares with nothing published" in printed
+    assert main(["storybook", "--root", str(folder / "storybook"), "limit", "1"]) == 0
+
+
+def test_it_runs_as_a_command(folder):
+    root = tiny_camvid(folder / "camvid")
+    call = [sys.executable, "-m", "plg_utils.check", "camvid", "--root", root, "labelled", "8"]
+    environment = os.environ | {"PLG_PROGRESS": "1"}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=files.ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "reading camvid" in done.stderr  # the bar
+    assert "pixels of road" in done.stdout
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: no real photos are at hand")
+def test_the_shared_photos(folder, capsys):
+    assert main(["voc", "--root", str(SHARED / "voc_sample"), "labelled", "20"]) == 0
+    root, classes = SHARED / "coco_sample", str(datasets.CLASS_FILES / "voc.yaml")
+    call = ["folder", "--root", str(root / "images"), "labels", str(root / "instances.json"), "classes", classes]
+    assert main([*call, "labelled", "12"]) == 0
+    printed = capsys.readouterr().out
+    assert "couch (" in printed  # VOC says sofa: the warning names it
+    assert "52 with a label map" in printed
