@@ -6,18 +6,12 @@
     results/local/RUN/grid.json                       all rows of the finished points that the last call was about
     results/RUN/points/*.json, results/RUN/grid.json  what was published of these; counts as done on any machine
 
-Done is what has a json with the same notebooks and parameters as now, defaults included, here or published; only
-`NOT_COUNTED` may differ. A json made otherwise is named and its point computed anew; nothing published is replaced
-before `--publish`. The folder of an unfinished point is gone on with if it was begun with the same parameters, else
-emptied: 05_evaluation scores every folder that it finds, older ones too.
+A point is done if it has a json with the same notebooks and parameters as now, here or published; only `NOT_COUNTED`
+may differ. An unfinished point goes on if its run.json has the same parameters, else its folder is emptied first.
+Points share the folder of a stage if all parameters that reach the stage are the same (`reaching`).
 
-Shared is a stage only by points that agree in every parameter of the notebook that writes it and of those before,
-except those known not to reach it (`UNRELATED`): they are the key in its folder's name. So a new parameter of that
-notebook costs computing time, never a mix of two kinds of work, and no point can empty another's folder.
-
-Several processes may work on a grid: each point has a lock, taken by whoever comes first, and so has each shared
-stage while the notebook runs that writes it. The system gives a lock back when its process ends, however it ends, so
-that none is ever stale; the file only tells who holds it.
+Several processes may work on a grid: each point has a lock, and so has each shared stage while the notebook runs that
+writes it. The system gives a lock back when its process ends, however it ends; the file only names the holder.
 """
 
 import hashlib
@@ -29,33 +23,32 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
-from plg_utils import files, statistics
+from plg_utils import files, statistics, tables
 
 try:
     import fcntl
 except ImportError:  # Windows: no locks, one process at a time
     fcntl = None
 
-SHARED = ("masks", "segments")  # where the yaml names none: the dear stages, which know single images only
-# Where and how, not what; store.stage does not count them either.
-NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")
-PLACEMENT = (*NOT_COUNTED, "labelled", "seed")  # the last two: which of the same images carry labels
-LABELLING = ("rule", "threshold", "default_threshold", "overlap")  # what 02 does after the segments
-UNRELATED = {  # stage: parameters of its notebook that do not reach it; a test compares them with 02
-    "masks": (*PLACEMENT, *LABELLING, "encoder", "encoder_options", "embedding_options"),
-    "segments": (*PLACEMENT, *LABELLING),
+SHARED = ("masks", "segments")  # where the yaml names none
+MADE_BY = {  # folder that can be shared: the functions of plg_utils/stages.py that make it and what it is made from
+    "masks": ("masks",),
+    "segments": ("masks", "segments"),
+    "cam_network": ("cam_network",),
+    "labels_boxes": ("boxes",),
 }
+NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")  # where and how, not what
 LONGEST = 150  # letters of a point's name; file systems take 255 bytes, some of which `files.atomic` needs
-KEYS = ("stage", "method", "labels", "labelled", "split")  # columns of the table, before those of the grid
 
 
 class Refused(Exception):
@@ -71,11 +64,15 @@ class Point:
     steps: list  # run.Step: notebooks and what is injected into them
     known: dict[str, dict[str, Any]]  # notebook's stem -> all its parameters, defaults included
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Those of all notebooks."""
+        return {name: value for own in self.known.values() for name, value in own.items()}
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a point must agree in to be the same."""
-        parameters = {name: value for own in self.known.values() for name, value in own.items()}
-        counted = {name: value for name, value in parameters.items() if name not in NOT_COUNTED}
+        counted = {name: value for name, value in self.parameters.items() if name not in NOT_COUNTED}
         return files.plain({"notebooks": list(self.known), "point": self.values, "parameters": counted})
 
 
@@ -88,7 +85,19 @@ class Grid:
     points: list[Point]
     folder: Path  # results/local/RUN
     published: Path  # results/RUN
-    writers: dict[str, str]  # shared stage -> stem of the notebook that writes it
+    shared: list[str] | None = None  # stages that points share; None: SHARED
+
+    @cached_property
+    def writers(self) -> dict[str, str]:
+        """Shared stage -> stem of the first notebook that has the parameters of the stage and those of `open_run`."""
+        found, notebooks = {}, self.points[0].known
+        for stage in SHARED if self.shared is None else self.shared:
+            needed = reaching(stage) | {"device", "images_at_once", "processes"}
+            if stem := next((stem for stem, own in notebooks.items() if needed <= own.keys()), None):
+                found[stage] = stem
+            elif self.shared:
+                raise Refused(f"{stage} cannot be shared: no notebook of the run has {', '.join(sorted(needed))}")
+        return found
 
 
 # Names
@@ -130,19 +139,19 @@ def same(one: Any, other: Any) -> bool:
 
 
 def differences(content: Any, point: Point) -> list[str]:
-    """In what a point's json or folder differs from the point as it is now, as "steps: 100, now 200"."""
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("point", "parameters")):
+    """In what a point's json or folder differs from the point as it is now, as "steps: 100, now 200".
+
+    A parameter that was not known then counts as None: notebooks get new options, and None leaves them out.
+    """
+    try:
+        found = [] if content["notebooks"] == point.identity["notebooks"] else [f"notebooks: {content['notebooks']}"]
+        for key in ("point", "parameters"):
+            one, other = dict(content[key]), point.identity[key]
+            names = [name for name in dict.fromkeys([*other, *one]) if key == "point" or name not in NOT_COUNTED]
+            differ = [name for name in names if not same(one.get(name), other.get(name))]
+            found += [f"{name}: {one.get(name)!s:.40}, now {other.get(name)!s:.40}" for name in differ]
+    except (KeyError, TypeError, ValueError):
         return ["it holds no point"]
-    found = []
-    for key in ("point", "parameters"):
-        one, other = content[key], point.identity[key]
-        for name in dict.fromkeys([*other, *one]):
-            if name in NOT_COUNTED and key == "parameters":
-                continue
-            if name not in one or name not in other or not same(one[name], other[name]):
-                found.append(f"{name}: {one.get(name, 'absent')!s:.40}, now {other.get(name, 'absent')!s:.40}")
-    if content.get("notebooks") != point.identity["notebooks"]:
-        found.append(f"notebooks: {content.get('notebooks')}, now {point.identity['notebooks']}")
     return list(dict.fromkeys(found))  # a parameter of the grid stands in both
 
 
@@ -151,36 +160,26 @@ def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
     reasons = []
     for folder in (grid.folder, grid.published):
         path = folder / "points" / f"{point.name}.json"
-        if not path.is_file():
-            continue
         try:
-            content = files.read_json(path)
+            content = files.read_json(path) if path.is_file() else None
         except ValueError as error:
             reasons.append(str(error))
             continue
         other = differences(content, point)
         if not other and isinstance(content.get("rows"), list):
             return content, str(path)
-        reasons.append(f"{path} was made otherwise ({'; '.join(other) or 'it holds no rows'})")
+        if path.is_file():
+            reasons.append(f"{path} was made otherwise ({'; '.join(other) or 'it holds no rows'})")
     return None, "; ".join(reasons)
 
 
 def overview(grid: Grid) -> str:
     """The points, each done or to do."""
-    lines, done = [], 0
-    for point in grid.points:
-        content, where = finished(grid, point)
-        done += content is not None
-        lines.append([point.name, f"done: {where}" if content else f"to do{where and ': '}{where}"])
-    return f"{aligned(lines)}\n{len(lines)} points: {done} done, {len(lines) - done} to do"
-
-
-def one_or_all(values: Iterable) -> Any:
-    """The value that all have, or the list of those that occur."""
-    found = []
-    for value in values:
-        found += [] if value in found else [value]
-    return found[0] if len(found) == 1 else found
+    found = {point.name: finished(grid, point) for point in grid.points}
+    done = sum(content is not None for content, _ in found.values())
+    states = [f"done: {why}" if content else f"to do{why and ': '}{why}" for content, why in found.values()]
+    lines = aligned([list(pair) for pair in zip(found, states, strict=True)])
+    return f"{lines}\n{len(found)} points: {done} done, {len(found) - done} to do"
 
 
 def record(grid: Grid, point: Point, folder: Path) -> dict:
@@ -189,50 +188,51 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
     manifests = summary.get("manifest") or {}
     own = {name: stage for name, stage in manifests.items() if name not in grid.writers}
 
-    def stated(stages: dict, key: str) -> list:
+    def stated(key: str, stages: dict) -> list:
         return [stage[key] for stage in stages.values() if stage.get(key) is not None]
 
-    packages = {}
-    for versions in stated(manifests, "packages"):
-        for package, version in versions.items():
-            packages.setdefault(package, []).append(version)
-    made = {key: one_or_all(stated(manifests, key)) for key in ("git_commit", "device", "threads")}
-    made |= {
-        "packages": {package: one_or_all(versions) for package, versions in packages.items()},
-        "checkpoints": {name: sha for found in stated(manifests, "checkpoints") for name, sha in found.items()},
-        "classes_sha256": one_or_all(stated(manifests, "classes_sha256")),
-        # The manifest of a shared stage tells of the point that wrote it last, and its seconds are those of all.
-        "split_sha256": one_or_all(stated(own, "split_sha256")),
-        "wall_seconds": round(sum(stated(own, "wall_seconds")), 2),
-        "shared_wall_seconds": round(sum(stated(manifests, "wall_seconds")) - sum(stated(own, "wall_seconds")), 2),
-        "peak_memory_mb": max(stated(manifests, "peak_memory_mb"), default=None),
-        "peak_cuda_memory_mb": max(stated(manifests, "peak_cuda_memory_mb"), default=None),
-        "stages": {
-            name: {key: stage.get(key) for key in ("fingerprint", "wall_seconds")} | {"shared": name in grid.writers}
-            for name, stage in manifests.items()
-        },
+    def one_or_all(values: Iterable) -> Any:
+        found = []
+        for value in values:
+            found += [] if value in found else [value]
+        return found[0] if len(found) == 1 else found
+
+    pairs = [pair for versions in stated("packages", manifests) for pair in versions.items()]
+    packages = {name: one_or_all(version for other, version in pairs if other == name) for name, _ in pairs}
+    seconds = round(sum(stated("wall_seconds", own)), 2)
+    made = {key: one_or_all(stated(key, manifests)) for key in ("git_commit", "device", "threads", "classes_sha256")}
+    checkpoints = {name: sha for found in stated("checkpoints", manifests) for name, sha in found.items()}
+    made |= {"packages": packages, "checkpoints": checkpoints}
+    # The manifest of a shared stage is of the point that wrote it last, and its seconds are those of all.
+    made |= {"split_sha256": one_or_all(stated("split_sha256", own)), "wall_seconds": seconds}
+    made |= {"shared_wall_seconds": round(sum(stated("wall_seconds", manifests)) - seconds, 2)}
+    made |= {key: max(stated(key, manifests), default=None) for key in ("peak_memory_mb", "peak_cuda_memory_mb")}
+    made["stages"] = {
+        name: {key: stage.get(key) for key in ("fingerprint", "wall_seconds")} | {"shared": name in grid.writers}
+        for name, stage in manifests.items()
     }
-    content = {"run": grid.run, "dataset": summary.get("dataset"), "rows": summary["rows"], "made": made}
-    return point.identity | content
+    return point.identity | {"run": grid.run, "dataset": summary.get("dataset"), "rows": summary["rows"], "made": made}
 
 
 # Sharing and locks
 
 
-def writer_of(stage: str, notebooks: dict[str, str]) -> str | None:
-    """Stem of the first notebook, of stem -> code, that opens this stage."""
-    call = re.compile(rf"runs\.stage\(\s*folder / [\"']{re.escape(stage)}[\"']")
-    return next((stem for stem, code in notebooks.items() if call.search(code)), None)
+def reaching(stage: str) -> set[str]:
+    """The notebooks' parameters that a shared folder depends on: those of the functions that make it, and the images.
+
+    A stage with a seed learns, so it depends on which images are labelled too.
+    """
+    if stage not in MADE_BY:
+        raise Refused(f"{stage} cannot be shared; these can: {', '.join(MADE_BY)}")
+    from plg_utils import stages  # torch takes seconds to import
+
+    names = {name for function in MADE_BY[stage] for name in signature(stages.STAGES[function]).parameters} - {"run"}
+    return names | {"dataset", "dataset_options"} | ({"labelled"} if "seed" in names else set())
 
 
-def shared_folder(stage: str, point: Point, writer: str) -> str:
-    """Name of the folder of a shared stage, by the parameters that may reach it."""
-    stems = list(point.known)
-    reaching = {}
-    for stem in stems[: stems.index(writer) + 1]:
-        reaching |= point.known[stem]
-    unrelated = UNRELATED.get(stage, NOT_COUNTED)
-    return f"{stage}-{short_hash({name: value for name, value in reaching.items() if name not in unrelated})}"
+def shared_folder(stage: str, point: Point) -> str:
+    """Name of the folder of a shared stage, by the parameters that reach it."""
+    return f"{stage}-{short_hash({name: point.parameters[name] for name in reaching(stage)})}"
 
 
 @contextmanager
@@ -241,18 +241,17 @@ def lock(path: Path, *, what: str = "", wait: bool = False) -> Iterator[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         holder = ""
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):
-                    raise Refused(f"{path} cannot be locked ({error}): let PLG_RESULTS name a disk that can") from error
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                if wait:
-                    print(f"waits for {holder} with {what}", file=sys.stderr, flush=True)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    holder = ""
+        try:
+            fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if wait:
+                print(f"waits for {holder} with {what}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                holder = ""
+        except OSError as error:
+            raise Refused(f"{path} cannot be locked ({error}): let PLG_RESULTS name a disk that can") from error
         if not holder:
             file.truncate(0)  # what is appended then stands at the start
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -266,8 +265,8 @@ def alone(grid: Grid, point: Point, step: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for stage, writer in sorted(grid.writers.items()):
             if writer == step.notebook.stem:
-                name = shared_folder(stage, point, writer)
-                stack.enter_context(lock(grid.folder / "locks" / f"{name}.lock", what=stage, wait=True))
+                path = grid.folder / "locks" / f"{shared_folder(stage, point)}.lock"
+                stack.enter_context(lock(path, what=stage, wait=True))
         yield
 
 
@@ -277,37 +276,31 @@ def alone(grid: Grid, point: Point, step: Any) -> Iterator[None]:
 def prepare(grid: Grid, point: Point) -> Path:
     """The folder of a point: as an interrupted session of the same point left it, else new; shared stages linked."""
     folder = grid.folder / "points" / point.name
-    stamp = folder / "parameters.json"
     if folder.exists():
         try:
-            other = differences(files.read_json(stamp), point)
+            other = differences(files.read_json(folder / "run.json"), point)
         except (FileNotFoundError, ValueError):
-            other = ["nothing tells what it was begun with"]
+            other = ["run.json does not say with what it was begun"]
         if other:
-            print(f"{point.name}: begins anew, {'; '.join(other)}", flush=True)
+            print(f"{point.name}: starts again, {'; '.join(other)}", flush=True)
             shutil.rmtree(folder)
-    files.write_json(stamp, point.identity)
+    files.write_json(folder / "run.json", point.identity)
     (folder / "summary.json").unlink(missing_ok=True)  # one that exists after the work belongs to it
-    for stage, writer in grid.writers.items():
-        target = grid.folder / "shared" / shared_folder(stage, point, writer)
+    for stage in grid.writers:
+        target, link = grid.folder / "shared" / shared_folder(stage, point), folder / stage
         target.mkdir(parents=True, exist_ok=True)
-        link = folder / stage
-        relative = os.path.relpath(target, folder)
-        if link.is_symlink() and os.readlink(link) != relative:
-            link.unlink()
-        if not os.path.lexists(link):
-            link.symlink_to(relative, target_is_directory=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
     return folder
 
 
 def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool], *, keep: bool) -> bool:
     """Run the notebooks of a point, write its json and remove its folder; whether all went well."""
     folder = prepare(grid, point)
-    around: Callable[[Any], AbstractContextManager] = partial(alone, grid, point)
-    if not execute_all(point.steps, folder, around=around):
+    if not execute_all(point.steps, folder, around=partial(alone, grid, point)):
         return False
     if not (folder / "summary.json").is_file():
-        print(f"{point.name} left no summary.json: the run's notebooks must hold one that writes it", file=sys.stderr)
+        print(f"{point.name} left no summary.json: add the notebook that writes it, 05_evaluation", file=sys.stderr)
         return False
     files.write_json(grid.folder / "points" / f"{point.name}.json", record(grid, point, folder))
     if not keep:
@@ -332,7 +325,7 @@ def make(grid: Grid, execute_all: Callable[..., bool], *, keep: bool = False) ->
                     elsewhere.append(f"{point.name} is being made by {holder}")
                 elif content is None:
                     if reason:
-                        print(f"{point.name}: computed anew, {reason}", flush=True)
+                        print(f"{point.name}: is made again, {reason}", flush=True)
                     try:
                         good = make_point(grid, point, execute_all, keep=keep)
                     except (OSError, ValueError, KeyError) as error:  # not of a notebook: of its folder or summary
@@ -347,7 +340,7 @@ def make(grid: Grid, execute_all: Callable[..., bool], *, keep: bool = False) ->
     return failed
 
 
-# Collecting
+# Tables
 
 
 def collect(grid: Grid) -> dict:
@@ -358,115 +351,77 @@ def collect(grid: Grid) -> dict:
     rows, missing = [], []
     for point in grid.points:
         content, _ = finished(grid, point)
-        if content is None:
-            missing.append(point.name)
-        else:
-            own = without_repeats(content["rows"])
-            rows += [row | {"point": point.name} | files.plain(point.values) for row in own]
+        missing += [] if content else [point.name]
+        own = without_repeats(content["rows"]) if content else []
+        rows += [row | {"point": point.name} | files.plain(point.values) for row in own]
     return {"run": grid.run, "grid": grid.axes, "points": len(grid.points), "missing": missing, "rows": rows}
-
-
-def cell(value: Any) -> str:
-    """A value in a table."""
-    if isinstance(value, dict):
-        return " ".join(f"{name}={cell(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return "+".join(map(cell, value))
-    return "-" if value is None else str(value)
-
-
-def columns(axes: dict[str, list]) -> list[str]:
-    """Columns that tell apart what is not averaged: all but `seed`."""
-    return [*KEYS, *(name for name in axes if name not in (*KEYS, "seed"))]
-
-
-def remarks(row: dict) -> str:
-    """What else tells a row apart: changed options, a checkpoint other than the last, a named split."""
-    more = {"checkpoint": row["checkpoint"]} if row.get("checkpoint", "last") != "last" else {}
-    more |= {"split_name": row["split_name"]} if row.get("split_name") else {}
-    return cell((row.get("options") or {}) | more)
 
 
 def without_repeats(rows: list[dict]) -> list[dict]:
     """Rows of a point; one that was added to a summary gives way to the same one by 05_evaluation."""
 
-    def told(row: dict) -> list:
-        return [row.get(key) for key in (*KEYS, "split_name", "seed", "checkpoint", "options")]
+    def what(row: dict) -> list:
+        keys = ("stage", "method", "labels", "labelled", "split", "split_name", "seed", "checkpoint", "options")
+        return [row.get(key) for key in keys]
 
-    by_evaluation = [told(row) for row in rows if not row.get("added")]
-    return [row for row in rows if not row.get("added") or told(row) not in by_evaluation]
-
-
-def groups(rows: list[dict], names: list[str]) -> dict[tuple, dict[Any, dict]]:
-    """Rows by what is not averaged, then by seed."""
-    found: dict[tuple, dict[Any, dict]] = {}
-    for row in rows:
-        key = (*(cell(row.get(name)) for name in names), remarks(row))
-        by_seed = found.setdefault(key, {})
-        if row.get("seed") in by_seed:
-            told = " ".join(text for text in key if text)
-            raise Refused(
-                f"{row['point']} has two rows that nothing tells apart ({told}, seed {row.get('seed')}), so that they "
-                "cannot be averaged: the notebook that writes them must say in `options` what differs"
-            )
-        by_seed[row.get("seed")] = row
-    return found
+    by_evaluation = [what(row) for row in rows if not row.get("added")]
+    return [row for row in rows if not row.get("added") or what(row) not in by_evaluation]
 
 
-def mean_and_spread(found: statistics.Summary, form: str = ".1f") -> str:
-    """Mean ± sample standard deviation of fractions, in percent; of one value no deviation is known."""
-    spread = f"{100 * found.std:.1f}" if len(found.values) > 1 else "-"
-    return f"{100 * found.mean:{form}} ± {spread}"
+def grouped(content: dict) -> dict[tables.What, list[dict]]:
+    """Rows of a grid.json that have a mean IoU, by what was measured: those of different seeds are together."""
+    axes = [name for name in content["grid"] if name not in ("seed", "labelled")]
+    rows = [row | {"axes": {name: row[name] for name in axes}} for row in content["rows"] if row["miou"] is not None]
+    try:
+        return tables.grouped(row | {"run": content["run"]} for row in rows)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
-def table(rows: list[dict], axes: dict[str, list]) -> str:
-    """mIoU in percent, mean ± sample standard deviation over the seeds, n of them."""
-    names = columns(axes)
-    lines = [[*names, "n", "mIoU %", "options"]]
-    for key, by_seed in groups(rows, names).items():
-        values = [row["miou"] for row in by_seed.values() if row["miou"] is not None]
-        told = mean_and_spread(statistics.summarise(values)) if values else "-"
-        lines.append([*key[:-1], str(len(values)), told, key[-1]])
-    return aligned(lines)
+def line_of(what: tables.What, values: list[float], sign: str = "") -> list[str]:
+    """A line of a table: mean ± sample standard deviation in percent; of one value no deviation is known."""
+    found = statistics.summarise(values)
+    spread = f"{100 * found.std:.1f}" if len(values) > 1 else "-"
+    return [*map(str, what), str(len(values)), f"{100 * found.mean:{sign}.1f} ± {spread}"]
 
 
-def paired(rows: list[dict], axes: dict[str, list], against: str) -> str:
+def table(content: dict) -> str:
+    """mIoU of a grid.json in percent, mean ± standard deviation over the seeds, n of them."""
+    lines = [line_of(what, [row["miou"] for row in own]) for what, own in grouped(content).items()]
+    return aligned([[*tables.What._fields, "n", "mIoU %"], *lines])
+
+
+def paired(content: dict, against: str) -> str:
     """Differences in mIoU to a method, seed by seed, in percentage points: mean ± deviation, n, and each one.
 
     Compared are rows of the same stage, split and checkpoint, and of the same point but for `methods`. The method
     stands for its rows without changed options: `direct`, say, and not `direct` with twice the steps.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows if not row.get("options")))
-    if against not in methods:
-        raise Refused(f"no row is of the method {against!r}; there are: {', '.join(map(str, methods)) or 'no rows'}")
-    names = columns(axes)
-    common = ["stage", "labelled", "split", "checkpoint", "split_name", "seed"]
-    common += [name for name in axes if name not in (*common, "methods")]
-
-    def partner(row: dict) -> tuple:
-        return tuple(cell(row.get(name)) for name in common)
-
-    reference: dict[tuple, float | None] = {}
-    others = []
-    for row in rows:
-        if row["method"] != against or row.get("options"):
-            others.append(row)
-        else:
-            if partner(row) in reference:
-                raise Refused(f"{row['point']} has more than one row of {against} ({cell(row['stage'])}): which is it?")
-            reference[partner(row)] = row["miou"]
-    lines = [[*names, "n", f"- {against}", "each seed", "options"]]
-    for key, by_seed in groups(others, names).items():
-        pairs = {seed: (row["miou"], reference.get(partner(row))) for seed, row in by_seed.items()}
-        pairs = {seed: pair for seed, pair in pairs.items() if None not in pair}
-        if pairs:
-            mine, theirs = ({seed: pair[side] for seed, pair in pairs.items()} for side in (0, 1))
-            gains = statistics.paired(mine, theirs)
-            each = [
-                f"{cell(seed)}: {100 * gain:+.1f}" if gain else f"{cell(seed)}: 0"
-                for seed, gain in zip(pairs, gains.values, strict=True)
-            ]
-            lines.append([*key[:-1], str(len(pairs)), mean_and_spread(gains, "+.1f"), "  ".join(each), key[-1]])
+    common = [
+        "stage",
+        "labelled",
+        "split",
+        "checkpoint",
+        "seed",
+        *(name for name in content["grid"] if name != "methods"),
+    ]
+    found, reference = grouped(content), {}
+    partner = {id(row): json.dumps([row.get(name) for name in common]) for own in found.values() for row in own}
+    plain = [row for own in found.values() for row in own if not row.get("options")]
+    for row in [row for row in plain if row["method"] == against]:
+        if partner[id(row)] in reference:
+            raise Refused(f"{row['point']} has more than one row of {against} ({row['stage']}): choose another method")
+        reference[partner[id(row)]] = row
+    if not reference:
+        methods = ", ".join(dict.fromkeys(row["method"] for row in plain)) or "no rows"
+        raise Refused(f"no row is of the method {against!r}; there are: {methods}")
+    lines = [[*tables.What._fields, "n", f"- {against}", "each seed"]]
+    for what, own in found.items():
+        pairs = [(row, reference.get(partner[id(row)], row)) for row in own]
+        gains = {row["seed"]: row["miou"] - other["miou"] for row, other in pairs if row is not other}
+        if gains:
+            each = "  ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in gains.items())
+            lines.append([*line_of(what, list(gains.values()), "+"), each])
     return aligned(lines)
 
 
@@ -476,13 +431,13 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, texts, widths)).rstrip() for texts in lines)
 
 
-# Publishing
+# The command line's part
 
 
 def publish(grid: Grid) -> list[Path]:
     """Copy the json files of the finished points, and grid.json, from results/local/RUN to results/RUN.
 
-    A point that was published before and is not there anew stays; notebooks of points are never copied.
+    A point that was published before and is not there now stays; notebooks of points are never copied.
     """
     content = collect(grid)
     if len(content["missing"]) == content["points"]:
@@ -498,9 +453,6 @@ def publish(grid: Grid) -> list[Path]:
     return [*copies, grid.published / "grid.json"]
 
 
-# The command line's part
-
-
 def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
     """List, publish, or make and collect what notebooks/run.py was asked for; 0, or 1 if a point failed."""
     if options.dry_run:
@@ -511,13 +463,14 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
         print(f"{len(copies)} files in {grid.published}")
         failed, content = [], files.read_json(copies[-1])
     else:
+        grid.writers  # noqa: B018  what cannot be shared is refused before any work
         failed = make(grid, execute_all, keep=options.keep)
         content = collect(grid)
         files.write_json(grid.folder / "grid.json", content)
     if content["rows"]:
-        print(f"\n{table(content['rows'], grid.axes)}")
+        print(f"\n{table(content)}")
     if options.against:
-        print(f"\n{paired(content['rows'], grid.axes, options.against)}")
+        print(f"\n{paired(content, options.against)}")
     if not options.publish:
         print(f"\nrows: {grid.folder / 'grid.json'}")
     if content["missing"]:

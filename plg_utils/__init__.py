@@ -13,7 +13,6 @@ Ground: what every part uses.
     class_files   the YAML files that name the classes
     contents      SHA-256 of photos and label maps, counted once
     checkpoints   from the name of a network's weights to a verified file
-    notebooks     the cells of a notebook and its parameters
     distributed   one run in several processes
     devices       device, number format, threads, determinism
     store         a stage's folder: manifest, what is done, what is outdated; progress bars

@@ -27,9 +27,8 @@ import pytest
 import run
 import safetensors.torch
 import torch
-import worker
 from PIL import Image
-from test_pipeline import TINY
+from test_pipeline import TINY, do_stages, tiny
 
 from conftest import NO_IMAGES
 from plg_utils import (  # fmt: skip
@@ -969,9 +968,7 @@ def test_the_stages_of_a_run_leave_out_the_same(many):
     given = TINY | {"dataset": "folder", "dataset_options": options, "labelled": 10, "images_at_once": 9}
 
     def execute(number: str) -> None:
-        (notebook,) = (files.ROOT / "notebooks").glob(f"{number}_*.ipynb")
-        own = run.defaults(notebook)
-        worker.execute(notebook, own | {name: value for name, value in given.items() if name in own})
+        do_stages(tiny([number], **given))
 
     results = many / "results" / "tiny"
     with pytest.raises(ValueError, match="2 of 20 photos cannot be read"):

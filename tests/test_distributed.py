@@ -1,26 +1,24 @@
 """Several processes do together what one does alone."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import run
 import torch
-import worker
 from safetensors import safe_open
-from test_pipeline import TINY
+from test_pipeline import TINY, do_stages, of_world, tiny
 from two_processes import CASES, train
 
 from plg_utils import devices, distributed, files, store
-from plg_utils.notebooks import defaults
 
 HERE = Path(__file__).parent
 LABELS = ("labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble")
 OF_SINGLE_IMAGES = ("masks", "segments", *LABELS)
-STAGES = (*OF_SINGLE_IMAGES, "labels_enhanced", "labels_enhanced_sepl")
+NOTEBOOK_06 = run.NOTEBOOKS / "06_compare_labellers.ipynb"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -87,9 +85,6 @@ def test_a_single_process_waits_for_nobody():
     )
     model = torch.nn.BatchNorm2d(2)
     assert distributed.share_statistics(model, torch.device("cpu")) is model and type(model) is torch.nn.BatchNorm2d
-    distributed.launch(1, "no_such.ipynb", {})  # one process is this one
-    with pytest.raises(ValueError, match="processes is 0"):
-        distributed.launch(0, "no_such.ipynb", {})
 
 
 def test_each_process_has_a_device_of_its_own(monkeypatch):
@@ -125,43 +120,40 @@ def test_two_processes_train_as_one(tmp_path):
         assert (tmp_path / f"{case}.safetensors").exists()
 
 
-def tiny_parameters(notebooks, world):
-    """All parameters of notebooks, for a few scenes and untrained miniatures."""
-    own = {name: value for notebook in notebooks for name, value in defaults(notebook).items() if name != "processes"}
-    changes = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "images_at_once": 1}
-    changes |= {"batch_size": 4, "steps": 2, "cam_sources": ["classifier"]}  # batches of twice the processes
-    return own | {name: value for name, value in changes.items() if name in own}
-
-
 def written(root):
-    """Files of the stages below a folder of results, without what tells of the circumstances."""
-    found = (path.relative_to(root) for path in root.rglob("*.*") if path.is_file())
-    return sorted(name for name in found if name.name not in ("manifest.json", "outputs.txt"))
+    """Files of the stages below a folder of results, without what depends on the circumstances."""
+    found = (path.relative_to(root) for path in root.rglob("*.*") if path.is_file() and path.parent.parent != root)
+    return sorted(name for name in found if name.name not in ("manifest.json", "outputs.json"))
 
 
 def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capfd):
-    """Notebooks 02 and 06: masks, embeddings, label maps to the byte; 03: a network of the same loss curve."""
-    names = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers")
-    notebooks = [files.ROOT / "notebooks" / f"{name}.ipynb" for name in names]
-    parameters = tiny_parameters(notebooks, world)
+    """Masks, embeddings, label maps to the byte; a network of the same loss curve.
+
+    By a stage that starts them, and by torchrun and run.py --stages.
+    """
+    changes = {name: value for name, value in TINY.items() if name != "run" and name in run.defaults(NOTEBOOK_06)}
+    changes |= {name: TINY[name] for name in ("mask_options", "threshold")}
+    changes |= {"dataset_options": {"root": str(world), "limit": 2}, "cam_sources": ["classifier"], "images_at_once": 1}
     one, two = tmp_path / "one", tmp_path / "two"
     monkeypatch.setenv("PLG_PROGRESS", "1")
     monkeypatch.setenv("PLG_RESULTS", str(two))
-    distributed.launch(2, notebooks[0].name, parameters)  # as a notebook starts them
-    told = tmp_path / "parameters.json"
-    files.write_json(told, parameters)
-    worker_script = files.ROOT / "notebooks" / "worker.py"
-    subprocess.run([*TORCHRUN, worker_script, "--notebook", *notebooks[1:], "--parameters", told], check=True)
-    before = {path: path.stat().st_mtime_ns for path in two.rglob("*.*") if path.suffix in (".png", ".json")}
-    before = {path: time for path, time in before.items() if path.parent.name in STAGES and path.stem != "manifest"}
-    for notebook in notebooks:
-        worker.execute(notebook, parameters)  # as the cells that follow in the notebook: they find the work done
+    training = of_world(world, **changes, steps=2, batch_size=4)  # batches of twice the processes
+    training["segmenter_options"] = TINY["segmenter_options"]
+    name = {"run": "compare_labellers"}
+    do_stages(tiny(["02"], **training | name | {"processes": 2}))
+    assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
+    given = [part for key, value in changes.items() for part in ("-p", key, json.dumps(value))]
+    command = [*TORCHRUN, str(files.ROOT / "notebooks" / "run.py"), "compare_labellers", *given, "--stages"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == "masks segments labels cam_network cams classifier merge_cams boxes vote".split()
+    do_stages(tiny(["03"], **training | name | {"processes": 2}))
+
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*.png")}
+    do_stages(tiny(["02", "03", "06"], **training | name))  # as one process: it finds the work done
     assert before and {path: path.stat().st_mtime_ns for path in before} == before
     monkeypatch.setenv("PLG_RESULTS", str(one))
-    for notebook in notebooks:
-        worker.execute(notebook, parameters)
-    assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
-    manifest = files.read_json(two / "tiny" / "labels_enhanced" / "manifest.json")
+    do_stages(tiny(["02", "03", "06"], **training | name))
+    manifest = files.read_json(two / "compare_labellers" / "labels_enhanced" / "manifest.json")
     assert manifest["state"] == "done" and manifest["counts"] == {"images": 2}
 
     assert written(one) == written(two)
@@ -171,49 +163,24 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     curves, labels = [], []
     for root in (one, two):
-        with safe_open(root / "tiny" / "refined" / "state.safetensors", framework="pt") as state:
+        with safe_open(root / "compare_labellers" / "refined" / "state.safetensors", framework="pt") as state:
             curves.append(json.loads(state.metadata()["training"])["history"])
-        paths = sorted((root / "tiny" / "labels_enhanced").glob("*.png"))
+        paths = sorted((root / "compare_labellers" / "labels_enhanced").glob("*.png"))
         labels.append(np.stack([files.read_label(path) for path in paths]))
     assert curves[0] == [pytest.approx(row, abs=1e-4) for row in curves[1]]
     assert (labels[0] == labels[1]).mean() > 0.99  # two steps from random weights: a logit may be as large as another
 
 
 def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):
-    notebook = tmp_path / "notebooks" / "short.ipynb"
-    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["run = 1\n", "processes = 1"]}
-    files.write_json(notebook, {"cells": [cell]})
-    script = tmp_path / "worker.py"
-    script.write_text(
+    (tmp_path / "short.py").write_text(
         "import json, os, sys, time\n"
-        "assert json.load(open(sys.argv[4])) == {'run': 'seven'}\n"
+        "assert json.load(open(sys.argv[1])) == {'stage': 'masks', 'run': 'seven'}\n"
         "assert os.environ['OMP_NUM_THREADS'] == '3', 'threads'\n"
         "sys.exit('no such cat') if os.environ['RANK'] == '1' else time.sleep(600)\n",
         encoding="utf-8",
     )
-    monkeypatch.setattr(distributed, "WORKER", script)
-    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(distributed, "_cores", lambda: 6)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # twice that would be more than there are cores
-    with pytest.raises(RuntimeError, match=r"2 processes did not come to the end of short.ipynb:[\s\S]*no such cat"):
-        distributed.launch(2, "short.ipynb", {"run": "seven", "processes": 2, "other": object()})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [([], "say either"), (["demo", "--notebook", "a.ipynb"], "say either"), (["no_such_run"], "no run 'no_such_run'")],
-)
-def test_a_wrong_command_is_told_before_anything_starts(arguments, complaint, capsys):
-    try:
-        code = worker.main(arguments)
-    except SystemExit as end:
-        code = end.code
-    assert code == 2 and complaint in capsys.readouterr().err
-
-
-def test_only_notebooks_that_share_their_work_are_executed():
-    options = worker.argparse.Namespace(run="demo", p=[["steps", "7"], ["processes", "2"]], notebook=None)
-    todo = worker.jobs(options)
-    assert [path.stem[:2] for path, _ in todo] == ["02", "03", "04"]
-    assert all(parameters["processes"] == 2 for _, parameters in todo) and todo[1][1]["steps"] == 7
-    assert os.environ.get("WORLD_SIZE") is None
+    with pytest.raises(RuntimeError, match=r"2 processes failed in masks:[\s\S]*no such cat"):
+        distributed.launch(2, "short", {"stage": "masks", "run": "seven"})

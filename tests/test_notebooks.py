@@ -10,11 +10,12 @@ import pytest
 import run
 from nbval.plugin import find_comment_markers, metadata_tags
 
-from plg_utils import files
+from plg_utils import datasets, files
 
 NUMBERED = sorted(run.NOTEBOOKS.glob("*.ipynb"))
 ALL = NUMBERED + sorted(run.NOTEBOOKS.glob("extra/*.ipynb"))
 PRINTS = sorted((files.ROOT / "results" / "demo").glob("*.ipynb"))
+FREE_OF_THE_DRAWN_WORLD = ("02", "03", "04", "05", "06")
 MARKED_CELLS = 0  # cells in which nbval does not compare everything; each says why beneath its mark
 
 numbered = pytest.mark.parametrize("path", NUMBERED, ids=lambda path: path.stem)
@@ -87,6 +88,19 @@ def test_a_parameter_has_the_same_default_everywhere():
     assert {name: found for name, found in values.items() if len(found) > 1} == {}
 
 
+def test_what_was_seen_in_the_drawn_world_stands_in_cells_of_the_demo():
+    """In other cells of these notebooks no class of the storybook is named: a run of other photos prints them too."""
+    things = files.read_yaml(datasets.CLASS_FILES / "storybook.yaml")["classes"]
+    names = "|".join(thing["name"] for thing in things if thing["name"] != "person")  # who draws labels is one too
+    words = re.compile(rf"\b({names})(e?s)?\b", re.IGNORECASE)
+    for path in [path for path in NUMBERED if path.stem[:2] in FREE_OF_THE_DRAWN_WORLD]:
+        for cell in cells(path, "markdown"):
+            if not run.tagged(cell, "demo"):
+                prose = re.sub(r"\]\([^)]*\)|`[^`]*`", "", run.source(cell))  # addresses and code may name them
+                assert not words.search(prose), f"{path.stem}: {words.search(prose)} in {prose!r}"
+    assert any(run.tagged(cell, "demo") for path in NUMBERED for cell in cells(path))
+
+
 def test_the_notebooks_are_a_chain_and_the_first_lists_them_all():
     titles = {path.name: run.source(cells(path)[0]).splitlines()[0].removeprefix("# ") for path in NUMBERED}
     links = [f"[{title}]({name})" for name, title in titles.items()]
@@ -114,14 +128,15 @@ def test_a_cell_that_nbval_does_not_compare_says_why_and_is_counted():
 @pytest.mark.skipif(not NUMBERED, reason="notebooks/ holds none yet")
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml")))
 def test_each_published_run_names_notebooks_and_parameters_that_exist(name):
-    run.plan(name, {})
+    run.steps_of(run.read(name), {}, name)
 
 
 @printed
 def test_the_print_is_of_these_notebooks():
-    steps = run.plan("demo", {})
+    steps = run.steps_of(run.read("demo"), {}, "demo")
     assert [path.name for path in PRINTS] == [step.notebook.name for step in steps]
-    stale = {path.stem: run.outdated(path, step) for path, step in zip(PRINTS, steps, strict=True)}
+    run_file = PRINTS[0].parent / "run.json"
+    stale = {path.stem: run.outdated(path, step, run_file) for path, step in zip(PRINTS, steps, strict=True)}
     assert not any(stale.values()), f"the demo run is older than its source: {stale}; make demo, make publish RUN=demo"
 
 

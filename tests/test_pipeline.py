@@ -1,4 +1,4 @@
-"""The notebooks, cell by cell in one process, on a few scenes with untrained miniatures."""
+"""The whole pipeline on a few scenes with untrained miniatures: by the notebooks, and by the stages alone."""
 
 import importlib
 import json
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run
 import safetensors.numpy
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
-from plg_utils import files, losses
+from plg_utils import datasets, files, losses, stages
 from plg_utils.datasets import storybook
 
 TINY = {
@@ -31,161 +33,181 @@ TINY = {
 }
 
 
+def notebook(number: str) -> Path:
+    """A numbered notebook."""
+    return next(run.NOTEBOOKS.glob(f"{number}_*.ipynb"))
+
+
+def tiny(numbers: list[str], **changes) -> dict:
+    """All parameters of some notebooks for a tiny run."""
+    known = {name: value for number in numbers for name, value in run.defaults(notebook(number)).items()}
+    return known | {name: value for name, value in (TINY | changes).items() if name in known}
+
+
+def do_stages(parameters: dict) -> stages.Run:
+    """Do all stages that these parameters ask for, in this process; the run."""
+    both = ("labelled", "unlabelled")
+    opened = {"tags_of": both} if parameters.get("cam_sources") else {}
+    options = {"labelled": parameters["labelled"], "seed": parameters["seed"], **parameters["dataset_options"]}
+    data = datasets.load(parameters["dataset"], **options, **opened)
+    place = {name: parameters[name] for name in ("device", "images_at_once", "processes") if name in parameters}
+    found = stages.open_run(parameters["run"], data, **place)
+    list(stages.everything(found, {name: value for name, value in parameters.items() if name != "run"}))
+    return found
+
+
 def execute(number: str, parameters: dict) -> dict:
-    """Execute the cells of a notebook here, as papermill would with these parameters; return its variables."""
-    (path,) = (files.ROOT / "notebooks").glob(f"{number}_*.ipynb")
-    variables: dict = {"__name__": "__main__"}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+    """Execute a notebook in IPython, in this process; return its variables."""
+    shell = InteractiveShell()
+    shell.history_manager.enabled = False
+    for cell in files.read_json(notebook(number))["cells"]:
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), path.stem, "exec"), variables)  # noqa: S102  our own notebook
-            if "parameters" in cell["metadata"].get("tags", []):
-                variables |= {name: value for name, value in parameters.items() if name in variables}
-    return variables
+            shell.run_cell(run.source(cell)).raise_error()
+            if run.tagged(cell, "parameters"):
+                shell.user_ns |= {name: value for name, value in parameters.items() if name in shell.user_ns}
+    return shell.user_ns
 
 
-def run_all(root, results, monkeypatch, numbers):
-    monkeypatch.setenv("PLG_RESULTS", str(results))
-    parameters = TINY | {"dataset_options": {"root": str(root), "limit": 2}}
-    return [execute(number, parameters) for number in numbers][-1]
+def of_world(root, **more):
+    return TINY | {"dataset_options": {"root": str(root), "limit": 2}} | more
 
 
-def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, monkeypatch):
-    """With the hidden label maps broken, 01 to 04 write the same label maps; only 05 notices."""
-    run_all(world, tmp_path / "whole", monkeypatch, ["01", "02", "03", "04"])
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results" / "tiny"
+
+
+def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkeypatch):
+    """With the hidden label maps broken, 01 to 04 write the bytes that kernels write without; only 05 notices."""
+    steps = [run.Step(notebook(number), {}) for number in ("02", "03", "04", "05")]
+    steps = [run.Step(step.notebook, {k: v for k, v in of_world(world).items() if k in step.known}) for step in steps]
+    assert run.execute_all(steps, results)
     broken = tmp_path / "broken_world"
     shutil.copytree(world, broken)
     hidden = [path for path in (broken / "labels").glob("*.png") if not path.name.startswith("labelled")]
     assert len(hidden) == 4
     for path in hidden:
-        path.write_bytes(b"nobody may read this")
-    run_all(broken, tmp_path / "blind", monkeypatch, ["01", "02", "03", "04"])
-    written = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.png"))
-    labels = [path for path in written if "figures" not in path.parts]
+        path.write_bytes(b"not for reading")
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "blind"))
+    for number in ("01", "02", "03", "04"):
+        execute(number, of_world(broken))
+    labels = [path.relative_to(results) for path in results.rglob("*.png") if path.parent.name != "figures"]
     # zero-shot (labelled too), enhanced, both through SEPL (enhanced twice), five predictions, enhanced again
     assert len(labels) == 2 + 2 + 2 + 3 * 2 + 5 * 2 + 2
     for path in labels:
-        assert (tmp_path / "blind" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes(), path
-
-    found = run_all(world, tmp_path / "whole", monkeypatch, ["05"])
-    assert {sample.read_truth for sample in found["data"].test} == {None}  # nobody has asked for it
-    assert {row["stage"] for row in found["rows"]} == {"zero_shot", "enhanced", "segmenter"}
-    summary = files.read_json(tmp_path / "whole" / "tiny" / "summary.json")
-    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
+        assert (tmp_path / "blind" / "tiny" / path).read_bytes() == (results / path).read_bytes(), path
     with pytest.raises(ValueError, match="not a readable label map"):
-        run_all(broken, tmp_path / "blind", monkeypatch, ["05"])
+        execute("05", of_world(broken))
+
+    summary = files.read_json(results / "summary.json")
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
+    assert {row["stage"] for row in summary["rows"]} == {"zero_shot", "enhanced", "segmenter"}
+    told = files.read_json(results / "run.json")
+    assert told["parameters"]["steps"] == 1 and told["dataset_options"] == {"root": str(world), "limit": 2}
+    copied = [cell for path in results.glob("notebooks/*.ipynb") for cell in files.read_json(path)["cells"]]
+    assert len(copied) > 80 and not any(run.tagged(cell, "demo") for cell in copied)
 
 
-def test_what_the_options_reach(world, tmp_path, monkeypatch):
+def test_what_the_options_reach(world, results):
     """Further options get where they are meant to; if asked, a network starts from the refined one, test is scored."""
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["paper_a", "paper_a_warm"]}
-    parameters |= {"embedding_options": {"normalise_patches": True}, "evaluated": ["val", "test"]}
-    parameters |= {"loss_options": {"weak_weight": 0.5}, "training_options": {"ema": 0.9}, "learning_rate": 1e-12}
-    run = tmp_path / "tiny"
-    for number in ("02", "03"):
-        execute(number, parameters)
-    refined = safetensors.numpy.load_file(run / "refined" / "network.safetensors")
+    parameters = of_world(world, methods=["paper_a", "paper_a_warm"], evaluated=["val", "test"], learning_rate=1e-12)
+    parameters |= {"embedding_options": {"normalise_patches": True}}
+    parameters |= {"loss_options": {"weak_weight": 0.5}, "training_options": {"ema": 0.9}}
+    do_stages(tiny(["02", "03"], **parameters))
+    refined = safetensors.numpy.load_file(results / "refined" / "network.safetensors")
     refined = {name: values + 1 if values.ndim == 4 else values for name, values in refined.items()}
-    safetensors.numpy.save_file(refined, run / "refined" / "network.safetensors")  # so that one sees where it came to
-    for number in ("04", "05"):
-        found = execute(number, parameters)
+    safetensors.numpy.save_file(refined, results / "refined" / "network.safetensors")  # to see where it comes to
+    execute("04", parameters)
+    rows = execute("05", parameters)["rows"]
 
     def made_with(stage):
-        return files.read_json(run / stage / "manifest.json")["parameters"]
+        return files.read_json(results / stage / "manifest.json")["parameters"]
 
     assert made_with("segments")["normalise_patches"] is True
     assert made_with("network_paper_a")["weak_weight"] == made_with("refined")["weak_weight"] == 0.5
     assert made_with("network_paper_a")["ema"] == made_with("refined")["ema"] == 0.9
     for method, is_refined in (("paper_a_warm", True), ("paper_a", False)):
-        trained = safetensors.numpy.load_file(run / f"network_{method}" / "network.safetensors")
+        trained = safetensors.numpy.load_file(results / f"network_{method}" / "network.safetensors")
         kernels = [name for name, values in refined.items() if values.ndim == 4]
         assert all(np.allclose(trained[name], refined[name], atol=1e-6) == is_refined for name in kernels)
-    told = [(row["method"], row["options"], row["split"]) for row in found["rows"] if row["stage"] == "segmenter"]
+    found = [(row["method"], row["options"], row["split"]) for row in rows if row["stage"] == "segmenter"]
     methods = [("fusion", {}), ("paper_a", {}), ("paper_a", {"start": "refined"})]
-    assert told == [(*method, split) for method in methods for split in ("val", "test")]
-    with pytest.raises(ValueError, match="evaluated holds tset; there are val, test"):
+    assert found == [(*method, split) for method in methods for split in ("val", "test")]
+    with pytest.raises(ValueError, match="tset"):
         execute("04", parameters | {"evaluated": ["tset"]})
 
 
-def test_05_leaves_out_what_earlier_settings_have_left(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    both = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["supervised", "direct"]}
+def test_05_leaves_out_what_earlier_settings_have_left(world, results, capsys):
+    both = of_world(world, methods=["supervised", "direct"])
     for number in ("02", "04"):
         execute(number, both)
-    assert {row["method"] for row in execute("05", both)["rows"]} == {"segment_match", "supervised", "direct"}
 
+    def scored(**changes):
+        capsys.readouterr()
+        methods = {row["method"] for row in execute("05", both | changes)["rows"]}
+        return methods, capsys.readouterr().out
+
+    assert scored()[0] == {"segment_match", "supervised", "direct"}
     execute("04", both | {"methods": ["supervised"], "steps": 2})
-    capsys.readouterr()
-    assert {row["method"] for row in execute("05", both)["rows"]} == {"segment_match", "supervised"}
-    assert "predictions_direct is left out: notebook 04 did not train it when it ran last" in capsys.readouterr().out
+    methods, said = scored()
+    assert methods == {"segment_match", "supervised"}
+    assert "predictions_direct is left out: notebook 04 did not train it when it ran last" in said
     execute("02", both | {"threshold": 0.9})  # labels_zero_shot are other ones now, the enhanced ones are of the old
-    capsys.readouterr()
-    execute("05", both)
-    told = capsys.readouterr().out
-    assert "labels_enhanced_zero_shot is left out: network_direct: it was made from an earlier labels_zero_shot" in told
-    execute("05", both | {"dataset_options": {"root": str(world), "limit": 1}})
-    told = capsys.readouterr().out
-    assert "predictions_supervised is left out: it was made for another draw of the images" in told
-    manifest = tmp_path / "tiny" / "labels_zero_shot" / "manifest.json"
+    left_out = "labels_enhanced_zero_shot is left out: network_direct: it was made from an earlier labels_zero_shot"
+    assert left_out in scored()[1]
+    said = scored(dataset_options={"root": str(world), "limit": 1})[1]
+    assert "predictions_supervised is left out: it was made for another split of the images" in said
+    manifest = results / "labels_zero_shot" / "manifest.json"
     files.write_json(manifest, files.read_json(manifest) | {"state": "running"})
-    execute("05", both)
-    assert "labels_zero_shot is left out: it is not finished" in capsys.readouterr().out
+    assert "labels_zero_shot is left out: it is not finished" in scored()[1]
 
 
-def test_the_method_that_the_readme_adds(world, tmp_path, monkeypatch):
-    """The README's lines, saved where it says, are trained by notebook 04 and scored by 05; the contract holds too."""
-    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    path, code = re.search(r"<!-- add a method: (\S+) -->\n```python\n(.*?)```", readme, re.DOTALL).groups()
-    assert Path(path).parent == Path("plg_utils/losses") and f"Saved as `{path}`" in readme
+def test_the_method_that_contributing_adds(world, tmp_path, results, monkeypatch):
+    """The lines of CONTRIBUTING, saved where it says, are a method: trained, a row of the table; the contract holds."""
+    text = (files.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    path, code = re.search(r"<!-- add a method: (\S+) -->\n```python\n(.*?)```", text, re.DOTALL).groups()
+    assert Path(path).parent == Path("plg_utils/losses")
     assert len(code.splitlines()) < 30 and not (files.ROOT / path).exists()
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / Path(path).name).write_text(code, encoding="utf-8")
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path / "losses")])
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
     name = Path(path).stem
-    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["supervised", name]}
-    history = execute("04", parameters)["histories"][name]
-    assert set(history[-1]) == {"step", "lr", "total", "labelled", name}
-    assert history[-1]["total"] == pytest.approx(history[-1]["labelled"] + 0.1 * history[-1][name], rel=1e-5)
-    found = execute("05", parameters)
-    assert [(row["method"], row["name"]) for row in found["rows"]] == [("supervised", "supervised only"), (name, name)]
+    here = do_stages(tiny(["04"], **of_world(world, methods=["supervised", name])))
+    with safetensors.safe_open(results / f"network_{name}" / "state.safetensors", framework="np") as state:
+        last = json.loads(state.metadata()["training"])["history"][-1]
+    assert set(last) == {"step", "lr", "total", "labelled", name}
+    assert last["total"] == pytest.approx(last["labelled"] + 0.1 * last[name], rel=1e-5)
+    row = stages.rows_of(here.folder, "segment_match")[f"predictions_{name}"]
+    assert (row.method, row.title) == (name, name) and len(list((results / f"predictions_{name}").glob("*.png"))) == 2
 
     uniform = importlib.import_module(f"plg_utils.losses.{name}").entropy
     ignore = torch.tensor([[[False, True]]])
     assert uniform(torch.zeros(1, 4, 1, 2), ignore).item() == pytest.approx(math.log(4))
 
 
-def test_three_labellers_label_the_same_images(world, tmp_path, monkeypatch):
-    """06 labels with the truth closed, says which supervision each labeller had."""
-    found = run_all(world, tmp_path, monkeypatch, ["02", "06"])
-    run = tmp_path / "tiny"
-    data = found["data"]
+def test_three_labellers_label_the_same_images(world, results):
+    """06 labels with the truth closed, and says which supervision each labeller had; 03 takes any of them."""
+    execute("02", of_world(world))
+    data = execute("06", of_world(world))["data"]
     assert all(sample.read_truth is None for sample in (*data.unlabelled, *data.val))
     assert all(sample.read_tags is None for sample in data.val)
-    labelled_by = [(row["method"], row["supervision"]) for row in files.read_json(run / "summary.json")["rows"]]
+    labelled_by = [(row["method"], row["supervision"]) for row in files.read_json(results / "summary.json")["rows"]]
     cams = [("cam", "tags"), ("sepl", "tags")]
     assert labelled_by == [("segment_match", "none"), *cams, *cams, ("boxes", "none"), ("ensemble", "tags")]
     for name in ("cam", "cam_clip_text", "sepl", "sepl_clip_text", "boxes", "ensemble"):
-        maps = [
-            files.read_label(run / f"labels_{name}" / f"{sample.id}.png", 11) for sample in found["samples"].values()
-        ]
-        assert {label.shape for label in maps} == {(128, 128)}
+        maps = [files.read_label(path, 11) for path in (results / f"labels_{name}").glob("*.png")]
+        assert [label.shape for label in maps] == [(128, 128)] * 4
         wanted = "none" if name == "boxes" else "tags"
-        assert files.read_json(run / f"labels_{name}" / "manifest.json")["parameters"]["supervision"] == wanted
-
-    parameters = TINY | {"dataset_options": {"root": str(world), "limit": 2}, "labeller": "sepl"}
-    refined = execute("03", parameters)
-    one = data.unlabelled[0]
-    expected = files.read_label(run / "labels_sepl" / f"{one.id}.png", 11)
-    assert (refined["zero_shot_label"](one) == expected).all()
-    assert set(files.read_json(run / "refined" / "manifest.json")["parents"]) == {"labels_sepl"}
+        assert files.read_json(results / f"labels_{name}" / "manifest.json")["parameters"]["supervision"] == wanted
+    do_stages(tiny(["03"], **of_world(world, labeller="sepl")))
+    assert set(files.read_json(results / "refined" / "manifest.json")["parents"]) == {"labels_sepl"}
 
 
-def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys):
+def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, results, capsys):
     """Sizes that no network was made for, no truth anywhere: labels come out at the photos' sizes, 05 says it."""
     for name, seed in (("one.jpg", 0), ("two.png", 1)):
         files.write_image(tmp_path / "photos" / name, storybook.draw(seed).image[: 70 + seed, :99])
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
     options = {"root": str(tmp_path / "photos"), "classes": ["fish", "house"]}
     parameters = TINY | {"dataset": "folder", "dataset_options": options, "threshold": None}
     for number in ("00", "01", "02", "05"):
@@ -195,6 +217,5 @@ def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, monkeypatch, capsys)
     assert "There is no truth to compare with" in capsys.readouterr().out
     with pytest.raises(ValueError, match="2 of 2 images have no tags.* set cam_sources = "):
         execute("06", parameters)
-    labels = tmp_path / "results" / "tiny" / "labels_zero_shot"
-    assert files.read_label(labels / "one.png", 3).shape == (70, 99)
-    assert files.read_label(labels / "two.png", 3).shape == (71, 99)
+    assert files.read_label(results / "labels_zero_shot" / "one.png", 3).shape == (70, 99)
+    assert files.read_label(results / "labels_zero_shot" / "two.png", 3).shape == (71, 99)

@@ -9,6 +9,9 @@ import grid
 import nbformat
 import pytest
 import run
+from test_pipeline import TINY
+
+from plg_utils import files
 
 PARAMETERS = 'run = "demo"  # name of the run\nsteps = 3  # optimizer steps\nrate = 0.5  # learning rate'
 WORK = """
@@ -29,6 +32,7 @@ FAILURE = 'raise ValueError("no such thing as " + str(steps))'
 def write_notebook(path, *codes):
     first = nbformat.v4.new_code_cell(codes[0], metadata={"tags": ["parameters"]})
     cells = [nbformat.v4.new_markdown_cell("# Toy"), first, *map(nbformat.v4.new_code_cell, codes[1:])]
+    cells.append(nbformat.v4.new_markdown_cell("A fish lost its tail.", metadata={"tags": ["demo"]}))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
@@ -82,14 +86,8 @@ def calls(toy, tmp_path_factory):
         left = sorted(path.name for path in copy.parent.iterdir())
         published = call(toy, "toy", "--publish")
         write_run(toy, "rate: 1e-3")
-    return (
-        {"page": page, "stale": stale}
-        | {"failed": failed, "first": first, "worked": worked, "second": copy.read_bytes(), "left": left}
-        | {
-            "published": published,
-            "unpublished": unpublished,
-        }
-    )
+    found = {"page": page, "stale": stale, "failed": failed, "first": first, "worked": worked, "left": left}
+    return found | {"second": copy.read_bytes(), "published": published, "unpublished": unpublished}
 
 
 # Refused before any work
@@ -111,13 +109,14 @@ def test_a_run_that_another_process_makes_is_left_to_it(toy, tmp_path, monkeypat
     ("text", "says"),
     [
         ("stebs: 3", "did you mean steps"),
-        ("zzz: 3", "there are: rate, run, steps"),
+        ("zzz: 3", "there are: class_file, data_root, preset, rate, run, steps"),
         ("later: 2", "no notebook of the run toy has a parameter 'later'"),
-        ("steps: many", "steps is 'many', a str; right is the type int, such as the default 3"),
+        ("steps: many", "steps is 'many', a str; give a value of type int, such as the default 3"),
         ("steps: true", "a bool"),
         ("run: other", "the first argument"),
         ("steps: [1", "parameters.yaml is not readable YAML"),
         ("- steps", "holds a list"),
+        ("notebooks: 00_works", "`notebooks` in"),
         ("notebooks: [00_works, 09_gone]", "holds no 09_gone.ipynb"),
     ],
 )
@@ -131,8 +130,7 @@ def test_a_wrong_run_is_refused(toy, text, says):
 def test_an_unknown_run_is_refused_with_those_that_exist(toy):
     code, _, err = call(toy, "tyo")
     assert code == 2 and "no run 'tyo'; did you mean toy?" in err
-    code, _, err = call(toy, "else")
-    assert code == 2 and "no run 'else'; known are: toy" in err
+    assert "no run 'else'; there are: " in call(toy, "else")[2]
 
 
 def test_a_run_that_is_no_text_is_refused(toy):
@@ -147,12 +145,43 @@ def test_a_changed_parameter_is_checked_like_one_of_the_file(toy):
     assert "the value of rate is not readable YAML" in call(toy, "toy", "-p", "rate", "[1")[2]
 
 
-def test_a_changed_mapping_keeps_the_run_s_other_keys(toy, capsys):
-    assert run.main(["voc_92", "-p", "dataset_options", "{root: here, limit: 5}", "--dry-run"]) == 0
-    assert "'dataset_options': {'split': '92', 'root': 'here', 'limit': 5}" in capsys.readouterr().out
-    assert run.main(["demo", "-p", "dataset_options", "{}", "--dry-run"]) == 0  # the run's file does not name it
-    assert "'dataset_options': {}" in capsys.readouterr().out
-    assert run.joined({"a": {"b": 1}, "c": 2}, {"c": {"d": 3}, "a": None}) == {"c": {"d": 3}, "a": None}
+MINIATURE = {"encoder": "miniature", "pretrained": True}
+
+
+def set_by(name, *changes):
+    recipe = run.read(name)
+    return run.settled(recipe, run.written_out([(key, run.literal(text, "")) for key, text in changes]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "mapping", "expected"),
+    [
+        ("demo", [("mask_options", "{density: 0.7}")], "mask_options", {"checkpoint": "miniature_sam", "density": 0.7}),
+        ("demo", [("dataset_options", "{val: 5}")], "dataset_options", {"limit": 100, "val": 5}),
+        ("demo", [("dataset_options", "{}")], "dataset_options", {}),
+        ("demo", [("dataset", "voc"), ("dataset_options", "{val: 5}")], "dataset_options", {"val": 5}),
+        ("demo", [("encoder", "own"), ("encoder_options", "{depth: 2}")], "encoder_options", {"depth": 2}),
+        ("demo", [("segmenter_options", "{encoder: resnet18}")], "segmenter_options", {"encoder": "resnet18"}),
+        ("demo", [("segmenter_options", "{skip: 4}")], "segmenter_options", MINIATURE | {"skip": 4}),
+        ("voc_92", [("dataset_options", "{val: 5}")], "dataset_options", {"split": "92", "val": 5}),
+        ("voc_92", [("segmenter_options", "{encoder: own}")], "segmenter_options", MINIATURE | {"encoder": "own"}),
+        ("voc_92", [("dataset", "folder"), ("dataset_options", "{val: 5}")], "dataset_options", {"val": 5}),
+        ("voc_trial", [("dataset_options", "{val: 5}")], "dataset_options", {"val": 5}),
+    ],
+)  # fmt: skip
+def test_a_mapping_keeps_the_keys_below_it_that_are_of_the_same_thing(name, changes, mapping, expected):
+    assert set_by(name, *changes)[mapping] == expected
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml")))
+def test_a_published_file_means_what_it_says(name):
+    """No default creeps into a mapping that it gives, whether in its grid or not."""
+    recipe = run.read(name)
+    for chosen in grid.combinations(recipe.axes):
+        given = {key: value for key, value in (recipe.values | chosen).items() if key != "preset"}
+        settled = run.settled(recipe, chosen)
+        kept = {key: settled[key] for key in given} if "preset" not in chosen else given
+        assert kept == given
 
 
 def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, capsys):
@@ -171,7 +200,7 @@ def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, ca
 
 
 def test_numbers_are_read_as_python_reads_them(toy):
-    steps = run.plan("toy", {"rate": run.literal("-2E+3", "")}, **toy)
+    steps = run.steps_of(run.read("toy", **toy), {"rate": run.literal("-2E+3", "")}, "toy")
     assert steps[0].parameters == {"run": "toy", "rate": -2000.0}
     assert run.literal("1e-3", "") == 0.001
     assert run.literal("1e-3 x", "") == "1e-3 x"
@@ -202,7 +231,7 @@ def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_pat
     monkeypatch.setattr(run, "PRESETS", presets)
 
     def parameters(**changes):
-        (step,) = run.plan("toy", changes, **folders)
+        (step,) = run.steps_of(run.read("toy", **folders), changes, "toy")
         return {key: value for key, value in step.parameters.items() if key != "run"}
 
     options = {"checkpoint": "large", "points": 4, "density": 0.5}
@@ -212,8 +241,7 @@ def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_pat
     )
     changed = parameters(preset="fast", steps=7, precision="fp32", mask_options={"density": 1.0})
     assert changed == {"steps": 7, "precision": "fp32", "mask_options": options | {"density": 1.0}}
-    assert run.plan("toy", {"preset": "fast", "steps": 1}, **folders)[0].parameters["steps"] == 1
-
+    assert parameters(preset="fast", steps=1)["steps"] == 1
     with pytest.raises(run.Refused, match="no preset 'faster', only fast, slow"):
         parameters(preset="faster")
     code, out, err = call(folders, "toy", "-g", "preset", "slow,fast", "--dry-run")
@@ -233,7 +261,7 @@ def test_the_presets_are_of_parameters_that_notebooks_have():
 
 
 def test_a_notebook_gets_only_its_own_parameters(toy):
-    first, second = run.plan("toy", {"steps": 7}, **toy)
+    first, second = run.steps_of(run.read("toy", **toy), {"steps": 7}, "toy")
     assert first.parameters == {"run": "toy", "steps": 7, "rate": 0.001}
     assert second.parameters == {"run": "toy", "steps": 7}
 
@@ -253,9 +281,50 @@ def test_the_environment_is_as_before_when_the_notebooks_are_done(toy, tmp_path,
     seen = []
     monkeypatch.setattr(run, "execute", lambda step, folder: seen.append(os.environ["PLG_RESULTS"]))
     monkeypatch.setenv("PLG_RESULTS", "before")
-    run.execute_all(run.plan("toy", {}, **toy), tmp_path / "results" / "toy")
+    run.execute_all(run.steps_of(run.read("toy", **toy), {}, "toy"), tmp_path / "results" / "toy")
     assert seen == [str(tmp_path / "results")] * 2
     assert os.environ["PLG_RESULTS"] == "before"
+    content = files.read_json(tmp_path / "results" / "toy" / "run.json")
+    assert content["parameters"] == {"run": "toy", "steps": 3, "rate": 0.001}  # defaults included
+    assert (content["run"], content["notebooks"]) == ("toy", ["00_works", "01_fails"])
+
+
+def test_run_json_keeps_what_a_stage_noted_there(toy, tmp_path):
+    files.write_json(tmp_path / "run.json", {"dataset": "storybook", "parameters": {"gone": 1}})
+    run.note(run.steps_of(run.read("toy", **toy), {"steps": 7}, "toy"), tmp_path)
+    content = files.read_json(tmp_path / "run.json")
+    assert content["dataset"] == "storybook" and content["parameters"] == {"run": "toy", "steps": 7, "rate": 0.001}
+
+
+DEMO_CELLS = {"toy": False, "demo": True}
+
+
+@pytest.mark.parametrize("name", DEMO_CELLS)
+def test_what_was_seen_in_the_demo_is_said_of_it_alone(toy, tmp_path, name, monkeypatch):
+    """The run `toy` changes a parameter, a run `demo` none; a kernel is not needed to see which cells go to it."""
+    import papermill
+
+    def prepared(notebook, path, parameters, **_):
+        cells = [cell.source for cell in notebook.cells if cell.metadata.get("tags") == ["demo"]]
+        assert bool(cells) == DEMO_CELLS[name]
+        nbformat.write(notebook, path)
+
+    monkeypatch.setattr(papermill, "execute_notebook", prepared)
+    write_run(toy, "notebooks: [00_works]", name="demo")
+    step = run.steps_of(run.read(name, **toy), {}, name)[0]
+    copy = run.execute(step, tmp_path / "notebooks")
+    run.note([step], tmp_path)
+    assert ("A fish" in copy.read_text()) == DEMO_CELLS[name]
+    assert run.outdated(copy, step, tmp_path / "run.json") == ""
+
+
+@pytest.mark.parametrize("notebook", sorted(run.NOTEBOOKS.glob("0[0-6]_*.ipynb")), ids=lambda path: path.stem)
+def test_a_run_of_own_photos_tells_nothing_of_the_demo(notebook):
+    given = {"run": "my_photos", "dataset": "folder", "dataset_options": {"root": "photos"}}
+    step = run.Step(notebook, {key: value for key, value in given.items() if key in run.defaults(notebook)})
+    cells = files.read_json(notebook)["cells"]
+    assert not any(run.tagged(cell, "demo") for cell in cells if step.shows(cell))
+    assert all(run.Step(notebook, {"run": "compare_labellers"}).shows(cell) for cell in cells)
 
 
 def test_parameters_reach_the_notebook(calls):
@@ -271,7 +340,7 @@ def test_the_copy_of_a_second_run_is_the_same_to_the_byte(calls):
 
 def test_the_copy_holds_nothing_of_the_moment(calls):
     notebook = json.loads(calls["first"])
-    assert [cell["id"] for cell in notebook["cells"]] == ["00", "01", "02", "03", "04"]
+    assert [cell["id"] for cell in notebook["cells"]] == ["00", "01", "02", "03", "04"]  # without what is of the demo
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     tags = [cell["metadata"].pop("tags", []) for cell in notebook["cells"]]
     assert tags == [[], ["parameters"], ["injected-parameters"], [], []]
@@ -304,11 +373,13 @@ def test_a_finished_run_shows_its_results_and_leaves_no_old_copies(calls):
 def test_publish_copies_a_whole_run_and_refuses_half_of_one(calls, toy):
     code, _, err = calls["unpublished"]
     assert code == 2
-    assert "00_works cannot be published: it was run with" in err
+    assert "00_works cannot be published: it was run with steps: 7, now 3" in err
     assert calls["published"][0] == 0
     target = toy["published"] / "toy"
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert names == ["00_works.ipynb", "figures/all.png", "index.html", "parameters.yaml", "summary.json"]
+    page = ["figures/all.png", "index.html", "parameters.yaml", "run.json", "summary.json"]
+    assert names == ["00_works.ipynb", *page]
+    assert files.read_json(target / "run.json")["parameters"]["steps"] == 7
     assert (target / "00_works.ipynb").read_bytes() == calls["second"]
     assert (target / "index.html").read_bytes() == calls["page"].read_bytes()
 
@@ -332,27 +403,32 @@ def test_a_run_does_not_fail_with_its_page(toy, tmp_path, monkeypatch, capsys):
     assert "python -m plg_utils.page toy" in told
 
 
-def test_publish_removes_the_page_of_an_earlier_run(toy, tmp_path):
-    steps = run.plan("toy", {}, **toy)[:1]
-    folder, target = tmp_path / "local", tmp_path / "published"
-    (folder / "notebooks").mkdir(parents=True)
-    injected = nbformat.v4.new_code_cell('run = "toy"\nrate = 0.001', metadata={"tags": ["injected-parameters"]})
-    notebook = nbformat.read(steps[0].notebook, as_version=4)
-    notebook.cells.insert(2, injected)
-    nbformat.write(notebook, folder / "notebooks" / steps[0].notebook.name)
-    target.mkdir()
-    (target / "index.html").write_text("of an earlier run")
-    run.publish(steps, folder, target)
-    assert not (target / "index.html").exists()
-
-
 def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp_path):
-    copy = tmp_path / "00_works.ipynb"
+    copy, run_file = tmp_path / "00_works.ipynb", tmp_path / "run.json"
     copy.write_bytes(calls["second"])
     notebook = toy["notebooks"] / copy.name
     parameters = {"run": "toy", "steps": 7, "rate": 0.001}
-    assert run.outdated(copy, run.Step(notebook, parameters)) == ""
-    assert "run with" in run.outdated(copy, run.Step(notebook, parameters | {"steps": 8}))
+    assert "run.json is missing" in run.outdated(copy, run.Step(notebook, parameters), run_file)
+    run.note([run.Step(notebook, parameters)], tmp_path)
+    assert run.outdated(copy, run.Step(notebook, parameters), run_file) == ""
+    told = run.outdated(copy, run.Step(notebook, parameters | {"steps": 8}), run_file)
+    assert told == "it was run with steps: 7, now 8"
     write_notebook(tmp_path / "changed.ipynb", PARAMETERS, WORK, "steps + 2")
-    assert "has changed" in run.outdated(copy, run.Step(tmp_path / "changed.ipynb", parameters))
-    assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters))
+    assert "has changed" in run.outdated(copy, run.Step(tmp_path / "changed.ipynb", parameters), run_file)
+    assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters), run_file)
+
+
+def test_stages_are_done_without_notebooks(world, tmp_path, monkeypatch, capsys):
+    """As torchrun calls it, here with one process; the published run, a small world."""
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    changes = {name: TINY[name] for name in ("labelled", "threshold", "mask_options", "encoder_options")}
+    changes |= {"dataset_options": {"root": str(world), "limit": 2}, "cam_sources": ["clip_text"]}
+    more = [text for name, value in changes.items() for text in ("-p", name, json.dumps(value))]
+    assert run.main(["compare_labellers", *more, "--stages"]) == 0
+    assert capsys.readouterr().out.split("\n")[:4] == ["masks", "segments", "labels", "cams clip_text"]
+    folder = tmp_path / "compare_labellers"
+    assert (folder / "labels_ensemble" / "manifest.json").exists() and not (folder / "notebooks").exists()
+    content = files.read_json(folder / "run.json")
+    assert content["parameters"]["labelled"] == 2 and content["dataset"] == "storybook"
+    assert run.main(["storybook_more", "--stages"]) == 2
+    assert "start the grid several times" in capsys.readouterr().err

@@ -1,25 +1,45 @@
-"""Runs: work that is done is kept, work that was made otherwise is not."""
+"""Stages: work that is done is kept, work that was made otherwise or from something else is not."""
 
 import json
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from conftest import COLOURS
 from plg_utils import class_files, devices, files, store
 from plg_utils.records import Dataset, Sample
 
 IDS = ["a", "b", "c"]
 
 
-def work(folder, ids=IDS, *, finish=True, **options):
+def samples_of(ids, **contents):
+    """Images without pixels; contents: of a photo, where it is not its id."""
+    return [Sample(id, None, read_content=lambda id=id: f"{contents.get(id, id):016}") for id in ids]
+
+
+def data_of(ids=IDS, **contents):
+    samples = samples_of(ids, **contents)
+    return Dataset("pets", COLOURS, tuple(samples[:1]), tuple(samples[1:]))
+
+
+def opened(folder, **options):
+    return store.stage(folder, **{"parameters": {"points": 16}, "dataset": data_of()} | options)
+
+
+def todo_of(stage, ids=IDS, together=1, **contents):
+    return [sample.id for sample in stage.todo(samples_of(ids, **contents), [".json"], together)]
+
+
+def work(folder, ids=IDS, *, finish=True, contents=None, **options):
     """A stage that writes one file for each image; returns the ids it had to do."""
-    stage = store.stage(folder, **{"name": "masks", "parameters": {"points": 16}} | options)
-    todo = stage.todo(ids, [".json"])
+    stage = opened(folder, **options)
+    todo = todo_of(stage, ids, **contents or {})
     for id in todo:
         files.write_json(stage.path(id, ".json"), id)
     if finish:
@@ -39,15 +59,14 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path):
     assert manifest(tmp_path)["state"] == "done"
     assert manifest(tmp_path)["counts"] == {"images": 3}
     (tmp_path / "b.json").unlink()
-    stage = store.stage(tmp_path, name="masks", parameters={"points": 16})
-    assert stage.todo(IDS, [".json"]) == ["b"]
+    assert todo_of(opened(tmp_path)) == ["b"]
 
 
 def test_files_without_a_manifest_are_made_again(tmp_path, capsys):
     work(tmp_path)
     (tmp_path / "manifest.json").unlink()
     assert work(tmp_path, parameters={"points": 32}) == IDS
-    assert "begins anew, 3 files removed, for manifest.json: there, now missing" in capsys.readouterr().err
+    assert "starts again, 3 files removed; manifest.json is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,7 +114,7 @@ def test_what_others_rest_on_is_forced_to_the_disk(tmp_path, monkeypatch):
         pytest.skip("only Linux tells the name of an open file")
     monkeypatch.setattr(os, "fsync", fsync)
     work(tmp_path)
-    everything = ["a.json", "b.json", "c.json", "manifest.json", "manifest"]
+    everything = ["a.json", "b.json", "c.json", "manifest.json", "outputs.json", "manifest"]
     assert forced == [["manifest.json", "manifest"], ["manifest.json", "outputs"], everything]
 
 
@@ -103,14 +122,14 @@ def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
     """Else a stage that was stopped would write other last bits than one that was not."""
     ids = list("abcdefgh")
     work(tmp_path, ids)
-    stage = store.stage(tmp_path, name="masks", parameters={"points": 16})
-    assert stage.todo(ids, [".json"], 3) == []
+    stage = opened(tmp_path)
+    assert todo_of(stage, ids, 3) == []
     (tmp_path / "b.json").unlink()
     (tmp_path / "g.json").unlink()
-    assert stage.todo(ids, [".json"], 3) == ["a", "b", "c", "g", "h"]
-    assert list(store.batches(stage.todo(ids, [".json"], 3), 3)) == [["a", "b", "c"], ["g", "h"]]
-    assert stage.todo(ids, [".json"], 2) == ["a", "b", "g", "h"]
-    assert stage.todo(ids, [".json"]) == ["b", "g"]
+    assert todo_of(stage, ids, 3) == ["a", "b", "c", "g", "h"]
+    assert list(store.batches(todo_of(stage, ids, 3), 3)) == [["a", "b", "c"], ["g", "h"]]
+    assert todo_of(stage, ids, 2) == ["a", "b", "g", "h"]
+    assert todo_of(stage, ids) == ["b", "g"]
     assert manifest(tmp_path)["state"] == "running"
 
 
@@ -120,7 +139,6 @@ def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
         ({"parameters": {"points": 32}}, "parameters.points: 16, now 32"),
         ({"parameters": {"points": 16, "layers": 1}}, "parameters.layers: None, now 1"),
         ({"seed": 1}, "seed: None, now 1"),
-        ({"name": "segments"}, "stage: masks, now segments"),
     ],
 )
 def test_work_with_other_parameters_is_not_reused(tmp_path, capsys, change, said):
@@ -132,7 +150,7 @@ def test_work_with_other_parameters_is_not_reused(tmp_path, capsys, change, said
     assert not out  # or a notebook's print would depend on what was there before
     assert said in printed
     assert printed.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "manifest.json", "notes.json", "outputs.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "manifest.json", "notes.json", "outputs.json"]
     assert (tmp_path / "notes.json").read_text() == "mine"
 
 
@@ -143,7 +161,7 @@ def test_unfinished_work_with_other_parameters_is_not_reused_either(tmp_path):
 
 def test_the_manifest_never_tells_of_work_that_is_gone(tmp_path):
     work(tmp_path)
-    store.stage(tmp_path, name="masks", parameters={"points": 32})  # and killed here
+    opened(tmp_path, parameters={"points": 32})  # and killed here
     assert (manifest(tmp_path)["state"], manifest(tmp_path)["parameters"]) == ("running", {"points": 32})
     assert work(tmp_path) == IDS
 
@@ -151,7 +169,7 @@ def test_the_manifest_never_tells_of_work_that_is_gone(tmp_path):
 def test_files_of_unknown_origin_are_neither_used_nor_removed(tmp_path):
     (tmp_path / "b.json").write_text("mine")
     for _ in range(2):  # the manifest that the first call leaves must not adopt them
-        with pytest.raises(FileExistsError, match="b.json and 0 more that this stage did not write"):
+        with pytest.raises(FileExistsError, match="b.json and 0 more files that this stage did not write"):
             work(tmp_path)
     with pytest.raises(FileExistsError):
         work(tmp_path, parameters={"points": 32})
@@ -160,7 +178,7 @@ def test_files_of_unknown_origin_are_neither_used_nor_removed(tmp_path):
 
 def test_a_change_of_a_parent_reaches_its_children(tmp_path, capsys):
     masks, segments = tmp_path / "masks", tmp_path / "segments"
-    child = {"name": "segments", "parameters": {}, "parents": [masks]}
+    child = {"parameters": {}, "parents": [masks]}
     with pytest.raises(FileNotFoundError, match="masks has no manifest.json"):
         work(segments, **child)
     work(masks, finish=False)
@@ -186,21 +204,55 @@ def test_checkpoints_count_by_content(tmp_path):
     assert work(folder, checkpoints=[weights]) == IDS
 
 
-def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path, squares):
-    samples = [Sample(id, read_image=None) for id in IDS]
-    one = Dataset("pets", squares.classes, labelled=tuple(samples[:1]), unlabelled=tuple(samples[1:]))
-    other = Dataset("pets", squares.classes, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
+def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path):
+    one, samples = data_of(), samples_of(IDS)
+    other = replace(one, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
     assert store.split_sha256(one) != store.split_sha256(other)
-    work(tmp_path / "masks", dataset=one)
-    assert work(tmp_path / "masks", dataset=other) == []
-    work(tmp_path / "training", dataset=one, whole_set=True)
-    assert work(tmp_path / "training", dataset=other, whole_set=True) == IDS
+    for learns_from in ([], ["labelled"]):
+        folder = tmp_path / f"stage{len(learns_from)}"
+        work(folder, dataset=one, learns_from=learns_from)
+        assert work(folder, dataset=other, learns_from=learns_from) == (IDS if learns_from else [])
 
 
-def test_a_manifest_says_how_it_was_made(tmp_path, squares):
-    work(tmp_path, classes=squares.classes, seed=3)
+def test_a_changed_photo_is_done_again_and_what_was_made_of_it(tmp_path, capsys):
+    masks, segments = tmp_path / "masks", tmp_path / "segments"
+    child = {"parameters": {}, "parents": [masks]}
+    for _ in range(2):
+        work(masks)
+        work(segments, **child)
+    assert capsys.readouterr().err == ""
+    assert work(masks, contents={"b": "edited"}) == ["b"]
+    assert "masks: 1 of 3 images are made again, e.g. b. What changed: photo" in capsys.readouterr().err
+    assert work(segments, contents={"b": "edited"}, **child) == ["b"]
+    assert "segments: 1 of 3 images are made again, e.g. b. What changed: masks, photo" in capsys.readouterr().err
+    assert work(segments, contents={"b": "edited"}, **child) == []
+    assert store.outdated(segments, data_of(b="edited")) == ""
+    assert store.outdated(segments, data_of()) == "masks: b has changed since (photo)"
+
+
+def test_files_of_the_older_format_are_made_again(tmp_path, capsys):
+    """Version 0.1 noted names only; how the files were made is known, of which photos it is not."""
+    work(tmp_path)
+    (tmp_path / "outputs.json").unlink()
+    (tmp_path / "outputs.txt").write_text("a.json\nb.json\nc.json\n")
+    assert work(tmp_path) == IDS
+    assert "3 of 3 images are made again" in capsys.readouterr().err
+    assert work(tmp_path) == []
+
+
+def test_results_of_another_commit_are_said_once_and_kept(tmp_path, monkeypatch, capsys):
+    for letter in "ab":
+        monkeypatch.setattr(store, "git_commit", lambda letter=letter: letter * 40)
+        for name in ("masks", "boxes"):
+            assert work(tmp_path / name) == (IDS if letter == "a" else [])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path.name} holds results of commit {'a' * 12} of this code" in said
+
+
+def test_a_manifest_says_how_it_was_made(tmp_path):
+    work(tmp_path, classes=True, seed=3)
     content = manifest(tmp_path)
-    assert content["classes_sha256"] == class_files.sha256(squares.classes)
+    assert content["classes_sha256"] == class_files.sha256(COLOURS)
     assert content["packages"]["torch"] == torch.__version__
     assert content["seed"] == 3
     assert content["device"] == "cpu"
@@ -220,11 +272,13 @@ def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
 SWITCH = """
 import json, os, random, numpy, torch
 from plg_utils import devices, store
+from plg_utils.records import Classes, Dataset
 drawn = []
 for _ in range(2):
     drawn.append([random.random(), numpy.random.random(), torch.rand(1).item()])
     devices.deterministic(2)
-store.stage("masks", name="masks", parameters={})
+classes = Classes(("a",), (("a",),), ((0, 0, 0),))
+store.stage("masks", parameters={}, dataset=Dataset("pets", classes, ()))
 manifest = json.load(open("masks/manifest.json"))
 print(json.dumps([drawn[0] == drawn[1], torch.get_num_threads(), torch.is_deterministic_algorithms_warn_only_enabled(),
     torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.cuda.is_initialized(),
@@ -262,13 +316,6 @@ def test_devices():
             devices.choose(name)
     with pytest.raises(ValueError, match="'cuda:99' was asked for, but torch .* sees none; use 'auto' or 'cpu'"):
         devices.choose("cuda:99")
-
-
-def test_a_trained_number_is_told_by_its_recorded_spread():
-    record = {"miou": 0.61, "tolerance": 0.03}
-    assert store.say(0.587, record) == "within 0.03 of the recorded 0.61: yes"
-    assert store.say(0.571, record) == "within 0.03 of the recorded 0.61: no, 0.571"
-    assert store.say(0.571) == "0.57"
 
 
 def test_batches_keep_the_order_and_the_rest():
@@ -327,13 +374,6 @@ def test_progress_goes_to_stderr_in_ascii(capsys, monkeypatch):
     assert captured.err.isascii()
     assert "masks" in captured.err
     assert "3/3" in captured.err
-
-
-def test_labels_are_found_by_their_labeller():
-    assert store.labels_of("segment_match") == "labels_zero_shot"
-    assert store.labels_of("sepl") == "labels_sepl"
-    with pytest.raises(ValueError, match="labeller is 'SEPL'; right are segment_match, cam, sepl"):
-        store.labels_of("SEPL")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ import nbformat
 import psutil
 
 from plg_utils import files
-from plg_utils.notebooks import source
 
 NOTEBOOKS = files.ROOT / "notebooks"
 SCREENSHOTS = files.ROOT / "results" / "local" / "browser"  # ignored by git
@@ -171,7 +170,7 @@ def shorten(notebook: Path) -> None:
     for cell in content["cells"]:
         if "parameters" not in cell["metadata"].get("tags", []):
             continue
-        code = source(cell)
+        code = "".join(cell["source"])
         for statement in ast.parse(code).body:
             name = statement.targets[0].id
             if name in QUICK:

@@ -59,22 +59,23 @@ ARTEFACTS = {  # what is compared, and what its largest difference is one of
 NOT_COMPARABLE = 1.0  # other numbers of masks
 
 
-def one(folder: Path, told: dict[str, Any]) -> None:
-    """Execute all cells of the notebooks, in this process, with what the parameters tell; results go to the folder."""
+def one(folder: Path, given: dict[str, Any]) -> None:
+    """Execute the notebooks in this process with the parameters that are given; results go to the folder."""
     os.environ |= {"PLG_RESULTS": str(folder), "PLG_PROGRESS": "0", "MPLBACKEND": "Agg"}
+    from IPython.core.interactiveshell import InteractiveShell
+
     from plg_utils import training
-    from plg_utils.notebooks import defaults, source
 
     training.SAVE_SECONDS = 0  # a state after each step, so that kills fall between
     os.chdir(ROOT / "notebooks")
     for name in NOTEBOOKS:
-        path = ROOT / "notebooks" / f"{name}.ipynb"
-        variables: dict[str, Any] = {"__name__": "__main__"}
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        shell = InteractiveShell()
+        shell.history_manager.enabled = False
+        for cell in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
-                exec(compile(source(cell), name, "exec"), variables)  # noqa: S102  our own notebook
+                shell.run_cell("".join(cell["source"])).raise_error()
                 if "parameters" in cell["metadata"].get("tags", []):
-                    variables |= {key: value for key, value in told.items() if key in defaults(path)}
+                    shell.user_ns |= {key: value for key, value in given.items() if key in shell.user_ns}
 
 
 def start(folder: Path, world: Path, environment: dict[str, str], parameters: dict[str, Any]) -> subprocess.Popen:

@@ -30,11 +30,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "notebooks")]
 os.environ |= {"PLG_PROGRESS": "0", "MPLBACKEND": "Agg"}
 
-import worker
+import run
 from tqdm import tqdm
 
-from plg_utils import files, training
-from plg_utils.notebooks import defaults
+from plg_utils import datasets, files, stages, training
 
 NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers", "04_segmenter")
 SMALL = {
@@ -52,8 +51,8 @@ SMALL = {
     "images_at_once": 3,
 }
 REPLACE = os.replace
-# Written by every start, not by the work: when, how long, and how often something was begun anew.
-CIRCUMSTANCES = ("manifest.json", "summary.json", "outputs.txt")
+# Written by every start, not by the work: when, how long, and how often something started again.
+CIRCUMSTANCES = ("manifest.json", "summary.json", "outputs.json", "contents.json")
 
 
 class Lost(Exception):
@@ -61,18 +60,20 @@ class Lost(Exception):
 
 
 def work(root: Path, names: Sequence[str] = NOTEBOOKS) -> None:
-    """Execute notebooks of a small run below a folder, as their cells do."""
+    """Do the stages of some notebooks of a small run below a folder."""
     os.environ["PLG_RESULTS"] = str(root / "results")
     os.replace = slow_replace
     training.SAVE_SECONDS = 0  # a state at every step
     training.fit.__kwdefaults__["log_every"] = 2
     os.chdir(ROOT / "notebooks")
-    for name in names:
-        path = ROOT / "notebooks" / f"{name}.ipynb"
-        parameters = (
-            defaults(path) | SMALL | {"dataset_options": SMALL["dataset_options"] | {"root": str(root / "world")}}
-        )
-        worker.execute(path, {key: parameters[key] for key in defaults(path)})
+    known = {name: value for each in names for name, value in run.defaults(run.NOTEBOOKS / f"{each}.ipynb").items()}
+    parameters = known | {name: value for name, value in SMALL.items() if name in known and name != "run"}
+    options = SMALL["dataset_options"] | {"root": str(root / "world")}
+    both = ("labelled", "unlabelled")
+    data = datasets.load("storybook", labelled=SMALL["labelled"], tags_of=both, **options)
+    place = stages.open_run(SMALL["run"], data, images_at_once=SMALL["images_at_once"])
+    del parameters["run"]
+    list(stages.everything(place, parameters))
 
 
 def slow_replace(source: Path, target: Path) -> None:

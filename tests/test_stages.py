@@ -1,0 +1,178 @@
+"""The stages on real files: what an edit, another option or another set of photos makes again, and what it leaves."""
+
+import pytest
+from test_pipeline import TINY, do_stages, of_world, tiny
+
+from conftest import colour_squares
+from plg_utils import distributed, files, store
+
+SINGLE = ["masks", "segments", "labels_zero_shot"]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(store, "_said", set())
+    return tmp_path / "results" / "tiny"
+
+
+def photos(folder, seeds, labelled=0):
+    """A folder of photos and, for the first ones, their label maps; all are called alike."""
+    for number, seed in enumerate(seeds):
+        drawn = colour_squares(seed, side=16)
+        files.write_image(folder / "photos" / f"{number}.png", drawn.image)
+        if number < labelled:
+            files.write_label(folder / "truth" / f"{number}.png", drawn.truth)
+    return folder
+
+
+def of_photos(folder, labelled=0, **more):
+    options = {"root": str(folder / "photos"), "classes": ["red", "green", "blue"]}
+    options |= {"labels": str(folder / "truth")} if labelled else {}
+    return TINY | {"dataset": "folder", "dataset_options": options, "labelled": labelled} | more
+
+
+def stamps(results):
+    """Time of change of each file of a stage; of a network, which is written each time, its bytes."""
+    paths = [path for path in results.glob("*/*") if path.stem not in ("manifest", "outputs", "state")]
+    found = {path: path.read_bytes() if path.stem == "network" else path.stat().st_mtime_ns for path in paths}
+    return {path.relative_to(results).as_posix(): stamp for path, stamp in found.items()}
+
+
+def made_again(results, before):
+    """Files that were written since, by folder."""
+    found = {}
+    for name, stamp in stamps(results).items():
+        if before.get(name) != stamp:
+            found.setdefault(name.split("/")[0], []).append(name.split("/")[1].split(".")[0])
+    return found
+
+
+def test_photos_of_the_same_names_get_labels_of_their_own(tmp_path, results, capsys):
+    """Two folders one after the other in one run: the files are those of a run that never saw the first folder."""
+    cats, dogs = (photos(tmp_path / name, seeds) for name, seeds in (("cats", [0, 1]), ("dogs", [2, 3])))
+    do_stages(tiny(["02"], **of_photos(cats)))
+    capsys.readouterr()
+    do_stages(tiny(["02"], **of_photos(dogs)))
+    said = capsys.readouterr().err
+    for stage in SINGLE:
+        assert f"{stage}: 2 of 2 images are made again" in said
+    do_stages(tiny(["02"], **of_photos(dogs, run="fresh")))
+    for stage in SINGLE:
+        for path in (results / stage).glob("[0-9].*"):
+            assert path.read_bytes() == (results.parent / "fresh" / stage / path.name).read_bytes(), path
+
+
+def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys):
+    folder = photos(tmp_path / "own", range(6), labelled=4)
+    parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))
+    parameters["dataset_options"] |= {"val": 2}
+    do_stages(parameters)
+    before = stamps(results)
+    unlabelled = next((results / "labels_enhanced").glob("*.png")).stem
+    files.write_image(folder / "photos" / f"{unlabelled}.png", colour_squares(9, side=16).image)
+    capsys.readouterr()
+    do_stages(parameters)
+    again = made_again(results, before)
+    assert {name: again[name] for name in SINGLE} == {name: [unlabelled] for name in SINGLE}
+    assert "masks: 1 of 4 images are made again" in capsys.readouterr().err
+    seen = next((results / "predictions_supervised").glob("*.png")).stem
+    before = stamps(results)
+    files.write_image(folder / "photos" / f"{seen}.png", colour_squares(8, side=16).image)
+    do_stages(parameters)
+    assert made_again(results, before) == {"predictions_supervised": [seen]}  # val: no network learns from it
+    before = stamps(results)
+    do_stages(parameters)
+    assert made_again(results, before) == {}
+
+
+def test_an_edited_truth_trains_the_networks_again(tmp_path, results):
+    folder = photos(tmp_path / "own", range(5), labelled=2)
+    parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))
+    here = do_stages(parameters)
+    before = stamps(results)
+    path = folder / "truth" / f"{here.data.labelled[0].id}.png"
+    files.write_label(path, 3 - files.read_label(path))
+    do_stages(parameters)
+    again = made_again(results, before)
+    assert {"refined", "labels_enhanced", "network_supervised"} <= again.keys()
+    assert not again.keys() & set(SINGLE)  # the threshold is fixed
+
+
+def test_photos_read_at_another_size_are_other_photos(tmp_path, results, capsys):
+    root = tmp_path / "camvid"
+    for split in ("train", "val"):
+        for seed in range(2):
+            drawn = colour_squares(seed, side=16)
+            files.write_image(root / split / f"{split}{seed}.png", drawn.image)
+            files.write_label(root / f"{split}annot" / f"{split}{seed}.png", drawn.truth)
+    given = TINY | {"dataset": "camvid", "labelled": 1, "methods": ["supervised"]}
+    for shrink, again in ((1, 0), (2, 2), (2, 0)):
+        capsys.readouterr()
+        do_stages(tiny(["02"], **given, dataset_options={"root": str(root), "shrink": shrink}))
+        said = capsys.readouterr().err
+        assert (f"masks: {again} of 2 images are made again" in said) == bool(again)
+    size = files.read_masks(next((results / "masks").glob("train*.json"))).size
+    assert size == (16, 24)
+
+
+def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, capsys):
+    given = of_world(world, cam_sources=["clip_text"])
+    do_stages(tiny(["02", "06"], **given))
+    before = stamps(results)
+    capsys.readouterr()
+    do_stages(tiny(["02", "06"], **given | {"encoder_options": {"checkpoint": None, "depth": 3, "features": "gem"}}))
+    again = made_again(results, before)
+    assert again.keys() == {
+        "segments",
+        "labels_zero_shot",
+        "labels_cam",
+        "labels_sepl",
+        "labels_boxes",
+        "labels_ensemble",
+    }
+    assert all(len(set(ids)) == 4 for ids in again.values()) and "labels_boxes: starts again" in capsys.readouterr().err
+
+
+def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsys):
+    for letter in "ab":
+        monkeypatch.setattr(store, "git_commit", lambda letter=letter: letter * 40)
+        capsys.readouterr()
+        do_stages(tiny(["02"], **of_world(world)))
+    said = [line for line in capsys.readouterr().err.splitlines() if "commit" in line]
+    assert said == [
+        f"tiny holds results of commit {'a' * 12} of this code; this is {'b' * 12}. They are kept: delete {results} to "
+        "make them again"
+    ]
+
+
+def test_results_of_the_older_format_are_made_again(world, results, capsys):
+    parameters = tiny(["02"], **of_world(world))
+    do_stages(parameters)
+    for path in results.glob("*/outputs.json"):
+        path.with_suffix(".txt").write_text("\n".join(files.read_json(path)) + "\n")
+        path.unlink()
+    before = stamps(results)
+    capsys.readouterr()
+    do_stages(parameters)
+    assert {name: len(ids) for name, ids in made_again(results, before).items()} == dict.fromkeys(SINGLE, 4)
+    assert "masks: 4 of 4 images are made again" in capsys.readouterr().err
+
+
+def test_the_sure_labels_are_a_stage_too(world, results):
+    do_stages(tiny(["02"], **of_world(world, sure_from=0.9)))
+    assert len(list((results / "labels_zero_shot_sure").glob("*.png"))) == 4
+
+
+def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
+    from dataclasses import replace
+
+    from plg_utils import stages
+
+    here = do_stages(tiny(["02"], **of_world(world)))
+    alone = replace(here, processes=2, data=replace(here.data, source=None))
+    with pytest.raises(ValueError, match="datasets.load"):
+        stages.masks(alone, mask_model="sam", mask_options=TINY["mask_options"])
+    with pytest.raises(ValueError, match="processes is 0"):
+        stages.open_run("tiny", here.data, processes=0)
+    assert distributed.count() == 1
