@@ -76,22 +76,6 @@ def test_boxes_belong_together():
 # Regions of CLIP's maps
 
 
-def test_components_are_those_of_a_flood_fill():
-    rng = np.random.default_rng(0)
-    masks = np.concatenate([rng.random((20, 7, 9)) < 0.35, np.zeros((1, 7, 9), bool), np.ones((1, 7, 9), bool)])
-    snake = np.zeros((7, 9), dtype=bool)  # one region whose ends are far apart
-    snake[::2], snake[1::4, -1], snake[3::4, 0] = True, True, True
-    masks = np.concatenate([masks, snake[None]])
-    for mask, numbers in zip(masks, clip_boxes.components(torch.tensor(masks)), strict=True):
-        expected = np.zeros(mask.shape, dtype=int)
-        for region in reference_boxes.components(mask):
-            first = min(region)
-            for cell in region:
-                expected[cell] = first[0] * 9 + first[1] + 1
-        np.testing.assert_array_equal(numbers, expected)
-    assert len(reference_boxes.components(snake)) == 1
-
-
 def test_boxes_lie_around_the_regions_in_pixels():
     maps = torch.zeros(2, 4, 6)
     maps[0, 1:3, 1:3], maps[0, 1, 1] = 0.6, 0.8

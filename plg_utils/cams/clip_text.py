@@ -15,8 +15,8 @@ from clip.model import VisionTransformer
 
 from plg_utils import encoders
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
-from plg_utils.detectors.clip_boxes import components
 from plg_utils.encoders import clip, same_size
+from plg_utils.labels import components
 from plg_utils.records import Classes, Sample
 
 SMOKE = {"encoder_options": clip.SMOKE, "tags": "all"}
@@ -170,11 +170,11 @@ def boxes(regions: torch.Tensor) -> torch.Tensor:
     returns: the same shape, bool
     """
     filled = torch.zeros_like(regions)
-    for of_class, parts in zip(filled, components(regions), strict=True):
-        for number in parts.unique().tolist():
-            if number:
-                rows, columns = (parts == number).nonzero(as_tuple=True)
-                of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    for of_class, region in zip(filled, regions.cpu().numpy(), strict=True):
+        parts = components(region)
+        for number in np.unique(parts[region]):
+            rows, columns = np.nonzero(parts == number)
+            of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
     return filled
 
 

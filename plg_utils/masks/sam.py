@@ -31,28 +31,35 @@ def build(
     model: str | None = None,
     points_per_side: int | None = None,
     density: float = 1.0,
+    point_grids: Sequence[np.ndarray] | None = None,
     points_per_batch: int = 64,
     pred_iou_thresh: float | None = None,
     stability_score_thresh: float | None = None,
     stability_score_offset: float = 1.0,
     box_nms_thresh: float = 0.7,
     crop_n_layers: int = 0,
+    crop_nms_thresh: float = 0.7,
+    crop_overlap_ratio: float = 512 / 1500,
+    crop_n_points_downscale_factor: int = 1,
     min_mask_region_area: int = 0,
     min_area: int = 0,
     precision: str = "fp32",
     compiled: bool = False,
     device: str = "cpu",
 ) -> Generate:
-    """Load a SAM; the options keep the names and the defaults of its package.
+    """Load a SAM; the options have the names, the defaults and the meaning that its package gives them.
 
     checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
     model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
     points_per_side: of the grid of prompts; points_per_batch: prompts that go through the decoder together, fewer
         where the device's memory does not suffice
     density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
+    point_grids: in place of a grid of points_per_side: points (P, 2), x and y from 0 to 1, for each layer of crops
     pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
     stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
-    min_mask_region_area: pixels; smaller holes and islands are removed (the package needs OpenCV for that)
+    crop_n_layers: layer i looks at 2^i x 2^i crops that overlap by crop_overlap_ratio of the image's short side, at
+        points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
+    min_mask_region_area: pixels; smaller holes and islands of a mask are removed
     min_area: pixels; smaller masks are dropped
     precision: "fp32", or "bf16" for autocast; compiled: let torch.compile make the image encoder faster, which takes
         minutes and pays for many images
@@ -60,6 +67,7 @@ def build(
     A None is the value in OFFICIAL, or in `miniature.DEFAULTS`.
     """
     chosen = settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
+    chosen |= grids(point_grids, crop_n_layers, points_per_side, density)
     network = load(checkpoint, model).to(devices.choose(str(device)))
     if compiled:
         network.image_encoder = torch.compile(network.image_encoder)
@@ -70,6 +78,9 @@ def build(
         stability_score_offset=stability_score_offset,
         box_nms_thresh=box_nms_thresh,
         crop_n_layers=crop_n_layers,
+        crop_nms_thresh=crop_nms_thresh,
+        crop_overlap_ratio=crop_overlap_ratio,
+        crop_n_points_downscale_factor=crop_n_points_downscale_factor,
         min_mask_region_area=min_mask_region_area,
         precision=precision,
     )
@@ -100,6 +111,23 @@ def settings(
     if not density > 0:
         raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
     return chosen | {"points_per_side": max(1, round(density * chosen["points_per_side"]))}
+
+
+def grids(given: Sequence[np.ndarray] | None, crop_n_layers: int, points_per_side: int | None, density: float) -> dict:
+    """Options of the points: none, or the grids that are given in place of `points_per_side`."""
+    if given is None:
+        return {}
+    if points_per_side is not None or density != 1:
+        raise ValueError("point_grids take the place of points_per_side and density: leave those two out")
+    given = [np.asarray(grid, dtype=np.float64) for grid in given]
+    fit = all(grid.ndim == 2 and grid.shape[1] == 2 and (grid >= 0).all() and (grid <= 1).all() for grid in given)
+    if not fit or len(given) != crop_n_layers + 1:
+        shapes = ", ".join(str(grid.shape) for grid in given)
+        raise ValueError(
+            f"point_grids are {shapes or 'empty'}; give one grid for each of the {crop_n_layers + 1} layers "
+            "(crop_n_layers + 1), each (P, 2) of x and y from 0 to 1"
+        )
+    return {"points_per_side": None, "point_grids": given}
 
 
 def build_box_prompter(

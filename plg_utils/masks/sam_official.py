@@ -11,6 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
+from plg_utils.masks._everything import without_small_regions
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
@@ -24,19 +25,28 @@ def build(
     density: float = 1.0,
     pred_iou_thresh: float | None = None,
     stability_score_thresh: float | None = None,
+    point_grids: Sequence[np.ndarray] | None = None,
+    crop_n_layers: int = 0,
+    min_mask_region_area: int = 0,
     min_area: int = 0,
     device: str = "cpu",
     **options,
 ) -> Generate:
-    """Load a SAM; the options are those of `sam.build`, others go to `SamAutomaticMaskGenerator`."""
+    """Load a SAM; the options are those of `sam.build`, others go to `SamAutomaticMaskGenerator`.
+
+    The package removes small regions by OpenCV, which is not installed; here the same rule runs without it.
+    """
     chosen = sam.settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
+    chosen |= sam.grids(point_grids, crop_n_layers, points_per_side, density) | {"crop_n_layers": crop_n_layers}
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, **options, output_mode="coco_rle")  # a stack of (N, H, W) would be large
+    nms_thresh = max(generator.box_nms_thresh, generator.crop_nms_thresh)
 
     @torch.inference_mode()
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
         found = [records(generator, image) for image in images]
+        found = [without_small_regions(masks, min_mask_region_area, nms_thresh) for masks in found]
         return [masks.take(masks.areas() >= min_area) for masks in found]
 
     return generate
