@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference_boxes
 import torch
 
 from plg_utils import checkpoints, detectors, store
