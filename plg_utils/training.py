@@ -63,7 +63,7 @@ def fit(
     lr: of the encoder; everything else learns head_lr_factor times as fast; optimizer: "sgd" or "adamw" (whose first
         beta is the momentum)
     ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
-    cutmix_partner: what is pasted: "batch", the batch in reverse order, or "view", another view of the same image
+    cutmix_partner: what CutMix pastes: "batch", another image of the batch, or "view", another view of the same image
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
     compiled: let torch.compile make both halves of the network faster, which takes minutes at the beginning
     workers: processes that draw views; cache_bytes: images kept decoded, in each of them

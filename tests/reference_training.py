@@ -52,7 +52,7 @@ def inside(box, y, x):
 
 
 def unimatch(
-    arrays, *, refine_target, threshold, smoothing, gate, fill,
+    arrays, *, refine_target, threshold, smoothing, gate,
     weights=(0.25, 0.25, 0.5), weak_weight=0.0, labelled_smoothing=0.0,
 ):  # fmt: skip
     """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature, _weak.
@@ -92,7 +92,7 @@ def unimatch(
                 target = guess
             elif refine_target == "zero_shot":
                 target = stored
-            elif stored == IGNORE and not fill:
+            elif stored == IGNORE:
                 target = IGNORE
             else:
                 target = guess if sure else stored
@@ -109,7 +109,7 @@ def unimatch(
 
 def semivl(arrays, *, weight, threshold, weights):
     """Total loss of UniMatch with zero-shot labels beside it at `weight`, and its gradients; see `unimatch`."""
-    options = {"refine_target": "unimatch", "threshold": threshold, "smoothing": None, "gate": None, "fill": False}
+    options = {"refine_target": "unimatch", "threshold": threshold, "smoothing": None, "gate": None}
     total, gradients = unimatch(arrays, **options, weights=weights)
     views = ("logits_strong1", "boxes1"), ("logits_strong2", "boxes2"), ("logits_feature", None)
     for (name, box_name), share in zip(views, weights, strict=True):
