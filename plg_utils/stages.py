@@ -456,7 +456,8 @@ def labels(
 def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: float) -> store.Stage:
     """The zero-shot labels without the pixels that CLIP is not sure of: labels_zero_shot_sure/ID.png.
 
-    SemiVL's filter: a pixel whose probability (softmax over all words) is below sure_from, 0.9 there, becomes IGNORE.
+    SemiVL's filter: a pixel whose probability is below sure_from, 0.9 there, becomes IGNORE. The probability is the
+    softmax of 100 x cosine over the classes, each by its best word, see `segment_match.only_sure`.
     """
     name, parent = "labels_zero_shot_sure", run.folder / "labels_zero_shot"
     how = files.read_json(parent / "manifest.json")["parameters"]
@@ -568,6 +569,11 @@ def loss_of(method: Method, training: Training, threshold: float) -> dict[str, A
     return options | (training.loss_options if "loss_options" in method.takes else {})
 
 
+def steps_of_epoch(images: int, batch_size: int) -> int:
+    """Steps of an epoch by UniMatch's code: each of its 4 GPUs takes a quarter, rounded up, and drops what is left."""
+    return -(-images // 4) * 4 // batch_size
+
+
 def _train(run: Run, how: Training, name: str, method: Method, labeller: str, threshold: float) -> Trained:
     """Open the stage of a network, train it, write its weights."""
     data, options, settings = run.data, loss_of(method, how, threshold), how.settings(run)
@@ -577,7 +583,7 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
         settings["batch_size"] *= 2
     settings["steps"] *= method.times_steps
     if method.epochs:
-        settings["steps"] = method.epochs * max(1, len(data.labelled) // settings["batch_size"])
+        settings["steps"] = method.epochs * max(1, steps_of_epoch(len(data.labelled), settings["batch_size"]))
     stage = store.stage(
         run.folder / name,
         parameters={"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
@@ -920,6 +926,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
 
     if "mask_model" in parameters:
         yield from (call(function) for function in (masks, segments, labels))
+        if parameters.get("sure_from") is not None:
+            yield call(sure_labels)
     if "cam_sources" in parameters:
         sources = parameters["cam_sources"]
         if "classifier" in sources:

@@ -72,6 +72,28 @@ def test_components_are_those_of_a_flood_fill():
     assert len(reference_boxes.components(snake)) == len(reference_boxes.components(spiral)) == 1
 
 
+# choose_threshold
+
+
+@pytest.mark.parametrize(
+    ("curve", "smooth", "best"),
+    [
+        ([0.50, 0.60, 0.61, 0.60, 0.40, 0.64, 0.40], True, 0.3),  # a lonely peak does not decide
+        ([0.50, 0.60, 0.61, 0.60, 0.40, 0.64, 0.40], False, 0.6),
+        ([0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1], True, 0.4),  # a flat peak is taken in its middle
+    ],
+)
+def test_the_best_threshold(curve, smooth, best):
+    grid, scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], iter(curve)
+    assert labels.choose_threshold(grid, lambda threshold: next(scores), smooth=smooth).threshold == best
+
+
+@pytest.mark.parametrize("grid", [[], [0.2, 0.2], [0.5, 0.1]])
+def test_a_grid_of_thresholds_must_rise(grid):
+    with pytest.raises(ValueError, match="must rise and not be empty"):
+        labels.choose_threshold(grid, lambda threshold: 0.0, smooth=True)
+
+
 # assign
 
 

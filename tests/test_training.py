@@ -122,7 +122,7 @@ def test_a_state_is_written_each_minute_however_slow_the_steps(tmp_path, monkeyp
 def test_a_state_is_on_the_disk_before_it_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
     seen, state = [], tmp_path / "state"
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(training.runs, "to_disk", lambda path: seen.append((path.suffix, state.exists())))
+    monkeypatch.setattr(training.store, "to_disk", lambda path: seen.append((path.suffix, state.exists())))
     fit(reference_training.tiny(), state_file=state, steps=2)
     assert seen == [(".partial", False), (".partial", True)]
 

@@ -136,13 +136,17 @@ def only_sure(
 ) -> np.ndarray:
     """Leave out the pixels of a zero-shot label whose class has a probability below sure_from: SemiVL's filter.
 
-    label: (H, W) uint8, made from these segments. The probability is the softmax over all words, see `labels.assign`
+    The probability is SemiVL's (forward_maskclip in model/vlm.py of google-research/semivl): a class scores by its best
+    word, the background too, and the softmax over the classes is that of 100 x cosine. SemiVL asks each pixel, which
+    here has the probability of its segment.
+
+    label: (H, W) uint8, made from these segments
     returns: (H, W) uint8, IGNORE also where the likeliest class is another one
     """
-    likely = label_from_embeddings(
-        masks, segment_embeddings, text_embeddings, owner,
-        background=background, threshold=None, rule="softmax", overlap=overlap,
-    )  # fmt: skip
+    likeliest = labels.assign(segment_embeddings, text_embeddings, owner=owner, background=None, rule="softmax")
+    likely = labels.paint(
+        masks.dense(), *likeliest, background=background, overlap=overlap, predicted_iou=masks.predicted_iou
+    )
     sure = (likely.label == label) & (likely.confidence >= sure_from)
     return np.where(sure, label, np.uint8(IGNORE))
 
