@@ -60,11 +60,6 @@ def weak(
     return view, view_label, padding
 
 
-def center(size: tuple[int, int], side: int) -> tuple[slice, slice]:
-    """Rows and columns of the square of `side` pixels in the middle of an image of this size; all of a smaller one."""
-    return tuple(slice(max(0, (whole - side) // 2), max(0, (whole - side) // 2) + side) for whole in size)
-
-
 def strong(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Disturb the colours, sometimes drop them, sometimes blur: what changes no label.
 

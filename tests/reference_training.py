@@ -124,29 +124,6 @@ def semivl(arrays, *, weight, threshold, weights):
     return total, gradients
 
 
-@torch.no_grad()
-def sliding_window(model, image, side, num_classes):
-    """Label and confidence of one image (H, W, 3) uint8: windows that step by two thirds of their side, averaged."""
-    pixels = torch.from_numpy((image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
-    pixels = pixels.permute(2, 0, 1).float()[None]
-    height, width = image.shape[:2]
-    total, count = np.zeros((num_classes, height, width)), np.zeros((height, width))
-    row = 0
-    while row < height:
-        column = 0
-        while column < width:
-            below, right = min(height, row + side), min(width, column + side)
-            logits = model(pixels[:, :, row:below, column:right])[0].numpy()
-            for y in range(row, below):
-                for x in range(column, right):
-                    total[:, y, x] += softmax(logits[:, y - row, x - column].tolist())
-                    count[y, x] += 1
-            column += int(side * 2 / 3)
-        row += int(side * 2 / 3)
-    mean = total / count
-    return mean.argmax(0), mean.max(0)
-
-
 def bilinear(array, height, width):
     """Resize (C, h, w) with the corners in place (align_corners=True)."""
     channels, rows, columns = array.shape
