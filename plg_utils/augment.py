@@ -50,7 +50,7 @@ def weak(
 
     top = int(rng.integers(0, max(0, height - size), endpoint=True))
     left = int(rng.integers(0, max(0, width - size), endpoint=True))
-    inside = slice(0, min(height, size)), slice(0, min(width, size))  # a small image lies in the upper left corner
+    inside = slice(0, min(height, size)), slice(0, min(width, size))  # a small image is in the upper left corner
     cut = slice(top, top + size), slice(left, left + size)
     view, view_label = np.zeros((size, size, 3), np.uint8), np.full((size, size), IGNORE, np.uint8)
     padding = np.ones((size, size), bool)
@@ -100,7 +100,7 @@ def cutmix_box(
     if rng.random() > probability:
         return 0, 0, 0, 0
     pixels = rng.uniform(*area) * size**2
-    while True:  # the area stays; shape and place are drawn until the box lies inside
+    while True:  # the area stays; shape and place are drawn until the box is inside
         shape = rng.uniform(*ratio)
         width, height = int(math.sqrt(pixels / shape)), int(math.sqrt(pixels * shape))
         left, top = (int(value) for value in rng.integers(0, size, 2))

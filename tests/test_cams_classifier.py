@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path):
         classifier.load(path, CLASSES)
     classifier.save(path, tiny(CLASSES), CLASSES, encoder="cells", output_stride=None)
     others = Classes(("none", "red", "green"), ((),) * 3, ((0, 0, 0),) * 3)
-    with pytest.raises(ValueError, match="was trained for red, green, blue, and asked for red, green: train anew"):
+    with pytest.raises(ValueError, match="was trained for red, green, blue, not for red, green: train again"):
         classifier.load(path, others)
 
 

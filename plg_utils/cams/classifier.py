@@ -188,7 +188,7 @@ def load(path: str | Path, classes: Classes) -> Classifier:
         raise ValueError(f"{path} is not a file that cams.classifier.train wrote") from error
     names = [classes.names[index] for index in classes.foreground]
     if (trained := notes.pop("classes")) != names:
-        raise ValueError(f"{path} was trained for {', '.join(trained)}, and asked for {', '.join(names)}: train anew")
+        raise ValueError(f"{path} was trained for {', '.join(trained)}, not for {', '.join(names)}: train again")
     model = network(classes, **notes)
     files.read_weights(path, model)
     return model.eval()

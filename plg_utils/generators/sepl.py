@@ -5,7 +5,7 @@
 
 Words used here: the region of a class is where the cue map says so; a mask is accepted for at most one class.
 
-    rule (a)    more than half of the mask lies in the region
+    rule (a)    more than half of the mask is in the region
     rule (b)    the mask covers at least 0.85 of the region
 """
 
@@ -144,7 +144,7 @@ def _official(
     """Merge as the loop over rising classes does, in which a mask is gone once a class accepted it.
 
     A cue pixel of class c stays unless a mask still on offer to c covers it: one that no class accepted, or that c or a
-    later class will. The latter paint the pixel c or higher anyway, so only masks that nobody accepts remove anything.
+    later class will. The latter paint the pixel c or higher anyway, so only masks that no class accepts remove pixels.
 
     cue: (HW,), packed: (N, words), classes: (C,) rising, accepted: (N, C)
     """

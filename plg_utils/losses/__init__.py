@@ -2,7 +2,7 @@
 
 A file holds `build(**options)` and `SMOKE`, options for a test. What `build` returns is called with a model of
 `segmenters` in training mode and a batch, and gives scalars by name: "total", which is minimised, and what it is made
-of. The arithmetic stands in a pure function beside it. A batch is a dict of tensors on the model's device, as
+of. The arithmetic is a pure function beside it. A batch is a dict of tensors on the model's device, as
 `training.fit` draws it; a method reads what it needs:
 
     image           (B, 3, H, W) float32, normalised weak views of labelled images

@@ -172,7 +172,7 @@ class SegmentEverything:
     def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
 
-        returns: (N, W, H), so that a column lies together, as in COCO's run lengths
+        returns: (N, W, H), columns together in memory, as in COCO's run lengths
         """
         side = self.sam.image_encoder.img_size
         inside = self.resize.get_preprocess_shape(*size, side)

@@ -21,25 +21,19 @@ def build(
     *,
     checkpoint: str | None = "miniature_sam",
     model: str | None = None,
-    points_per_side: int | None = None,
     density: float = 1.0,
-    pred_iou_thresh: float | None = None,
-    stability_score_thresh: float | None = None,
-    point_grids: Sequence[np.ndarray] | None = None,
-    crop_n_layers: int = 0,
     min_mask_region_area: int = 0,
     min_area: int = 0,
     device: str = "cpu",
     **options,
 ) -> Generate:
-    """Load a SAM; the options are those of `sam.build`, others go to `SamAutomaticMaskGenerator`.
+    """Load a SAM; the options are those of `sam.build` and of the package's `SamAutomaticMaskGenerator`.
 
     The package removes small regions by OpenCV, which is not installed; here the same rule runs without it.
     """
-    chosen = sam.settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
-    chosen |= sam.grids(point_grids, crop_n_layers, points_per_side, density) | {"crop_n_layers": crop_n_layers}
+    chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
-    generator = Generator(network, **chosen, **options, output_mode="coco_rle")  # a stack of (N, H, W) would be large
+    generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
     nms_thresh = max(generator.box_nms_thresh, generator.crop_nms_thresh)
 
     @torch.inference_mode()
