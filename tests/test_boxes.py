@@ -117,7 +117,7 @@ def test_what_no_mask_covers_is_background_or_open():
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, 0]], [[0.25, 1]])
     merged = box_labels.merge(masks, boxes, background=None)
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, IGNORE]], [[0.25, 0]])
-    with pytest.raises(ValueError, match='overlap is "vote"'):
+    with pytest.raises(ValueError, match="no overlap 'vote'"):
         box_labels.merge(masks, boxes, overlap="vote")
     with pytest.raises(ValueError, match="one for each of 1 boxes"):
         box_labels.merge(masks[:0], boxes)
@@ -216,7 +216,7 @@ def test_options_that_mean_nothing_are_refused(squares, toys):
     def build(**options):
         return generators.build("boxes", squares.classes, **toys.options | options)
 
-    with pytest.raises(ValueError, match='overlap is "vote"; right are score, max_id'):
+    with pytest.raises(ValueError, match="no overlap 'vote', only score, max_id"):
         build(overlap="vote")
     with pytest.raises(ValueError, match="tags is 'ram'; right are"):
         build(tags="ram")

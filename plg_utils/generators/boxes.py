@@ -65,8 +65,7 @@ def build(
     dilation: see `inside_box`; None keeps what SAM says outside of the box
     overlap: which mask is on top, see `painting_order`
     """
-    if overlap not in OVERLAPS:
-        raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
+    choices.one_of(overlap, OVERLAPS, "overlap")
     tag = _tagger(tags, classes, tags_options or {})
     detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
     if isinstance(masks, str):
@@ -149,10 +148,6 @@ def painting_order(boxes: Boxes, overlap: str = "score") -> np.ndarray:
         that of the highest score (zhaozhengChen/SAM_WSSS); "detection_order" the last that the detector gave
         (weixuansun/wsss_sam). Of equal ones the later is on top
     """
-    if overlap == "score":
+    if choices.one_of(overlap, OVERLAPS, "overlap") == "score":
         return np.argsort(boxes.scores, kind="stable")
-    if overlap == "max_id":
-        return np.lexsort((boxes.scores, boxes.classes))
-    if overlap == "detection_order":
-        return np.arange(len(boxes))
-    raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
+    return np.lexsort((boxes.scores, boxes.classes)) if overlap == "max_id" else np.arange(len(boxes))

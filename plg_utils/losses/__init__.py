@@ -109,12 +109,6 @@ def schedule(value: float | tuple[float, float], batch: dict) -> float:
     return first + (last - first) * batch["progress"]
 
 
-def check_passes(passes: str) -> None:
-    """Refuse a way to take the passes that is none."""
-    if passes not in ("exact", "fast"):
-        raise ValueError(f'passes is "{passes}"; right are "exact" and "fast"')
-
-
 @torch.no_grad()
 def predict_in_eval_mode(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits (B, K, H, W) of the model in evaluation mode, which leaves its batch statistics alone."""

@@ -13,8 +13,9 @@ are not.
 import torch
 from torch import nn
 
-from plg_utils.losses import check_passes, cross_entropy, cutmix, schedule
-from plg_utils.losses.unimatch import targets, unimatch_loss, views
+from plg_utils.choices import one_of
+from plg_utils.losses import cross_entropy, cutmix, schedule
+from plg_utils.losses.unimatch import PASSES, targets, unimatch_loss, views
 from plg_utils.records import IGNORE
 
 SMOKE = {"threshold": 0.3}
@@ -29,7 +30,7 @@ def build(
     passes: str = "exact",
 ):
     """Build the loss; zero_shot_weight, threshold: a number, or those of the first and the last step."""
-    check_passes(passes)
+    one_of(passes, PASSES, "passes")
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "pseudo_label" not in batch:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from plg_utils import distributed
+from plg_utils.choices import one_of
 from plg_utils.losses import (
-    check_passes,
     cross_entropy,
     cutmix,
     mean_cross_entropy,
@@ -29,6 +29,7 @@ from plg_utils.losses import (
 from plg_utils.records import IGNORE
 
 TARGETS = ("unimatch", "zero_shot", "fusion")
+PASSES = ("exact", "fast")
 SMOKE = {"refine_target": "fusion", "threshold": 0.3}
 
 
@@ -49,8 +50,8 @@ def build(
     threshold: or two, at the beginning and at the end of training, and a straight line between them
     feature_dropout, passes: see `views`
     """
-    check(refine_target)
-    check_passes(passes)
+    one_of(refine_target, TARGETS, "refine_target")
+    one_of(passes, PASSES, "passes")
     options = {"smoothing": smoothing, "gate": gate, "weights": weights}
     options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing}
     predicts = refine_target != "zero_shot" or bool(gate) or weak_weight > 0
@@ -159,7 +160,7 @@ def unimatch_loss(
     labelled_smoothing: of the true labels
     returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
     """
-    check(refine_target)
+    one_of(refine_target, TARGETS, "refine_target")
     smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
     gate = refine_target == "unimatch" if gate is None else gate
     options = {"refine_target": refine_target, "threshold": threshold, "gate": gate}
@@ -185,12 +186,6 @@ def unimatch_loss(
         sure = predict(logits_weak, threshold)[1] & ~ignore
         terms["sure"] = sure.sum() / num_valid(~ignore)
     return terms
-
-
-def check(refine_target: str) -> None:
-    """Refuse a target that does not exist."""
-    if refine_target not in TARGETS:
-        raise ValueError(f'refine_target is "{refine_target}"; right are {", ".join(TARGETS)}')
 
 
 def predict(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
