@@ -50,7 +50,7 @@ def weak(
 
     top = int(rng.integers(0, max(0, height - size), endpoint=True))
     left = int(rng.integers(0, max(0, width - size), endpoint=True))
-    inside = slice(0, min(height, size)), slice(0, min(width, size))  # a small image lies in the upper left corner
+    inside = slice(0, min(height, size)), slice(0, min(width, size))  # a small image is in the upper left corner
     cut = slice(top, top + size), slice(left, left + size)
     view, view_label = np.zeros((size, size, 3), np.uint8), np.full((size, size), IGNORE, np.uint8)
     padding = np.ones((size, size), bool)
@@ -58,11 +58,6 @@ def weak(
     if rng.random() < 0.5:
         view, view_label, padding = view[:, ::-1], view_label[:, ::-1], padding[:, ::-1]
     return view, view_label, padding
-
-
-def center(size: tuple[int, int], side: int) -> tuple[slice, slice]:
-    """Rows and columns of the square of `side` pixels in the middle of an image of this size; all of a smaller one."""
-    return tuple(slice(max(0, (whole - side) // 2), max(0, (whole - side) // 2) + side) for whole in size)
 
 
 def strong(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -105,7 +100,7 @@ def cutmix_box(
     if rng.random() > probability:
         return 0, 0, 0, 0
     pixels = rng.uniform(*area) * size**2
-    while True:  # the area stays; shape and place are drawn until the box lies inside
+    while True:  # the area stays; shape and place are drawn until the box is inside
         shape = rng.uniform(*ratio)
         width, height = int(math.sqrt(pixels / shape)), int(math.sqrt(pixels * shape))
         left, top = (int(value) for value in rng.integers(0, size, 2))

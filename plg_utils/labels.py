@@ -72,6 +72,32 @@ def bilinear_weights(pixels: int, cells: int, device: torch.device | str = "cpu"
     return (1 - distance).clamp(min=0).float().to(device)
 
 
+# Regions
+
+
+def components(mask: np.ndarray) -> np.ndarray:
+    """Number the connected regions of a mask; cells that touch at a corner are connected.
+
+    mask: (h, w) bool; returns: (h, w) int64, 0 outside, and in a region the number of its first cell plus 1
+    """
+    change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (rows, first), (_, end) = np.nonzero(change == 1), np.nonzero(change == -1)  # of each run of cells in a row
+    width = mask.shape[1] + 2  # of a row in the keys, so that runs of other rows are never in between
+    low = np.searchsorted(rows * width + end, (rows - 1) * width + first)
+    high = np.searchsorted(rows * width + first, (rows - 1) * width + end, side="right")
+    counts = (high - low).clip(min=0)  # of the runs in the row above that a run touches
+    below = np.repeat(np.arange(len(rows)), counts)
+    above = np.arange(len(below)) + np.repeat(low - np.cumsum(counts) + counts, counts)
+    root = np.arange(len(rows))  # of each run, a run of the same region; in the end the first one
+    while (np.ptp(pairs := np.stack([root[above], root[below]]), axis=0)).any():
+        np.minimum.at(root, pairs.max(axis=0), pairs.min(axis=0))
+        while not np.array_equal(root, root[root]):
+            root = root[root]
+    numbers = np.zeros(mask.shape, dtype=np.int64)
+    numbers[mask] = np.repeat((rows * mask.shape[1] + first + 1)[root], end - first)
+    return numbers
+
+
 # The threshold
 
 
@@ -130,17 +156,18 @@ def assign(
     segment_embeddings, text_embeddings = torch.as_tensor(segment_embeddings), torch.as_tensor(text_embeddings)
     text_embeddings = text_embeddings.to(segment_embeddings.device)
     owner = torch.as_tensor(range(len(text_embeddings)) if owner is None else owner, device=text_embeddings.device)
-    shapes = [tuple(each.shape) for each in (segment_embeddings, text_embeddings)]
-    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
-        raise ValueError(f"segments {shapes[0]} and texts {shapes[1]} are not (N, D) and (K', D) of one encoder")
+    shapes = [tuple(embeddings.shape) for embeddings in (segment_embeddings, text_embeddings)]
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1] or len(owner) != shapes[1][0]:
+        raise ValueError(
+            f"segments {shapes[0]}, texts {shapes[1]} and owners ({len(owner)},) are not (N, D), (K', D) and (K',) of "
+            "one encoder: make the segments again with the encoder that embeds the words"
+        )
     if not (segment_embeddings.isfinite().all() and text_embeddings.isfinite().all()):
         raise ValueError("some embeddings are not finite numbers: make them again, with a sound checkpoint")
     if threshold is not None and not (isinstance(threshold, int | float) and math.isfinite(threshold)):
-        raise ValueError(f"threshold is {threshold!r}; right is a number of the kind that the rule scores by, or None")
+        raise ValueError(f"threshold is {threshold!r}; give a number of the kind that the rule scores by, or None")
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; right is a number above 0, such as 0.01")
-    if len(owner) != len(text_embeddings):
-        raise ValueError(f"{len(text_embeddings)} text embeddings need one owner each, not {len(owner)}")
+        raise ValueError(f"temperature is {temperature}; give a number above 0, such as 0.01")
     is_background = (owner < 0) | (owner == (-1 if background is None else background))  # (K',)
     if background is None and is_background.any():
         raise ValueError("some text embeddings are background words, but there is no background class")
@@ -194,14 +221,13 @@ def paint(
     """
     masks = _array(masks).astype(bool, copy=False)
     classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
-    if masks.ndim != 3 or not len(masks) == len(classes) == len(scores):
-        raise ValueError(f"masks {masks.shape} need as many classes and scores, not {len(classes)} and {len(scores)}")
+    counts = [len(values) for values in (classes, scores, predicted_iou) if values is not None]
+    if masks.ndim != 3 or set(counts) != {len(masks)}:
+        raise ValueError(f"masks {masks.shape} need as many classes, scores and predicted_iou, not {counts}")
     if len(classes) and not 0 <= classes.min() <= classes.max() < IGNORE:
         raise ValueError(f"classes are {classes.min()} to {classes.max()}, right are 0 to {IGNORE - 1}")
     if not np.isfinite(scores).all():
         raise ValueError("some scores are not finite numbers")
-    if predicted_iou is not None and len(predicted_iou) != len(masks):
-        raise ValueError(f"{len(masks)} masks need as many predicted_iou, not {len(predicted_iou)}")
     if not len(masks):
         return PseudoLabel(np.full(masks.shape[1:], IGNORE, np.uint8), np.zeros(masks.shape[1:], np.float32))
 

@@ -411,7 +411,8 @@ def labels(
 def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: float) -> store.Stage:
     """The zero-shot labels without the pixels that CLIP is not sure of: labels_zero_shot_sure/ID.png.
 
-    SemiVL's filter: a pixel whose probability (softmax over all words) is below sure_from, 0.9 there, becomes IGNORE.
+    SemiVL's filter: a pixel whose probability is below sure_from, 0.9 there, becomes IGNORE. The probability is the
+    softmax of 100 x cosine over the classes, each by its best word, see `segment_match.only_sure`.
     """
     raw = "labels_zero_shot"
     how = files.read_json(run.folder / raw / "manifest.json")["parameters"]
@@ -509,6 +510,11 @@ def loss_of(method: Method, training: Training, threshold: float) -> dict[str, A
     return options | (training.loss_options if "loss_options" in method.takes else {})
 
 
+def steps_of_epoch(images: int, batch_size: int) -> int:
+    """Steps of an epoch by UniMatch's code: each of its 4 GPUs takes a quarter, rounded up, and drops what is left."""
+    return -(-images // 4) * 4 // batch_size
+
+
 def _train(run: Run, how: Training, name: str, method: Method, labeller: str, threshold: float) -> Trained:
     """Open the stage of a network, train it, write its weights."""
     data, options, settings = run.data, loss_of(method, how, threshold), how.settings(run)
@@ -518,7 +524,7 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
         settings["batch_size"] *= 2
     settings["steps"] *= method.times_steps
     if method.epochs:
-        settings["steps"] = method.epochs * max(1, len(data.labelled) // settings["batch_size"])
+        settings["steps"] = method.epochs * max(1, steps_of_epoch(len(data.labelled), settings["batch_size"]))
     stage = run.stage(
         name,
         {"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
@@ -566,6 +572,21 @@ def _predictor(run: Run, how: Training, network: str) -> Callable:
     files.read_weights(run.folder / network / "network.safetensors", model)
     options = {"precision": devices.precision(how.precision, run.chip), "channels_last": how.channels_last}
     return lambda images: [found.label for found in training.predict(model, images, device=run.chip, **options)]
+
+
+def predict_all(run: Run, training: Training, *, methods: Sequence[str], evaluated: Sequence[str]) -> list[str]:
+    """The label maps of all networks on the splits `evaluated`; that of `direct` relabels the unlabelled images too.
+
+    returns: the methods; fusion is among them if there is a refined network
+    """
+    networks = {method: f"network_{method}" for method in methods}
+    if (run.folder / "refined" / "network.safetensors").exists():
+        networks["fusion"] = "refined"
+    for method, network in networks.items():
+        predict(run, training, f"predictions_{method}", network=network, splits=evaluated)
+    if "direct" in methods:
+        predict(run, training, "labels_enhanced_zero_shot", network="network_direct", splits=["unlabelled"])
+    return list(networks)
 
 
 def relabel(run: Run, training: Training) -> store.Stage:
@@ -828,8 +849,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield call(sharpen)
     for method in parameters.get("methods", ()):
         yield f"{call(train, training=how, method=method)} {method}"
-        name, network = f"predictions_{method}", f"network_{method}"
-        yield call(predict, training=how, name=name, network=network, splits=parameters["evaluated"])
+    if "methods" in parameters:
+        yield call(predict_all, training=how)
 
 
 # Scores: the only functions here that read the truth of images that are not labelled

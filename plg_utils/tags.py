@@ -1,8 +1,8 @@
-"""Tags: which classes an image shows. CLIP says it without any label, or a file or the data set does.
+"""Tags: which classes an image shows, according to CLIP, which needs no label, or a file, or the data set.
 
 Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP looks at an image
 in several views, compares each with the words of all classes, and the best view of a class decides. So a small thing
-counts as much as a large one. Which views:
+counts as much as a large one. The views:
 
     crops   the image and nine overlapping crops, each embedded by CLIP's class token; for OpenAI's networks
     dense   each patch of the image; for a network whose patches learned from captions, such as the miniature, whose
@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from plg_utils import encoders, files
 from plg_utils.records import Classes, Sample
 
-VIEWS, RULES = ("crops", "dense"), ("softmax", "sigmoid")
 CROPS = 3  # along each side
 PART = 0.5  # of the side; neighbours overlap by half, so that a thing cut by one crop is whole in the next
 
@@ -41,96 +40,66 @@ def by_clip(
     *,
     encoder: str | object = "clip",
     encoder_options: dict | None = None,
-    views: str | None = None,
-    rule: str | None = None,
     threshold: float = 0.5,
-    temperature: float | None = None,
 ) -> Tag:
     """Load CLIP and embed the words of the classes once.
 
+    A network with a `logit_bias` was taught to answer yes or no for each patch: its views are dense, its scores by the
+    rule "sigmoid". Others get crops and "softmax", see `score`.
+
     encoder: the name of a file in encoders/, or what it has built already
-    views: "crops" or "dense", see above; None: dense if the network has a `logit_bias`, for it was then taught to
-        answer yes or no for each patch
-    rule, temperature: see `score`; None: sigmoid with that bias, else softmax; the temperature is the network's own
     threshold: score from which on a class is a tag; the best class always is one. At 0.5 a view is more of the class
         than of all else (softmax), or the answer is rather yes than no (sigmoid): nothing is tuned on labels
     """
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     bias = getattr(getattr(encode, "model", None), "logit_bias", None)
-    views = views or ("crops" if bias is None else "dense")
-    rule = rule or ("softmax" if bias is None else "sigmoid")
-    if views not in VIEWS or rule not in RULES:
-        raise ValueError(f'views "{views}" must be one of {VIEWS}, rule "{rule}" one of {RULES}')
-    temperature = own_temperature(encode) if temperature is None else temperature
-    text_embeddings, owner = encode.class_embeddings(classes)
+    how = {"rule": "softmax"} if bias is None else {"rule": "sigmoid", "bias": float(bias.detach())}
+    how |= {"background": classes.background, "temperature": own_temperature(encode)}
+    texts = encode.class_embeddings(classes)
 
     @torch.no_grad()
     def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
         """Tag samples, or images (H, W, 3) uint8 RGB."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        if views == "dense":
-            embedded = [features.flatten(1).T for features in encode.images(images)]
+        if bias is None:
+            views = embed_crops(encode, images)
         else:
-            embedded = embed_crops(encode, images)
-        return [
-            choose(
-                score(
-                    of_image,
-                    text_embeddings,
-                    owner,
-                    background=classes.background,
-                    rule=rule,
-                    temperature=temperature,
-                    bias=0.0 if bias is None else float(bias),
-                ),
-                classes.foreground,
-                threshold,
-            )
-            for of_image in embedded
-        ]
+            views = [features.flatten(1).T for features in encode.images(images)]
+        return [choose(score(of_image, *texts, **how), classes.foreground, threshold) for of_image in views]
 
     return tag
 
 
 def of_samples(samples: Sequence[Sample]) -> list[Tags]:
-    """Take the tags that a person gave: `Sample.tags`, which the loader opens for a stage that may see them."""
-    return [_said(sample.tags()) for sample in samples]
+    """The tags that a person gave: `Sample.tags`, which the loader opens for a stage that may see them."""
+    return [_given(sample.tags()) for sample in samples]
 
 
-def read(path: str | Path, classes: Classes, *, ids: Iterable[str] | None = None) -> Tag:
-    """Read the tags that any tagger wrote: a YAML or JSON file {id: [names of classes]}, one id for each image.
-
-    ids: of all images that will be tagged; the file must then hold these and no others
-    """
+def read(path: str | Path, classes: Classes) -> Tag:
+    """Read the tags that any tagger wrote: a YAML or JSON file {id: [names of classes]}, one id for each image."""
     content = files.read_yaml(path)  # JSON is YAML too
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
         raise ValueError(f"{path} must hold {{id: [names of classes]}} for each image, [] for an image without any")
     number = {classes.names[index]: index for index in classes.foreground}
     unknown = sorted({str(name) for names in content.values() for name in names if str(name) not in number})
     if unknown:
-        raise ValueError(f"{path} has unknown names: {_some(unknown)}; the classes are {', '.join(number)}")
-    tags = {str(id): _said({number[name] for name in names}) for id, names in content.items()}
-    if ids is not None:
-        ids = set(ids)
-        for what, wrong in (("has unknown ids", tags.keys() - ids), ("lacks the tags of", ids - tags.keys())):
-            if wrong:
-                raise ValueError(f"{path} {what}: {_some(sorted(wrong))}")
+        raise ValueError(f"{path} has unknown names: {', '.join(unknown[:5])}; the classes are {', '.join(number)}")
+    tags = {str(id): _given({number[name] for name in names}) for id, names in content.items()}
 
     def tag(samples: Sequence[Sample]) -> list[Tags]:
         """Look the tags of samples up by their id."""
-        without_id = [item for item in samples if not isinstance(item, Sample)]
-        if without_id:
-            raise TypeError(f"tags are found by the id of a Sample, which a {type(without_id[0]).__name__} lacks")
+        if not all(isinstance(item, Sample) for item in samples):
+            raise TypeError("tags are found by the id of a Sample, which an image without one lacks")
         missing = [sample.id for sample in samples if sample.id not in tags]
         if missing:
-            raise ValueError(f"{path} lacks the tags of: {_some(missing)}")
+            raise ValueError(f"{path} lacks the tags of: {', '.join(missing[:5])}")
         return [tags[sample.id] for sample in samples]
 
     return tag
 
 
 def own_temperature(encoder: object) -> float:
-    """Temperature with which an encoder's CLIP was trained, 1 / logit scale; 0.01, that of OpenAI's, if it has none."""
+    """Temperature that an encoder's CLIP was trained with, 1 / logit scale; 0.01, that of OpenAI's, if it has none."""
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     return 0.01 if scale is None else 1 / float(scale.detach().exp())
 
@@ -212,10 +181,6 @@ def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Ten
     return [torch.stack(embedded[start : start + each]) for start in range(0, len(views), each)]
 
 
-def _said(classes: Iterable[int]) -> Tags:
+def _given(classes: Iterable[int]) -> Tags:
     classes = np.array(sorted(classes), dtype=np.int64)
     return Tags(classes, np.ones(len(classes), dtype=np.float32))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

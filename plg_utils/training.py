@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +59,17 @@ def fit(
     """Train the model in place; defaults are UniMatch's, with SGD and polynomial decay.
 
     loss: what `losses.build` returned; labelled: samples whose truth is open; unlabelled: samples, whose truth is
-        never asked for; pseudo_label: reads the label map (H, W) uint8 of an unlabelled sample
+        never read; pseudo_label: reads the label map (H, W) uint8 of an unlabelled sample
     batch_size: labelled images of a step, and as many unlabelled ones; crop_size: pixels; scale: of the weak view
     lr: of the encoder; everything else learns head_lr_factor times as fast; optimizer: "sgd" or "adamw" (whose first
         beta is the momentum)
     ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
-    cutmix_partner: what is pasted: "batch", the batch in reverse order, or "view", another view of the same image
+    cutmix_partner: what CutMix pastes: "batch", another image of the batch, or "view", another view of the same image
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
     compiled: let torch.compile make both halves of the network faster, which takes minutes at the beginning
     workers: processes that draw views; cache_bytes: images kept decoded, in each of them
-    state_file: safetensors, written now and then and at the end; if it exists, training goes on from it. It must stem
-        from the same arguments and initial weights; that the samples' files are still the same is the caller's care
+    state_file: safetensors, written each minute and at the end; if it exists, training goes on from it. It must be of
+        the same arguments and initial weights; the caller makes sure that the samples' files are the same
     progress: what the bar on stderr is called; None shows none
     returns: a row for every log_every steps: step, lr, and the mean of each term of the loss since the row before
 
@@ -172,46 +173,29 @@ def predict(
     model: nn.Module,
     images: Iterable[np.ndarray],
     *,
-    mode: str = "original",
-    crop_size: int | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     channels_last: bool = False,
 ) -> list[PseudoLabel]:
-    """Label images at a single scale, in one of UniMatch's evaluation modes (supervised.py, evaluate).
+    """Label whole images at a single scale, as UniMatch evaluates (supervised.py, mode "original").
 
     images: (H, W, 3) uint8, of any sizes; those of the same size share a batch
-    mode: "original" looks at the whole image; "center_crop" at the square of crop_size in its middle and leaves the
-        rest IGNORE (score it against the same square of the truth, `augment.center`); "sliding_window" at squares of
-        crop_size that overlap by a third, whose probabilities are averaged
     returns: one PseudoLabel for each, in order, at the image's exact size; confidence is the largest probability
     """
-    check_mode(mode, crop_size)
     device = torch.device(device)
     model.to(device, memory_format=layout(channels_last)).eval()
     labels: dict[int, PseudoLabel] = {}
     waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # by size
 
-    def probabilities(inputs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return model(inputs).float().softmax(dim=1)
-
     def label(batch: list[tuple[int, np.ndarray]]) -> None:
         inputs = to_device({"image": torch.from_numpy(np.stack([image for _, image in batch]))}, device, channels_last)
-        inputs = inputs["image"]
-        size = inputs.shape[-2:]
-        total, looks = None, torch.zeros(size, device=device)
-        for window in windows(size, mode, crop_size):
-            found = probabilities(inputs[:, :, *window])
-            total = found.new_zeros(*found.shape[:2], *size) if total is None else total
-            total[:, :, *window] += found
-            looks[window] += 1
-        confidence, classes = (total / looks.clamp(min=1)).max(dim=1)
-        classes[:, looks == 0] = IGNORE
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(inputs["image"])
+        confidence, classes = logits.float().softmax(dim=1).max(dim=1)
         classes, confidence = classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
-        for (index, _), class_map, sureness in zip(batch, classes, confidence, strict=True):
-            labels[index] = PseudoLabel(class_map, sureness)
+        for (index, _), *of_image in zip(batch, classes, confidence, strict=True):
+            labels[index] = PseudoLabel(*of_image)
 
     for index, image in enumerate(images):
         image = check_image(image, f"image {index}")
@@ -225,69 +209,41 @@ def predict(
 
 
 def check_numbers(**numbers: int) -> None:
-    """Refuse what is no whole number from 1 on, before it makes a network that has learnt nothing."""
+    """Refuse what is no whole number from 1 on: it would make a network that has learnt nothing."""
     for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ValueError(f"{name} is {number!r}; right is a whole number from 1 on")
 
 
-def check_mode(mode: str, crop_size: int | None) -> None:
-    """Refuse an evaluation mode that there is not, or one that lacks its size."""
-    if mode not in ("original", "center_crop", "sliding_window"):
-        raise ValueError(f'mode is "{mode}"; right are "original", "center_crop" and "sliding_window"')
-    if mode != "original" and (crop_size is None or crop_size < 2):
-        raise ValueError(f'mode="{mode}" needs a crop_size of at least 2 pixels, not {crop_size}')
-
-
-def windows(size: tuple[int, int], mode: str, side: int | None) -> list[tuple[slice, slice]]:
-    """Rows and columns of each look at an image in an evaluation mode; at the lower and right border they are cut."""
-    height, width = size
-    if mode == "original":
-        return [(slice(0, height), slice(0, width))]
-    if mode == "center_crop":
-        return [augment.center(size, side)]
-    step = int(side * 2 / 3)
-    return [
-        (slice(top, min(top + side, height)), slice(left, min(left + side, width)))
-        for top in range(0, height, step)
-        for left in range(0, width, step)
-    ]
-
-
+@dataclass(eq=False)
 class Batches(Dataset):
     """The batch of each step, drawn from (seed, step) alone; images (B, H, W, 3) and label maps are uint8 still."""
 
-    def __init__(
-        self,
-        labelled: Sequence[Sample],
-        unlabelled: Sequence[Sample],
-        pseudo_label: Callable[[Sample], np.ndarray] | None,
-        *,
-        steps: int,
-        batch_size: int,
-        crop_size: int,
-        scale: tuple[float, float],
-        cutmix_partner: str,
-        seed: int,
-        cache_bytes: int,
-        share: Sequence[int] | None = None,
-    ):
-        """share: which images of a batch are handed out; all are drawn, so that each is what it is in the whole."""
-        if cutmix_partner not in ("batch", "view"):
-            raise ValueError(f'cutmix_partner is "{cutmix_partner}"; right are "batch" and "view"')
-        if not labelled:
+    labelled: Sequence[Sample]
+    unlabelled: Sequence[Sample]
+    pseudo_label: Callable[[Sample], np.ndarray] | None
+    steps: int
+    batch_size: int
+    crop_size: int
+    scale: tuple[float, float]
+    cutmix_partner: str
+    seed: int
+    cache_bytes: int  # what is left of them, once images are kept
+    share: Sequence[int] | None = None  # images of a batch that are handed out; all are drawn, so that each is the same
+    cache: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Refuse what no batch can be drawn from."""
+        if self.cutmix_partner not in ("batch", "view"):
+            raise ValueError(f'cutmix_partner is "{self.cutmix_partner}"; right are "batch" and "view"')
+        if not self.labelled:
             raise ValueError("there is no labelled image to learn from")
-        self.labelled, self.unlabelled, self.pseudo_label = labelled, unlabelled, pseudo_label
-        self.steps, self.batch_size, self.crop_size, self.scale = steps, batch_size, crop_size, scale
-        self.partner_is_view, self.seed, self.room = cutmix_partner == "view", seed, cache_bytes
-        self.share = share
-        self.cache: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.steps
 
     def samples(self, step: int, stream: int) -> list[Sample]:
-        """Return the samples of a step: all in random order, then all again in another order, and so on."""
+        """The samples of a step: all in random order, then all again in another order, and so on."""
         pool = self.unlabelled if stream == UNLABELLED else self.labelled
         chosen = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
@@ -312,8 +268,8 @@ class Batches(Dataset):
             raise ValueError(
                 f"{sample.id}: the label map is {label.dtype} {label.shape}, not uint8 {image.shape[:2]} as its image"
             )
-        if (size := image.nbytes + label.nbytes) <= self.room:
-            self.room -= size
+        if (size := image.nbytes + label.nbytes) <= self.cache_bytes:
+            self.cache_bytes -= size
             self.cache[key] = image, label
         return image, label
 
@@ -328,7 +284,7 @@ class Batches(Dataset):
             batch |= self.unlabelled_views(samples, rng)
             for name in ("boxes1", "boxes2"):
                 batch[name] = [np.array(augment.cutmix_box(self.crop_size, rng)) for _ in samples]
-            if self.partner_is_view:
+            if self.cutmix_partner == "view":
                 batch |= {f"partner_{name}": views for name, views in self.unlabelled_views(samples, rng).items()}
         if self.share is not None:
             batch = {name: [arrays[index] for index in self.share] for name, arrays in batch.items()}
@@ -417,18 +373,14 @@ def check_image(image: np.ndarray, name: str) -> np.ndarray:
 
 def check_finite(losses: torch.Tensor, first: int, batches: Batches) -> None:
     """Stop at the first loss (M,) that is not a number; `first` is the step, counted from 0, of losses[0]."""
-    broken = (~losses.isfinite()).nonzero()
-    if len(broken) == 0:
-        return
-    step = first + int(broken[0])
-    message = f"the loss of step {step + 1} is {losses[broken[0]].item()}"
-    for name, stream, pool in (
-        ("labelled", LABELLED, batches.labelled),
-        ("unlabelled", UNLABELLED, batches.unlabelled),
-    ):
-        if pool:
-            message += f"; {name} images: {', '.join(sample.id for sample in batches.samples(step, stream))}"
-    raise FloatingPointError(message)
+    for step, value in enumerate(losses.tolist(), start=first):
+        if math.isfinite(value):
+            continue
+        message = f"the loss of step {step + 1} is {value}"
+        for name, stream in (("labelled", LABELLED), ("unlabelled", UNLABELLED)):
+            if stream == LABELLED or batches.unlabelled:
+                message += f"; {name} images: {', '.join(sample.id for sample in batches.samples(step, stream))}"
+        raise FloatingPointError(message)
 
 
 def digest(model: nn.Module) -> str:
@@ -438,16 +390,6 @@ def digest(model: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def tensors_of(model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None) -> dict[str, torch.Tensor]:
-    """Everything that a step changes, by name."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, memory in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in memory.items() if tensor is not None}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
-    return tensors
 
 
 def save_state(
@@ -460,9 +402,12 @@ def save_state(
     step: int,
 ) -> None:
     """Write everything that the next step depends on as safetensors; the same state gives the same bytes."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(model, optimiser, average).items()
-    }
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, memory in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in memory.items() if tensor is not None}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     notes = json.dumps({"step": step, "settings": settings, "history": history})
     with files.atomic(path) as partial:
         partial.write_bytes(safetensors.torch.save(tensors, {"training": notes}))
@@ -472,33 +417,30 @@ def save_state(
 def load_state(
     path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
 ) -> tuple[list[dict[str, float]], int]:
-    """Take up a state that was saved with the same settings; returns the history and the number of steps done."""
+    """Continue from a state that was saved with the same settings: its history and the number of steps done."""
     try:
-        return _loaded(path, settings, model, optimiser, average)
-    except OtherTraining:
-        raise
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {})["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        history, step, saved = list(notes["history"]), int(notes["step"]), notes["settings"]
+        settings = json.loads(json.dumps(settings))
+        other = [name for name, value in settings.items() if saved.get(name) != value]
+        if not other:
+            restore(tensors, model, optimiser, average)
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is not the state of a training ({error!r}); remove it to train anew") from error
+        raise ValueError(f"{path} is not the state of a training ({error!r}); remove it to train again") from error
+    if other:
+        raise ValueError(
+            f"{path} is the state of a training with other {other[0]}: {shorten(saved.get(other[0]))}, now "
+            f"{shorten(settings[other[0]])}; remove it to train again, or give the arguments it was made with"
+        )
+    return history, step
 
 
-class OtherTraining(ValueError):
-    """A state stems from a training with other arguments."""
-
-
-def _loaded(
-    path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
-) -> tuple[list[dict[str, float]], int]:
-    with safe_open(path, framework="pt") as file:
-        notes = json.loads((file.metadata() or {})["training"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-    history, step = list(notes["history"]), int(notes["step"])
-    for name, value in json.loads(json.dumps(settings)).items():
-        saved = notes["settings"].get(name)
-        if saved != value:
-            raise OtherTraining(
-                f"{path} stems from a training with other {name}: {shorten(saved)}, now {shorten(value)}; "
-                "remove it to train anew, or give the arguments it was made with"
-            )
+def restore(
+    tensors: dict[str, torch.Tensor], model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
+) -> None:
+    """Give model, optimizer and average the tensors that `save_state` named."""
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
     for name, tensor in tensors.items():
         part, rest = name.split(".", 1)
@@ -516,7 +458,6 @@ def _loaded(
     if average is not None:
         for name, tensor in parts["average"].items():
             average.weights[name].copy_(tensor)
-    return history, step
 
 
 def shorten(value: object) -> str:

@@ -38,12 +38,10 @@ def merge(masks, boxes, classes, scores, overlap, background):
     """Ask each pixel which of the masks on it wins: label and confidence, (H, W) each."""
     label = np.full(masks.shape[1:], background)
     confidence = np.ones(masks.shape[1:])
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
     rank = {
         "score": lambda n: (scores[n], n),
         "max_id": lambda n: (classes[n], scores[n], n),
         "detection_order": lambda n: (n,),
-        "smaller_on_top": lambda n: (-areas[n], n),
     }[overlap]
     for y in range(masks.shape[1]):
         for x in range(masks.shape[2]):

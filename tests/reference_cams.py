@@ -34,7 +34,7 @@ def label(maps, tags, threshold, background=0):
     return found
 
 
-def classifier_cams(model, image, tags, scales, flip, normalisation):
+def classifier_cams(model, image, tags, scales, flip):
     """CAMs (C, H, W) of one image (H, W, 3) uint8, class by class and place by place."""
     size = image.shape[:2]
     weights = model.classifier.weight.detach().numpy()[:, :, 0, 0]  # (classes, D)
@@ -52,18 +52,11 @@ def classifier_cams(model, image, tags, scales, flip, normalisation):
                 score = np.zeros(features.shape[1:])
                 for y in range(score.shape[0]):
                     for x in range(score.shape[1]):
-                        score[y, x] = sum(row[d] * features[d, y, x] for d in range(len(row)))
-                        if normalisation == "max":
-                            score[y, x] = max(score[y, x], 0)
+                        score[y, x] = max(0, sum(row[d] * features[d, y, x] for d in range(len(row))))
                 score = score[:, ::-1] if mirrored else score
                 maps[position] += upsampled(score[None], size)[0]
     for each in maps:
-        each[each < 0] = 0
-        if normalisation == "max":
-            each /= each.max() + 1e-5
-        else:
-            least, greatest = each.min(), each.max()
-            each[:] = np.maximum((each - least - 1e-5) / (greatest - least + 1e-5), 0)
+        each /= each.max() + 1e-5
     return maps
 
 

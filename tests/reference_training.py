@@ -52,7 +52,7 @@ def inside(box, y, x):
 
 
 def unimatch(
-    arrays, *, refine_target, threshold, smoothing, gate, fill,
+    arrays, *, refine_target, threshold, smoothing, gate,
     weights=(0.25, 0.25, 0.5), weak_weight=0.0, labelled_smoothing=0.0,
 ):  # fmt: skip
     """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature, _weak.
@@ -92,7 +92,7 @@ def unimatch(
                 target = guess
             elif refine_target == "zero_shot":
                 target = stored
-            elif stored == IGNORE and not fill:
+            elif stored == IGNORE:
                 target = IGNORE
             else:
                 target = guess if sure else stored
@@ -109,7 +109,7 @@ def unimatch(
 
 def semivl(arrays, *, weight, threshold, weights):
     """Total loss of UniMatch with zero-shot labels beside it at `weight`, and its gradients; see `unimatch`."""
-    options = {"refine_target": "unimatch", "threshold": threshold, "smoothing": None, "gate": None, "fill": False}
+    options = {"refine_target": "unimatch", "threshold": threshold, "smoothing": None, "gate": None}
     total, gradients = unimatch(arrays, **options, weights=weights)
     views = ("logits_strong1", "boxes1"), ("logits_strong2", "boxes2"), ("logits_feature", None)
     for (name, box_name), share in zip(views, weights, strict=True):
@@ -122,29 +122,6 @@ def semivl(arrays, *, weight, threshold, weights):
                 total += weight * share * loss / pixels
                 gradients[name][u, :, y, x] += [weight * share * value / pixels for value in slope]
     return total, gradients
-
-
-@torch.no_grad()
-def sliding_window(model, image, side, num_classes):
-    """Label and confidence of one image (H, W, 3) uint8: windows that step by two thirds of their side, averaged."""
-    pixels = torch.from_numpy((image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
-    pixels = pixels.permute(2, 0, 1).float()[None]
-    height, width = image.shape[:2]
-    total, count = np.zeros((num_classes, height, width)), np.zeros((height, width))
-    row = 0
-    while row < height:
-        column = 0
-        while column < width:
-            below, right = min(height, row + side), min(width, column + side)
-            logits = model(pixels[:, :, row:below, column:right])[0].numpy()
-            for y in range(row, below):
-                for x in range(column, right):
-                    total[:, y, x] += softmax(logits[:, y - row, x - column].tolist())
-                    count[y, x] += 1
-            column += int(side * 2 / 3)
-        row += int(side * 2 / 3)
-    mean = total / count
-    return mean.argmax(0), mean.max(0)
 
 
 def bilinear(array, height, width):

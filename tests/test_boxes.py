@@ -117,7 +117,7 @@ def test_what_no_mask_covers_is_background_or_open():
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, 0]], [[0.25, 1]])
     merged = box_labels.merge(masks, boxes, background=None)
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, IGNORE]], [[0.25, 0]])
-    with pytest.raises(ValueError, match='overlap is "vote"'):
+    with pytest.raises(ValueError, match="no overlap 'vote'"):
         box_labels.merge(masks, boxes, overlap="vote")
     with pytest.raises(ValueError, match="one for each of 1 boxes"):
         box_labels.merge(masks[:0], boxes)
@@ -163,13 +163,6 @@ def test_the_squares_are_found_and_a_tag_without_a_box_is_dropped_and_counted(sq
         np.testing.assert_array_equal(each.confidence, np.where(expected > 0, 0.5, 1))
         assert each.without_box == (2,)
     assert toys.asked == [[[1, 2, 3]] * 2]
-    assert box_labels.report(labels) == {
-        "images": 2,
-        "tags": 6,
-        "tags without a box": 2,
-        "boxes": 4,
-        "images without a box": 0,
-    }
     toys.missing = None
     (found,) = generators.build("boxes", squares.classes, **toys.options)([squares.image])
     np.testing.assert_array_equal(found.label, squares.truth)
@@ -195,13 +188,6 @@ def test_an_image_without_a_tag_is_background(squares, toys, tmp_path):
     red, nothing = generators.build("boxes", squares.classes, **toys.options | {"tags": path})(samples)
     np.testing.assert_array_equal(red.label, squares.truth == 1)
     assert not nothing.label.any()
-    assert box_labels.report([red, nothing]) == {
-        "images": 2,
-        "tags": 1,
-        "tags without a box": 0,
-        "boxes": 1,
-        "images without a box": 1,
-    }
 
 
 def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
@@ -230,7 +216,7 @@ def test_options_that_mean_nothing_are_refused(squares, toys):
     def build(**options):
         return generators.build("boxes", squares.classes, **toys.options | options)
 
-    with pytest.raises(ValueError, match='overlap is "vote"; right are score, max_id'):
+    with pytest.raises(ValueError, match="no overlap 'vote', only score, max_id"):
         build(overlap="vote")
     with pytest.raises(ValueError, match="tags is 'ram'; right are"):
         build(tags="ram")

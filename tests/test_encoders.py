@@ -214,15 +214,27 @@ def test_class_tokens_are_the_package_s_of_squares(small_clip):
 
 def test_preprocessing_is_that_of_the_package(small_clip):
     encoder = clip.Encoder(small_clip, **OPTIONS)
-    smooth = np.asarray(Image.fromarray(random_images((5, 5))[0]).resize((40, 40), Image.Resampling.BICUBIC))
-    for image in (smooth, smooth[:16, :16]):
+    for side in (40, 16, 7):
+        image = random_images((side, side))[0]
         expected = openai_clip.clip._transform(16)(Image.fromarray(image))
-        difference = (encoder.preprocess(image, (16, 16)) - expected).abs().max()
-        assert difference < 1.01 / 255 / min(clip.STD)  # PIL rounds to whole grey values
+        assert torch.equal(encoder.preprocess(image, (16, 16)), expected)
     with pytest.raises(ValueError, match="uint8 \\(H, W, 3\\)"):
-        encoder.preprocess(smooth[..., 0], (16, 16))
+        encoder.preprocess(image[..., 0], (16, 16))
     with pytest.raises(ValueError, match="multiple of the patch of 4"):
         clip.Encoder(small_clip, **OPTIONS | {"image_size": 18})
+
+
+def test_a_photo_is_squashed_to_the_square_by_pil_and_for_the_miniature_by_torch(small_clip, monkeypatch):
+    (image,) = random_images((9, 40))
+    square = Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC)
+    expected = openai_clip.clip._transform(16)(square)
+    assert torch.equal(clip.Encoder(small_clip, **OPTIONS).preprocess(image, (16, 16)), expected)
+    monkeypatch.setattr(clip, "load", lambda checkpoint: small_clip)
+    for checkpoint, by in (("ViT-B/16", "pil"), ("file.pt", "pil"), ("miniature_clip", "torch"), (None, "torch")):
+        encoder = encoders.build("clip", checkpoint=checkpoint, image_size=16)
+        assert encoder.resize_by == by
+        difference = (encoder.preprocess(image, (16, 16)) - expected).abs().max() * min(clip.STD)
+        assert (difference == 0) == (by == "pil")
 
 
 def test_half_precision_is_near_full_precision(small_clip):

@@ -140,43 +140,46 @@ def test_patches_can_count_the_same_whatever_their_length():
     np.testing.assert_allclose(alike, [[0.3, 0.9]], rtol=1e-6)
 
 
-def choice(grid, **options):
-    """A threshold for two images whose segments have cosines 0.9 and 0.6 with red; the second kind is background."""
-    masks = Masks.from_dense(np.array([[[1, 1, 0, 0]], [[0, 0, 1, 0]]], dtype=bool))  # the last pixel is in no mask
-    near, far = [0.9, (1 - 0.81) ** 0.5], [0.6, 0.8]
-    truths = [np.array([[1, 1, 0, 0]], dtype=np.uint8)] * 2
-    return segment_match.choose_threshold(
-        [torch.tensor([near, far])] * 2, [masks] * 2, truths, torch.tensor([[1.0, 0.0]]), [1], grid, **options
-    )
+def test_sure_labels_by_hand():
+    """Two words of class 1, one of class 2, three alike of the background; a segment for each pixel but the last.
+
+    A lead of 0.03 in cosine is a probability of e^3 / (e^3 + 1) = 0.95 against one class, a lead of 0.02 is 0.88.
+    """
+    texts, owner = torch.eye(5)[[0, 1, 2, 3, 3, 3]], torch.tensor([1, 1, 2, 0, 0, 0])
+    cosines = torch.tensor([
+        [0.60, 0.55, 0.00, 0.57],  # 0.95: the background counts once, and the other word of class 1 not at all
+        [0.60, 0.00, 0.58, 0.00],  # 0.88
+        [0.50, 0.00, 0.60, 0.00],  # sure of class 2
+        [0.00, 0.00, 0.50, 0.60],  # sure of the background
+        [0.48, 0.00, 0.47, 0.50],  # 0.84 for the background, against both classes
+    ])  # fmt: skip
+    segments = torch.cat([cosines, (1 - cosines.square().sum(dim=1, keepdim=True)).sqrt()], dim=1)
+    masks = Masks.from_dense(np.eye(5, 6, dtype=bool)[:, None])
+    label = np.array([[1, 1, 1, 0, 0, IGNORE]], dtype=np.uint8)
+    for sure_from, expected in (
+        (0.96, [IGNORE, IGNORE, IGNORE, 0, IGNORE, IGNORE]),
+        (0.9, [1, IGNORE, IGNORE, 0, IGNORE, IGNORE]),
+        (0.85, [1, 1, IGNORE, 0, IGNORE, IGNORE]),
+        (0.83, [1, 1, IGNORE, 0, 0, IGNORE]),
+    ):
+        sure = segment_match.only_sure(label, masks, segments, texts, owner, sure_from, 0)
+        assert sure.tolist() == [expected] and sure.dtype == np.uint8
 
 
 def test_the_threshold_is_where_the_labelled_images_are_labelled_best():
-    def score(truths, guesses):
-        matrices = [metrics.confusion(truth, guess, 2) for truth, guess in zip(truths, guesses, strict=True)]
-        assert sum(matrices)[:, 2].sum() == 0  # pixels in no mask came as background
-        return metrics.scores(sum(matrices)).mean_iou
-
+    """Two images whose segments have cosines 0.9 and 0.6 with red; the second kind is background."""
+    masks = Masks.from_dense(np.array([[[1, 1, 0, 0]], [[0, 0, 1, 0]]], dtype=bool))  # the last pixel is in no mask
+    near, far = [0.9, (1 - 0.81) ** 0.5], [0.6, 0.8]
+    truths = [np.array([[1, 1, 0, 0]], dtype=np.uint8)] * 2
+    segments, red = [torch.tensor([near, far])] * 2, torch.tensor([[1.0, 0.0]])
+    options = {"num_classes": 2, "background": 0}
     grid = [0.4, 0.5, 0.58, 0.65, 0.75, 0.85, 0.95]
-    chosen = choice(grid, mean_iou=score)
+    chosen = segment_match.choose_threshold(segments, [masks] * 2, truths, red, [1], grid, **options)
     low, high, none = (1 / 2 + 2 / 3) / 2, 1.0, (2 / 4 + 0) / 2
     np.testing.assert_allclose(chosen.mean_iou, [low] * 3 + [high] * 3 + [none])
     np.testing.assert_allclose(chosen.smoothed[2:5], [(3 * low + high) / 4, (low + 3 * high) / 4, high])
     assert chosen.threshold == 0.75
     np.testing.assert_array_equal(chosen.grid, grid)
-    with pytest.raises(ValueError, match="must rise"):
-        choice([0.3, 0.2], mean_iou=score)
-
-
-def test_a_lonely_peak_does_not_decide():
-    curve = iter([0.50, 0.60, 0.61, 0.60, 0.40, 0.64, 0.40])
-    chosen = choice([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], mean_iou=lambda truths, guesses: next(curve))
-    assert chosen.threshold == 0.3
-
-
-def test_a_flat_peak_is_taken_in_its_middle():
-    curve = iter([0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1])
-    chosen = choice([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], mean_iou=lambda truths, guesses: next(curve))
-    assert chosen.threshold == 0.4
 
 
 def test_breaking_assign_breaks_the_squares(monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+import reference_boxes
 import torch
 import torch.nn.functional as F
 
@@ -47,6 +48,50 @@ def test_pool_of_no_masks_is_empty_and_a_wrong_size_is_refused():
     assert labels.pool(torch.ones(3, 2, 2), np.zeros((0, 5, 4), dtype=bool), (5, 4)).shape == (0, 3)
     with pytest.raises(ValueError, match=r"\(H, W\) = \(4, 5\)"):
         labels.pool(torch.ones(3, 2, 2), np.zeros((1, 5, 4), dtype=bool), (4, 5))
+
+
+# components
+
+
+def test_components_are_those_of_a_flood_fill():
+    rng = np.random.default_rng(0)
+    snake = np.zeros((7, 9), dtype=bool)  # one region whose ends are far apart
+    snake[::2], snake[1::4, -1], snake[3::4, 0] = True, True, True
+    spiral = np.array(
+        [[sign == "#" for sign in row] for row in ("######", ".....#", "####.#", "#..#.#", "#....#", "#####.")]
+    )
+    masks = [*(rng.random((40, 7, 9)) < 0.35), np.zeros((7, 9), bool), np.ones((7, 9), bool), snake, spiral]
+    masks += [rng.random(rng.integers(1, 6, 2)) < 0.6 for _ in range(40)]
+    for mask in masks:
+        expected = np.zeros(mask.shape, dtype=int)
+        for region in reference_boxes.components(mask):
+            first = min(region)
+            for cell in region:
+                expected[cell] = first[0] * mask.shape[1] + first[1] + 1
+        np.testing.assert_array_equal(labels.components(mask), expected)
+    assert len(reference_boxes.components(snake)) == len(reference_boxes.components(spiral)) == 1
+
+
+# choose_threshold
+
+
+@pytest.mark.parametrize(
+    ("curve", "smooth", "best"),
+    [
+        ([0.50, 0.60, 0.61, 0.60, 0.40, 0.64, 0.40], True, 0.3),  # a lonely peak does not decide
+        ([0.50, 0.60, 0.61, 0.60, 0.40, 0.64, 0.40], False, 0.6),
+        ([0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1], True, 0.4),  # a flat peak is taken in its middle
+    ],
+)
+def test_the_best_threshold(curve, smooth, best):
+    grid, scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], iter(curve)
+    assert labels.choose_threshold(grid, lambda threshold: next(scores), smooth=smooth).threshold == best
+
+
+@pytest.mark.parametrize("grid", [[], [0.2, 0.2], [0.5, 0.1]])
+def test_a_grid_of_thresholds_must_rise(grid):
+    with pytest.raises(ValueError, match="must rise and not be empty"):
+        labels.choose_threshold(grid, lambda threshold: 0.0, smooth=True)
 
 
 # assign
@@ -120,7 +165,7 @@ def test_assign_of_an_empty_segment_and_of_no_segment():
 
 
 def test_assign_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="one owner each"):
+    with pytest.raises(ValueError, match=r"owners \(1,\) are not"):
         labels.assign(towards(0), towards(0, 90), owner=[1])
     with pytest.raises(ValueError, match="foreground"):
         labels.assign(towards(0), towards(0, 90), owner=[0, -1])
@@ -214,5 +259,5 @@ def test_no_mask_at_all_leaves_everything_open():
     guess = labels.paint(np.zeros((0, 2, 3), dtype=bool), [], [])
     assert guess.label.tolist() == [[IGNORE] * 3] * 2
     assert guess.confidence.tolist() == [[0] * 3] * 2
-    with pytest.raises(ValueError, match="as many classes and scores"):
+    with pytest.raises(ValueError, match="as many classes, scores"):
         labels.paint(row("##."), [1, 2], [0.5])

@@ -44,10 +44,10 @@ def tensors(given):
 
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_loss_and_gradients_equal_the_plain_loops(refine_target):
-    grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (False, True))
-    for seed, (threshold, smoothing, gate, fill) in enumerate(grid):
+    grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (0, 1))
+    for seed, (threshold, smoothing, gate, _) in enumerate(grid):
         options = {"refine_target": refine_target, "threshold": threshold, "smoothing": smoothing, "gate": gate}
-        options |= {"fill": fill, "weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
+        options |= {"weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
         options |= {"weak_weight": (0, 0, 0.4)[seed % 3], "labelled_smoothing": (0, 0.15)[seed % 2]}
         given = arrays(seed)
         leaves = tensors(given)
@@ -103,13 +103,6 @@ def test_hard_gated_targets_are_unimatch():
         assert unimatch_loss(**given, refine_target=refine_target)["total"].item() != pytest.approx(
             own.item(), abs=1e-3
         )
-    # with fill, labels that are nowhere do not matter either
-    given["pseudo_label"] = given["partner_pseudo_label"] = torch.full((U, H, W), IGNORE)
-    sure = given["logits_weak"].softmax(1).max(1)[0] >= 0.95
-    pasted = given["logits_partner"].softmax(1).max(1)[0] >= 0.95
-    gated = given | {"ignore": given["ignore"] | ~sure, "partner_ignore": given["partner_ignore"] | ~pasted}
-    filled = unimatch_loss(**given, refine_target="fusion", smoothing=0.0, fill=True)["total"]
-    assert filled.item() == pytest.approx(unimatch_loss(**gated)["total"].item(), abs=1e-7)
 
 
 def test_nothing_valid_is_zero_and_not_nan():
@@ -156,9 +149,9 @@ def test_semivl_and_its_gradients_equal_the_plain_loops():
 
 
 def test_settings_that_move_with_the_training():
-    assert losses.at(0.95, {}) == 0.95
-    assert losses.at((0.6, 0.9), {"progress": 0.0}) == 0.6
-    assert losses.at([0.6, 0.9], {"progress": 0.5}) == pytest.approx(0.75)  # a list, as it comes from YAML
+    assert losses.schedule(0.95, {}) == 0.95
+    assert losses.schedule((0.6, 0.9), {"progress": 0.0}) == 0.6
+    assert losses.schedule([0.6, 0.9], {"progress": 0.5}) == pytest.approx(0.75)  # a list, as it comes from YAML
     for name, option in (("unimatch", "threshold"), ("fixmatch", "threshold"), ("semivl", "zero_shot_weight")):
         torch.manual_seed(0)
         model = reference_training.tiny().eval()
@@ -228,7 +221,7 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     got = losses.build("unimatch", refine_target=refine_target, threshold=0.4)(model, drawn)
 
     mixed = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
-    mix = {name: drawn[f"partner_{name}"] if views else drawn[name].flip(0) for name in mixed}
+    mix = {name: drawn[f"partner_{name}"] if views else drawn[name][[2, 2, 0]] for name in mixed}
     torch.manual_seed(5)
     with torch.no_grad():
         logits_partner = twin.eval()(mix["weak"])
@@ -248,7 +241,7 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
     maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
     given = {name: tensor.detach().numpy() for name, tensor in (logits | maps).items()}
-    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None, "fill": False}
+    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None}
     assert got["total"].item() == pytest.approx(reference_training.unimatch(given, **options)[0], abs=1e-5)
 
     passes = [(False, 3), (True, 6), (True, 6)]  # evaluation mode; labelled and weak; both strong
@@ -259,14 +252,11 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     assert model.calls[-3:] == passes
 
 
-@pytest.mark.parametrize(
-    "name", ["weak_weight", "labelled_smoothing", "smoothing", "gate", "fill", "weights", "threshold"]
-)
+@pytest.mark.parametrize("name", ["weak_weight", "labelled_smoothing", "smoothing", "gate", "weights", "threshold"])
 def test_each_option_of_build_reaches_the_loss(name):
-    values = {"gate": True, "fill": True, "weights": (1.0, 0.0, 0.0)}
+    values = {"gate": True, "weights": (1.0, 0.0, 0.0)}
     options = {"refine_target": "fusion", "threshold": 0.4}  # of three classes: sure here and there
     drawn, totals = batch(), []
-    drawn["pseudo_label"][:, 0] = IGNORE  # what `fill` fills
     for more in ({}, {name: values.get(name, 0.37)}):
         torch.manual_seed(0)
         totals.append(losses.build("unimatch", **options | more)(reference_training.tiny(), drawn)["total"].item())
@@ -297,24 +287,41 @@ def test_gradients_survive_mixed_precision():
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-def test_supervised_counts_labels_alone_or_with_pseudo_labels():
+def test_supervised_is_the_mean_over_labelled_pixels():
     model, drawn = reference_training.tiny().eval(), batch()
     drawn["label"][0] = IGNORE
-    alone = losses.build("supervised")(model, drawn)
     labelled = F.cross_entropy(model(drawn["image"]), drawn["label"], ignore_index=IGNORE)
-    torch.testing.assert_close(alone["total"], labelled)
-    both = losses.build("supervised", unlabelled_view="strong1", smoothing=0.2)(model, drawn)
-    unlabelled = F.cross_entropy(model(drawn["strong1"]), drawn["pseudo_label"], label_smoothing=0.2)
-    torch.testing.assert_close(both["total"], (labelled + unlabelled) / 2)
+    torch.testing.assert_close(losses.build("supervised")(model, drawn)["total"], labelled)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_cutmix_pastes_another_image_of_the_batch(count):
+    images = torch.arange(count)[:, None, None].expand(-1, 2, 3)
+    order = losses.partner({"weak": images}, "weak")[:, 0, 0].tolist()
+    assert all(other != index for index, other in enumerate(order))
+    expected = list(reversed(range(count)))
+    if count % 2:
+        expected[count // 2] = count // 2 + 1  # the middle image would meet itself
+    assert order == expected
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "semivl"])
+@pytest.mark.parametrize("passes", ["exact", "fast"])
+def test_a_batch_of_one_image_has_nothing_to_paste(name, passes):
+    options = {} if name == "fixmatch" else {"passes": passes}
+    one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch().items()}
+    with pytest.raises(ValueError, match=r"training_options: \{cutmix_partner: view\}"):
+        losses.build(name, **options)(reference_training.tiny(), one)
+    two = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch(views=True).items()}
+    if passes == "exact":
+        losses.build(name, **options)(reference_training.tiny(), two)
 
 
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="unimatch, zero_shot, fusion"):
         losses.build("unimatch", refine_target="e2")
-    with pytest.raises(ValueError, match='"exact" and "fast"'):
+    with pytest.raises(ValueError, match="no passes 'quick', only exact, fast"):
         losses.build("unimatch", passes="quick")
-    with pytest.raises(ValueError, match="unlabelled_view"):
-        losses.build("supervised", unlabelled_view="strong")
     drawn = batch()
     del drawn["pseudo_label"]
     with pytest.raises(ValueError, match="needs pseudo labels"):

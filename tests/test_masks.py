@@ -1,12 +1,12 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
 import itertools
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
@@ -117,11 +117,62 @@ def test_masks_are_those_of_the_package_in_its_order(toy, case):
     agree(segments, same)
 
 
-def test_the_miniature_finds_what_the_package_finds():
+CROPS = [
+    {"crop_overlap_ratio": 0.1},
+    {"crop_overlap_ratio": 0.6, "crop_nms_thresh": 0.3},
+    {"crop_n_points_downscale_factor": 2},
+    {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_nms_thresh": 1.0},
+    {"points_per_side": None, "point_grids": [np.array([[0.3, 0.6], [0.8, 0.2]]), np.array([[0.5, 0.5]])]},
+    {"points_per_side": None, "point_grids": [np.array([[0.2, 0.9], [0.1, 0.5], [0.5, 0.5]])], "crop_n_layers": 0},
+]
+
+
+@pytest.mark.parametrize("changed", CROPS, ids=str)
+def test_crops_and_points_are_those_of_the_package(toy, changed):
+    options = KEEP_ALL | {"crop_n_layers": 1, "points_per_side": 4} | changed
+    image = random_images((26, 34))[0]
+    official = SamAutomaticMaskGenerator(toy, **options).generate(image)
+    expected = Masks.from_dense(
+        np.stack([record["segmentation"] for record in official]),
+        [record["predicted_iou"] for record in official],
+        [record["stability_score"] for record in official],
+    )
+    for name in ("sam", "sam_official"):
+        (found,) = mask_models.build(name, **options)([image])
+        agree(found, expected)
+
+
+@pytest.mark.parametrize("name", ["sam", "sam_official"])
+def test_point_grids_that_do_not_fit_are_refused(toy, name):
+    grid = [[0.5, 0.5]]
+    for options, message in (
+        ({"point_grids": [grid], "points_per_side": 3}, "leave those two out"),
+        ({"point_grids": [grid], "density": 0.5}, "leave those two out"),
+        ({"point_grids": [grid], "crop_n_layers": 1}, "one grid for each of the 2 layers"),
+        ({"point_grids": []}, "point_grids are empty"),
+        ({"point_grids": [[0.5, 0.5]]}, r"are \(2,\)"),
+        ({"point_grids": [[[16, 16]]]}, "from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mask_models.build(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
+        {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.5},
+        {"point_grids": [np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.3, 0.7]), axis=2).reshape(-1, 2)]},
+        {"min_mask_region_area": 30},
+    ],
+    ids=str,
+)
+def test_the_miniature_finds_what_the_package_finds(options):
     data = datasets.load("storybook", labelled=2, limit=2)
     images = [sample.image() for sample in (*data.labelled, *data.unlabelled)]
-    for ours, official in zip(sam.build()(images), sam_official.build()(images), strict=True):
-        assert len(ours) > 2
+    for ours, official in zip(sam.build(**options)(images), sam_official.build(**options)(images), strict=True):
+        assert len(ours) > 1
         agree(ours, official)
 
 
@@ -170,34 +221,57 @@ def test_many_masks_are_looked_at_in_parts(toy, monkeypatch):
     assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
 
 
-def test_small_regions_are_removed(toy, monkeypatch):
-    """With a stand-in for OpenCV: islands smaller than the limit are single pixels in the first column here."""
-    changed = []
+def test_small_regions_are_removed_as_by_plain_loops():
+    rng = np.random.default_rng(0)
+    changes = {True: 0, False: 0}
+    for _ in range(400):
+        mask = rng.random(rng.integers(1, 9, 2)) < rng.random()
+        min_area = int(rng.integers(1, 9))
+        for holes in (True, False):
+            expected, changed = reference.without_small(mask, min_area, holes)
+            found, told = _everything.without_small(mask, min_area, holes=holes)
+            np.testing.assert_array_equal(found, expected)
+            assert told == changed
+            changes[holes] += changed
+    assert min(changes.values()) > 50
 
-    def remove(mask, limit, mode):
-        assert limit == 5 and mode in ("holes", "islands")
-        hit = mode == "islands" and bool(mask[:, 0].any())
-        changed.append(hit)
-        mask = mask.copy()
-        mask[:, 0] &= not hit
-        return mask, hit
 
-    monkeypatch.setitem(sys.modules, "cv2", object())
-    monkeypatch.setattr(_everything, "remove_small_regions", remove)
-    everything = _everything.SegmentEverything(toy, points_per_side=1, min_mask_region_area=5)
-    dense = np.zeros((4, 6, 8), dtype=bool)
-    dense[0, 1:5, 1:6] = dense[0, 0, 0] = True  # with an island; its box then is that of the next, which had none
-    dense[1, 1:5, 1:6] = True
-    dense[2, 3:6, 6:8] = True
-    dense[3, 0, 0] = dense[3, 5, 7] = True  # an island, and what is left of it
-    found = everything.without_small_regions(Masks.from_dense(dense, [0.9, 0.8, 0.7, 0.6]))
-    assert changed == [False, True, False, False, False, False, False, True]
-    assert found.predicted_iou.tolist() == pytest.approx([0.8, 0.7, 0.6])
-    left = dense.copy()
-    left[3, 0, 0] = False
-    np.testing.assert_array_equal(found.dense(), left[1:])
-    (segments,) = sam.build(**KEEP_ALL, min_mask_region_area=5)(random_images((20, 30)))
-    assert not segments.dense()[:, :, 0].any()
+def test_of_masks_that_agree_without_small_regions_the_unchanged_stay():
+    """The package's postprocess_small_regions by plain loops, on blocks of cells, some with a wrong pixel."""
+    rng = np.random.default_rng(1)
+    kept_changed = 0
+    for most in (0.5, 0.7, 0.95) * 10:
+        dense = np.zeros((8, 12, 15), dtype=bool)
+        for mask in dense:
+            (top, bottom), (left, right) = np.sort(rng.integers(0, (4, 5), (2, 2)), axis=0).T * 3
+            mask[top : bottom + 3, left : right + 3] = True
+            if rng.random() < 0.5:
+                mask[rng.integers(12), rng.integers(15)] ^= True
+        masks = Masks.from_dense(dense, rng.random(8), rng.random(8))
+        expected, unchanged = [], []
+        for mask in dense:
+            mask, filled = reference.without_small(mask, 4, True)
+            mask, dropped = reference.without_small(mask, 4, False)
+            expected.append(mask)
+            unchanged.append(not filled and not dropped)
+        kept = reference.greedy_boxes(expected, unchanged, most)
+        found = _everything.without_small_regions(masks, 4, most)
+        np.testing.assert_array_equal(found.dense(), np.array(expected)[kept])
+        np.testing.assert_array_equal(found.predicted_iou, masks.predicted_iou[kept])
+        np.testing.assert_array_equal(found.stability, masks.stability[kept])
+        kept_changed += 0 < sum(unchanged[index] for index in kept) < len(kept) < 8
+    assert kept_changed > 10
+
+
+@pytest.mark.parametrize("name", ["sam", "sam_official"])
+@pytest.mark.parametrize(("box_nms_thresh", "crop_nms_thresh"), [(0.7, 0.8), (0.9, 0.7)])
+def test_small_regions_can_be_left_out(toy, name, box_nms_thresh, crop_nms_thresh):
+    options = KEEP_ALL | {"crop_n_layers": 1, "box_nms_thresh": box_nms_thresh, "crop_nms_thresh": crop_nms_thresh}
+    image = random_images((20, 30))[0]
+    (whole,) = mask_models.build(name, **options)([image])
+    (found,) = mask_models.build(name, **options, min_mask_region_area=5)([image])
+    expected = _everything.without_small_regions(whole, 5, max(box_nms_thresh, crop_nms_thresh))
+    assert found.rles == expected.rles != whole.rles
 
 
 def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):

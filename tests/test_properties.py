@@ -32,7 +32,6 @@ from plg_utils import (
     metrics,
     run_lengths,
     statistics,
-    training,
 )
 from plg_utils.datasets import camvid, voc
 from plg_utils.generators import sepl
@@ -497,12 +496,3 @@ def test_cutmix_pastes_the_box_and_nothing_else(data):
         pasted[top:bottom, left:right] = True
         assert torch.equal(one, torch.where(pasted, -1 - before, before))
     assert torch.equal(losses.cutmix(mixed, maps, boxes), maps)  # pasted back
-
-
-@law(40)
-@given(st.tuples(*[st.integers(1, 90)] * 2), st.integers(2, 50))
-def test_windows_cover_the_image(size, side):
-    seen = np.zeros(size, int)
-    for window in training.windows(size, "sliding_window", side):
-        seen[window] += 1
-    assert seen.min() >= 1

@@ -1,10 +1,13 @@
 """The runs that wait for a GPU: their schedules follow from the lists, and nothing in them is refused."""
 
+import math
 import re
 
 import pytest
 import run
 import yaml
+
+from plg_utils import stages
 
 TRAIN = {"voc": 10582, "coco": 118287}  # images with which UniMatch trains
 EPOCHS = {"voc": 80, "coco": 30}  # UniMatch's configs
@@ -40,9 +43,12 @@ def test_schedules_are_unimatch_s(name):
     run.steps_of(recipe, {}, name)  # nothing is refused
     kind, labelled = values["dataset"], LISTS[name]
     unlabelled = TRAIN[kind] - labelled
-    assert values["steps"] == unlabelled // 8 * EPOCHS[kind]
+    epoch = math.ceil(unlabelled / 4) // 2  # DistributedSampler on 4 GPUs, batches of 2, drop_last
+    assert epoch == math.ceil(unlabelled / 2) // 4 or "u2pl" not in name  # these on 2 GPUs, batches of 4
+    assert values["steps"] == epoch * EPOCHS[kind]
+    assert f"{EPOCHS[kind]} epochs of {epoch:,} steps" in comment
     assert values["labelled"] == labelled and f"{labelled:,} labelled" in comment
-    assert f"{unlabelled:,} // 8" in comment
+    assert f"{'half' if 'u2pl' in name else 'a quarter'} of the {unlabelled:,} unlabelled" in comment
     assert values["dataset_options"] == {
         "split": name.removeprefix("voc_").removeprefix("blended_").removeprefix("coco_")
     }
@@ -52,6 +58,27 @@ def test_schedules_are_unimatch_s(name):
         "coco": (0.004, 513),
     }[kind]
     assert "not available" in comment and "not measured" in comment
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_run_says_which_supervised_network_is_unimatch_s(name):
+    comment, values = head(name)
+    if name.startswith("coco"):
+        assert values["methods"] == ["supervised", "unimatch", "direct", "paper_a"]
+        assert values["segmenter_options"]["encoder"] == "xception65.tf_in1k" and "not its graph" in comment
+        return
+    assert values["methods"] == ["supervised", "supervised_epochs", "unimatch", "direct", "paper_a"]
+    assert ("compare it with the published supervised number" in comment) == ("supervised only" in comment)
+    total = EPOCHS["voc"] * stages.steps_of_epoch(values["labelled"], 16)
+    assert stages.METHODS["supervised_epochs"].epochs == EPOCHS["voc"] and f"labelled list, {total:,} steps" in comment
+
+
+def test_epochs_of_the_labelled_list_are_unimatch_s():
+    """supervised.py: 4 GPUs with 4 images each, a DistributedSampler that rounds up, drop_last."""
+    for labelled, steps in ((92, 5), (183, 11), (366, 23), (732, 45), (1464, 91), (662, 41), (1323, 82), (2646, 165)):
+        assert stages.steps_of_epoch(labelled, 16) == steps == math.ceil(labelled / 4) // 4
+    assert stages.steps_of_epoch(10399, 8) == 1300
+    assert stages.steps_of_epoch(12, 16) == 0  # training then takes one step for an epoch
 
 
 def test_hours_are_those_of_the_log():

@@ -7,6 +7,7 @@ import reference_training
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch import nn
 
 from plg_utils import checkpoints, segmenters
 from plg_utils.segmenters import deeplabv3plus, smp
@@ -169,9 +170,22 @@ def test_weights_that_nobody_pins_are_refused():
     assert deeplabv3plus.checkpoint(encoder="miniature", pretrained=True) == "miniature_encoder"
 
 
-@pytest.mark.parametrize(("encoder", "classes", "millions"), [("resnet101s", 21, 59.5), ("xception65", 81, 54.7)])
+@pytest.mark.parametrize(
+    ("encoder", "classes", "millions"), [("resnet101s", 21, 59.5), ("xception65.tf_in1k", 81, 54.7)]
+)
 def test_the_large_networks_are_as_large_as_unimatch_s(encoder, classes, millions):
     """The sizes that UniMatch's training logs print, for VOC and for COCO."""
     with torch.device("meta"):  # no memory is touched
         network = segmenters.build("deeplabv3plus", classes, encoder=encoder)
     assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 1) == millions
+
+
+def test_what_differs_from_unimatch_s_xception_is_as_the_docstring_says():
+    with torch.device("meta"):
+        encoder = segmenters.build("deeplabv3plus", 2, encoder="xception65.tf_in1k").encoder
+    last = [module for module in encoder.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+    assert [module.dilation for module in last[-4:]] == [(1, 1), (2, 2), (2, 2), (2, 2)]
+    assert encoder.network.feature_info.module_name(0).endswith("act3") and encoder.channels[0] == 256
+    norms = {(module.eps, module.momentum) for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert norms == {(1e-3, 0.1)}
+    assert deeplabv3plus.checkpoint(encoder="xception65.tf_in1k", pretrained=True) == "hub:timm/xception65.tf_in1k"

@@ -281,8 +281,8 @@ def test_paper_void_stays_unless_an_accepted_mask_claims_it():
         (np.zeros((2, 3), int), np.zeros((1, 2, 3), bool), {}, r"cue map is \(H, W\) uint8, not \(2, 3\) int64"),
         (np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 3), bool), {}, r"\(H, W\) uint8, not \(1, 2, 3\)"),
         (row("0v37"), rows("...."), {"mode": "paper"}, r"holds the values \[3, 7\], not classes 0 to 2 or 255"),
-        (row("00"), rows(".."), {"mode": "Paper"}, 'mode is "Paper"; right are "official", "paper"'),
-        (row("00"), rows(".."), {"variant": "imp2"}, 'variant is "imp2"; right are "max_iou", "max_iou_imp"'),
+        (row("00"), rows(".."), {"mode": "Paper"}, "no mode 'Paper', only official, paper; did you mean 'paper'"),
+        (row("00"), rows(".."), {"variant": "imp2"}, "no variant 'imp2', only max_iou, max_iou_imp"),
         (row("00"), rows(".."), {"mode": "paper", "variant": "max_iou"}, "no variants"),
         (row("00"), rows(".."), {"inside": 1.0}, "inside=1.0"),
         (row("00"), rows(".."), {"inside": -0.1}, "inside=-0.1"),
@@ -385,7 +385,7 @@ def test_bad_cue_maps_are_refused_before_masks_are_made():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"mode": "best"}, 'mode is "best"'), ({"covers": 2.0}, r"covers=2\.0")]
+    ("options", "message"), [({"mode": "best"}, "no mode 'best'"), ({"covers": 2.0}, r"covers=2\.0")]
 )
 def test_bad_options_are_refused_before_anything_is_loaded(options, message):
     with pytest.raises(ValueError, match=message):

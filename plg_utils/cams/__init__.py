@@ -39,14 +39,18 @@ class Cams:
     maps: np.ndarray  # (C, H, W) float32 in [0, 1]
 
 
+@dataclass(eq=False)
 class ScoredCue:
-    """A cue made of scores and a threshold."""
+    """A cue made of scores and a threshold; threshold, background: see `label_from_cams`."""
 
-    def __init__(self, scores: Callable[[Sequence[Sample]], list[Cams]], *, threshold: float, background: int | None):
-        """Keep the function that makes the scores; threshold, background: see `label_from_cams`."""
-        if background is None:
+    scores: Callable[[Sequence[Sample]], list[Cams]]
+    threshold: float
+    background: int | None
+
+    def __post_init__(self):
+        """Refuse classes without a background."""
+        if self.background is None:
             raise ValueError("a pixel below the threshold is background, but these classes have none")
-        self.scores, self.threshold, self.background = scores, threshold, background
 
     def __call__(self, samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags need no sample: (H, W) uint8 each."""
@@ -90,10 +94,10 @@ def choose_threshold(
 
 
 def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample | np.ndarray]], list[tuple[int, ...]]]:
-    """Make the function that says which classes are in each image, rising.
+    """Make the function that gives the classes of each image, rising.
 
     tags: "given" reads the samples' image-level labels; "all" asks for every foreground class, so it needs no label;
-        a function of samples is asked, and its answer checked
+        or a function from samples to class indices
     """
     if tags not in ("given", "all") and not callable(tags):
         raise ValueError(f'tags is {tags!r}; right are "given", "all" and a function from samples to class indices')
@@ -101,23 +105,21 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
     def ask(samples: Sequence[Sample | np.ndarray]) -> list[tuple[int, ...]]:
         if tags == "all":
             return [classes.foreground] * len(samples)
-        if tags == "given":
-            if any(not isinstance(item, Sample) for item in samples):
-                raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
-            answers = [sample.tags() for sample in samples]
-        else:
-            answers = [[int(index) for index in answer] for answer in tags(samples)]
-        if len(answers) != len(samples):
-            raise ValueError(f"the tags of {len(answers)} images were given for {len(samples)} samples")
-        for number, answer in enumerate(answers):
-            unknown = sorted(set(answer) - set(classes.foreground))
-            if unknown:
-                raise ValueError(f"the tags of image {number} hold {unknown}; right are {list(classes.foreground)}")
-        return [tuple(sorted(set(answer))) for answer in answers]
+        if tags == "given" and not all(isinstance(item, Sample) for item in samples):
+            raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
+        answers = [sample.tags() for sample in samples] if tags == "given" else tags(samples)
+        answers = [tuple(sorted({int(index) for index in answer})) for answer in answers]
+        unknown = {index for answer in answers for index in answer} - {*classes.foreground}
+        if unknown or len(answers) != len(samples):
+            raise ValueError(
+                f"the tags are {answers!r:.200}; each of the {len(samples)} images needs a list of classes, of "
+                f"{list(classes.foreground)}"
+            )
+        return answers
 
     return ask
 
 
 def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
-    """Read the images of samples, where they are not images already."""
+    """The images of samples; images stay."""
     return [item.image() if isinstance(item, Sample) else item for item in samples]

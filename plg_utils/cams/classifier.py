@@ -1,9 +1,12 @@
 """CAMs of a classifier that learned from image-level tags: which classes are in a photo, and not where.
 
-The network ends in global average pooling and a bias-free 1x1 classifier, so the classifier's weights, put on the
-feature map before the pooling, tell how much each place spoke for a class. As in IRN (github.com/jiwoon-ahn/irn,
+The network ends in global average pooling and a bias-free 1x1 classifier, so the classifier's weights, applied to the
+feature map before the pooling, show how much each place spoke for a class. As in IRN (github.com/jiwoon-ahn/irn,
 step/train_cam.py and step/make_cam.py): ReLU, several scales and their mirror images summed, each class divided by its
 maximum. `train` learns and writes the weights, what `build` returns makes the maps.
+
+`train` has a loop of its own beside `training.fit`: it draws one view an image from the photos of both splits, by other
+random numbers, and published numbers rest on these.
 """
 
 import json
@@ -29,7 +32,6 @@ SMOKE = {"weights": None, "tags": "all", "scales": (1.0,)}
 
 SCALES = (1.0, 0.5, 1.5, 2.0)  # IRN's
 THRESHOLD = 0.15  # IRN's background score
-NORMALISATIONS = ("max", "minmax")
 
 
 class Classifier(nn.Module):
@@ -186,7 +188,7 @@ def load(path: str | Path, classes: Classes) -> Classifier:
         raise ValueError(f"{path} is not a file that cams.classifier.train wrote") from error
     names = [classes.names[index] for index in classes.foreground]
     if (trained := notes.pop("classes")) != names:
-        raise ValueError(f"{path} was trained for {', '.join(trained)}, and asked for {', '.join(names)}: train anew")
+        raise ValueError(f"{path} was trained for {', '.join(trained)}, not for {', '.join(names)}: train again")
     model = network(classes, **notes)
     files.read_weights(path, model)
     return model.eval()
@@ -199,7 +201,6 @@ def build(
     tags: str | TagSource = "given",
     scales: Sequence[float] = SCALES,
     flip: bool = True,
-    normalisation: str = "max",
     threshold: float = THRESHOLD,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
@@ -207,13 +208,11 @@ def build(
     """Load a trained classifier.
 
     weights: the file that `train` wrote; None: the miniature untrained
-    tags: which classes are asked for, see `cams.tagger`; scales, flip, normalisation: see `cams`
+    tags: which classes are asked for, see `cams.tagger`; scales, flip: see `cams`
     threshold: of the background, in [0, 1]; batch_size: images of one size that share a pass
     """
     if not len(scales) or min(scales) <= 0:
         raise ValueError(f"scales={tuple(scales)} must be factors above 0, at least one")
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f'normalisation is "{normalisation}"; right are "max" and "minmax"')
     model = network(classes, encoder="miniature").eval() if weights is None else load(weights, classes)
     model.to(devices.choose(str(device)))
     tags_of = tagger(tags, classes)
@@ -224,7 +223,7 @@ def build(
         for chosen in same_size([image.shape[:2] for image in images], batch_size):
             batch = np.stack([training.check_image(images[index], f"image {index}") for index in chosen])
             asked = [found[index] for index in chosen]
-            maps = cams(model, batch, asked, scales=scales, flip=flip, normalisation=normalisation)
+            maps = cams(model, batch, asked, scales=scales, flip=flip)
             for index, of_image in zip(chosen, maps, strict=True):
                 made[index] = Cams(found[index], of_image)
         return made
@@ -240,14 +239,11 @@ def cams(
     *,
     scales: Sequence[float] = SCALES,
     flip: bool = True,
-    normalisation: str = "max",
 ) -> list[np.ndarray]:
-    """Class activation maps: the classifier's scores at each place, over several sizes of the image.
+    """Class activation maps: the classifier's scores at each place, cut off at 0 and summed over sizes of the image.
 
     images: (B, H, W, 3) uint8 RGB of one size, tags: the classes asked for in each; model: in evaluation mode
     scales: factors of the image's size; flip: add the mirror image's maps
-    normalisation: "max" cuts each map off at 0, sums them, divides by the maximum + 1e-5 (IRN). "minmax" sums, cuts off
-        at 0, and brings minimum to 0 and maximum to 1, short of 1e-5 (TransCAM, infer_TransCAM.py)
     returns: (C, H, W) float32 in [0, 1] for each image, C classes in the order of its tags
     """
     size = images.shape[1:3]
@@ -258,11 +254,10 @@ def cams(
         inputs = augment.normalise(torch.from_numpy(_rescaled(images, scale)).to(device).permute(0, 3, 1, 2))
         for mirrored in (False, True)[: 1 + flip]:
             maps = model.activations(inputs.flip(-1)).flip(-1) if mirrored else model.activations(inputs)
-            maps = maps.relu() if normalisation == "max" else maps
-            for total, of_image, chosen in zip(sums, maps, columns, strict=True):
+            for total, of_image, chosen in zip(sums, maps.relu(), columns, strict=True):
                 if chosen:
                     total += F.interpolate(of_image[None, chosen], size, mode="bilinear", align_corners=False)[0]
-    return [normalise(total, normalisation).cpu().numpy() for total in sums]
+    return [(total / (total.amax(dim=(1, 2), keepdim=True) + 1e-5)).cpu().numpy() for total in sums]
 
 
 def _rescaled(images: np.ndarray, scale: float) -> np.ndarray:
@@ -273,13 +268,3 @@ def _rescaled(images: np.ndarray, scale: float) -> np.ndarray:
     return np.stack(
         [np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
     )
-
-
-def normalise(maps: torch.Tensor, normalisation: str) -> torch.Tensor:
-    """Bring each of the maps (C, H, W) to [0, 1]; see `cams`."""
-    maps = maps.relu()
-    greatest = maps.amax(dim=(1, 2), keepdim=True)
-    if normalisation == "max":
-        return maps / (greatest + 1e-5)
-    least = maps.amin(dim=(1, 2), keepdim=True)
-    return ((maps - least - 1e-5) / (greatest - least + 1e-5)).relu()

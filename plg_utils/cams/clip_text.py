@@ -15,15 +15,14 @@ from clip.model import VisionTransformer
 
 from plg_utils import encoders
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
-from plg_utils.detectors.clip_boxes import components
 from plg_utils.encoders import clip, same_size
+from plg_utils.labels import components
 from plg_utils.records import Classes, Sample
 
 SMOKE = {"encoder_options": clip.SMOKE, "tags": "all"}
 
 THRESHOLD = 0.5  # what the background score 1 - max(CAM) of eval_cam_with_crf.py comes to
 LAYERS = 2 / 3  # part of all whose attention refines: 8 of 12
-PLACES = ("ln_1", "ln_post")
 BOX = 0.4  # part of the greatest score from which on a place is in a box
 
 
@@ -33,7 +32,6 @@ def build(
     encoder: str | object = "clip",
     encoder_options: dict | None = None,
     tags: str | TagSource = "given",
-    layer: str | None = None,
     refine: bool = True,
     layers: int | None = None,
     threshold: float = THRESHOLD,
@@ -42,13 +40,10 @@ def build(
 
     encoder: "clip", or an encoder that it has built; its image_size and resize hold, its dense features are not used
     tags: which classes are asked for, see `cams.tagger`
-    layer: see `grad_cam`; None: the encoder's `cam_layer`
     refine, layers: let the mean attention of so many last layers refine the maps; None: two thirds of them, CLIP-ES's 8
         of 12
     threshold: of the background, in [0, 1]
     """
-    if layer not in (None, *PLACES):
-        raise ValueError(f'layer is "{layer}"; right are "ln_1" and "ln_post"')
     if layers is not None and layers < 1:
         raise ValueError(f"layers={layers} must be at least 1; refine=False leaves the attention out")
     if classes.background is None or not classes.words[classes.background]:
@@ -72,7 +67,7 @@ def build(
                 owner,
                 background=classes.background,
                 scale=scale,
-                layer=layer or encode.cam_layer,
+                layer=encode.cam_layer,
                 layers=attending if refine else 0,
             )
             for index, of_image, similar in zip(chosen, maps, attention, strict=True):
@@ -170,11 +165,11 @@ def boxes(regions: torch.Tensor) -> torch.Tensor:
     returns: the same shape, bool
     """
     filled = torch.zeros_like(regions)
-    for of_class, parts in zip(filled, components(regions), strict=True):
-        for number in parts.unique().tolist():
-            if number:
-                rows, columns = (parts == number).nonzero(as_tuple=True)
-                of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    for of_class, region in zip(filled, regions.cpu().numpy(), strict=True):
+        parts = components(region)
+        for number in np.unique(parts[region]):
+            rows, columns = np.nonzero(parts == number)
+            of_class[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
     return filled
 
 

@@ -1,4 +1,4 @@
-"""Cue maps from a folder: what anybody's method wrote, one PNG for each image, called by the image's id."""
+"""Cue maps from a folder: what any method wrote, one PNG for each image, named by the image's id."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,16 +1,15 @@
 """Detectors: from an image and the classes it shows to boxes. One file is one detector.
 
 What `build` returns is a function of images (H, W, 3) uint8 RGB, and for each the classes to look for, to a list of
-`Boxes` of the same order. A class that is not found has no box: whoever calls must expect it.
+`Boxes` of the same order. A class that is not found has no box.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 
+from plg_utils import choices
 from plg_utils.records import Classes
 
 
@@ -46,16 +45,9 @@ class Boxes:
 Detect = Callable[[Sequence[np.ndarray], Sequence[Sequence[int]]], list[Boxes]]
 
 
-def choices() -> list[str]:
-    """Names of the detectors that there are."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
-
-
 def build(name: str, classes: Classes, **options) -> Detect:
     """Build the detector in the file `name`.py for these classes."""
-    if name not in choices():
-        raise ValueError(f"there is no detector {name!r}, only {', '.join(choices())}")
-    return import_module(f"{__name__}.{name}").build(classes, **options)
+    return choices.choice(__name__, name, "detector").build(classes, **options)
 
 
 def check_tags(tags: Sequence[Sequence[int]], classes: Classes, images: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from plg_utils import encoders
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes, Detect, check_tags
 from plg_utils.encoders import clip
+from plg_utils.labels import components
 from plg_utils.records import Classes
 
 SMOKE = {"encoder_options": clip.SMOKE}
@@ -107,10 +108,10 @@ def boxes_of_maps(
     if not len(maps):
         return Boxes.of([], [], [])
     fine = F.interpolate(maps[None].float(), scale_factor=upsample, mode="bilinear")[0]  # (C, h', w')
-    regions = components(fine >= threshold * fine.amax(dim=(1, 2), keepdim=True))
+    cells = (fine >= threshold * fine.amax(dim=(1, 2), keepdim=True)).cpu().numpy()
     scale = np.array([size[1] / fine.shape[2], size[0] / fine.shape[1]] * 2)  # pixels of a fine cell: x, y, x, y
     xyxy, classes, scores = [], [], []
-    for index, region, values in zip(chosen, regions.cpu().numpy(), fine.cpu().numpy(), strict=True):
+    for index, region, values in zip(chosen, map(components, cells), fine.cpu().numpy(), strict=True):
         best = region.flat[values.argmax()]
         for number in np.unique(region[region > 0]):
             inside = region == number
@@ -121,21 +122,3 @@ def boxes_of_maps(
             classes.append(index)
             scores.append(values[inside].max())
     return Boxes.of(xyxy, classes, scores)
-
-
-def components(masks: torch.Tensor) -> torch.Tensor:
-    """Number the connected regions of each mask; cells that touch at a corner are connected.
-
-    Each cell starts with a number of its own, and takes the lowest of its neighbours until nothing changes.
-
-    masks: (N, h, w) bool; returns: (N, h, w) int64, 0 outside, and in a region the number of its first cell plus 1
-    """
-    cells = masks[0].numel()
-    masks = masks[:, None].float()
-    # Falling numbers, because there is a maximum over neighbours and no minimum. Doubles hold them exactly.
-    falling = torch.arange(cells, 0, -1, device=masks.device, dtype=torch.float64).view(masks.shape[2:]) * masks
-    while True:
-        spread = F.max_pool2d(falling, 3, stride=1, padding=1) * masks
-        if torch.equal(spread, falling):
-            return torch.where(masks[:, 0] > 0, cells + 1 - spread[:, 0].long(), 0)
-        falling = spread

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from clip.model import CLIP, VisionTransformer, build_model
+from PIL import Image
 from torch import nn
 
 from plg_utils import checkpoints, devices, encoders
@@ -27,7 +28,12 @@ SMOKE = {"checkpoint": None}
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], which all of OpenAI's CLIPs subtract
 STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
-OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1"}  # GEM's size, CLIP-ES's layer
+OPENAI = {  # GEM's size, CLIP-ES's layer, the package's resizing
+    "features": "gem",
+    "image_size": 448,
+    "layer": "ln_1",
+    "resize_by": "pil",
+}
 SENTENCES = 256  # encoded at once
 SETTINGS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold beside the weights
 
@@ -70,6 +76,7 @@ def build(
         precision=precision,
         batch_size=batch_size,
         cam_layer=defaults["layer"],
+        resize_by=defaults["resize_by"],
     )
 
 
@@ -103,6 +110,7 @@ class Encoder:
         precision: str,
         batch_size: int,
         cam_layer: str = OPENAI["layer"],
+        resize_by: str = OPENAI["resize_by"],
     ):
         """Check the options against the model."""
         layers, patch = len(model.visual.transformer.resblocks), model.visual.conv1.kernel_size[0]
@@ -122,6 +130,7 @@ class Encoder:
         self.image_size, self.resize, self.patch = image_size, resize, patch
         self.precision, self.batch_size = precision, batch_size
         self.cam_layer = cam_layer  # where cams/clip_text takes its gradient
+        self.resize_by = resize_by  # "pil", whole grey values, as OpenAI's package; "torch", as the miniature learned
         self.unseen_words, self.warned = getattr(model, "unseen_words", None), set()
 
     def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -179,6 +188,8 @@ class Encoder:
         """Turn an image (H, W, 3) uint8 RGB into what the network reads: (3, *size) float32."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is a uint8 (H, W, 3) array, not {image.dtype} {image.shape}")
+        if self.resize_by == "pil":
+            image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
         if pixels.shape[1:] != size:
             pixels = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)

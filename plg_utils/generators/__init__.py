@@ -21,5 +21,5 @@ def build(name: str, classes: Classes, **options) -> Generate:
 
 
 def with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
-    """Let a sample keep the image that was read, because whoever is asked about it next may need it too."""
+    """Let a sample keep the image that was read, because the next step may need it too."""
     return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item

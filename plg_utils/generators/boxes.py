@@ -1,10 +1,10 @@
 """Paper C's labels, made without any human label: CLIP tags the image, a detector boxes the tags, SAM cuts them out.
 
 "Enhancing Weakly Supervised Semantic Segmentation with Multi-modal Foundation Models: An End-to-End Approach",
-arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked, what lies on top) is an option.
+arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked, which mask is on top) is an option.
 
-A pixel in no mask is background: the tags name all that the image shows, so what none of them explains is none of them.
-Paper A's segments have no such list, and leave those pixels open.
+A pixel in no mask is background, because the tags name everything that the image shows. Paper A's segments have no such
+list, and leave those pixels open.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
 from plg_utils.tags import Tags
 
-OVERLAPS = ("score", "max_id", "detection_order", "smaller_on_top")
+OVERLAPS = ("score", "max_id", "detection_order")
 SMOKE = {
     "tags_options": {"encoder_options": clip.SMOKE},
     "detector_options": {"encoder_options": clip.SMOKE},
@@ -65,8 +65,7 @@ def build(
     dilation: see `inside_box`; None keeps what SAM says outside of the box
     overlap: which mask is on top, see `painting_order`
     """
-    if overlap not in OVERLAPS:
-        raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
+    choices.one_of(overlap, OVERLAPS, "overlap")
     tag = _tagger(tags, classes, tags_options or {})
     detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
     if isinstance(masks, str):
@@ -95,15 +94,15 @@ def _tagger(tags: str | Path | tagging.Tag, classes: Classes, options: dict) -> 
     """Find what tags the images."""
     if tags == "clip":
         return tagging.by_clip(classes, **options)
-    if isinstance(tags, str | Path) and Path(tags).suffix in (".yaml", ".yml", ".json"):
-        return tagging.read(tags, classes, **options)
     if options:
-        raise ValueError(f"tags_options are of what is built here, and {tags!r} takes none: {', '.join(options)}")
+        raise ValueError(f'tags_options are of "clip", and {tags!r} takes none: {", ".join(options)}')
     if tags == "sample":
         return tagging.of_samples
-    if isinstance(tags, str | Path):
-        raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
-    return tags
+    if not isinstance(tags, str | Path):
+        return tags
+    if Path(tags).suffix in (".yaml", ".yml", ".json"):
+        return tagging.read(tags, classes)
+    raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
 
 
 def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05) -> np.ndarray:
@@ -147,26 +146,8 @@ def painting_order(boxes: Boxes, overlap: str = "score") -> np.ndarray:
 
     overlap: which mask is on top: "score" that of the highest score; "max_id" that of the highest class, in a class
         that of the highest score (zhaozhengChen/SAM_WSSS); "detection_order" the last that the detector gave
-        (weixuansun/wsss_sam); "smaller_on_top" that of the smallest box. Of equal ones the later is on top
+        (weixuansun/wsss_sam). Of equal ones the later is on top
     """
-    if overlap == "score":
+    if choices.one_of(overlap, OVERLAPS, "overlap") == "score":
         return np.argsort(boxes.scores, kind="stable")
-    if overlap == "max_id":
-        return np.lexsort((boxes.scores, boxes.classes))
-    if overlap == "detection_order":
-        return np.arange(len(boxes))
-    if overlap == "smaller_on_top":
-        width, height = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
-        return np.argsort(-width * height, kind="stable")
-    raise ValueError(f'overlap is "{overlap}"; right are {", ".join(OVERLAPS)}')
-
-
-def report(labels: Sequence[BoxLabel]) -> dict[str, int]:
-    """Count what became of the tags of images: what a stage should tell about its work."""
-    return {
-        "images": len(labels),
-        "tags": sum(len(label.tags.classes) for label in labels),
-        "tags without a box": sum(len(label.without_box) for label in labels),
-        "boxes": sum(len(label.boxes) for label in labels),
-        "images without a box": sum(not len(label.boxes) for label in labels),
-    }
+    return np.lexsort((boxes.scores, boxes.classes)) if overlap == "max_id" else np.arange(len(boxes))

@@ -42,7 +42,8 @@ def build(
     """
     segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
-    text_embeddings, owner = encode.class_embeddings(classes)
+    texts = encode.class_embeddings(classes)
+    how = {"threshold": threshold, "rule": rule, "temperature": temperature}
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB."""
@@ -50,18 +51,8 @@ def build(
         segments = segment(images)
         embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
         return [
-            label_from_embeddings(
-                of_image,
-                embedding,
-                text_embeddings,
-                owner,
-                background=classes.background,
-                threshold=threshold,
-                rule=rule,
-                temperature=temperature,
-                overlap=overlap,
-            )
-            for of_image, embedding in zip(segments, embeddings, strict=True)
+            label_from_embeddings(*of_image, *texts, background=classes.background, overlap=overlap, **how)
+            for of_image in zip(segments, embeddings, strict=True)
         ]
 
     return generate
@@ -97,24 +88,16 @@ def labels_from_embeddings(
     owner: torch.Tensor,
     *,
     background: int | None,
-    threshold: float | None,
-    rule: str = "cosine",
-    temperature: float = 0.01,
     overlap: str = "score",
+    **how,
 ) -> list[PseudoLabel]:
-    """Label images from what was stored of their segments; see `labels.assign` and `labels.paint`.
+    """Label images from what was stored of their segments.
 
     segment_embeddings: (N, D) for each image, text_embeddings: (K', D), owner: (K',)
+    overlap: see `labels.paint`; how: threshold, rule and temperature of `labels.assign`
     """
-    assigned, scores = labels.assign(
-        torch.cat([*segment_embeddings]),
-        text_embeddings,
-        owner=owner,
-        background=background,
-        threshold=threshold,
-        rule=rule,
-        temperature=temperature,
-    )
+    together = torch.cat([*segment_embeddings])
+    assigned, scores = labels.assign(together, text_embeddings, owner=owner, background=background, **how)
     counts = [len(embeddings) for embeddings in segment_embeddings]
     return [
         labels.paint(
@@ -136,13 +119,17 @@ def only_sure(
 ) -> np.ndarray:
     """Leave out the pixels of a zero-shot label whose class has a probability below sure_from: SemiVL's filter.
 
-    label: (H, W) uint8, made from these segments. The probability is the softmax over all words, see `labels.assign`
+    The probability is SemiVL's (forward_maskclip in model/vlm.py of google-research/semivl): a class scores by its best
+    word, the background too, and the softmax over the classes is that of 100 x cosine. SemiVL asks each pixel, which
+    here has the probability of its segment.
+
+    label: (H, W) uint8, made from these segments
     returns: (H, W) uint8, IGNORE also where the likeliest class is another one
     """
-    likely = label_from_embeddings(
-        masks, segment_embeddings, text_embeddings, owner,
-        background=background, threshold=None, rule="softmax", overlap=overlap,
-    )  # fmt: skip
+    likeliest = labels.assign(segment_embeddings, text_embeddings, owner=owner, background=None, rule="softmax")
+    likely = labels.paint(
+        masks.dense(), *likeliest, background=background, overlap=overlap, predicted_iou=masks.predicted_iou
+    )
     sure = (likely.label == label) & (likely.confidence >= sure_from)
     return np.where(sure, label, np.uint8(IGNORE))
 
@@ -157,37 +144,26 @@ def choose_threshold(
     *,
     num_classes: int,
     background: int = 0,
-    rule: str = "cosine",
-    temperature: float = 0.01,
     overlap: str = "score",
+    **how,
 ) -> labels.ThresholdChoice:
     """Choose the threshold that labels the labelled images best; no other truth is read.
 
     segment_embeddings: (N, D), masks and truths (H, W) of each labelled image; grid: thresholds to try, rising
+    overlap: see `labels.paint`; how: rule and temperature of `labels.assign`
     Pixels in no mask count as background.
     """
-    painted: list[tuple[bytes, np.ndarray] | None] = [None] * len(truths)
+    painted: list[tuple[bytes, np.ndarray]] = [(b"", truth) for truth in truths]
+    named = {"owner": owner, "background": background, **how}
 
     def score(threshold: float) -> float:
         for image, (embeddings, of_image) in enumerate(zip(segment_embeddings, masks, strict=True)):
-            assigned, scores = labels.assign(
-                embeddings,
-                text_embeddings,
-                owner=owner,
-                background=background,
-                threshold=threshold,
-                rule=rule,
-                temperature=temperature,
-            )
-            key = assigned.cpu().numpy().tobytes()
-            if painted[image] is None or painted[image][0] != key:  # most steps change the class of few segments
+            assigned = labels.assign(embeddings, text_embeddings, threshold=threshold, **named)
+            key = b"classes" + assigned[0].cpu().numpy().tobytes()
+            if painted[image][0] != key:  # most steps change the class of few segments
+                iou = of_image.predicted_iou
                 label = labels.paint(
-                    of_image.dense(),
-                    assigned,
-                    scores,
-                    background=background,
-                    overlap=overlap,
-                    predicted_iou=of_image.predicted_iou,
+                    of_image.dense(), *assigned, background=background, overlap=overlap, predicted_iou=iou
                 ).label
                 painted[image] = key, np.where(label == IGNORE, np.uint8(background), label)
         return metrics.mean_iou(truths, [label for _, label in painted], num_classes, background=background)

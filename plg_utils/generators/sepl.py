@@ -5,7 +5,7 @@
 
 Words used here: the region of a class is where the cue map says so; a mask is accepted for at most one class.
 
-    rule (a)    more than half of the mask lies in the region
+    rule (a)    more than half of the mask is in the region
     rule (b)    the mask covers at least 0.85 of the region
 """
 
@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from plg_utils import cams as cue_sources
+from plg_utils import choices
 from plg_utils import masks as mask_models
 from plg_utils.generators import Generate, with_image
-from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
 
 MODES = ("official", "paper")
 VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cskyl/SAM_WSSS, whose default is the last
@@ -24,21 +25,11 @@ INSIDE = 0.5  # rule (a) of that code, strict
 COVERS = 0.85  # rule (b) of that code, inclusive
 
 
-def _upper_half(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
-    """Cue maps that need no weights: class 1 in the upper half of each image."""
-    images = [item.image() if isinstance(item, Sample) else item for item in samples]
-    cues = [np.zeros(image.shape[:2], dtype=np.uint8) for image in images]
-    for cue in cues:
-        cue[: len(cue) // 2] = 1
-    return cues
-
-
-def _whole_image(images: Sequence[np.ndarray]) -> list[Masks]:
-    """Masks that need no weights: one that holds each image."""
-    return [Masks.from_dense(np.ones((1, *image.shape[:2]), dtype=bool)) for image in images]
-
-
-SMOKE = {"cams": _upper_half, "masks": _whole_image}
+SMOKE = {
+    "cams": "classifier",
+    "cams_options": {"weights": None, "tags": "all", "scales": (1.0,)},
+    "masks_options": {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0},
+}
 
 
 def build(
@@ -144,7 +135,7 @@ def _official(
     """Merge as the loop over rising classes does, in which a mask is gone once a class accepted it.
 
     A cue pixel of class c stays unless a mask still on offer to c covers it: one that no class accepted, or that c or a
-    later class will. The latter paint the pixel c or higher anyway, so only masks that nobody accepts remove anything.
+    later class will. The latter paint the pixel c or higher anyway, so only masks that no class accepts remove pixels.
 
     cue: (HW,), packed: (N, words), classes: (C,) rising, accepted: (N, C)
     """
@@ -232,18 +223,12 @@ def _painted(packed: np.ndarray, owners: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _check_options(mode: str, variant: str, inside: float, covers: float) -> None:
-    if mode not in MODES:
-        raise ValueError(f'mode is "{mode}"; right are {_listed(MODES)}')
-    if variant not in VARIANTS:
-        raise ValueError(f'variant is "{variant}"; right are {_listed(VARIANTS)}')
+    choices.one_of(mode, MODES, "mode")
+    choices.one_of(variant, VARIANTS, "variant")
     if mode == "paper" and variant != VARIANTS[-1]:
         raise ValueError(f'variant "{variant}" is one of the official code; mode "paper" has no variants, leave it out')
     if not (0 <= inside < 1 and 0 < covers <= 1):
         raise ValueError(f"inside={inside} and covers={covers} must be parts: 0 <= inside < 1 and 0 < covers <= 1")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _check_label(what: str, label: np.ndarray, size: tuple[int, int], num_classes: int, mode: str) -> None:

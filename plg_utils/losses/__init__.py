@@ -2,7 +2,7 @@
 
 A file holds `build(**options)` and `SMOKE`, options for a test. What `build` returns is called with a model of
 `segmenters` in training mode and a batch, and gives scalars by name: "total", which is minimised, and what it is made
-of. The arithmetic stands in a pure function beside it. A batch is a dict of tensors on the model's device, as
+of. The arithmetic is a pure function beside it. A batch is a dict of tensors on the model's device, as
 `training.fit` draws it; a method reads what it needs:
 
     image           (B, 3, H, W) float32, normalised weak views of labelled images
@@ -13,7 +13,7 @@ of. The arithmetic stands in a pure function beside it. A batch is a dict of ten
     boxes1, boxes2  (U, 4) int64, left, top, right, bottom of what is pasted into strong1, strong2; zeros for nothing
     pseudo_label    (U, H, W) int64, a label map of `weak`, IGNORE where there is none; only if the run has some
     partner_weak, partner_strong1, partner_strong2, partner_ignore, partner_pseudo_label
-                    what is pasted; without these, the same batch in reverse order
+                    what is pasted; without these, another image of the batch
     progress        float, share of the training that is done, 0 at the first step
 """
 
@@ -57,11 +57,11 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: floa
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
     """Mean of the cross-entropy over the pixels whose target is not IGNORE; 0 if there is none."""
     loss = cross_entropy(logits, target, smoothing=smoothing)
-    return loss.sum() / number(target != IGNORE)
+    return loss.sum() / num_valid(target != IGNORE)
 
 
-def number(pixels: torch.Tensor) -> torch.Tensor:
-    """How many pixels of (B, H, W) bool are True, at least 1: what a sum of losses is divided by.
+def num_valid(pixels: torch.Tensor) -> torch.Tensor:
+    """Number of pixels of (B, H, W) bool that are True, at least 1: what a sum of losses is divided by.
 
     Where several processes share a batch, it is their mean, so that the mean of their losses is that of the batch.
     """
@@ -82,24 +82,31 @@ def cutmix(maps: torch.Tensor, partner: torch.Tensor, boxes: torch.Tensor) -> to
 
 
 def partner(batch: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """Return what is pasted into batch[name]: an own view of the same images, or the batch in reverse order."""
+    """What is pasted into batch[name]: an own view of the same images, or the batch in the order of `others`."""
     if "partner_weak" in batch:
         return batch.get(f"partner_{name}")
-    return batch[name].flip(0) if name in batch else None
+    return others(batch[name]) if name in batch else None
 
 
-def at(value: float | tuple[float, float], batch: dict) -> float:
-    """Return a setting at this point of the training: a number stays, of two the first moves to the second."""
+def others(images: torch.Tensor) -> torch.Tensor:
+    """Another image for each of a batch (U, ...): the batch in reverse order, and the next one for the middle image."""
+    if len(images) == 1:
+        raise ValueError(
+            "CutMix needs a second image, and the batch has one. Give a larger batch_size, or "
+            "training_options: {cutmix_partner: view}"
+        )
+    reverse, middle = images.flip(0), len(images) // 2
+    if len(images) % 2:
+        reverse[middle] = images[middle + 1]
+    return reverse
+
+
+def schedule(value: float | tuple[float, float], batch: dict) -> float:
+    """A setting at this point of the training: a number stays, of two the first moves to the second."""
     if isinstance(value, int | float):
         return value
     first, last = value
     return first + (last - first) * batch["progress"]
-
-
-def check_passes(passes: str) -> None:
-    """Refuse a way to take the passes that is none."""
-    if passes not in ("exact", "fast"):
-        raise ValueError(f'passes is "{passes}"; right are "exact" and "fast"')
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ One strong view with CutMix must predict what the model is sure of in the weak v
 import torch
 from torch import nn
 
-from plg_utils.losses import at, cutmix, mean_cross_entropy, number, partner, predict_in_eval_mode
-from plg_utils.losses.unimatch import aim, consistency
+from plg_utils.losses import cutmix, mean_cross_entropy, num_valid, partner, predict_in_eval_mode, schedule
+from plg_utils.losses.unimatch import choose_target, consistency
 
 SMOKE = {"threshold": 0.3}
 
@@ -28,7 +28,7 @@ def build(*, threshold: float | tuple[float, float] = 0.95):
             ignore=batch["ignore"],
             partner_ignore=partner(batch, "ignore"),
             boxes=batch["boxes1"],
-            threshold=at(threshold, batch),
+            threshold=schedule(threshold, batch),
         )
 
     return loss
@@ -47,11 +47,11 @@ def fixmatch_loss(
     threshold: float = 0.95,
 ) -> dict[str, torch.Tensor]:
     """Compute the loss from the arrays that `unimatch.unimatch_loss` describes."""
-    options = {"refine_target": "unimatch", "threshold": threshold, "gate": True, "fill": False}
-    own = aim(logits_weak, None, ignore, **options)
-    pasted = aim(logits_partner, None, partner_ignore, **options)
-    mixed = [cutmix(mine, theirs, boxes) for mine, theirs in zip(own, pasted, strict=True)]
+    options = {"refine_target": "unimatch", "threshold": threshold, "gate": True}
+    weak = choose_target(logits_weak, None, ignore, **options)
+    pasted = choose_target(logits_partner, None, partner_ignore, **options)
+    mixed = [cutmix(*pair, boxes) for pair in zip(weak, pasted, strict=True)]
     labelled = mean_cross_entropy(logits_labelled, label)
     strong = consistency(logits_strong, *mixed, smoothing=0.0)
-    sure = own[1].sum() / number(own[2])
+    sure = weak[1].sum() / num_valid(weak[2])
     return {"total": (labelled + strong) / 2, "labelled": labelled, "strong": strong, "sure": sure}

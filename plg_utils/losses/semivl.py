@@ -2,15 +2,20 @@
 
 "SemiVL: Semi-Supervised Semantic Segmentation with Vision-Language Guidance", arXiv 2311.16241; the terms and their
 weights are those of semivl.py (github.com/google-research/semivl): UniMatch's loss, plus for each disturbed view the
-cross-entropy with the zero-shot label, by default at 0.1 in the first step and at 0 in the last. Only the loss is
-SemiVL's; its network (a CLIP encoder with a language-guided decoder) is not.
+cross-entropy with the zero-shot label, by default at 0.1 in the first step and at 0 in the last.
+
+SemiVL leaves out zero-shot pixels whose probability is below 0.9. The label maps decide that: `stages.sure_labels`
+writes them with IGNORE at those pixels, and the method `semivl_sure` learns from these; `semivl` learns from all. Only
+the loss is SemiVL's; its zero-shot labels (MaskCLIP's) and its network (a CLIP encoder with a language-guided decoder)
+are not.
 """
 
 import torch
 from torch import nn
 
-from plg_utils.losses import at, check_passes, cross_entropy, cutmix
-from plg_utils.losses.unimatch import unimatch_loss, views, what_they_learn
+from plg_utils.choices import one_of
+from plg_utils.losses import cross_entropy, cutmix, schedule
+from plg_utils.losses.unimatch import PASSES, targets, unimatch_loss, views
 from plg_utils.records import IGNORE
 
 SMOKE = {"threshold": 0.3}
@@ -24,21 +29,18 @@ def build(
     feature_dropout: float = 0.5,
     passes: str = "exact",
 ):
-    """Build the loss; zero_shot_weight, threshold: a number, or those of the first and the last step.
-
-    SemiVL leaves out zero-shot pixels whose confidence is below 0.9: whoever reads the label maps sets them to IGNORE.
-    """
-    check_passes(passes)
+    """Build the loss; zero_shot_weight, threshold: a number, or those of the first and the last step."""
+    one_of(passes, PASSES, "passes")
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "pseudo_label" not in batch:
             raise ValueError("semivl needs pseudo labels, and the batch has none")
         return semivl_loss(
             **views(model, batch, predicts=True, feature_dropout=feature_dropout, passes=passes),
-            **what_they_learn(batch),
-            threshold=at(threshold, batch),
+            **targets(batch),
+            threshold=schedule(threshold, batch),
             weights=weights,
-            zero_shot_weight=at(zero_shot_weight, batch),
+            zero_shot_weight=schedule(zero_shot_weight, batch),
         )
 
     return loss

@@ -15,19 +15,21 @@ import torch
 from torch import nn
 
 from plg_utils import distributed
+from plg_utils.choices import one_of
 from plg_utils.losses import (
-    at,
-    check_passes,
     cross_entropy,
     cutmix,
     mean_cross_entropy,
-    number,
+    num_valid,
+    others,
     partner,
     predict_in_eval_mode,
+    schedule,
 )
 from plg_utils.records import IGNORE
 
 TARGETS = ("unimatch", "zero_shot", "fusion")
+PASSES = ("exact", "fast")
 SMOKE = {"refine_target": "fusion", "threshold": 0.3}
 
 
@@ -37,7 +39,6 @@ def build(
     threshold: float | tuple[float, float] = 0.95,
     smoothing: float | None = None,
     gate: bool | None = None,
-    fill: bool = False,
     weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
     weak_weight: float = 0.0,
     labelled_smoothing: float = 0.0,
@@ -49,9 +50,9 @@ def build(
     threshold: or two, at the beginning and at the end of training, and a straight line between them
     feature_dropout, passes: see `views`
     """
-    check(refine_target)
-    check_passes(passes)
-    options = {"smoothing": smoothing, "gate": gate, "fill": fill, "weights": weights}
+    one_of(refine_target, TARGETS, "refine_target")
+    one_of(passes, PASSES, "passes")
+    options = {"smoothing": smoothing, "gate": gate, "weights": weights}
     options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing}
     predicts = refine_target != "zero_shot" or bool(gate) or weak_weight > 0
 
@@ -60,9 +61,9 @@ def build(
             raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
         return unimatch_loss(
             **views(model, batch, predicts=predicts, feature_dropout=feature_dropout, passes=passes),
-            **what_they_learn(batch),
+            **targets(batch),
             refine_target=refine_target,
-            threshold=at(threshold, batch),
+            threshold=schedule(threshold, batch),
             **options,
         )
 
@@ -74,7 +75,7 @@ def views(
 ) -> dict[str, torch.Tensor | None]:
     """Take the passes of a step: all logits that `unimatch_loss` asks for.
 
-    predicts: whether somebody asks what the model predicts; if not, logits_weak and logits_partner are None
+    predicts: whether the loss needs the model's predictions; if not, logits_weak and logits_partner are None
     feature_dropout: part of the encoder's channels that the third view loses
     passes: "exact" takes UniMatch's three: the images that CutMix pastes in evaluation mode; labelled and weak views,
         clean and with dropped features; the two strong views. "fast" takes two: the prediction of the pasted images
@@ -94,14 +95,14 @@ def views(
     kept = slice(0, None) if passes == "exact" else slice(labelled, None)
     parts = [labelled, unlabelled] if passes == "exact" else [unlabelled]
     dropped = [distributed.dropout2d(maps[kept], feature_dropout, parts) for maps in features]
-    if passes == "fast" and not predicts:  # nobody asks for the clean weak view
+    if passes == "fast" and not predicts:  # the loss needs no clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
     sizes = len(features[0]) - labelled, len(dropped[0]) - unlabelled
     logits_labelled, logits_weak, _, logits_feature = logits.split([labelled, *sizes, unlabelled])
     logits_weak = logits_weak if predicts else None
     if predicts and passes == "fast":
-        logits_partner = logits_weak.detach().flip(0)
+        logits_partner = others(logits_weak.detach())
 
     strong1 = cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])
     strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
@@ -116,10 +117,10 @@ def views(
     }
 
 
-def what_they_learn(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+def targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
     """Labels, padding and boxes of a batch, as `unimatch_loss` names them."""
-    mine = {name: batch.get(name) for name in ("label", "ignore", "pseudo_label", "boxes1", "boxes2")}
-    return mine | {f"partner_{name}": partner(batch, name) for name in ("ignore", "pseudo_label")}
+    given = {name: batch.get(name) for name in ("label", "ignore", "pseudo_label", "boxes1", "boxes2")}
+    return given | {f"partner_{name}": partner(batch, name) for name in ("ignore", "pseudo_label")}
 
 
 def unimatch_loss(
@@ -141,7 +142,6 @@ def unimatch_loss(
     threshold: float = 0.95,
     smoothing: float | None = None,
     gate: bool | None = None,
-    fill: bool = False,
     weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
     weak_weight: float = 0.0,
     labelled_smoothing: float = 0.0,
@@ -156,27 +156,26 @@ def unimatch_loss(
     threshold: probability from which on the model is sure of its prediction
     smoothing: of the target; by default 0 for "unimatch" and 0.1 for the others
     gate: count only pixels where the model is sure; by default so for "unimatch" and not for the others
-    fill: with "fusion", a sure prediction also fills pixels that have no pseudo label; by default they never count
     weak_weight: of the undisturbed weak view; UniMatch has no such term, since it would teach a prediction itself
     labelled_smoothing: of the true labels
     returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
     """
-    check(refine_target)
+    one_of(refine_target, TARGETS, "refine_target")
     smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
     gate = refine_target == "unimatch" if gate is None else gate
-    options = {"refine_target": refine_target, "threshold": threshold, "gate": gate, "fill": fill}
-    own = aim(logits_weak, pseudo_label, ignore, **options)
-    pasted = aim(logits_partner, partner_pseudo_label, partner_ignore, **options)
+    options = {"refine_target": refine_target, "threshold": threshold, "gate": gate}
+    weak = choose_target(logits_weak, pseudo_label, ignore, **options)
+    pasted = choose_target(logits_partner, partner_pseudo_label, partner_ignore, **options)
 
-    mixed1 = [cutmix(mine, theirs, boxes1) for mine, theirs in zip(own, pasted, strict=True)]
-    mixed2 = [cutmix(mine, theirs, boxes2) for mine, theirs in zip(own, pasted, strict=True)]
+    mixed1 = [cutmix(*pair, boxes1) for pair in zip(weak, pasted, strict=True)]
+    mixed2 = [cutmix(*pair, boxes2) for pair in zip(weak, pasted, strict=True)]
     labelled = mean_cross_entropy(logits_labelled, label, smoothing=labelled_smoothing)
     strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
     strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
-    feature = consistency(logits_feature, *own, smoothing=smoothing)
+    feature = consistency(logits_feature, *weak, smoothing=smoothing)
     unlabelled = weights[0] * strong1 + weights[1] * strong2 + weights[2] * feature
     if weak_weight:
-        unlabelled = unlabelled + weak_weight * consistency(logits_weak, *own, smoothing=smoothing)
+        unlabelled = unlabelled + weak_weight * consistency(logits_weak, *weak, smoothing=smoothing)
     terms = {
         "total": (labelled + unlabelled) / 2,
         "labelled": labelled,
@@ -185,14 +184,8 @@ def unimatch_loss(
     }
     if logits_weak is not None:
         sure = predict(logits_weak, threshold)[1] & ~ignore
-        terms["sure"] = sure.sum() / number(~ignore)
+        terms["sure"] = sure.sum() / num_valid(~ignore)
     return terms
-
-
-def check(refine_target: str) -> None:
-    """Refuse a target that does not exist."""
-    if refine_target not in TARGETS:
-        raise ValueError(f'refine_target is "{refine_target}"; right are {", ".join(TARGETS)}')
 
 
 def predict(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +194,7 @@ def predict(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch
     return prediction, confidence >= threshold
 
 
-def aim(
+def choose_target(
     logits: torch.Tensor | None,
     pseudo_label: torch.Tensor | None,
     ignore: torch.Tensor,
@@ -209,9 +202,8 @@ def aim(
     refine_target: str,
     threshold: float,
     gate: bool,
-    fill: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decide what a view is to predict at each pixel.
+    """What a view must predict at each pixel.
 
     logits: (U, K, H, W), pseudo_label: (U, H, W), ignore: (U, H, W) bool
     returns: target (U, H, W) int64; counts (U, H, W) bool, pixels whose loss is added up; valid (U, H, W) bool, those
@@ -225,7 +217,7 @@ def aim(
         target, valid = pseudo_label, ~ignore & (pseudo_label != IGNORE)
     else:
         target = torch.where(sure, prediction, pseudo_label)
-        valid = ~ignore & ((target if fill else pseudo_label) != IGNORE)
+        valid = ~ignore & (pseudo_label != IGNORE)
     return target, valid & sure if gate else valid, valid
 
 
@@ -234,4 +226,4 @@ def consistency(
 ) -> torch.Tensor:
     """Sum of the cross-entropy where it counts, divided by the number of valid pixels: UniMatch's denominator."""
     loss = cross_entropy(logits, target, smoothing=smoothing)
-    return (loss * counts).sum() / number(valid)
+    return (loss * counts).sum() / num_valid(valid)

@@ -11,6 +11,7 @@ Kirillov et al. 2023, appendix B). The networks are the package's own. What is n
   as large as the network's input (1024 x 1024) is made for a mask.
 - Masks stay small (256 x 256) until boxes have been compared; run lengths are made for those that are left, by
   pycocotools for many at once.
+- Connected regions are found in NumPy, where the package needs OpenCV.
 
 The order of additions differs, so a predicted IoU differs by 1e-6 or so, and a pixel whose logit is nearly 0 may change
 sides; see tests/test_masks.py and benchmarks/bench_masks.py.
@@ -29,15 +30,14 @@ from segment_anything.utils.amg import (
     build_all_layer_point_grids,
     generate_crop_boxes,
     is_box_near_crop_edge,
-    remove_small_regions,
     uncrop_boxes_xyxy,
 )
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
+from plg_utils.labels import components
 from plg_utils.records import Masks
 
-CROP_NMS_THRESH, CROP_OVERLAP_RATIO = 0.7, 512 / 1500  # the package's defaults
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 
 
@@ -68,13 +68,17 @@ class SegmentEverything:
     """Calls give the `Masks` of an image; the fields are named as the package names them."""
 
     sam: Sam
-    points_per_side: int = 32
+    points_per_side: int | None = 32
     points_per_batch: int = 64  # halved where the device's memory does not suffice
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: list[np.ndarray] | None = None  # instead of points_per_side
     min_mask_region_area: int = 0
     precision: str = "fp32"
 
@@ -82,16 +86,16 @@ class SegmentEverything:
         """Lay the grids, one for each layer of crops."""
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f'precision is "{self.precision}"; right are "fp32" and "bf16"')
-        if self.min_mask_region_area > 0:
-            import cv2  # noqa: F401  only this needs it
-        self.grids = build_all_layer_point_grids(self.points_per_side, self.crop_n_layers, 1)
+        self.grids = self.point_grids or build_all_layer_point_grids(
+            self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
+        )
         self.resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Masks:
         """Segment an image (H, W, 3) uint8 RGB."""
         size = image.shape[:2]
-        crops, layers = generate_crop_boxes(size, self.crop_n_layers, CROP_OVERLAP_RATIO)
+        crops, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         found = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
         everything = Candidates.join(found)
         kept = torch.arange(len(everything))
@@ -99,7 +103,7 @@ class SegmentEverything:
             detail = torch.repeat_interleave(
                 1 / box_area(torch.tensor(crops)), torch.tensor([len(each) for each in found])
             )
-            kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), CROP_NMS_THRESH).cpu()
+            kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), self.crop_nms_thresh).cpu()
         rles, first = {}, 0
         for crop, each in zip(crops, found, strict=True):
             here = kept[(kept >= first) & (kept < first + len(each))]
@@ -113,7 +117,7 @@ class SegmentEverything:
             predicted_iou=everything.predicted_iou.cpu().numpy(),
             stability=everything.stability.cpu().numpy(),
         )
-        return self.without_small_regions(masks) if self.min_mask_region_area > 0 and len(masks) else masks
+        return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
 
     def look(self, image: np.ndarray, crop: Sequence[int], grid: np.ndarray) -> Candidates:
         """Ask SAM at each point of a grid (P, 2), in 0 to 1, what it sees in a crop (xyxy pixels) of an image."""
@@ -168,7 +172,7 @@ class SegmentEverything:
     def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
 
-        returns: (N, W, H), so that a column lies together, as in COCO's run lengths
+        returns: (N, W, H), columns together in memory, as in COCO's run lengths
         """
         side = self.sam.image_encoder.img_size
         inside = self.resize.get_preprocess_shape(*size, side)
@@ -187,18 +191,6 @@ class SegmentEverything:
                 masks = whole
             rles += Masks.from_dense(masks.transpose(0, 2, 1)).rles
         return rles
-
-    def without_small_regions(self, masks: Masks) -> Masks:
-        """Fill small holes, drop small islands; of masks whose boxes then agree those without a change are kept."""
-        dense, untouched = masks.dense(), []
-        for index, mask in enumerate(dense):
-            mask, filled = remove_small_regions(mask, self.min_mask_region_area, mode="holes")
-            mask, dropped = remove_small_regions(mask, self.min_mask_region_area, mode="islands")
-            dense[index] = mask
-            untouched.append(float(not filled and not dropped))
-        boxes = boxes_around(torch.from_numpy(dense.transpose(0, 2, 1)))
-        kept = nms(boxes.float(), torch.tensor(untouched), max(self.box_nms_thresh, CROP_NMS_THRESH)).numpy()
-        return Masks.from_dense(dense[kept], masks.predicted_iou[kept], masks.stability[kept])
 
     def halving(self, function: Callable, points: torch.Tensor) -> Iterator:
         """Call a function on batches of points, on smaller ones from then on where the device runs out of memory."""
@@ -223,6 +215,38 @@ class SegmentEverything:
     def autocast(self) -> torch.autocast:
         """Half precision inside, if it was asked for."""
         return torch.autocast(self.sam.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Masks:
+    """Fill holes and drop islands of less than min_area pixels; min_area 0 changes nothing.
+
+    nms_thresh: IoU of two boxes from which on one mask is dropped, if it was changed and the other was not
+    """
+    if min_area <= 0 or not len(masks):
+        return masks
+    dense, untouched = masks.dense(), []
+    for index, mask in enumerate(dense):
+        mask, filled = without_small(mask, min_area, holes=True)
+        dense[index], dropped = without_small(mask, min_area, holes=False)
+        untouched.append(float(not filled and not dropped))
+    boxes = boxes_around(torch.from_numpy(dense.transpose(0, 2, 1)))
+    kept = nms(boxes.float(), torch.tensor(untouched), nms_thresh).numpy()
+    return Masks.from_dense(dense[kept], masks.predicted_iou[kept], masks.stability[kept])
+
+
+def without_small(mask: np.ndarray, min_area: int, *, holes: bool) -> tuple[np.ndarray, bool]:
+    """Fill the small holes of a mask (H, W) bool, or drop its small islands; was there any?
+
+    If all islands are small, the largest stays, of equal ones the first.
+    """
+    regions = components(mask != holes)
+    numbers, sizes = np.unique(regions[regions > 0], return_counts=True)
+    small = sizes < min_area
+    if not small.any():
+        return mask, False
+    if holes:
+        return mask | np.isin(regions, numbers[small]), True
+    return np.isin(regions, numbers[[sizes.argmax()]] if small.all() else numbers[~small]), True
 
 
 @cache

@@ -29,55 +29,43 @@ def build(
     *,
     checkpoint: str | None = "miniature_sam",
     model: str | None = None,
-    points_per_side: int | None = None,
     density: float = 1.0,
-    points_per_batch: int = 64,
-    pred_iou_thresh: float | None = None,
-    stability_score_thresh: float | None = None,
-    stability_score_offset: float = 1.0,
-    box_nms_thresh: float = 0.7,
-    crop_n_layers: int = 0,
-    min_mask_region_area: int = 0,
     min_area: int = 0,
-    precision: str = "fp32",
     compiled: bool = False,
     device: str = "cpu",
+    **options,
 ) -> Generate:
-    """Load a SAM; the options keep the names and the defaults of its package.
+    """Load a SAM.
 
     checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
     model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
+    density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
+    min_area: pixels; smaller masks are dropped
+    compiled: let torch.compile make the image encoder faster, which takes minutes and pays for many images
+    device: see `devices.choose`
+
+    Further options have the names, the meaning and, where nothing else is said, the defaults of the package:
     points_per_side: of the grid of prompts; points_per_batch: prompts that go through the decoder together, fewer
         where the device's memory does not suffice
-    density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
+    point_grids: in place of a grid of points_per_side: points (P, 2), x and y from 0 to 1, for each layer of crops
     pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
     stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
-    min_mask_region_area: pixels; smaller holes and islands are removed (the package needs OpenCV for that)
-    min_area: pixels; smaller masks are dropped
-    precision: "fp32", or "bf16" for autocast; compiled: let torch.compile make the image encoder faster, which takes
-        minutes and pays for many images
-    device: see `devices.choose`
-    A None is the value in OFFICIAL, or in `miniature.DEFAULTS`.
+    box_nms_thresh: IoU of two boxes from which on the worse mask is dropped
+    crop_n_layers: layer i looks at 2^i x 2^i crops that overlap by crop_overlap_ratio of the image's short side, at
+        points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
+    min_mask_region_area: pixels; smaller holes and islands of a mask are removed
+    precision: "fp32", or "bf16" for autocast; not an option of the package
+    The defaults of points_per_side and the first two thresholds are those in OFFICIAL, or in `miniature.DEFAULTS`.
     """
-    chosen = settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
+    chosen = settings(checkpoint, density, **options)
     network = load(checkpoint, model).to(devices.choose(str(device)))
     if compiled:
         network.image_encoder = torch.compile(network.image_encoder)
-    segment = SegmentEverything(
-        network,
-        **chosen,
-        points_per_batch=points_per_batch,
-        stability_score_offset=stability_score_offset,
-        box_nms_thresh=box_nms_thresh,
-        crop_n_layers=crop_n_layers,
-        min_mask_region_area=min_mask_region_area,
-        precision=precision,
-    )
+    segment = SegmentEverything(network, **chosen)
 
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
-        found = map(segment, images)
-        return [masks.take(masks.areas() >= min_area) for masks in found]
+        return [masks.take(masks.areas() >= min_area) for masks in map(segment, images)]
 
     return generate
 
@@ -85,21 +73,30 @@ def build(
 def settings(
     checkpoint: str | None,
     density: float,
-    points_per_side: int | None,
-    pred_iou_thresh: float | None,
-    stability_score_thresh: float | None,
+    *,
+    points_per_side: int | None = None,
+    point_grids: Sequence[np.ndarray] | None = None,
+    crop_n_layers: int = 0,
+    **options,
 ) -> dict:
-    """Fill in what is not given from the checkpoint's defaults, and thin the grid by `density`."""
-    given = {
-        "points_per_side": points_per_side,
-        "pred_iou_thresh": pred_iou_thresh,
-        "stability_score_thresh": stability_score_thresh,
-    }
-    defaults = DEFAULTS.get(checkpoint or "miniature_sam", OFFICIAL)
-    chosen = defaults | {name: value for name, value in given.items() if value is not None}
-    if not density > 0:
-        raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
-    return chosen | {"points_per_side": max(1, round(density * chosen["points_per_side"]))}
+    """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`."""
+    chosen = DEFAULTS.get(checkpoint or "miniature_sam", OFFICIAL) | {"crop_n_layers": crop_n_layers}
+    chosen |= {name: value for name, value in options.items() if value is not None}
+    if point_grids is None:
+        if not density > 0:
+            raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
+        side = chosen["points_per_side"] if points_per_side is None else points_per_side
+        return chosen | {"points_per_side": max(1, round(density * side))}
+    if points_per_side is not None or density != 1:
+        raise ValueError("point_grids take the place of points_per_side and density: leave those two out")
+    grids = [np.asarray(grid, dtype=np.float64) for grid in point_grids]
+    fit = all(grid.ndim == 2 and grid.shape[1] == 2 and (grid >= 0).all() and (grid <= 1).all() for grid in grids)
+    if not fit or len(grids) != crop_n_layers + 1:
+        raise ValueError(
+            f"point_grids are {', '.join(str(grid.shape) for grid in grids) or 'empty'}; give one grid for each of the "
+            f"{crop_n_layers + 1} layers (crop_n_layers + 1), each (P, 2) of x and y from 0 to 1"
+        )
+    return chosen | {"points_per_side": None, "point_grids": grids}
 
 
 def build_box_prompter(

@@ -11,6 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
+from plg_utils.masks._everything import without_small_regions
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
@@ -20,23 +21,26 @@ def build(
     *,
     checkpoint: str | None = "miniature_sam",
     model: str | None = None,
-    points_per_side: int | None = None,
     density: float = 1.0,
-    pred_iou_thresh: float | None = None,
-    stability_score_thresh: float | None = None,
+    min_mask_region_area: int = 0,
     min_area: int = 0,
     device: str = "cpu",
     **options,
 ) -> Generate:
-    """Load a SAM; the options are those of `sam.build`, others go to `SamAutomaticMaskGenerator`."""
-    chosen = sam.settings(checkpoint, density, points_per_side, pred_iou_thresh, stability_score_thresh)
+    """Load a SAM; the options are those of `sam.build` and of the package's `SamAutomaticMaskGenerator`.
+
+    The package removes small regions by OpenCV, which is not installed; here the same rule runs without it.
+    """
+    chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
-    generator = Generator(network, **chosen, **options, output_mode="coco_rle")  # a stack of (N, H, W) would be large
+    generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
+    nms_thresh = max(generator.box_nms_thresh, generator.crop_nms_thresh)
 
     @torch.inference_mode()
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
         found = [records(generator, image) for image in images]
+        found = [without_small_regions(masks, min_mask_region_area, nms_thresh) for masks in found]
         return [masks.take(masks.areas() >= min_area) for masks in found]
 
     return generate

@@ -17,7 +17,7 @@ from torch import nn
 # the mIoU on the labelled scenes.
 DEFAULTS = {
     "miniature_sam": {"points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.5},
-    "miniature_clip": {"features": "plain", "image_size": 96, "layer": "ln_post"},
+    "miniature_clip": {"features": "plain", "image_size": 96, "layer": "ln_post", "resize_by": "torch"},
     "miniature_encoder": {"output_stride": 8, "width": 64, "rates": (3, 6, 9)},  # rates as large, on smaller maps
 }
 

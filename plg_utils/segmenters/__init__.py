@@ -8,7 +8,7 @@ returns is an `nn.Module` that shows its seams, so that a method can disturb the
     forward(images)         both in a row
     encoder                 the pretrained part, which `training.fit` teaches at a lower rate than the rest
 
-Where a network may start from somebody's weights, `checkpoint(**options)` names them.
+Where a network may start from trained weights, `checkpoint(**options)` names them.
 """
 
 from pathlib import Path

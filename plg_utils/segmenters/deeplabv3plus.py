@@ -2,7 +2,12 @@
 
 The head is UniMatch's: ASPP on the last feature map c4, a skip of 48 channels from the first one, c1 at stride 4, two
 3x3 convolutions, a classifier; all resizing is bilinear with align_corners=True. The encoder is timm's, or the
-miniature of the embedded world. UniMatch's own ResNet begins with three 3x3 convolutions: timm calls it resnet101s.
+miniature of the storybook. UniMatch's ResNet-101 begins with three 3x3 convolutions: timm calls it resnet101s.
+
+UniMatch's Xception-65, for COCO, is not in timm. The nearest is xception65.tf_in1k (the tag names TensorFlow's weights;
+without it timm takes its own training, ra3_in1k). It differs in three points: at output stride 16 the last three
+convolutions are dilated by 2 (UniMatch: 1); c1 is taken after the ReLU (before it); batch normalisation has eps 1e-3
+and momentum 0.1 (1e-5 and 0.0003). So a COCO number from it is not one of UniMatch's network.
 """
 
 from pathlib import Path
