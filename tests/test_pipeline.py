@@ -44,14 +44,19 @@ def tiny(numbers: list[str], **changes) -> dict:
     return known | {name: value for name, value in (TINY | changes).items() if name in known}
 
 
-def do_stages(parameters: dict) -> stages.Run:
-    """Do all stages that these parameters ask for, in this process; the run."""
+def open_run(parameters: dict) -> stages.Run:
+    """The run of these parameters, with its data set."""
     both = ("labelled", "unlabelled")
     opened = {"tags_of": both} if parameters.get("cam_sources") else {}
     options = {"labelled": parameters["labelled"], "seed": parameters["seed"], **parameters["dataset_options"]}
     data = datasets.load(parameters["dataset"], **options, **opened)
     place = {name: parameters[name] for name in ("device", "images_at_once", "processes") if name in parameters}
-    found = stages.open_run(parameters["run"], data, **place)
+    return stages.open_run(parameters["run"], data, **place)
+
+
+def do_stages(parameters: dict) -> stages.Run:
+    """Do all stages that these parameters ask for; the run."""
+    found = open_run(parameters)
     list(stages.everything(found, {name: value for name, value in parameters.items() if name != "run"}))
     return found
 
