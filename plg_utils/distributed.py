@@ -188,15 +188,14 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-class Step(nn.Module):
-    """A model with its loss, as one module: what DistributedDataParallel can wrap."""
+class _Step(nn.Module):
+    """A model with its loss as one module, which DistributedDataParallel can wrap."""
 
     def __init__(self, model: nn.Module, loss):
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        """Return the loss's terms."""
         return self.loss(self.model, batch)
 
 
@@ -204,7 +203,7 @@ def step(model: nn.Module, loss):
     """Return what takes a batch to the loss's terms, and whose gradients are the mean of all processes'."""
     if count() == 1:
         return partial(loss, model)
-    return nn.parallel.DistributedDataParallel(Step(model, loss), broadcast_buffers=False, static_graph=True)
+    return nn.parallel.DistributedDataParallel(_Step(model, loss), broadcast_buffers=False, static_graph=True)
 
 
 # Starting
@@ -218,30 +217,21 @@ def launch(processes: int, module: str, order: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "order.json"
         files.write_json(path, order)
-        environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
-        environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), _cores() // processes)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, min(torch.get_num_threads(), cores // processes))
+        environment = os.environ | {"PLG_RESULTS": str(files.results_root()), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", module, str(path)]
-        streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        with subprocess.Popen(command, env=environment, **streams) as process:
+        last = b""
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             try:
-                last = _pass_on(process)
+                while text := process.stderr.read1(4096):  # progress bars, shown as they come
+                    sys.stderr.write(text.decode(errors="replace"))
+                    sys.stderr.flush()
+                    last = (last + text)[-8000:]
             except BaseException:  # an interrupted cell must not leave processes behind
                 process.terminate()
                 raise
         if process.returncode:
-            raise RuntimeError(f"{processes} processes failed in {order.get('stage', module)}:\n{last}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _pass_on(process: subprocess.Popen) -> str:
-    """Show what a process writes to its stderr as it comes; return the last lines."""
-    said = b""
-    while text := process.stderr.read1(4096):
-        sys.stderr.write(text.decode(errors="replace"))
-        sys.stderr.flush()
-        said = (said + text)[-8000:]
-    return said.decode(errors="replace")
+            said = last.decode(errors="replace")
+            raise RuntimeError(f"{processes} processes failed in {order.get('stage', module)}:\n{said}")

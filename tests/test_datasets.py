@@ -83,7 +83,7 @@ def test_contract(name, tiny_root):
 def test_misspelt_names_and_options_are_told():
     with pytest.raises(ValueError, match="no data set 'vok', only .*voc"):
         datasets.load("vok")
-    with pytest.raises(TypeError, match="no option 'labeled'; did you mean 'labelled'"):
+    with pytest.raises(ValueError, match="no option 'labeled', only .*did you mean 'labelled'"):
         datasets.load("voc", labeled=3)
     for option, value in (("truth_of", "val"), ("truth_of", ["vall"]), ("tags_of", ["vall"]), ("limit", -1)):
         with pytest.raises(ValueError, match=option):
