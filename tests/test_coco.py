@@ -354,11 +354,3 @@ def test_real_photos(load):
     # Measured once: if this changes, the rule has changed, and with it all that was measured on these maps.
     digest = hashlib.sha256(b"".join(every[id].truth().tobytes() for id in sorted(every))).hexdigest()
     assert digest == "4e7fbb8933d5bcf18d13a250a6072db6c183d3732ef439f39f7ca07034eee1eb"
-
-
-@needs_shared
-@pytest.mark.parametrize(("split", "count"), [("512", 232), ("256", 463), ("128", 925), ("64", 1849), ("32", 3697)])
-def test_the_published_lists(split, count):
-    folder = SHARED / "splits" / "coco"
-    assert len(set(coco._read_list(folder / f"1_{split}" / "labeled.txt"))) == count
-    assert len(set(coco._read_list(folder / "val.txt"))) == 5000
