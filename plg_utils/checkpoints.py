@@ -60,13 +60,15 @@ _SAM = {
     "sam_vit_h_4b8939.pth": ("a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
 }
 _DETECTOR = ("config.json", WEIGHTS, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-_LISTED = (
-    *(Checkpoint(f"miniature_{name}") for name in ("sam", "clip", "encoder")),
-    *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
-    Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
-    Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
-)
-LISTED = {checkpoint.name: checkpoint for checkpoint in _LISTED}
+LISTED = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        *(Checkpoint(f"miniature_{name}") for name in ("sam", "clip", "encoder")),
+        *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
+        Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
+        Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
+    )
+}
 
 
 @cache

@@ -120,10 +120,8 @@ def rows(size: int) -> list[int]:
     """
     pairs = size // 2
     if size % 2 or pairs % count():
-        raise ValueError(
-            f"a batch of {size} cannot be shared by {count()} processes: right is a multiple of {2 * count()}, since "
-            "CutMix needs two images in each"
-        )
+        problem = f"a batch of {size} cannot be shared by {count()} processes"
+        raise ValueError(f"{problem}: right is a multiple of {2 * count()}, since CutMix needs two images in each")
     first = list(range(pairs))[rank() :: count()]
     return first + [size - 1 - index for index in reversed(first)]
 
@@ -196,6 +194,7 @@ class _Step(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        """Return the loss's terms."""
         return self.loss(self.model, batch)
 
 

@@ -52,7 +52,7 @@ def dangers(code):
             yield f"{name} without weights_only=True"
         elif name in ("yaml.load", "yaml.load_all"):
             loader = options.get("Loader") or (ast.unparse(node.args[1]) if len(node.args) > 1 else "none")
-            if loader not in ("Loader", "loader", "yaml.SafeLoader"):  # the first two are tried below
+            if loader not in ("Loader", "loader", "yaml.SafeLoader"):  # the first two are tried in test_bad_inputs
                 yield f"{name} with the loader {loader}"
         elif re.search(r"yaml\.(unsafe|full)_load", name):
             yield name

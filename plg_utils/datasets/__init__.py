@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from inspect import signature
 from math import ceil, inf
 from numbers import Integral
@@ -230,19 +231,11 @@ def from_pairs(
     if missing:
         what = f"{len(missing)} files of the labelled images in {listed} are not below {root}, e.g. {missing[0]}"
         raise FileNotFoundError(f"{what}; correct the list, or fetch the files that it names{hint}")
-    samples = {
-        split: tuple(
-            photo(
-                root / image,
-                root / label if label and split in truth_of else None,
-                num_classes=classes.num_classes,
-                void=void,
-                root=root,
-            )
-            for image, label in (entries if split == "labelled" else entries[:limit])
-        )
-        for split, entries in splits.items()
-    }
+    read = partial(photo, num_classes=classes.num_classes, void=void, root=root)
+    samples = {}
+    for split, entries in splits.items():
+        kept, is_open = entries if split == "labelled" else entries[:limit], split in truth_of
+        samples[split] = tuple(read(root / image, root / label if label and is_open else None) for image, label in kept)
     return Dataset(name, classes, **samples, provenance=provenance)
 
 

@@ -110,7 +110,6 @@ def _photos(root: Path) -> dict[str, Path]:
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: rename one")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder with the name of a photo: rename it, or move it away")
-        files.check_stem(path.stem)
     return {path.stem: path for path in first.values()}
 
 
