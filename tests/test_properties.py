@@ -202,22 +202,6 @@ def test_an_id_is_refused_or_names_a_file_in_its_folder(tmp_path, stem):
         assert path.name in [each.name for each in path.parent.iterdir()]
 
 
-@law(40)
-@given(st.binary(max_size=40), st.binary(max_size=40), st.one_of(st.none(), st.integers(0, 40)))
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, before, after, stops):
-    """`stops`: after how many bytes the writer fails; None: it does not."""
-    path = tmp_path / "a.bin"
-    path.write_bytes(before)
-    with path.open("rb") as reader:  # who has opened the old file goes on with it: none is written over
-        with contextlib.suppress(RuntimeError), files.atomic(path) as partial:
-            partial.write_bytes(after[:stops])
-            if stops is not None:
-                raise RuntimeError
-        assert reader.read() == before
-    assert path.read_bytes() == (after if stops is None else before)
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # Which images
 
 
