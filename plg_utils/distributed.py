@@ -17,8 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -88,11 +88,9 @@ def wait() -> None:
         _state.wait_for_everyone()
 
 
-@contextmanager
-def main_first() -> Iterator[None]:
+def main_first() -> AbstractContextManager:
     """Let the main process run the block, then the others."""
-    with nullcontext() if _state is None else _state.main_process_first():
-        yield
+    return nullcontext() if _state is None else _state.main_process_first()
 
 
 def agreed(value: Any) -> Any:

@@ -10,9 +10,9 @@ crowd is void. mIoU on these maps need not equal mIoU on those of others (UniMat
 """
 
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances, _splits
@@ -23,8 +23,7 @@ YEARS = (2014, 2017)
 SMOKE = {"labelled": 2, "limit": 2}
 
 
-@dataclass(frozen=True)
-class _Set:
+class _Set(NamedTuple):
     """Photos that share a json: those of train or of val."""
 
     instances: Path
