@@ -454,7 +454,7 @@ CASES = [
     listed("has three columns", "a b c\n", "line 1", "is neither an id nor a photo and a label map"),
     listed("has two ids in a line", "a b\n", "line 1", "is neither an id nor a photo and a label map"),
     listed("gives a photo without label map", "JPEGImages/a.jpg\n", "no label map for 1 photos", "write the id alone"),
-    listed("is UTF-16", "a\nb\n".encode("utf-16"), "no text in UTF-8", "save it as plain text"),
+    listed("is UTF-16", "a\nb\n".encode("utf-16"), "not text in UTF-8", "save it as plain text"),
     listed("holds a control character", "a\0b\n", "line 1", "cannot be a file name"),
     listed("hides a file", ".a\n", "line 1", "start with a dot"),
     option("is a list that there is not", load_voc, "'1_9' is neither a folder", "did you mean '1_8'?", split="1_9"),
