@@ -27,22 +27,20 @@ import numpy as np
 from PIL import Image
 
 from plg_utils import __version__, datasets, diagnosis, figures, files, store
-from plg_utils.records import IGNORE, Classes, Dataset, Sample
+from plg_utils.records import Classes, Dataset, Sample
 
 LONGEST = 480  # pixels of a picture's longer side; larger pictures are made smaller
 
 
 def html(folder: Path) -> str:
     """Return the page of the run in `folder`."""
-    summary, evaluation = (
-        files.read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("summary.json", "05_evaluation.json")
-    )
+    paths = [folder / name for name in ("summary.json", "05_evaluation.json")]
+    summary, evaluation = (files.read_json(path) if path.is_file() else {} for path in paths)
     rows = [row | {"name": _name(row)} for row in summary.get("rows") or []]
     galleries, classes, remark = pictures(folder, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
     if classes and set(names) == set(classes.names):
-        names = list(classes.names)  # json has them sorted by name
+        names = classes.names  # json has them sorted by name
     fills = zip((*classes.names, "no label"), (*classes.colours, figures.VOID), strict=True) if classes else ()
     return _template().render(
         version=__version__,
@@ -106,8 +104,7 @@ def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | 
 
 def dataset_of(folder: Path, run: dict) -> Dataset:
     """Return the data set of a run with its truth open; a ValueError if the stages worked on other images."""
-    opened = ("labelled", "unlabelled", "val")
-    draw = {"labelled": run["labelled"], "seed": run["seed"], "truth_of": opened}
+    draw = {"labelled": run["labelled"], "seed": run["seed"], "truth_of": ("labelled", "unlabelled", "val")}
     data = datasets.load(run["dataset"], **draw, **run["dataset_options"])
     splits = {manifest.get("split_sha256") for manifest in manifests(folder).values()} - {None}
     if splits and store.split_sha256(data) not in splits:
@@ -165,9 +162,7 @@ def data_uri(picture: np.ndarray, classes: Classes) -> str:
     size = max(1, round(factor * width)), max(1, round(factor * height))
     small = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST if is_map else Image.Resampling.LANCZOS)
     if is_map:
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: classes.num_classes], colours[IGNORE] = classes.colours, figures.VOID
-        small.putpalette(colours.tobytes())
+        small.putpalette(figures.colour(np.arange(256, dtype=np.uint8), classes).tobytes())
     encoded, kind = io.BytesIO(), "png" if is_map else "jpeg"
     small.save(encoded, kind, optimize=True, **({} if is_map else {"quality": 88}))
     return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
@@ -177,14 +172,9 @@ def data_uri(picture: np.ndarray, classes: Classes) -> str:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=loader,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: "–" if value is None else value,
-    )
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    loader, dash = jinja2.FileSystemLoader(Path(__file__).parent), lambda value: "–" if value is None else value
+    environment = jinja2.Environment(autoescape=True, loader=loader, finalize=dash, **options)
     environment.filters |= {
         "versions": versions,
         "percent": lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}",

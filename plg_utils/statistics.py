@@ -82,15 +82,9 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def paired(a: Mapping, b: Mapping) -> Summary:
-    """Differences a - b of two methods, seed by seed.
-
-    a, b: seed -> score, of the same seeds
-    returns: the differences in the order of a's seeds
-    """
+    """Differences a - b of two methods, seed by seed in the order of a; a, b: seed -> score, of the same seeds."""
     if a.keys() != b.keys():
-        raise ValueError(
-            f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}. Compare runs of equal seeds"
-        )
+        raise ValueError(f"the seeds differ: {[*a]} and {[*b]}. Compare runs of equal seeds")
     return summarise([a[seed] - b[seed] for seed in a])
 
 
