@@ -123,7 +123,6 @@ WHITE = encoded(np.full((2, 2), 255, np.uint8))
 BAD_SHAPES = {
     "no class": (shape("gren", [[0, 0], [4, 0], [4, 4]]), "'gren', which is no class: use background, red, green"),
     "two corners": (shape("red", [[0, 0], [4, 0]]), "three corners or more"),
-    "no numbers": (shape("red", [[0, 0], [4, 0], [4, "a"]]), "cannot be read"),
     "outside": (shape("red", [[0, 0], [9.5, 0], [4, 4]]), "a corner is outside the image of 6 x 4"),
     "thin": (shape("red", [[0.1, 0.1], [0.2, 0.1], [0.2, 0.2]]), "covers the centre of no pixel"),
     "a line": (shape("red", [[0, 0], [4, 0]], "line"), "a line has no area; right are polygons"),
@@ -265,22 +264,6 @@ def test_changes_in_two_forms_must_agree(written):
     with pytest.raises(ValueError, match="squares_1 was changed in png and in coco and in labelme, and they differ"):
         review.read(folder)
     assert np.array_equal(review.read(folder, forms=["coco"])[0][1].label, np.roll(new, 1))
-
-
-def test_coco_may_come_back_with_polygons_and_plain_run_lengths(written):
-    folder, labels, _ = written
-    content = files.read_json(folder / "coco.json")
-    first = content["annotations"][0]
-    mask = Masks((first["segmentation"],), (16, 24), np.zeros(1), np.zeros(1))
-    first["segmentation"] = {"size": [16, 24], "counts": mask.runs[0].tolist()}
-    red = {"id": 99, "image_id": 2, "category_id": 1, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "iscrowd": 0}
-    content["annotations"].append(red)
-    files.write_json(folder / "coco.json", content)
-    reviewed, _ = review.read(folder)
-    assert [image.changed for image in reviewed] == [(), ("coco",), ()]
-    expected = labels["squares_1"].copy()
-    expected[:2, :2] = 1
-    assert np.array_equal(reviewed[1].label, expected)
 
 
 def edit(name, change):
