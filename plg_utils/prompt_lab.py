@@ -33,7 +33,6 @@ from plg_utils import class_files, encoders, figures, files, labels, metrics, tr
 from plg_utils.generators import segment_match
 from plg_utils.records import Classes, Dataset, Masks, Sample
 
-STAGES = ("masks", "segments", "labels_zero_shot")  # the stages of notebook 02 that are read
 THUMBNAIL = 224  # pixels of a picture's longer side in `Lab.picture`
 
 
@@ -55,7 +54,7 @@ class Outcome:
     unknown: dict[str, tuple[str, ...]]  # class, or "templates" -> words that the encoder never read, if there are any
 
     def __str__(self) -> str:
-        """Return threshold and mean IoU in one line."""
+        """Return threshold and mean IoU."""
         score = "no truth" if np.isnan(self.mean_iou) else f"mean IoU {100 * self.mean_iou:.1f} % on labelled images"
         return f"threshold {self.threshold:g}, {score}"
 
@@ -164,14 +163,14 @@ def load(
     scored: how many of the labelled images are read, all by default
     shown: images to look at, the first half of them labelled
     """
-    folder = Path(folder)
+    folder, parameters = Path(folder), {}
     remedy = f"run notebooks/02_zero_shot_labels.ipynb for the run {folder.name!r} first, with the same data set"
-    manifests = {stage: folder / stage / "manifest.json" for stage in STAGES}
-    manifests = {stage: files.read_json(path) if path.exists() else {} for stage, path in manifests.items()}
-    for stage, manifest in manifests.items():
+    for stage in ("masks", "segments", "labels_zero_shot"):
+        manifest = files.read_json(folder / stage / "manifest.json", remedy)
         if manifest.get("state") != "done":
-            raise FileNotFoundError(f"{folder} holds no finished {stage}: {remedy}")
-    found = manifests["segments"]["parameters"]
+            raise ValueError(f"{folder / stage} is not finished: {remedy}")
+        parameters[stage] = manifest["parameters"]
+    found = parameters["segments"]
     if made_with is not None and files.plain(dict(made_with)) != found:
         raise ValueError(f"{folder / 'segments'} was made with {found}, not with {dict(made_with)}: {remedy}")
     labelled = dataset.labelled[:scored]
@@ -179,23 +178,18 @@ def load(
     samples = (*labelled, *dataset.unlabelled[: shown - looked_at])
     if not samples:
         raise ValueError(f"there is no image to try words on: {dataset.name} has {len(dataset.labelled)} labelled ones")
-    masks, embeddings = [], []
-    for sample in samples:
-        paths = folder / "masks" / f"{sample.id}.json", folder / "segments" / f"{sample.id}.safetensors"
-        for path in paths:
-            if not path.exists():
-                raise FileNotFoundError(f"{path} is missing: {remedy}")
-        masks.append(files.read_masks(paths[0]))
-        embeddings.append(files.read_embeddings(paths[1]))
-        if len(masks[-1]) != len(embeddings[-1]):
-            counts = f"{len(masks[-1])} masks and {len(embeddings[-1])} embeddings"
+    masks = tuple(files.read_masks(folder / "masks" / f"{sample.id}.json") for sample in samples)
+    embeddings = tuple(files.read_embeddings(folder / "segments" / f"{sample.id}.safetensors") for sample in samples)
+    for sample, *pair in zip(samples, masks, embeddings, strict=True):
+        if len(pair[0]) != len(pair[1]):
+            counts = f"{len(pair[0])} masks and {len(pair[1])} embeddings"
             raise ValueError(f"{sample.id} has {counts} in {folder}: {remedy}")
     return Lab(
         classes=dataset.classes,
-        how=manifests["labels_zero_shot"]["parameters"],
+        how=parameters["labels_zero_shot"],
         samples=samples,
-        masks=tuple(masks),
-        segment_embeddings=tuple(embeddings),
+        masks=masks,
+        segment_embeddings=embeddings,
         truths=tuple(sample.truth() for sample in labelled) if all(sample.read_truth for sample in labelled) else (),
         shown=(*range(looked_at), *range(len(labelled), len(samples))),
         encode=encode,
@@ -286,11 +280,10 @@ def line_of(words: Iterable[str]) -> str:
 
 
 def save(path: str | Path, classes: Classes, origin: str = "") -> tuple[Path, str]:
-    """Write a class file, for the next run to read.
+    """Write a class file, for the next run to read; returns its path and `class_files.sha256` of the classes.
 
     path: the first eight digits of the hash go before its suffix, so no other words are overwritten
     origin: where the words are from, a comment at the head of the file
-    returns: the path and `class_files.sha256` of the classes
     """
     path, digest = Path(path), class_files.sha256(classes)
     path = path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
@@ -317,7 +310,6 @@ class Panel(widgets.VBox):
         """Build the widgets with the run's own words; path, origin: see `save`."""
         self.lab, self.path, self.origin = lab, Path(path), origin
         self.saved = self.outcome = lab.try_out()  # changes count from the first; the second is the last valid one
-        self.wrong = ""  # what is wrong with the content of the boxes
         wide = {"continuous_update": False, "style": {"description_width": "90px"}, "layout": {"width": "400px"}}
         self.words = {
             name: (widgets.Textarea if k == lab.classes.background else widgets.Text)(description=name, **wide)
@@ -366,7 +358,7 @@ class Panel(widgets.VBox):
         """Try out the content of the boxes and show the outcome; if it is wrong, say why and leave the rest."""
         if self._filling:
             return
-        start, before, self.wrong = time.perf_counter(), self.saved, ""
+        start, before, self.wrong = time.perf_counter(), self.saved, ""  # what is wrong with the content of the boxes
         try:
             now = self.outcome = self.lab.try_out(self.classes(), threshold=self.threshold.value)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a sentence is too long for CLIP

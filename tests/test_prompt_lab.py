@@ -177,15 +177,18 @@ def test_what_is_missing_names_the_notebook_to_run(made, tmp_path):
     other, first = {"encoder": "clip", "checkpoint": "ViT-B/16"}, made.data.labelled[0].id
     refused(ValueError, "'encoder': 'clip'.*not with .*'ViT-B/16'", made.folder, made_with=other)
     refused(ValueError, "no image to try words on", made.folder, scored=0)
-    refused(FileNotFoundError, "no finished masks: run notebooks/02_zero_shot_labels.ipynb for the run 'tiny'")
-    for stage in prompt_lab.STAGES:
-        path = f"{stage}/manifest.json"
+    refused(FileNotFoundError, "manifest.json does not exist.*run notebooks/02_zero_shot_labels.ipynb")
+    paths = [f"{stage}/manifest.json" for stage in ("masks", "segments", "labels_zero_shot")]
+    for path in paths:
+        files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path) | {"state": "running"})
+    refused(ValueError, "masks is not finished: run notebooks/02_zero_shot_labels.ipynb for the run 'tiny'")
+    for path in paths:
         files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path))
-    refused(FileNotFoundError, rf"{first}.json is missing: run notebooks/02")
+    refused(FileNotFoundError, rf"{first}.json does not exist.*make the masks again")
     masks = files.read_masks(made.folder / "masks" / f"{first}.json")
     files.write_masks(tmp_path / "tiny" / "masks" / f"{first}.json", masks.take([0]))
     files.write_embeddings(tmp_path / "tiny" / "segments" / f"{first}.safetensors", torch.zeros(2, 4))
-    refused(ValueError, f"{first} has 1 masks and 2 embeddings")
+    refused(ValueError, f"{first} has 1 masks and 2 embeddings", scored=1)
 
 
 # Words and class files
