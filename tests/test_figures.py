@@ -81,19 +81,6 @@ def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure,
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
-def test_a_legend_is_read_line_by_line():
-    names = tuple("abcdefg")
-    classes = Classes(names, ((),) * 7, tuple((30 * k, 0, 0) for k in range(7)))
-    label = np.array([[*range(7), 255]], np.uint8)
-    figure = figures.gallery([[label] * 3], ["one", "two", "three"], classes, width=1.3)
-    figure.draw_without_rendering()
-    texts = figure.legends[0].get_texts()
-    boxes = [text.get_window_extent() for text in texts]
-    read = sorted(range(len(texts)), key=lambda k: (-round(boxes[k].y0), boxes[k].x0))
-    assert [texts[k].get_text() for k in read] == [*names, "no label"]
-    assert len({round(box.y0) for box in boxes}) == 2
-
-
 def test_bars_of_errors_are_as_long_as_the_shares():
     counts = {"first": np.array([[1, 2, 0, 0, 1], [0, 0, 3, 1, 2]]), "second": np.array([0, 0, 0, 1, 3])}
     (axis,) = figures.error_bars(counts).axes

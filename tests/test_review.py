@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import json
 import re
 from types import SimpleNamespace
 
@@ -113,13 +112,7 @@ def test_shapes_that_a_person_drew(tmp_path):
     assert differ.sum() <= 4  # pycocotools rounds corners to a fifth of a pixel
 
 
-def encoded(picture):
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
-
-
-WHITE = encoded(np.full((2, 2), 255, np.uint8))
+WHITE = review.labelme_json(np.ones((2, 2), np.uint8), COLOURS, "a.png")["shapes"][0]["mask"]
 BAD_SHAPES = {
     "no class": (shape("gren", [[0, 0], [4, 0], [4, 4]]), "'gren', which is no class: use background, red, green"),
     "two corners": (shape("red", [[0, 0], [4, 0]]), "three corners or more"),
@@ -225,17 +218,14 @@ def change_labelme(folder, id, new):
 
 def change_coco(folder, id, new):
     """As a tool does it: other ids of the categories and annotations, and another order."""
-    content = files.read_json(folder / "coco.json")
-    image = next(image for image in content["images"] if id in image["file_name"])
-    other = review.coco_json({image["file_name"]: new}, COLOURS)["annotations"]
-    first = content["categories"][0]["id"]  # 1, or 70 after an earlier change
-    rows = [row | {"category_id": row["category_id"] - first + 70} for row in content["annotations"]]
-    added = [
-        row | {"image_id": image["id"], "id": 900 + row["id"], "category_id": row["category_id"] + 69} for row in other
-    ]
-    content["categories"] = [row | {"id": row["id"] - first + 70} for row in content["categories"]]
-    content["annotations"] = [*added, *(row for row in rows if row["image_id"] != image["id"])][::-1]
-    (folder / "coco.json").write_text(json.dumps(content))
+    stems = [entry["id"] for entry in files.read_json(folder / "index.json")["images"]]
+    labels = {stem: new if stem == id else files.read_label(folder / "labels" / f"{stem}.png") for stem in stems[::-1]}
+    content = review.coco_json({f"images/{stem}.png": label for stem, label in labels.items()}, COLOURS)
+    for row in content["annotations"]:
+        row["category_id"] += 69
+    for row in content["categories"]:
+        row["id"] += 69
+    files.write_json(folder / "coco.json", content)
 
 
 CHANGE = {"png": change_png, "coco": change_coco, "labelme": change_labelme}
@@ -270,13 +260,9 @@ def edit(name, change):
     def damage(folder):
         content = files.read_json(folder / name)
         change(content)
-        (folder / name).write_text(json.dumps(content))
+        files.write_json(folder / name, content)
 
     return damage
-
-
-def put(**values):
-    return edit("coco.json", lambda content: content["annotations"][0].update(values))
 
 
 def move(**image):
@@ -297,7 +283,10 @@ DAMAGE = {
     "an image twice": (move(), "squares_0: it is listed more than once"),
     "an image more": (move(file_name="x.png"), "coco.json, x is not in index.json"),
     "coco of another size": (edit("coco.json", lambda c: c["images"][0].update(height=9)), r"not as \(16, 24\)"),
-    "coco, outside": (put(segmentation=[[0, 0, 99, 0, 99, 9]]), "annotation 1.*not a number in or near the image"),
+    "coco, outside": (
+        edit("coco.json", lambda c: c["annotations"][0].update(segmentation=[[0, 0, 99, 0, 99, 9]])),
+        "annotation 1.*not a number in or near the image",
+    ),
     "coco, no class": (edit("coco.json", lambda c: c["categories"][0].update(name="rad")), "'rad'.*no class"),
 }
 
