@@ -82,21 +82,21 @@ def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
     return palette[label]
 
 
-def overlay(image: np.ndarray, label: np.ndarray, classes: Classes, strength: float = 0.62) -> np.ndarray:
+def overlay(image: np.ndarray, label: np.ndarray, classes: Classes) -> np.ndarray:
     """Lay a label map (H, W) over its image (H, W, 3), both uint8; the background is grey and paler."""
     painted = colour(label, classes).astype(np.float32)
     named = label != (-1 if classes.background is None else classes.background)
     grey = image.mean(axis=2, keepdims=True) * 0.6 + 90
-    mixed = np.where(named[..., None], strength * painted + (1 - strength) * image, grey)
+    mixed = np.where(named[..., None], 0.62 * painted + (1 - 0.62) * image, grey)
     mixed[borders(label, inner=True)] = 255
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def mask_picture(image: np.ndarray, masks: np.ndarray, seed: int = 0) -> np.ndarray:
+def mask_picture(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Lay masks (N, H, W) bool over their image (H, W, 3) uint8, small ones on top, each in another colour."""
     picture = image.astype(np.float32) * 0.45 + 60
     colours = plt.get_cmap("hsv")(np.linspace(0, 1, max(len(masks), 1), endpoint=False))[:, :3] * 255
-    colours = np.random.default_rng(seed).permutation(colours)
+    colours = np.random.default_rng(0).permutation(colours)
     for k in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         picture[masks[k]] = 0.35 * image[masks[k]] + 0.65 * colours[k]
         picture[borders(masks[k], inner=True)] = 245
@@ -339,8 +339,8 @@ def class_bars(series: dict[str, Sequence], names: Sequence[str], *, paper: floa
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
     axis.set(ylabel="IoU (%)", ylim=(0, 100), yticks=range(0, 101, 20), xlim=(-0.6, len(names) - 0.4))
-    above = {"loc": "outside upper left", "handlelength": 1.6, "handleheight": 1.0}
-    _legend(figure, *axis.get_legend_handles_labels(), columns, **above)
+    handles = axis.get_legend_handles_labels()
+    _legend(figure, *handles, columns, loc="outside upper left", handlelength=1.6, handleheight=1.0)
     return figure
 
 

@@ -1,12 +1,11 @@
 r"""Put together what runs measured, and write it for a paper as CSV and LaTeX.
 
-    rows = tables.rows_of(["storybook_table"])        # of summary.json or grid.json, local or published
-    found = tables.grouped(rows)                      # what was measured -> its rows, one for each seed
+    found = tables.grouped(tables.rows_of(["storybook_table"]))    # what was measured -> its rows, one for each seed
     tables.write_csv("all.csv", tables.long(found))
     tables.write_latex("all.tex", *tables.wide(found))
 
-Numbers are fractions in CSV and percent in LaTeX. LaTeX needs the package booktabs. Text is escaped, so a class called
-`50%_off` does not break a paper.
+Numbers are fractions in CSV and percent in LaTeX, which needs the package booktabs. Text is escaped: a class may be
+called `50%_off`.
 """
 
 import json

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference_metrics
 
-from plg_utils import diagnosis, metrics
+from plg_utils import diagnosis
 from plg_utils.records import IGNORE
 
 # Kinds of error
@@ -59,15 +59,6 @@ def test_kinds_of_error_and_borders_equal_the_plain_loops(shape, background):
         assert counts.tolist() == reference_metrics.boundaries(truth, label, 4, background, radius)
         wanted = [reference_metrics.f_score(*row) for row in counts.tolist()]
         np.testing.assert_allclose(diagnosis.boundary_scores(counts).f_score, wanted)
-
-
-def test_kinds_of_error_agree_with_the_confusion_matrix():
-    truth, label = random_maps(0, (40, 50), 5)
-    matrix = metrics.confusion(truth, label, 5)
-    kinds = diagnosis.error_types(truth, label, 5)
-    assert kinds.sum(axis=1).tolist() == matrix.sum(axis=1).tolist()
-    matrix[:, 0] += matrix[:, -1]
-    assert kinds[:, 4].tolist() == matrix.diagonal().tolist()
 
 
 def test_the_default_band_follows_the_size():

@@ -150,16 +150,6 @@ def test_a_class_that_does_not_occur_has_no_number():
     assert list(two.values())[4:] == ["b", 0, "", "", ""]
 
 
-def test_csv_keeps_commas_quotes_and_lines(tmp_path):
-    found = tables.grouped([row('a "b", c\nd', 0.5), row("x", 0.5, labelled=None)])
-    path = tables.write_csv(tmp_path / "t.csv", tables.long(found))
-    assert b"\r" not in path.read_bytes()
-    with open(path, encoding="utf-8", newline="") as file:
-        line, unknown = csv.DictReader(file)
-    assert line["what"] == 'a "b", c\nd' and line["labelled"] == "12" and unknown["labelled"] == ""
-    assert [line[key] for key in ("images", "seeds", "mean_iou", "std")] == ["4", "1", "0.500000", ""]
-
-
 def test_the_published_tables_come_out_byte_for_byte(tmp_path):
     published = files.ROOT / "results" / "paper_figures" / "figures"
     measured = files.read_json(published.parent / "08_paper_figures.json")["measured"]
