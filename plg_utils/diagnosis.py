@@ -19,11 +19,7 @@ OUTCOMES = ("boundary", "background bleed", "missed object", "wrong class", "rig
 
 
 def default_band(size: tuple[int, int]) -> int:
-    """Width in pixels of the boundary band of an image of this size (H, W).
-
-    3 if the longer side has 128 pixels (storybook), 5 if it has 500 (VOC); other sizes are on the straight line
-    through these two. At least 1.
-    """
+    """Width in pixels of the boundary band of an image (H, W): 3 if the longer side has 128 pixels, 5 if it has 500."""
     return max(1, round(3 + (max(size) - 128) * (5 - 3) / (500 - 128)))
 
 
@@ -56,8 +52,7 @@ def error_types(
     near = _disc(truth, band, np.maximum) != _disc(truth, band, np.minimum)
     outcome[wrong & near] = OUTCOMES.index("boundary")
     cells = truth.astype(np.uint16) * len(OUTCOMES) + outcome
-    table = np.bincount(cells.ravel(), minlength=256 * len(OUTCOMES)).reshape(256, len(OUTCOMES))
-    return table[:num_classes]
+    return np.bincount(cells.ravel(), minlength=256 * len(OUTCOMES)).reshape(256, len(OUTCOMES))[:num_classes]
 
 
 def _size(truth: np.ndarray) -> tuple[int, int]:
@@ -70,10 +65,10 @@ def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
     """Largest (np.maximum) or smallest (np.minimum) value (H, W) in the disc around each pixel, within the image."""
     if radius != int(radius) or radius < 0:
         raise ValueError(f"the distance is {radius} pixels. Give a whole number: 0, 1, 2, ...")
-    row, reach = values.copy(), 0  # row: extreme over the pixels up to `reach` to the left and right
-    result = values.copy()
-    for down in range(int(radius), -1, -1):
-        wide = math.isqrt(int(radius) ** 2 - down**2)
+    radius = int(radius)
+    row, reach, result = values.copy(), 0, values.copy()  # row: extreme over the pixels up to `reach` left and right
+    for down in range(radius, -1, -1):
+        wide = math.isqrt(radius**2 - down**2)
         for across in range(reach + 1, wide + 1):
             row[:, across:] = extreme(row[:, across:], values[:, :-across])
             row[:, :-across] = extreme(row[:, :-across], values[:, across:])
@@ -118,25 +113,16 @@ def boundaries(
         label = np.where(label == IGNORE, np.uint8(background), label)
     true_border, given_border = borders(truth), borders(label)
     counts = np.zeros((num_classes, 4), np.int64)
-    for index in np.union1d(truth[true_border], label[given_border]):
-        if index == IGNORE:
-            continue
+    for index in np.setdiff1d(np.union1d(truth[true_border], label[given_border]), IGNORE):
         true, given = true_border & (truth == index), given_border & (label == index)
         near = _disc(true, tolerance, np.logical_or)
-        counts[index] = (
-            (given & (near | (truth != IGNORE))).sum(),
-            (given & near).sum(),
-            true.sum(),
-            (true & _disc(given, tolerance, np.logical_or)).sum(),
-        )
+        found = true & _disc(given, tolerance, np.logical_or)
+        counts[index] = [kind.sum() for kind in (given & (near | (truth != IGNORE)), given & near, true, found)]
     return counts
 
 
 def borders(values: np.ndarray, inner: bool = False) -> np.ndarray:
-    """Where a pixel has another value above, below, left or right: (H, W) bool.
-
-    inner: only where it has another value below or to the right, which makes lines of one pixel
-    """
+    """Where a pixel has another value above, below, left or right: (H, W) bool; inner: only below or to the right."""
     border = np.zeros(values.shape, bool)
     down, across = values[1:] != values[:-1], values[:, 1:] != values[:, :-1]
     border[:-1] |= down
@@ -186,7 +172,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
     if confidence.shape != correct.shape or correct.dtype != bool:
         raise ValueError(
-            f"correct is {correct.dtype} {correct.shape}. It must be bool, {confidence.shape} as confidence"
+            f"correct is {correct.dtype} {correct.shape}. It must be bool {confidence.shape}, as confidence"
         )
     if bins < 1:
         raise ValueError(f"bins is {bins}. Give 1 or more; 15 are usual")
@@ -206,19 +192,15 @@ def reliability(counts: np.ndarray, bins: int | None = None) -> Reliability:
     counts = np.asarray(counts, np.float64)
     bins = len(counts) if bins is None else bins
     if counts.ndim != 2 or counts.shape[1] != 3 or bins < 1 or len(counts) % bins:
-        raise ValueError(
-            f"counts are {counts.shape}, and cannot be merged into {bins} bins. Give (bins, 3) of calibration"
-        )
+        raise ValueError(f"counts {counts.shape} cannot be merged into {bins} bins. Give (bins, 3) of calibration")
     pixels, right, summed = counts.reshape(bins, -1, 3).sum(axis=1).T
-    confidence, accuracy = shares(summed, pixels), shares(right, pixels)
-    total = pixels.sum()
-    gaps = np.abs(right - summed)  # = pixels * |accuracy - confidence|
+    total, gaps = pixels.sum(), np.abs(right - summed)  # = pixels * |accuracy - confidence|
     kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), empty bins left out
     return Reliability(
         edges=np.linspace(0, 1, bins + 1),
         pixels=pixels.astype(np.int64),
-        confidence=confidence,
-        accuracy=accuracy,
+        confidence=shares(summed, pixels),
+        accuracy=shares(right, pixels),
         ece=float(gaps.sum() / total) if total else float("nan"),
         coverage=kept[:, 0] / total,
         kept_accuracy=kept[:, 1] / kept[:, 0],

@@ -51,8 +51,7 @@ STYLE = {
     "axes.titlesize": 9,
     "axes.titlecolor": INK,
     "axes.edgecolor": FAINT,
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **{"axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK},
 }
 PAPER = STYLE | {
     "font.family": ["STIXGeneral", "DejaVu Sans"],  # like Times, and for other signs; both come with matplotlib
@@ -76,40 +75,28 @@ PAPER = STYLE | {
 
 
 def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
-    """Paint a label map in the colours of its classes.
-
-    label: (H, W) uint8
-    returns: (H, W, 3) uint8
-    """
+    """Paint a label map (H, W) uint8 in the colours of its classes: (H, W, 3) uint8."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: classes.num_classes] = classes.colours
     palette[IGNORE] = VOID
     return palette[label]
 
 
-def overlay(image: np.ndarray, label: np.ndarray, classes: Classes, strength: float = 0.62) -> np.ndarray:
-    """Lay a label map over its image; the background stays as it is, only paler.
-
-    image: (H, W, 3) uint8, label: (H, W) uint8
-    returns: (H, W, 3) uint8
-    """
+def overlay(image: np.ndarray, label: np.ndarray, classes: Classes) -> np.ndarray:
+    """Lay a label map (H, W) over its image (H, W, 3), both uint8; the background is grey and paler."""
     painted = colour(label, classes).astype(np.float32)
     named = label != (-1 if classes.background is None else classes.background)
     grey = image.mean(axis=2, keepdims=True) * 0.6 + 90
-    mixed = np.where(named[..., None], strength * painted + (1 - strength) * image, grey)
+    mixed = np.where(named[..., None], 0.62 * painted + (1 - 0.62) * image, grey)
     mixed[borders(label, inner=True)] = 255
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def mask_picture(image: np.ndarray, masks: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Lay masks over their image, the small ones on top, each in a colour of its own with a light border.
-
-    image: (H, W, 3) uint8, masks: (N, H, W) bool
-    returns: (H, W, 3) uint8
-    """
+def mask_picture(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Lay masks (N, H, W) bool over their image (H, W, 3) uint8, small ones on top, each in another colour."""
     picture = image.astype(np.float32) * 0.45 + 60
     colours = plt.get_cmap("hsv")(np.linspace(0, 1, max(len(masks), 1), endpoint=False))[:, :3] * 255
-    colours = np.random.default_rng(seed).permutation(colours)
+    colours = np.random.default_rng(0).permutation(colours)
     for k in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
         picture[masks[k]] = 0.35 * image[masks[k]] + 0.65 * colours[k]
         picture[borders(masks[k], inner=True)] = 245
@@ -117,22 +104,14 @@ def mask_picture(image: np.ndarray, masks: np.ndarray, seed: int = 0) -> np.ndar
 
 
 def heat_picture(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Lay the highest of some score maps over their image, from dark (0) to bright (1).
-
-    image: (H, W, 3) uint8, maps: (C, H, W) in [0, 1], perhaps none
-    returns: (H, W, 3) uint8
-    """
+    """Lay the highest of some score maps (C, H, W), from dark (0) to bright (1), over their image (H, W, 3) uint8."""
     heat = maps.max(axis=0) if len(maps) else np.zeros(image.shape[:2])
     glow = 255 * plt.get_cmap("inferno")(np.clip(heat, 0, 1))[..., :3]
     return np.round(0.4 * image + 0.6 * glow).astype(np.uint8)
 
 
 def feature_picture(features: np.ndarray) -> np.ndarray:
-    """Show a feature map by its three strongest directions, as red, green and blue.
-
-    features: (D, h, w)
-    returns: (h, w, 3) uint8
-    """
+    """Show a feature map (D, h, w) by its three strongest directions, as red, green and blue: (h, w, 3) uint8."""
     depth, height, width = features.shape
     rows = features.reshape(depth, -1).T  # (h*w, D)
     rows = rows - rows.mean(axis=0)
@@ -195,8 +174,7 @@ def gallery(
 
     Classes may look alike in grey. So in a paper, the number of each class but the background is written on it.
 
-    rows: each a sequence of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles
-    width: inches of a picture on the screen
+    rows: of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles; width: inches of one on the screen
     """
     total, gap = paper or width * len(titles), 0.04  # inches
     head, line = 1.8 * plt.rcParams["axes.titlesize"] / 72, 1.55 * plt.rcParams["legend.fontsize"] / 72
@@ -283,10 +261,7 @@ def curve(x: Sequence[float], y: Sequence[float], chosen: float, xlabel: str, yl
 
 @_figure
 def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
-    """Loss terms along one training, one small plot each, with a point at the end.
-
-    table: rows with "step" and the terms
-    """
+    """Loss terms along one training, one small plot each, with a point at the end; table: rows of "step" and terms."""
     figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
     for axis, term in zip(axes[0], terms, strict=True):
         points = [(row["step"], row[term]) for row in table if term in row]
@@ -297,10 +272,7 @@ def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
 
 @_figure
 def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figure:
-    """One term of the loss of several trainings in one plot.
-
-    series: training -> (step, value) pairs
-    """
+    """One term of the loss of several trainings in one plot; series: training -> (step, value) pairs."""
     figure, axis = plt.subplots(figsize=(5.2, 2.4))
     names = [training.replace("_", " ") for training in series]
     for style, points in zip(_styles(names, "color", "marker", "linestyle"), series.values(), strict=True):
@@ -312,13 +284,10 @@ def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figu
 
 @_figure
 def shares(counts: np.ndarray, classes: Classes) -> Figure:
-    """Bars of the share of pixels of each class.
-
-    counts: (K,) pixels
-    """
+    """Bars of the share of pixels of each class; counts: (K,) pixels."""
     figure, axis = plt.subplots(figsize=(0.62 * classes.num_classes + 0.6, 2.1))
-    colours = np.array(classes.colours) / 255
-    axis.bar(range(classes.num_classes), 100 * counts / counts.sum(), color=colours, edgecolor=INK, linewidth=0.5)
+    percent, colours = 100 * counts / counts.sum(), np.array(classes.colours) / 255
+    axis.bar(range(classes.num_classes), percent, color=colours, edgecolor=INK, linewidth=0.5)
     axis.set_xticks(range(classes.num_classes), classes.names, rotation=35, ha="right", rotation_mode="anchor")
     axis.set_ylabel("% of the pixels")
     return figure
@@ -370,8 +339,8 @@ def class_bars(series: dict[str, Sequence], names: Sequence[str], *, paper: floa
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
     axis.set(ylabel="IoU (%)", ylim=(0, 100), yticks=range(0, 101, 20), xlim=(-0.6, len(names) - 0.4))
-    above = {"loc": "outside upper left", "handlelength": 1.6, "handleheight": 1.0}
-    _legend(figure, *axis.get_legend_handles_labels(), columns, **above)
+    handles = axis.get_legend_handles_labels()
+    _legend(figure, *handles, columns, loc="outside upper left", handlelength=1.6, handleheight=1.0)
     return figure
 
 
@@ -446,7 +415,7 @@ def error_bars(series: dict[str, np.ndarray]) -> Figure:
     series: stage or method, in the order of the pipeline -> counts (K, 5) or (5,) of `diagnosis.error_types`
     """
     figure, axis = _lines_of(list(series), 1.05)
-    counts = np.array([np.asarray(each).reshape(-1, len(OUTCOMES)).sum(axis=0) for each in series.values()])
+    counts = np.array([np.reshape(each, (-1, len(OUTCOMES))).sum(axis=0) for each in series.values()])
     wrong = 100 * counts[:, :-1] / counts.sum(axis=1, keepdims=True).clip(1)  # (stages, 4) percent
     ends = wrong.cumsum(axis=1)
     longest = max(ends.max(), 1e-9)
@@ -474,17 +443,13 @@ def intervals(series: dict[str, Interval], unit: str) -> Figure:
     axis.plot(value, range(len(series)), "o", color=STAGES["segmenter"])
     for y, x in enumerate(value):
         axis.annotate(f"{x:+.1f}", (x, y), (0, 7), textcoords="offset points", ha="center")
-    axis.set_ylim(len(series) - 0.5, -0.8)
-    axis.set_xlabel(unit)
+    axis.set(ylim=(len(series) - 0.5, -0.8), xlabel=unit)
     return figure
 
 
 @_figure
 def scatter(x: Sequence[float], series: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
-    """Points of several quantities over the same x, one small plot each, with one scale for y.
-
-    x: M values; series: name -> M values
-    """
+    """Points of several quantities (name -> M values) over the same x, one small plot each, one scale for y."""
     figure, axes = plt.subplots(1, len(series), figsize=(2.9 * len(series), 2.6), sharey=True, squeeze=False)
     for axis, (name, y) in zip(axes[0], series.items(), strict=True):
         axis.scatter(x, y, s=14, color=STAGES["enhanced"], alpha=0.8, linewidths=0)
@@ -518,10 +483,7 @@ def reliability(series: dict[str, Reliability]) -> Figure:
 
 @_figure
 def accuracy_coverage(series: dict[str, Reliability]) -> Figure:
-    """Accuracy of the most confident pixels, against the share of pixels that is kept.
-
-    series: label source or network -> `diagnosis.reliability`
-    """
+    """Accuracy of the most confident pixels, against the share of pixels that is kept; series: as in `reliability`."""
     figure, axis = plt.subplots(figsize=(6.6, 2.8))
     for style, found in zip(_styles(series, "color", "marker"), series.values(), strict=True):
         axis.plot(100 * found.coverage, 100 * found.kept_accuracy, markevery=[-1], **style)
@@ -554,8 +516,7 @@ def shrink_png(png: bytes) -> bytes:
 
     Colours of areas, such as those of label maps and legends, stay exact; only the others are merged.
     """
-    picture = Image.open(io.BytesIO(png))
-    if picture.mode == "P":
+    if (picture := Image.open(io.BytesIO(png))).mode == "P":
         return png
     picture = picture.convert("RGB")
     pixels = np.asarray(picture).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)

@@ -27,22 +27,23 @@ import numpy as np
 from PIL import Image
 
 from plg_utils import __version__, datasets, diagnosis, figures, files, store
-from plg_utils.records import IGNORE, Classes, Dataset, Sample
+from plg_utils.records import Classes, Dataset, Sample
 
 LONGEST = 480  # pixels of a picture's longer side; larger pictures are made smaller
 
 
 def html(folder: Path) -> str:
     """Return the page of the run in `folder`."""
-    summary, evaluation = (
-        files.read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("summary.json", "05_evaluation.json")
-    )
-    rows = [row | {"name": _name(row)} for row in summary.get("rows") or []]
+    paths = [folder / name for name in ("summary.json", "05_evaluation.json")]
+    summary, evaluation = (files.read_json(path) if path.is_file() else {} for path in paths)
+    rows = []
+    for row in summary.get("rows") or []:
+        name = row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())])
+        rows.append(row | {"name": str(name)})
     galleries, classes, remark = pictures(folder, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
     if classes and set(names) == set(classes.names):
-        names = list(classes.names)  # json has them sorted by name
+        names = classes.names  # json has them sorted by name
     fills = zip((*classes.names, "no label"), (*classes.colours, figures.VOID), strict=True) if classes else ()
     return _template().render(
         version=__version__,
@@ -65,10 +66,6 @@ def manifests(folder: Path) -> dict[str, dict]:
     return {path.parent.name: files.read_json(path) for path in sorted(folder.glob("*/manifest.json"))}
 
 
-def _name(row: dict) -> str:
-    return str(row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())]))
-
-
 def _shares(pixels: dict[str, int]) -> list[float]:
     """Return the share of all pixels that each kind of error has."""
     return [pixels[kind] / max(1, sum(pixels.values())) for kind in diagnosis.OUTCOMES[:-1]]
@@ -89,14 +86,21 @@ def versions(stages: dict[str, dict]) -> dict[str, str]:
 
 def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | None, str]:
     """Return the galleries of a run and its classes, or a sentence that says why there are no pictures."""
-    if not manifests(folder):
+    made = manifests(folder)
+    if not made:
         return [], None, "The label maps of this run are not here, so there are no pictures."
     if not (folder / "run.json").is_file():
         return [], None, "There are no pictures, because run.json is missing: running this run again writes that file."
     try:
         run = files.read_json(folder / "run.json")
-        data, shown = dataset_of(folder, run), run["parameters"].get("shown_images", 6)
-        galleries = [_gallery(folder, data, rows, split, shown) for split in ("unlabelled", "val")]
+        draw = {"labelled": run["labelled"], "seed": run["seed"], "truth_of": ("labelled", "unlabelled", "val")}
+        data = datasets.load(run["dataset"], **draw, **run["dataset_options"])
+        splits = {manifest.get("split_sha256") for manifest in made.values()} - {None}
+        if splits and store.split_sha256(data) not in splits:
+            raise ValueError(f"{folder / 'run.json'} names other images than the manifests: run it again")
+        done = [stage for stage, manifest in made.items() if manifest.get("state") == "done"]
+        shown = run["parameters"].get("shown_images", 6)
+        galleries = [_gallery(folder, data, rows, done, split, shown) for split in ("unlabelled", "val")]
     except (OSError, ValueError, TypeError, KeyError) as error:  # moved photos, another class file: numbers remain
         warnings.warn(f"the page has no pictures: {error}", stacklevel=2)  # may name folders, so it is not in the page
         return [], None, "The images or their label maps could not be read, so there are no pictures."
@@ -104,18 +108,9 @@ def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | 
     return galleries, data.classes, "" if galleries else "There are no label maps of the unlabelled or val images."
 
 
-def dataset_of(folder: Path, run: dict) -> Dataset:
-    """Return the data set of a run with its truth open; a ValueError if the stages worked on other images."""
-    opened = ("labelled", "unlabelled", "val")
-    draw = {"labelled": run["labelled"], "seed": run["seed"], "truth_of": opened}
-    data = datasets.load(run["dataset"], **draw, **run["dataset_options"])
-    splits = {manifest.get("split_sha256") for manifest in manifests(folder).values()} - {None}
-    if splits and store.split_sha256(data) not in splits:
-        raise ValueError(f"the data set in {folder / 'run.json'} has other images than the manifests: run it again")
-    return data
-
-
-def _gallery(folder: Path, data: Dataset, rows: Sequence[dict], split: str, shown: int) -> dict | None:
+def _gallery(
+    folder: Path, data: Dataset, rows: Sequence[dict], done: Sequence[str], split: str, shown: int
+) -> dict | None:
     """Return the first images of a split, those with a truth if there are any, with their finished label maps."""
     prefix = "labels_" if split == "unlabelled" else "predictions_"
     samples = ([sample for sample in getattr(data, split) if sample.read_truth] or getattr(data, split))[:shown]
@@ -126,12 +121,11 @@ def _gallery(folder: Path, data: Dataset, rows: Sequence[dict], split: str, show
         belongs = (title.startswith((str(row.get("method")), str(row.get("stage")))) for row in rows)
         return next((k for k, belonging in enumerate(belongs) if belonging), len(rows))
 
-    done = [stage for stage, manifest in manifests(folder).items() if manifest.get("state") == "done"]
-    stages = [
-        stage
-        for stage in sorted(done, key=lambda stage: (place(stage), stage))
-        if stage.startswith(prefix) and all((folder / stage / f"{sample.id}.png").exists() for sample in samples)
-    ]
+    def complete(stage: str) -> bool:
+        return all((folder / stage / f"{sample.id}.png").exists() for sample in samples)
+
+    stages = [stage for stage in done if stage.startswith(prefix) and complete(stage)]
+    stages.sort(key=lambda stage: (place(stage), stage))
     if not stages or not samples:
         return None
     return {
@@ -165,9 +159,7 @@ def data_uri(picture: np.ndarray, classes: Classes) -> str:
     size = max(1, round(factor * width)), max(1, round(factor * height))
     small = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST if is_map else Image.Resampling.LANCZOS)
     if is_map:
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: classes.num_classes], colours[IGNORE] = classes.colours, figures.VOID
-        small.putpalette(colours.tobytes())
+        small.putpalette(figures.colour(np.arange(256, dtype=np.uint8), classes).tobytes())
     encoded, kind = io.BytesIO(), "png" if is_map else "jpeg"
     small.save(encoded, kind, optimize=True, **({} if is_map else {"quality": 88}))
     return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
@@ -177,14 +169,9 @@ def data_uri(picture: np.ndarray, classes: Classes) -> str:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=loader,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: "–" if value is None else value,
-    )
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    loader, dash = jinja2.FileSystemLoader(Path(__file__).parent), lambda value: "–" if value is None else value
+    environment = jinja2.Environment(autoescape=True, loader=loader, finalize=dash, **options)
     environment.filters |= {
         "versions": versions,
         "percent": lambda fraction: "–" if fraction is None else f"{100 * fraction:.1f}",

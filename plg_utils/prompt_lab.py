@@ -31,9 +31,8 @@ from matplotlib.figure import Figure
 
 from plg_utils import class_files, encoders, figures, files, labels, metrics, trust
 from plg_utils.generators import segment_match
-from plg_utils.records import Classes, Dataset, Masks, Sample, Scores
+from plg_utils.records import Classes, Dataset, Masks, Sample
 
-STAGES = ("masks", "segments", "labels_zero_shot")  # the stages of notebook 02 that are read
 THUMBNAIL = 224  # pixels of a picture's longer side in `Lab.picture`
 
 
@@ -55,7 +54,7 @@ class Outcome:
     unknown: dict[str, tuple[str, ...]]  # class, or "templates" -> words that the encoder never read, if there are any
 
     def __str__(self) -> str:
-        """Return threshold and mean IoU in one line."""
+        """Return threshold and mean IoU."""
         score = "no truth" if np.isnan(self.mean_iou) else f"mean IoU {100 * self.mean_iou:.1f} % on labelled images"
         return f"threshold {self.threshold:g}, {score}"
 
@@ -87,8 +86,10 @@ class Lab:
         margins = np.full(len(embeddings), np.nan, np.float32)
         if len(owner.unique()) > 1:
             margins = trust.margins(embeddings, texts, owner, background=background)
-        iou = _scores(self.truths, painted, classes)
-        unknown = self._unknown(classes)
+        matrix = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
+        for truth, label in zip(self.truths, painted, strict=False):  # the first images are those with a truth
+            matrix += metrics.confusion(truth, label, classes.num_classes)
+        iou, unknown = metrics.scores(matrix, background=background), self._unknown(classes)
         return Outcome(classes, threshold, painted, assigned.numpy(), margins, iou.mean_iou, iou.iou, unknown)
 
     def text_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,16 +107,9 @@ class Lab:
         classes, count = classes or self.classes, len(self.truths)
         if not count or classes.background is None:
             return None
-        return segment_match.choose_threshold(
-            self.segment_embeddings[:count],
-            self.masks[:count],
-            self.truths,
-            *self.text_embeddings(classes),
-            num_classes=classes.num_classes,
-            background=classes.background,
-            rule=self.how["rule"],
-            overlap=self.how["overlap"],
-        ).threshold
+        given = self.segment_embeddings[:count], self.masks[:count], self.truths, *self.text_embeddings(classes)
+        how = {"background": classes.background, "rule": self.how["rule"], "overlap": self.how["overlap"]}
+        return segment_match.choose_threshold(*given, num_classes=classes.num_classes, **how).threshold
 
     def picture(self, outcome: Outcome) -> Figure:
         """Return the images to look at: photo, labels over the photo, labels, truth (white if it is closed)."""
@@ -131,17 +125,17 @@ class Lab:
 
     def _texts(self, sentences: Sequence[str]) -> torch.Tensor:
         """Embed sentences: (M, D) of length 1; a RuntimeError if the encoder does not read one that long."""
-        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._sentences]
-        if new:
+        if new := [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._sentences]:
             with warnings.catch_warnings(action="ignore"):  # the outcome says which words the encoder never read
                 self._sentences.update(zip(new, self.encode.texts(new).cpu(), strict=True))
         return torch.stack([self._sentences[sentence] for sentence in sentences])
 
     def _unknown(self, classes: Classes) -> dict[str, tuple[str, ...]]:
-        unseen_words = getattr(self.encode, "unseen_words", None)  # None: the encoder has read the whole web
+        if (unseen_words := getattr(self.encode, "unseen_words", None)) is None:  # the encoder has read the whole web
+            return {}
         texts = dict(zip(classes.names, classes.words, strict=True))
-        texts["templates"] = tuple(template.replace("{}", " ") for template in classes.templates)
-        unknown = {name: tuple(unseen_words(list(of_class))) for name, of_class in texts.items() if unseen_words}
+        texts["templates"] = [template.replace("{}", " ") for template in classes.templates]
+        unknown = {name: tuple(unseen_words(list(of_class))) for name, of_class in texts.items()}
         return {name: words for name, words in unknown.items() if words}
 
     def _paint(self, k: int, assigned: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
@@ -152,14 +146,6 @@ class Lab:
             painted = labels.paint(masks.dense(), assigned, scores, predicted_iou=masks.predicted_iou, **how)
             self._painted[k] = key, painted.label
         return self._painted[k][1]
-
-
-def _scores(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarray], classes: Classes) -> Scores:
-    """Score label maps against the truths that there are; nan without a truth."""
-    matrix = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
-    for truth, label in zip(truths, guesses, strict=False):
-        matrix += metrics.confusion(truth, label, classes.num_classes)
-    return metrics.scores(matrix, background=classes.background)
 
 
 def load(
@@ -177,14 +163,12 @@ def load(
     scored: how many of the labelled images are read, all by default
     shown: images to look at, the first half of them labelled
     """
-    folder = Path(folder)
+    folder, parameters = Path(folder), {}
     remedy = f"run notebooks/02_zero_shot_labels.ipynb for the run {folder.name!r} first, with the same data set"
-    parameters = {}
-    for stage in STAGES:
-        path = folder / stage / "manifest.json"
-        manifest = files.read_json(path) if path.exists() else {}
+    for stage in ("masks", "segments", "labels_zero_shot"):
+        manifest = files.read_json(folder / stage / "manifest.json", remedy)
         if manifest.get("state") != "done":
-            raise FileNotFoundError(f"{folder} holds no finished {stage}: {remedy}")
+            raise ValueError(f"{folder / stage} is not finished: {remedy}")
         parameters[stage] = manifest["parameters"]
     found = parameters["segments"]
     if made_with is not None and files.plain(dict(made_with)) != found:
@@ -194,23 +178,18 @@ def load(
     samples = (*labelled, *dataset.unlabelled[: shown - looked_at])
     if not samples:
         raise ValueError(f"there is no image to try words on: {dataset.name} has {len(dataset.labelled)} labelled ones")
-    masks, embeddings = [], []
-    for sample in samples:
-        paths = folder / "masks" / f"{sample.id}.json", folder / "segments" / f"{sample.id}.safetensors"
-        for path in paths:
-            if not path.exists():
-                raise FileNotFoundError(f"{path} is missing: {remedy}")
-        masks.append(files.read_masks(paths[0]))
-        embeddings.append(files.read_embeddings(paths[1]))
-        if len(masks[-1]) != len(embeddings[-1]):
-            counts = f"{len(masks[-1])} masks and {len(embeddings[-1])} embeddings"
+    masks = tuple(files.read_masks(folder / "masks" / f"{sample.id}.json") for sample in samples)
+    embeddings = tuple(files.read_embeddings(folder / "segments" / f"{sample.id}.safetensors") for sample in samples)
+    for sample, *pair in zip(samples, masks, embeddings, strict=True):
+        if len(pair[0]) != len(pair[1]):
+            counts = f"{len(pair[0])} masks and {len(pair[1])} embeddings"
             raise ValueError(f"{sample.id} has {counts} in {folder}: {remedy}")
     return Lab(
         classes=dataset.classes,
         how=parameters["labels_zero_shot"],
         samples=samples,
-        masks=tuple(masks),
-        segment_embeddings=tuple(embeddings),
+        masks=masks,
+        segment_embeddings=embeddings,
         truths=tuple(sample.truth() for sample in labelled) if all(sample.read_truth for sample in labelled) else (),
         shown=(*range(looked_at), *range(len(labelled), len(samples))),
         encode=encode,
@@ -233,13 +212,11 @@ def class_rows(before: Outcome, after: Outcome) -> list[dict[str, Any]]:
 
     returns: K rows with "class", "iou", "change", "segments" and "margin", nan where a number is unknown
     """
-    rows = []
-    for k, name in enumerate(after.classes.names):
-        margins = np.abs(after.margins[after.assigned == k])
-        iou, change = float(after.iou[k]), float(after.iou[k] - before.iou[k])
-        margin = float(np.median(margins)) if len(margins) else float("nan")
-        rows.append({"class": name, "iou": iou, "change": change, "segments": len(margins), "margin": margin})
-    return rows
+    table = pd.DataFrame({"class": after.classes.names, "iou": after.iou, "change": after.iou - before.iou})
+    sizes = pd.Series(np.abs(after.margins)).groupby(after.assigned)
+    every = range(len(table))
+    table["segments"], table["margin"] = sizes.size().reindex(every, fill_value=0), sizes.median().reindex(every)
+    return table.to_dict("records")
 
 
 def margin_figure(before: Outcome, after: Outcome) -> Figure:
@@ -283,8 +260,7 @@ def edit(
             plain = " ".join(word.casefold().split())  # as CLIP reads it
             if owners.setdefault(plain, name) != name:
                 raise ValueError(f"{owners[plain]} and {name} both have the word {word!r}: give it to one of them")
-    of_all = tuple(tuple(of_class) for of_class in edited.values())
-    templates = classes.templates if templates is None else tuple(templates)
+    of_all, templates = tuple(map(tuple, edited.values())), classes.templates if templates is None else tuple(templates)
     return class_files.parse(class_files.content_of(replace(classes, words=of_all, templates=templates)))
 
 
@@ -304,11 +280,10 @@ def line_of(words: Iterable[str]) -> str:
 
 
 def save(path: str | Path, classes: Classes, origin: str = "") -> tuple[Path, str]:
-    """Write a class file, for the next run to read.
+    """Write a class file, for the next run to read; returns its path and `class_files.sha256` of the classes.
 
     path: the first eight digits of the hash go before its suffix, so no other words are overwritten
     origin: where the words are from, a comment at the head of the file
-    returns: the path and `class_files.sha256` of the classes
     """
     path, digest = Path(path), class_files.sha256(classes)
     path = path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
@@ -335,7 +310,6 @@ class Panel(widgets.VBox):
         """Build the widgets with the run's own words; path, origin: see `save`."""
         self.lab, self.path, self.origin = lab, Path(path), origin
         self.saved = self.outcome = lab.try_out()  # changes count from the first; the second is the last valid one
-        self.wrong = ""  # what is wrong with the content of the boxes
         wide = {"continuous_update": False, "style": {"description_width": "90px"}, "layout": {"width": "400px"}}
         self.words = {
             name: (widgets.Textarea if k == lab.classes.background else widgets.Text)(description=name, **wide)
@@ -351,19 +325,20 @@ class Panel(widgets.VBox):
         self.best.disabled = self.threshold.disabled or not lab.truths
         self.message, self.status, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.margins, self.gallery = widgets.Image(width=400), widgets.Image()
+        typed = [*self.words.values(), self.templates, self.threshold]
         buttons = widgets.HBox([self.best, self.reset, self.save])
-        boxes = [*self.words.values(), self.templates, self.threshold, buttons]
-        seen = widgets.VBox([self.table, self.margins])
-        both = widgets.HBox([widgets.VBox(boxes, layout={"width": "410px"}), seen], layout={"flex_flow": "row wrap"})
+        left = widgets.VBox([*typed, buttons], layout={"width": "410px"})
+        right = widgets.VBox([self.table, self.margins])
+        both = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
         super().__init__([self.status, self.message, both, self.gallery])
         self.add_class("plg-lab")
-        self.table.add_class("plg-classes")
         for box in self.words.values():
             box.add_class("plg-words")
+        self.table.add_class("plg-classes")
         for name in ("templates", "threshold", "best", "reset", "save", "message", "status", "margins", "gallery"):
             getattr(self, name).add_class(f"plg-{name}")
         self._fill()
-        for box in (*self.words.values(), self.templates, self.threshold):
+        for box in typed:
             box.observe(self.update, "value")
         self.best.on_click(self._choose)
         self.reset.on_click(self._fill)
@@ -383,20 +358,20 @@ class Panel(widgets.VBox):
         """Try out the content of the boxes and show the outcome; if it is wrong, say why and leave the rest."""
         if self._filling:
             return
-        start, before = time.perf_counter(), self.saved
+        start, before, self.wrong = time.perf_counter(), self.saved, ""  # what is wrong with the content of the boxes
         try:
             now = self.outcome = self.lab.try_out(self.classes(), threshold=self.threshold.value)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a sentence is too long for CLIP
             self.wrong = str(error)
             self._say(f"{self.wrong}. The results below are those of the last valid words.")
             return
-        milliseconds, self.wrong = 1000 * (time.perf_counter() - start), ""
+        milliseconds = 1000 * (time.perf_counter() - start)
         table = pd.DataFrame(class_rows(before, now)).set_index("class").rename_axis(None)
         table[["iou", "change"]] *= 100
         table.columns = ["IoU %", "change", "segments", "median margin"]
         forms = dict(zip(table, ("{:.1f}".format, "{:+.1f}".format, str, "{:.3f}".format), strict=True))
-        self.gallery.value, self.margins.value = _png(self.lab.picture(now)), _png(margin_figure(before, now))
         self.table.value = table.to_html(formatters=forms, na_rep="–", border=0)
+        self.gallery.value, self.margins.value = _png(self.lab.picture(now)), _png(margin_figure(before, now))
         unknown = "; ".join(f"{', '.join(words)} ({name})" for name, words in now.unknown.items())
         self._say(unknown and f"The encoder never read these words, and its answer to them is random: {unknown}")
         points = f" ({100 * (now.mean_iou - before.mean_iou):+.1f})" if self.lab.truths else ""

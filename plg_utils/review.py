@@ -5,23 +5,21 @@
 
 `write` fills a folder with the same labels in three forms, each exact to the pixel:
 
-    images/ID.jpg, images/ID.json    the photos, and beside each its shapes as labelme reads and writes them
+    images/ID.png, images/ID.json    the photos, and beside each its shapes as labelme reads and writes them
     coco.json                        COCO's form, with run lengths
     labels/ID.png                    palette PNG, values and colours as in a run
     classes.yaml, names.txt          the class file; the names alone, for labelme --labels
     index.json, index.csv            the trust of each image, the least first, and SHA-256 of its labels
 
-labelme (a shape of type "mask") and COCO get one annotation for each region: connected pixels of one value. Pixels
-without annotation are background, or void if the classes have no background; other void regions are called "void", and
-are `iscrowd` in COCO. Where shapes that a person drew overlap, the later one is on top in labelme, and the smaller one
-in COCO, as where the data set `folder` reads that file (datasets/_instances.py).
+labelme and COCO get one annotation for each region: connected pixels of one value. Pixels without annotation are
+background, or void if the classes have no background; other void regions are called "void", and are `iscrowd` in COCO.
+Where shapes overlap, the later one is on top in labelme, and the smaller one in COCO (datasets/_instances.py).
 """
 
 import argparse
 import base64
 import hashlib
 import io
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,6 @@ from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 FORMS = ("png", "coco", "labelme")
 VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools: the first one that is no class is used
 WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in different ways, see notebook 06
-NEEDED = ("dataset", "dataset_options", "labelled", "seed", "encoder", "encoder_options", "device")
 
 
 # Regions and forms
@@ -68,12 +65,11 @@ def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
     """The content of a file of labelme for a label map (H, W) uint8; photo: its file name, as seen from the json."""
     names, shapes = _names(classes), []
     for value, mask in regions(label, classes):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        (top, bottom), (left, right) = rows[[0, -1]].tolist(), columns[[0, -1]].tolist()
-        picture = io.BytesIO()
-        Image.fromarray(mask[top : bottom + 1, left : right + 1].astype(np.uint8)).save(picture, "PNG")
-        shape = {"label": names[value], "shape_type": "mask", "points": [[left, top], [right, bottom]]}
-        shape |= {"mask": base64.b64encode(picture.getvalue()).decode("ascii")}
+        picture, stream = Image.fromarray(mask.astype(np.uint8)), io.BytesIO()
+        left, top, right, bottom = picture.getbbox()
+        picture.crop((left, top, right, bottom)).save(stream, "PNG")
+        shape = {"label": names[value], "shape_type": "mask", "points": [[left, top], [right - 1, bottom - 1]]}
+        shape |= {"mask": base64.b64encode(stream.getvalue()).decode("ascii")}
         shapes.append(shape | {"group_id": None, "description": "", "flags": {}})
     content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": photo, "imageData": None}
     return content | {"imageHeight": label.shape[0], "imageWidth": label.shape[1]}
@@ -104,10 +100,10 @@ def _nothing(classes: Classes) -> int:
 
 def _names(classes: Classes) -> dict[int, str]:
     """Names of the values of a label map."""
-    free = [name for name in VOID if folder.class_of(name, classes) is None]
-    if not free:
+    void = next((name for name in VOID if folder.class_of(name, classes) is None), None)
+    if void is None:
         raise ValueError(f"{', '.join(VOID)} are all classes: no name is left for void pixels. Rename one of them")
-    return dict(enumerate(classes.names)) | {IGNORE: free[0]}
+    return dict(enumerate(classes.names)) | {IGNORE: void}
 
 
 # Writing
@@ -127,52 +123,31 @@ def write(
     label_of: gives the label map (H, W) uint8 of a sample
     trusts: numbers for each id, and source: what the labels are; both are only written into the index
     """
-    target = Path(target)
+    target, maps, images = Path(target), {}, []
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder, and may hold a person's work: name a new one")
     if not samples:
         raise ValueError("there is no image to write")
-    names, images, maps = _names(classes), [], {}
+    names = _names(classes)
     for sample in store.progress(samples, what="images for review"):
         image, label = sample.image(), label_of(sample)
         if label.shape != image.shape[:2]:
             raise ValueError(f"labels of {sample.id} are {label.shape}, its photo {image.shape[:2]}: make them again")
-        photo = _write_photo(target / "images", sample, image)
+        photo, digest = f"images/{sample.id}.png", hashlib.sha256(label.tobytes()).hexdigest()
+        files.write_image(target / photo, image)
         files.write_label(target / "labels" / f"{sample.id}.png", label, classes.colours)
-        files.write_json(target / "images" / f"{sample.id}.json", labelme_json(label, classes, photo))
-        maps[f"images/{photo}"] = label
-        entry = {"id": sample.id, "photo": f"images/{photo}", "size": label.shape}
-        entry |= {"trust": (trusts or {}).get(sample.id, {}), "sha256": dict.fromkeys(FORMS, _sha256(label))}
-        images.append(entry)
+        files.write_json(target / "images" / f"{sample.id}.json", labelme_json(label, classes, f"{sample.id}.png"))
+        maps[photo] = label
+        images.append({"id": sample.id, "photo": photo, "size": label.shape, "sha256": dict.fromkeys(FORMS, digest)})
+        images[-1]["trust"] = (trusts or {}).get(sample.id, {})
     files.write_json(target / "coco.json", coco_json(maps, classes))
     class_files.write(target / "classes.yaml", classes)
-    (target / "names.txt").write_text("".join(f"{name}\n" for name in names.values()), encoding="utf-8")
+    (target / "names.txt").write_text("\n".join([*names.values(), ""]), encoding="utf-8")
     rows = [{"id": row["id"], "photo": row["photo"], **row["trust"], "sha256": row["sha256"]["png"]} for row in images]
     pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
     index = files.plain({"version": 1, "labels": source, "forms": FORMS, "images": images})
     files.write_json(target / "index.json", index)
     return index
-
-
-def _write_photo(target: Path, sample: Sample, image: np.ndarray) -> str:
-    """Write a photo as the sample reads it, or copy its file if every tool reads the same from it; returns its name."""
-    path = getattr(sample, "path", None)
-    if path is not None:
-        with Image.open(path) as file:
-            upright = file.getexif().get(files.ORIENTATION, 1) == 1
-            plain = file.format in ("JPEG", "PNG") and file.mode in ("L", "RGB")
-            same_size = file.size[::-1] == image.shape[:2]  # a data set may read it at another size
-        if upright and plain and same_size:
-            with files.atomic(target / f"{sample.id}{path.suffix}") as partial:
-                shutil.copyfile(path, partial)
-            return f"{sample.id}{path.suffix}"
-    files.write_image(target / f"{sample.id}.png", image)
-    return f"{sample.id}.png"
-
-
-def _sha256(label: np.ndarray) -> str:
-    """SHA-256 of the pixels of a label map, row by row: it does not change if a file is only saved again."""
-    return hashlib.sha256(label.tobytes()).hexdigest()
 
 
 # Reading
@@ -197,16 +172,15 @@ def read(source: str | Path, *, forms: Sequence[str] = FORMS) -> tuple[list[Revi
     index = files.read_json(source / "index.json", "give a folder that was written by this command")
     try:
         sizes = {files.check_stem(entry["id"]): tuple(entry["size"]) for entry in index["images"]}
-        trusts = {entry["id"]: entry["trust"] for entry in index["images"]}
-        written = {entry["id"]: {form: entry["sha256"][form] for form in forms} for entry in index["images"]}
+        written = {entry["id"]: (entry["trust"], entry["sha256"]["png"]) for entry in index["images"]}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source / 'index.json'} was changed ({error!r}): restore it from a copy") from error
     classes = class_files.read(source / "classes.yaml")
     coco = _instances.read(source / "coco.json") if "coco" in forms else None
-    given = {f"{source}/coco.json, {id}": id for id in (coco.sizes if coco else ())}
+    listed = {f"{coco.path}, {id}": id for id in coco.sizes} if coco else {}
     if "labelme" in forms:
-        given |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
-    problems = [f"{what} is not in index.json: rename or remove it" for what, id in given.items() if id not in sizes]
+        listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
+    problems = [f"{what} is not in index.json: rename or remove it" for what, id in listed.items() if id not in sizes]
     if coco and coco.strays:
         problems.append(f"{coco.path} has {coco.strays} annotations of images that it does not list: restore these")
     readers = {
@@ -215,13 +189,14 @@ def read(source: str | Path, *, forms: Sequence[str] = FORMS) -> tuple[list[Revi
         "labelme": lambda id: read_labelme(source / "images" / f"{id}.json", classes, sizes[id]),
     }
     reviewed = []
-    for id in sizes:
+    for id, (trusted, digest) in written.items():  # all forms are written with the same pixels
         try:
             maps = {form: readers[form](id) for form in forms}
-            changed = tuple(form for form in forms if _sha256(maps[form]) != written[id][form])
-            if len({_sha256(maps[form]) for form in changed}) > 1:
+            found = {form: hashlib.sha256(label.tobytes()).hexdigest() for form, label in maps.items()}
+            changed = tuple(form for form in forms if found[form] != digest)
+            if len({found[form] for form in changed}) > 1:
                 raise ValueError(f"{id} was changed in {' and in '.join(changed)}, and they differ: read one by --form")
-            reviewed.append(Reviewed(id, maps[(*changed, *forms)[0]], changed, trusts[id]))
+            reviewed.append(Reviewed(id, maps[(*changed, *forms)[0]], changed, trusted))
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
@@ -241,10 +216,8 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
 
 def _value_of(name: Any, classes: Classes, what: str) -> int:
     """The value in a label map of a region with this name."""
-    names = _names(classes)
-    if isinstance(name, str) and name.strip().casefold() == names[IGNORE]:
-        return IGNORE
-    value = folder.class_of(name, classes) if isinstance(name, str) else None
+    names, text = _names(classes), name if isinstance(name, str) else ""
+    value = IGNORE if text.strip().casefold() == names[IGNORE] else folder.class_of(text, classes)
     if value is None:
         raise ValueError(f"{what} has the name {name!r}, which is no class: use {', '.join(names.values())[:300]}")
     return value
@@ -258,8 +231,8 @@ def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     expected = np.array([*classes.colours, *files.voc_palette()[classes.num_classes :]])
     used = np.unique(label[label < len(palette)])
     if (palette[used] != expected[used]).any():
-        remedy = "save it with the palette unchanged, or save the numbers of the classes as 8-bit grey"
-        raise ValueError(f"{path} has another palette than the classes, so its values may mean others: {remedy}")
+        remedy = "save it with the palette unchanged, or as 8-bit grey with the numbers of the classes"
+        raise ValueError(f"{path} has another palette than the classes: {remedy}")
     if label.shape != size:
         raise ValueError(f"{path} is of size {label.shape}, not {size} (height, width): save it at this size")
     return label
@@ -332,54 +305,17 @@ def _inside(shape: dict, size: tuple[int, int]) -> np.ndarray:
 # The images that are trusted least
 
 
-def signals(run: Path, labels: str, data: Dataset, encode: Callable | None = None) -> dict[str, list[float]]:
-    """How far to trust the labels of each unlabelled image, without a truth: lists of numbers, more is better.
-
-    run: folder of the run; labels: a folder of label maps in it; encode: builds the encoder, if it is needed
-    returns: the mean agreement with other labels of the run: those of notebook 06, else zero-shot against enhanced.
-        Without others, the stability of the masks and CLIP's margin. On a hundred scenes of the storybook, Spearman's
-        correlation with the real mean IoU was 0.65 to 0.78 for agreement, 0.27 to 0.46 for the two combined
-    """
-    num_classes, background = data.classes.num_classes, data.classes.background
-
-    def usable(name: str) -> bool:
-        if name == labels or not (run / name / "manifest.json").exists():
-            return False
-        if reason := store.outdated(run / name, data):
-            print(f"{run / name} is left out of the comparison: {reason}", file=sys.stderr)
-        return not reason
-
-    def stored(name: str, sample: Sample) -> np.ndarray:
-        return files.read_label(run / name / f"{sample.id}.png", num_classes)
-
-    others = [name for name in WITNESSES if usable(name)]
-    if not others and labels == WITNESSES[0] and usable("labels_enhanced"):
-        others = ["labels_enhanced"]
-    numbers: dict[str, list[float]] = {"agreement": [], "mask stability": [], "CLIP margin": []}
-    if others and background is not None:
-        for sample in store.progress(data.unlabelled, what="agreement"):
-            maps = [stored(name, sample) for name in (labels, *others)]
-            pairs = trust.agreement(maps, num_classes, background=background)
-            numbers["agreement"].append(float(pairs[0, 1:].mean()))
-        return {"agreement": numbers["agreement"]}
-    outside = -1 if background is None else background
-    text_embeddings, owner = (tensor.cpu() for tensor in encode().class_embeddings(data.classes))
-    for sample in store.progress(data.unlabelled, what="stability and margin"):
-        masks, label = files.read_masks(run / "masks" / f"{sample.id}.json"), stored(labels, sample)
-        numbers["mask stability"].append(trust.mean_over_things(masks.stability, masks, label, background=outside))
-        if len(owner.unique()) > 1:  # with one class and no background word there is no margin
-            embeddings = files.read_embeddings(run / "segments" / f"{sample.id}.safetensors")
-            gaps = trust.margins(embeddings, text_embeddings, owner, background=background)
-            numbers["CLIP margin"].append(trust.mean_over_things(gaps, masks, label, background=outside))
-    return {name: values for name, values in numbers.items() if values}
-
-
 def least_trusted(
     run: Path, labels: str, data: Dataset, encode: Callable | None = None
 ) -> tuple[list[Sample], dict[str, dict[str, float]]]:
-    """The unlabelled images, the least trusted first, and for each id its signals and `trust`, their mean rank.
+    """The unlabelled images, the least trusted first, and for each id its `trust` and the signals that it comes from.
 
-    run, labels, encode: as for `signals`; a single signal is the trust itself
+    The signal is the mean agreement with other labels of the run: those of notebook 06, else zero-shot against
+    enhanced. Without others, trust is the mean rank by the stability of the masks and by CLIP's margin. On a hundred
+    scenes of the storybook, Spearman's correlation with the real mean IoU was 0.65 to 0.78 for agreement, 0.27 to 0.46
+    for the two combined.
+
+    run: folder of the run; labels: a folder of label maps in it; encode: builds the encoder, if it is needed
     """
     stages = [path.parent.name for path in sorted(run.glob("labels_*/manifest.json"))]
     if labels not in stages or not data.unlabelled:
@@ -387,24 +323,37 @@ def least_trusted(
         raise FileNotFoundError(f"{run} has no unlabelled images with {labels}, {has}: run notebooks/run.py {run.name}")
     if reason := store.outdated(run / labels, data):
         raise ValueError(f"{run / labels} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
-    numbers = signals(run, labels, data, encode)
-    values = trust.combine(numbers) if len(numbers) > 1 else np.array(*numbers.values())
-    ranked = [data.unlabelled[k] for k in np.argsort(values, kind="stable")]
-    columns = {"trust": values.tolist()} | numbers
-    trusts = {
-        sample.id: {name: column[k] for name, column in columns.items()} for k, sample in enumerate(data.unlabelled)
-    }
-    return ranked, trusts
 
+    def usable(name: str) -> bool:
+        if reason := store.outdated(run / name, data):
+            print(f"{run / name} is left out of the comparison: {reason}", file=sys.stderr)
+        return not reason
 
-def parameters(run: Path) -> dict[str, Any]:
-    """The parameters with which a run was made, from its run.json."""
-    remedy = f"run notebooks/run.py {run.name} again, which writes it and skips what is done"
-    content = files.read_json(run / "run.json", remedy)
-    try:
-        return {name: content["parameters"][name] for name in NEEDED}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run / 'run.json'} does not hold the run's parameters ({error!r}): {remedy}") from error
+    num_classes, background = data.classes.num_classes, data.classes.background
+    others = [name for name in WITNESSES if name in stages and name != labels and usable(name)]
+    if not others and labels == WITNESSES[0] and "labels_enhanced" in stages and usable("labels_enhanced"):
+        others = ["labels_enhanced"]
+    compares = others and background is not None
+    outside = -1 if background is None else background
+    if not compares:
+        text_embeddings, owner = (tensor.cpu() for tensor in encode().class_embeddings(data.classes))
+    rows = []
+    for sample in store.progress(data.unlabelled, what="trust"):
+        maps = [files.read_label(run / name / f"{sample.id}.png", num_classes) for name in (labels, *others)]
+        if compares:
+            rows.append({"agreement": trust.agreement(maps, num_classes, background=background)[0, 1:].mean()})
+            continue
+        masks = files.read_masks(run / "masks" / f"{sample.id}.json")
+        rows.append({"mask stability": trust.mean_over_things(masks.stability, masks, maps[0], background=outside)})
+        if len(owner.unique()) > 1:  # with one class and no background word there is no margin
+            embeddings = files.read_embeddings(run / "segments" / f"{sample.id}.safetensors")
+            margins = trust.margins(embeddings, text_embeddings, owner, background=background)
+            rows[-1]["CLIP margin"] = trust.mean_over_things(margins, masks, maps[0], background=outside)
+    signals = pd.DataFrame(rows, index=[sample.id for sample in data.unlabelled])
+    one = len(signals.columns) == 1
+    signals.insert(0, "trust", signals.iloc[:, 0] if one else trust.combine(signals.to_dict("list")))
+    ranked = [data.unlabelled[k] for k in np.argsort(signals["trust"].to_numpy(), kind="stable")]
+    return ranked, signals.to_dict("index")
 
 
 # The command
@@ -425,12 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--untouched", action="store_true", help="take the unchanged images too: all of them are right")
     parser.add_argument("--to", required=True, metavar="DIR", help="where to write: a new folder, or label maps")
     options = parser.parse_args(arguments)
-    if bool(options.run) == bool(options.read):
-        parser.error("name a RUN to write from, or a folder to --read")
-    if options.read and (options.least is not None or options.ids or options.labels):
-        parser.error("--least, --ids and --labels go with a RUN, not with --read")
-    if options.run and (options.form or options.untouched):
-        parser.error("--form and --untouched go with --read, not with a RUN")
+    writes = options.least is not None or options.ids or options.labels
+    reads = options.form or options.untouched
+    if bool(options.run) == bool(options.read) or (reads if options.run else writes):
+        parser.error("give either a RUN (and --least, --ids, --labels), or --read DIR (and --form, --untouched)")
     try:
         _read_back(options) if options.read else _write_out(options)
     except (OSError, ValueError, TypeError) as error:
@@ -445,20 +392,24 @@ def _write_out(options: argparse.Namespace) -> None:
     count = 20 if options.least is None else options.least
     if count < 1:
         raise ValueError(f"--least is {count}: give a number from 1 on")
-    given = parameters(run)
-    data = datasets.load(given["dataset"], labelled=given["labelled"], seed=given["seed"], **given["dataset_options"])
-
-    def encode() -> Any:
-        device = str(devices.choose(given["device"]))
-        return encoders.build(given["encoder"], device=device, **given["encoder_options"])
+    remedy = f"run notebooks/run.py {run.name} again, which writes it and skips what is done"
+    try:
+        made = files.read_json(run / "run.json", remedy)["parameters"]
+        name, draw, device = made["dataset"], {key: made[key] for key in ("labelled", "seed")}, made["device"]
+        draw, encoder, encoder_options = draw | made["dataset_options"], made["encoder"], made["encoder_options"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run / 'run.json'} does not hold the run's parameters ({error!r}): {remedy}") from error
+    data = datasets.load(name, **draw)
+    ranked, trusts = least_trusted(
+        run, labels, data, lambda: encoders.build(encoder, device=str(devices.choose(device)), **encoder_options)
+    )
+    if unknown := set(options.ids or ()) - trusts.keys():
+        raise ValueError(f"--ids names {', '.join(sorted(unknown))}: these are no unlabelled images of {options.run}")
+    chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
 
     def label_of(sample: Sample) -> np.ndarray:
         return files.read_label(run / labels / f"{sample.id}.png", data.classes.num_classes)
 
-    ranked, trusts = least_trusted(run, labels, data, encode)
-    if unknown := set(options.ids or ()) - trusts.keys():
-        raise ValueError(f"--ids names {', '.join(sorted(unknown))}: these are no unlabelled images of {options.run}")
-    chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
     write(options.to, chosen, label_of, data.classes, trusts=trusts, source=f"{options.run}/{labels}")
     first, last = (trusts[sample.id] for sample in (chosen[0], chosen[-1]))
     print(
@@ -472,9 +423,9 @@ def _write_out(options: argparse.Namespace) -> None:
 def _read_back(options: argparse.Namespace) -> None:
     """Read corrected images, and write their label maps."""
     reviewed, classes = read(options.read, forms=options.form or FORMS)
-    changed = [image for image in reviewed if image.changed]
-    taken = reviewed if options.untouched else changed
-    print(f"{len(reviewed)} images, {len(changed)} changed, {len(reviewed) - len(changed)} untouched")
+    taken = [image for image in reviewed if image.changed or options.untouched]
+    changed = sum(bool(image.changed) for image in reviewed)
+    print(f"{len(reviewed)} images, {changed} changed, {len(reviewed) - changed} untouched")
     if not taken:
         remedy = "correct some, or add --untouched if a person has looked at all of them and they are right"
         raise ValueError(f"no label in {options.read} was changed, so there is nothing to write: {remedy}")

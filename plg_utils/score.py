@@ -27,19 +27,15 @@ def pair_up(
     """
     predicted, annotated = _maps_in(predictions), _maps_in(truths)
     wanted = sorted(annotated) if ids is None else list(ids)
-    unknown = [id for id in wanted if id not in annotated]
-    if unknown:
+    if unknown := [id for id in wanted if id not in annotated]:
         raise ValueError(f"{truths} holds no PNG for {_some(unknown)} of the list of ids: fix the list or the folder")
     missing = [id for id in wanted if id not in predicted]
     if len(missing) == len(wanted):
-        raise ValueError(
-            f"{predictions} holds {_some(predicted)}, but {truths} needs {_some(wanted)}: give both the same names"
-        )
+        has, needs = f"{predictions} holds {_some(predicted)}", f"{truths} needs {_some(wanted)}"
+        raise ValueError(f"{has}, but {needs}: give both the same names")
     if missing and not allow_missing:
-        raise ValueError(
-            f"{predictions} holds no PNG for {_some(missing)} of {truths}: add them, name the images to score with "
-            "--ids, or count the missing ones as uncovered with --allow-missing"
-        )
+        remedy = "add them, name the images to score with --ids, or count them as uncovered with --allow-missing"
+        raise ValueError(f"{predictions} holds no PNG for {_some(missing)} of {truths}: {remedy}")
     return {id: (predicted.get(id), annotated[id]) for id in wanted}, sorted(predicted.keys() - set(wanted))
 
 
@@ -49,7 +45,7 @@ def _maps_in(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{folder} is not a folder: give one that holds label maps as PNG")
     maps: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".png" and not path.name.startswith(".") and path.is_file():
+        if path.suffix.lower() == ".png" and not path.name.startswith("."):
             if path.stem in maps:
                 raise ValueError(f"{folder} holds both {maps[path.stem].name} and {path.name}: remove one")
             maps[path.stem] = path
@@ -89,21 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids", type=Path, metavar="FILE", help="score only these: one name without .png in each line")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without prediction counts as uncovered")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
+    options = parser.parse_args(arguments)
+    ours = datasets.CLASS_FILES / f"{options.classes}.yaml"
     try:
-        _score(parser.parse_args(arguments))
+        if not ours.is_file() and not Path(options.classes).is_file():
+            raise ValueError(f"--classes {options.classes} is neither one of {listed} nor the path of a class file")
+        _score(options, class_files.read(ours if ours.is_file() else options.classes))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace, classes: Classes) -> None:
     """Read, count, print, write."""
-    ours = datasets.CLASS_FILES / f"{options.classes}.yaml"
-    if not ours.is_file() and not Path(options.classes).is_file():
-        listed = ", ".join(sorted(path.stem for path in datasets.CLASS_FILES.glob("*.yaml")))
-        raise ValueError(f"--classes {options.classes} is neither one of {listed} nor the path of a class file")
-    classes = class_files.read(ours if ours.is_file() else options.classes)
     if options.json and (options.json.is_dir() or any(path.is_file() for path in options.json.parents)):
         raise ValueError(f"--json {options.json} is a folder, or lies below a file: give the name of a file")
     ids = _listed(options.ids) if options.ids else None
@@ -111,20 +106,18 @@ def _score(options: argparse.Namespace) -> None:
     if others:
         reason = f"not in {options.ids}" if options.ids else "no truth has this name"
         print(f"left out, {reason}: {_some(others)}", file=sys.stderr)
-    missing = [id for id, (prediction, _) in pairs.items() if prediction is None]
-    if missing:
+    if missing := [id for id, (prediction, _) in pairs.items() if prediction is None]:
         print(f"counted as uncovered, because there is no prediction: {_some(missing)}", file=sys.stderr)
     hidden = os.environ.get("PLG_PROGRESS", "1") == "0"  # as in store.progress, whose module imports torch
     bar = tqdm(pairs.values(), desc="label maps", mininterval=1.0, delay=1.0, ascii=True, disable=hidden)
     matrix = sum(score_pair(*pair, classes.num_classes) for pair in bar)
-    scores = metrics.scores(matrix, background=classes.background)
-    missed = metrics.scores(matrix, uncovered="miss")
+    scores, missed = metrics.scores(matrix, background=classes.background), metrics.scores(matrix, uncovered="miss")
     precision, recall = metrics.precision_recall(matrix, background=classes.background)
     if np.isnan(scores.mean_iou):
         raise ValueError(f"every pixel in {options.truth} is void: there is nothing to score. Give annotated maps")
-    print(_table(classes, scores, missed, precision, recall, len(pairs)))
+    by_class = {"iou": scores.iou, "precision": precision, "recall": recall}
+    print(_table(classes, by_class, scores, missed, len(pairs)))
     if options.json:
-        by_class = {"iou": scores.iou, "precision": precision, "recall": recall}
         content = {name: dict(zip(classes.names, values.tolist(), strict=True)) for name, values in by_class.items()}
         content |= {"miou": scores.mean_iou, "miou_uncovered_missed": missed.mean_iou, "coverage": scores.coverage}
         content |= {"images": len(pairs), "missing": missing, "left_out": others, "confusion": matrix}
@@ -145,9 +138,7 @@ def _listed(path: Path) -> list[str]:
     return ids
 
 
-def _table(
-    classes: Classes, scores: Scores, missed: Scores, precision: np.ndarray, recall: np.ndarray, images: int
-) -> str:
+def _table(classes: Classes, by_class: dict[str, np.ndarray], scores: Scores, missed: Scores, images: int) -> str:
     """The scores in percent, as text."""
 
     def percent(value: float) -> str:
@@ -155,7 +146,7 @@ def _table(
 
     width = max(12, *map(len, classes.names))
     lines = [f"{'class':{width}}{'IoU %':>10}{'precision':>10}{'recall':>10}{'pixels':>12}"]
-    rows = zip(classes.names, scores.iou, precision, recall, scores.confusion.sum(axis=1), strict=True)
+    rows = zip(classes.names, *by_class.values(), scores.confusion.sum(axis=1), strict=True)
     lines += [f"{name:{width}}{''.join(map(percent, values))}{pixels:>12,}" for name, *values, pixels in rows]
     counted = "a miss" if classes.background is None else "background (the default number)"
     lines.append(f"{'mean IoU':{width}}{percent(scores.mean_iou)}  uncovered pixels as {counted}")

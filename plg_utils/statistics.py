@@ -22,7 +22,6 @@ def bootstrap(
     matrices: np.ndarray,
     other: np.ndarray | None = None,
     *,
-    uncovered: str = "background",
     background: int | None = 0,
     resamples: int = 2000,
     level: float = 0.95,
@@ -51,7 +50,7 @@ def bootstrap(
     means = []
     for each in pair:
         # Counts stay exact in float64, which numpy multiplies fast, up to 2**53 pixels.
-        hit, true, given = (weights @ margin.astype(np.float64) for margin in margins(each, uncovered, background))
+        hit, true, given = (weights @ margin.astype(np.float64) for margin in margins(each, "background", background))
         iou = np.nan_to_num(shares(hit, true + given - hit, where=true > 0))
         means.append(shares(iou.sum(axis=1), (true > 0).sum(axis=1)))  # (1 + resamples,)
     value, *drawn = means[0] - means[1] if other is not None else means[0]
@@ -82,15 +81,9 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def paired(a: Mapping, b: Mapping) -> Summary:
-    """Differences a - b of two methods, seed by seed.
-
-    a, b: seed -> score, of the same seeds
-    returns: the differences in the order of a's seeds
-    """
+    """Differences a - b of two methods, seed by seed in the order of a; a, b: seed -> score, of the same seeds."""
     if a.keys() != b.keys():
-        raise ValueError(
-            f"the seeds differ: {sorted(map(str, a))} and {sorted(map(str, b))}. Compare runs of equal seeds"
-        )
+        raise ValueError(f"the seeds differ: {[*a]} and {[*b]}. Compare runs of equal seeds")
     return summarise([a[seed] - b[seed] for seed in a])
 
 

@@ -1,12 +1,11 @@
 r"""Put together what runs measured, and write it for a paper as CSV and LaTeX.
 
-    rows = tables.rows_of(["storybook_table"])        # of summary.json or grid.json, local or published
-    found = tables.grouped(rows)                      # what was measured -> its rows, one for each seed
+    found = tables.grouped(tables.rows_of(["storybook_table"]))    # what was measured -> its rows, one for each seed
     tables.write_csv("all.csv", tables.long(found))
     tables.write_latex("all.tex", *tables.wide(found))
 
-Numbers are fractions in CSV and percent in LaTeX. LaTeX needs the package booktabs. Text is escaped, so a class called
-`50%_off` does not break a paper.
+Numbers are fractions in CSV and percent in LaTeX, which needs the package booktabs. Text is escaped: a class may be
+called `50%_off`.
 """
 
 import json
@@ -46,14 +45,11 @@ def rows_of(runs: Sequence[str]) -> list[dict]:
     """
     if isinstance(runs, str) or not runs:
         raise ValueError(f"runs is {runs!r}. Give a list of names such as ['demo']")
-    rows, classes = [], {}
-    for run in runs:
-        own = [row | {"run": run} for row in _read(run) if row.get("miou") is not None]
-        classes[run] = set(classes_of(own))
-        rows += own
-        if classes[run] != classes[runs[0]]:
+    found = {run: [row | {"run": run} for row in _read(run) if row.get("miou") is not None] for run in runs}
+    for run, rows in found.items():
+        if set(classes_of(rows)) != set(classes_of(found[runs[0]])):
             raise ValueError(f"{runs[0]} and {run} have different classes. Make a table of each")
-    return rows
+    return [row for rows in found.values() for row in rows]
 
 
 def _read(run: str) -> list[dict]:
@@ -77,11 +73,16 @@ def grouped(rows: Iterable[dict]) -> dict[What, list[dict]]:
     A row that repeats an earlier run's to the last digit is left out: both runs began with the same labels. Raises
     ValueError if a run has two rows of one seed that cannot be told apart.
     """
-    rows = _once(rows)
-    several = any(len({row["run"] for row in own}) > 1 for own in _by_what(rows).values())
+    kept, first = [], {}
+    for row in rows:
+        key = [row["stage"], _name(row), row["split"], row.get("labelled"), row.get("seed"), row["miou"]]
+        key += [sorted((row.get(more) or {}).items(), key=str) for more in ("options", "iou")]
+        if first.setdefault(json.dumps(key), row["run"]) == row["run"]:
+            kept.append(row)
+    several = any(len({row["run"] for row in own}) > 1 for own in _by_what(kept).values())
     parts = ("run",) if several else ()
     found = {}
-    for what, own in _by_what(rows, *parts).items():
+    for what, own in _by_what(kept, *parts).items():
         found |= _by_what(own, "options", *parts) if _repeated(own) else {what: own}
     for what, own in found.items():
         if _repeated(own):
@@ -91,17 +92,6 @@ def grouped(rows: Iterable[dict]) -> dict[What, list[dict]]:
                 "Write what differs into `options` in the notebook that makes them"
             )
     return found
-
-
-def _once(rows: Iterable[dict]) -> list[dict]:
-    """Rows without those that repeat an earlier run's to the last digit."""
-    kept, first = [], {}
-    for row in rows:
-        key = [row["stage"], _name(row), row["split"], row.get("labelled"), row.get("seed"), row["miou"]]
-        key += [sorted((row.get(more) or {}).items(), key=str) for more in ("options", "iou")]
-        if first.setdefault(json.dumps(key), row["run"]) == row["run"]:
-            kept.append(row)
-    return kept
 
 
 def _by_what(rows: Sequence[dict], *parts: str) -> dict[What, list[dict]]:
@@ -170,9 +160,9 @@ def best(found: dict[What, list[dict]]) -> set[What]:
             fields.setdefault((what.split, what.labelled, rows[0].get("images")), {})[what] = mean_iou(rows)
     bold = set()
     for rivals in fields.values():
-        first = max(rivals, key=lambda what: rivals[what].mean)
-        low, others = rivals[first].mean - rivals[first].std, [rivals[what] for what in rivals if what != first]
-        if others and all(low > other.mean + other.std for other in others):  # never true of a nan
+        first, *others = sorted(rivals, key=lambda what: -rivals[what].mean)
+        low = rivals[first].mean - rivals[first].std
+        if others and all(low > rivals[other].mean + rivals[other].std for other in others):  # never true of a nan
             bold.add(first)
     return bold
 

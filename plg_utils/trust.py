@@ -117,7 +117,6 @@ def filled(labels: Sequence[np.ndarray], num_classes: int, background: int) -> n
     maps = np.stack(labels).astype(np.int64)
     maps[maps == IGNORE] = background
     if maps.max() >= num_classes:
-        raise ValueError(
-            f"a label map has the value {maps.max()}. With {num_classes} classes, the largest is {num_classes - 1}"
-        )
+        limit = f"With {num_classes} classes, the largest is {num_classes - 1}"
+        raise ValueError(f"a label map has the value {maps.max()}. {limit}")
     return maps

@@ -17,9 +17,8 @@ from plg_utils.records import IGNORE, Classes, Masks, Sample
 
 WORLD = {"run": "tiny", "labelled": 2}
 ENCODER = {"encoder": "clip", "checkpoint": "miniature_clip"}
-NO_BACKGROUND = Classes(
-    ("black", "red", "green", "blue"), tuple((name,) for name in ("black", "red", "green", "blue")), RGB, None
-)
+NAMES = ("black", "red", "green", "blue")
+NO_BACKGROUND = Classes(NAMES, tuple((name,) for name in NAMES), RGB, None)
 
 
 class Words:
@@ -30,8 +29,7 @@ class Words:
 
     def texts(self, phrases):
         self.asked += phrases
-        colours = ("black", "red", "green", "blue")
-        found = [next((k for k, word in enumerate(colours) if word in phrase), 4) for phrase in phrases]
+        found = [next((k for k, word in enumerate(NAMES) if word in phrase), 4) for phrase in phrases]
         return torch.eye(5)[found]
 
     def unseen_words(self, texts):
@@ -93,9 +91,7 @@ def test_squares_by_hand():
     assert lost.assigned.tolist() == [3, 1, 2, 3] * 2
     np.testing.assert_allclose(lost.margins, [0.6, 0.2, 0.2, 0.6] * 2, atol=1e-6)
     assert lost.unknown == {"blue": ("orange",)}
-    higher = lab.try_out(threshold=0.81)
-    assert not higher.assigned.any()
-    assert higher.iou[0] == 0.5  # half of the pixels are black, all are given it
+    assert lab.try_out(threshold=0.81).iou[0] == 0.5  # half of the pixels are black, all are given it
     assert lab.try_out().mean_iou == 1.0  # nothing is left of what was tried
 
 
@@ -143,27 +139,22 @@ def test_unknown_words_have_their_class_and_give_no_warning(lab, recwarn):
 
 
 def test_without_a_truth_or_a_background(tmp_path):
-    blind = squares_lab(truth=False)
-    assert np.isnan(blind.try_out().mean_iou) and np.isnan(blind.try_out().iou).all()
-    assert blind.best_threshold() is None
-    everything = squares_lab(NO_BACKGROUND)
-    assert everything.try_out(threshold=0.99).mean_iou == 1.0  # the threshold is not read
-    assert everything.best_threshold() is None
+    blind, everything = squares_lab(truth=False), squares_lab(NO_BACKGROUND)
     one = squares_lab(Classes(("background", "red"), ((), ("red",)), RGB[:2]), truth=False)
+    assert np.isnan(blind.try_out().mean_iou) and np.isnan(blind.try_out().iou).all()
+    assert everything.try_out(threshold=0.99).mean_iou == 1.0  # the threshold is not read
     assert np.isnan(one.try_out().margins).all()
-    for each in (blind, everything, one):
-        panel = prompt_lab.Panel(each, tmp_path / "classes.yaml")
-        assert panel.best.disabled and not panel.wrong
-        assert panel.threshold.disabled == (each is everything)
-        assert ("no truth" in panel.status.value) == (each is not everything)
+    for lab in (blind, everything, one):
+        panel = prompt_lab.Panel(lab, tmp_path / "classes.yaml")
+        assert lab.best_threshold() is None and panel.best.disabled and not panel.wrong
+        assert panel.threshold.disabled == (lab is everything)
+        assert ("no truth" in panel.status.value) == (lab is not everything)
         assert "nan" not in panel.status.value
 
 
-def test_classes_of_another_set_and_a_sentence_that_is_too_long_are_refused(lab):
+def test_classes_of_another_set_are_refused(lab):
     with pytest.raises(ValueError, match="The run's label maps hold background, house"):
         lab.try_out(COLOURS)
-    with pytest.raises(RuntimeError, match="too long"):
-        lab.try_out(prompt_lab.edit(lab.classes, words={"tree": ["a very tall tree " * 40]}))
 
 
 # Reading a run
@@ -179,41 +170,36 @@ def test_only_the_truth_of_labelled_images_is_opened(made, world):
 
 
 def test_what_is_missing_names_the_notebook_to_run(made, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished masks: run notebooks/02_zero_shot_labels.ipynb"):
-        prompt_lab.load(tmp_path, made.data, made.encode)
-    broken = tmp_path / "tiny"
-    manifests = {stage: files.read_json(made.folder / stage / "manifest.json") for stage in prompt_lab.STAGES}
-    for stage, manifest in manifests.items():
-        state = "running" if stage == "segments" else "done"
-        files.write_json(broken / stage / "manifest.json", manifest | {"state": state})
-    with pytest.raises(FileNotFoundError, match="no finished segments: .* for the run 'tiny'"):
-        prompt_lab.load(broken, made.data, made.encode)
-    files.write_json(broken / "segments" / "manifest.json", manifests["segments"])
-    with pytest.raises(FileNotFoundError, match=rf"{made.data.labelled[0].id}.json is missing: run notebooks/02"):
-        prompt_lab.load(broken, made.data, made.encode)
-    with pytest.raises(ValueError, match="'encoder': 'clip'.*not with .*'ViT-B/16'"):
-        prompt_lab.load(made.folder, made.data, made.encode, made_with={"encoder": "clip", "checkpoint": "ViT-B/16"})
-    with pytest.raises(ValueError, match="no image to try words on"):
-        prompt_lab.load(made.folder, made.data, made.encode, scored=0)
-    first = made.data.labelled[0].id
+    def refused(error, says, folder=tmp_path / "tiny", **options):
+        with pytest.raises(error, match=says):
+            prompt_lab.load(folder, made.data, made.encode, **options)
+
+    other, first = {"encoder": "clip", "checkpoint": "ViT-B/16"}, made.data.labelled[0].id
+    refused(ValueError, "'encoder': 'clip'.*not with .*'ViT-B/16'", made.folder, made_with=other)
+    refused(ValueError, "no image to try words on", made.folder, scored=0)
+    refused(FileNotFoundError, "manifest.json does not exist.*run notebooks/02_zero_shot_labels.ipynb")
+    paths = [f"{stage}/manifest.json" for stage in ("masks", "segments", "labels_zero_shot")]
+    for path in paths:
+        files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path) | {"state": "running"})
+    refused(ValueError, "masks is not finished: run notebooks/02_zero_shot_labels.ipynb for the run 'tiny'")
+    for path in paths:
+        files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path))
+    refused(FileNotFoundError, rf"{first}.json does not exist.*make the masks again")
     masks = files.read_masks(made.folder / "masks" / f"{first}.json")
-    files.write_masks(broken / "masks" / f"{first}.json", masks.take([0]))
-    files.write_embeddings(broken / "segments" / f"{first}.safetensors", torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=f"{first} has 1 masks and 2 embeddings"):
-        prompt_lab.load(broken, made.data, made.encode)
+    files.write_masks(tmp_path / "tiny" / "masks" / f"{first}.json", masks.take([0]))
+    files.write_embeddings(tmp_path / "tiny" / "segments" / f"{first}.safetensors", torch.zeros(2, 4))
+    refused(ValueError, f"{first} has 1 masks and 2 embeddings", scored=1)
 
 
 # Words and class files
 
 
 def test_an_edit_changes_only_words_and_templates():
-    words, add = {"red": ["a rose"]}, {"background": ["a sea"]}
+    words, add = {"red": ["a rose"], "blue": ["ink"]}, {"background": ["a sea"]}
     edited = prompt_lab.edit(COLOURS, words=words, add=add, templates=["{}", "a {}!"])
-    assert edited == replace(
-        COLOURS, words=(("black", "a sea"), ("a rose",), ("green",), ("blue",)), templates=("{}", "a {}!")
-    )
+    new = (("black", "a sea"), ("a rose",), ("green",), ("ink",))
+    assert edited == replace(COLOURS, words=new, templates=("{}", "a {}!"))
     assert prompt_lab.edit(COLOURS) == COLOURS
-    assert prompt_lab.edit(COLOURS, words={"background": []}).words[0] == ()
 
 
 @pytest.mark.parametrize(
@@ -221,12 +207,9 @@ def test_an_edit_changes_only_words_and_templates():
     [
         ({"words": {"mauve": ["a sea"]}}, "no class 'mauve', only background, red"),
         ({"words": {"red": []}}, "words of red must be a list of texts"),
-        ({"words": {"red": [" "]}}, "words of red holds ' '"),
         ({"words": {"red": ["a rose", "Blue "]}}, "red and blue both have the word 'blue'"),
         ({"add": {"background": ["a  sea"], "red": ["A sea"]}}, "background and red both have the word 'A sea'"),
-        ({"templates": []}, "templates must be a list of texts"),
         ({"templates": ["a photo"]}, "'a photo' needs one {}"),
-        ({"templates": ["a {} of {colour}"]}, "'a {} of {colour}'"),
     ],
 )
 def test_a_wrong_edit_is_refused(change, reason):
@@ -236,10 +219,8 @@ def test_a_wrong_edit_is_refused(change, reason):
 
 
 def test_words_between_commas():
-    assert prompt_lab.words_of(' a tree,an oak , ,\nleaves\n"a dog, asleep"') == [
-        *("a tree", "an oak", "leaves", "a dog, asleep")
-    ]
-    assert prompt_lab.words_of("") == prompt_lab.words_of(" , ") == []
+    words = ["a tree", "an oak", "leaves", "a dog, asleep"]
+    assert prompt_lab.words_of(' a tree,an oak , ,\nleaves\n"a dog, asleep"') == words
     with pytest.raises(ValueError, match="fix the quotes"):
         prompt_lab.words_of('a dog, "a cat')
 
@@ -258,33 +239,13 @@ def test_a_class_file_reads_back_and_its_name_holds_its_hash(tmp_path):
     path, digest = prompt_lab.save(tmp_path / "mine.yaml", edited, "run tiny\nthreshold 0.2")
     assert digest == class_files.sha256(edited)
     assert path == tmp_path / f"mine-{digest[:8]}.yaml" and class_files.read(path) == edited
-    head = path.read_text(encoding="utf-8").splitlines()[:3]
-    assert digest in head[0] and head[1:] == ["# run tiny", "# threshold 0.2"]
-
-    earlier = path.stat().st_mtime_ns
+    assert "# run tiny\n# threshold 0.2\n" in path.read_text(encoding="utf-8")
     assert prompt_lab.save(tmp_path / "mine.yaml", edited) == (path, digest)
-    assert path.stat().st_mtime_ns == earlier  # nothing to write
     other, _ = prompt_lab.save(tmp_path / "mine.yaml", COLOURS)
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
     path.write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(ValueError, match="was changed"):
         prompt_lab.save(tmp_path / "mine.yaml", edited)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in datasets.CLASS_FILES.glob("*.yaml")))
-def test_the_classes_of_every_data_set_can_be_written(name, tmp_path):
-    classes = class_files.read(datasets.CLASS_FILES / f"{name}.yaml")
-    class_files.write(tmp_path / "classes.yaml", classes)
-    assert prompt_lab.edit(classes) == classes == class_files.read(tmp_path / "classes.yaml")
-    lines = {of_class: prompt_lab.words_of(prompt_lab.line_of(of_class)) for of_class in classes.words}
-    assert all(tuple(read) == of_class for of_class, read in lines.items())
-
-
-def test_classes_that_do_not_fit_a_class_file_are_not_written(tmp_path):
-    for strange in ({"names": ("void", *COLOURS.names[1:])}, {"words": (("a\x85b",), *COLOURS.words[1:])}):
-        with pytest.raises(ValueError, match="do not fit a class file"):
-            prompt_lab.save(tmp_path / "mine.yaml", replace(COLOURS, **strange))
-    assert list(tmp_path.iterdir()) == []
 
 
 # The panel
@@ -320,16 +281,14 @@ def test_a_word_in_a_box_is_tried_at_once(panel, made, lab):
 
 
 def test_wrong_words_are_explained_and_not_saved(panel, tmp_path):
+    tree = panel.words["tree"]
     for box, text, reason in (
-        (panel.words["tree"], "", "words of tree"),
-        (panel.words["tree"], "a fish", "tree and fish both have"),
-        (panel.words["tree"], '"a tree', "fix the quotes"),
-        (panel.words["tree"], "a tree " * 60, "too long"),
-        (panel.templates, "a photo", "needs one {}"),
+        (tree, "a fish", "tree and fish both have"),
+        (tree, '"a tree', "fix the quotes"),
+        (tree, "a tree " * 60, "too long"),
         (panel.templates, "\n", "templates must be"),
     ):
-        before = panel.outcome
-        box.value = text
+        before, box.value = panel.outcome, text
         assert reason in panel.wrong and html.escape(panel.wrong) in panel.message.value
         panel.best.click()
         panel.save.click()
@@ -368,15 +327,6 @@ def test_names_and_words_are_text_and_never_html(tmp_path):
     assert all("&lt;i&gt;" in value and "<i>" not in value for value in (*shown, panel.message.value))
 
 
-def test_large_photos_are_shown_small(monkeypatch):
-    lab, seen = squares_lab(images=1, truth=False), []
-    lab = replace(lab, samples=(Sample("big", lambda: np.zeros((1000, 3000, 3), np.uint8)),))
-    lab = replace(lab, masks=(Masks.from_dense(np.ones((4, 1000, 3000), bool)),))
-    monkeypatch.setattr(prompt_lab.figures, "gallery", lambda rows, *_: seen.extend(cell.shape for (cell,) in rows))
-    lab.picture(lab.try_out())
-    assert seen == [(72, 215, 3), (72, 215, 3), (72, 215), (72, 215, 3)]
-
-
 # The notebook
 
 
@@ -389,17 +339,15 @@ def test_the_notebook_runs_without_a_browser(made, world, monkeypatch, capsys, t
     before = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     found = execute("07", parameters)
     said = capsys.readouterr().out
-    assert "4 of 4 label maps equal those of notebook 02" in said
-    assert "read back and compared: True" in said
+    assert "4 of 4 label maps equal those of notebook 02" in said and "read back and compared: True" in said
     after = {path: path.read_bytes() for path in made.folder.rglob("*") if path.is_file()}
     digest = class_files.sha256(made.data.classes)
     pictures = {f"figures/07_{name}.png" for name in ("edits", "margins", "panel")}
     new = {path.relative_to(made.folder).as_posix() for path in after.keys() - before.keys()}
-    assert new == {f"07_classes-{digest[:8]}.yaml", "07_prompt_lab.json", *pictures}
     assert before.items() <= after.items()
+    assert new == {f"07_classes-{digest[:8]}.yaml", "07_prompt_lab.json", *pictures}
     written = files.read_json(made.folder / "07_prompt_lab.json")
-    assert written["classes_sha256"] == digest
+    assert written["classes_sha256"] == digest and written["edits"][1]["never read"] == "toadstool"
     assert [row["words"] for row in written["edits"]] == ["as it is", *found["edits"]]
-    assert written["edits"][1]["never read"] == "toadstool"
     assert found["panel"].outcome.mean_iou == written["mean_iou"]
     assert all(sample.read_truth is None for sample in (*found["data"].unlabelled, *found["data"].val))

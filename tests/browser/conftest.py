@@ -10,22 +10,16 @@ import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
-import nbformat
 import pytest
 
 from browser import lab
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but this machine can be reached
-)
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # nothing but this machine can be reached
 
 
 def pytest_collection_modifyitems(items):
@@ -50,17 +44,15 @@ def browser():
 
 
 def chromium_path() -> str:
-    """Where Chromium lies, or a failure that says what to install."""
+    """Return the path of Chromium, or fail with what to install."""
     named = os.environ.get("PLG_CHROMIUM")
     found = [path for name in ([named] if named else CHROMIUMS) if (path := shutil.which(name))]
     if not found:
-        pytest.fail(
-            f"PLG_CHROMIUM is {named}, and that is no program"
-            if named
-            else f"no {', '.join(CHROMIUMS)} on the PATH. On Debian and Ubuntu: sudo apt install chromium; "
-            "or PLG_CHROMIUM=/path/to/chromium make test-browser",
-            pytrace=False,
+        missing = (
+            f"PLG_CHROMIUM is {named}, and that is no program" if named else f"no {', '.join(CHROMIUMS)} on the PATH"
         )
+        remedy = "On Debian and Ubuntu: sudo apt install chromium; or PLG_CHROMIUM=/path/to/chromium make test-browser"
+        pytest.fail(f"{missing}. {remedy}", pytrace=False)
     return found[0]
 
 
@@ -119,17 +111,6 @@ def server():
             running.stop()
 
 
-@dataclass
-class Ran:
-    """What a notebook looked like after Run All."""
-
-    prompts: list[str]
-    saved: nbformat.NotebookNode
-    shown: dict  # what the window shows, see lab.SHOWN
-    heard: Heard
-    pictures: list[Path]
-
-
 @pytest.fixture(scope="session")
 def ran(server, tab):
     """Run a notebook in the browser: `ran("03_refinement")`; those of 00 to 05 before it are run before."""
@@ -141,10 +122,10 @@ def ran(server, tab):
         try:
             notebook.run_all()
         finally:
-            pictures = notebook.photograph(lab.SCREENSHOTS)
+            notebook.photograph(lab.SCREENSHOTS)
             saved, prompts, shown = notebook.save(), notebook.prompts(), notebook.shown()
             notebook.close()
-        return Ran(prompts, saved, shown, heard, pictures)
+        return SimpleNamespace(prompts=prompts, saved=saved, shown=shown, heard=heard)
 
     def ran(stem):
         numbered = sorted(path.stem for path in lab.NOTEBOOKS.glob("0[0-5]_*.ipynb"))

@@ -31,13 +31,8 @@ TALLEST = 16000  # pixels; Chromium does not paint more in one piece
 PORT = 18888  # the first that is tried; the server says which one it got
 
 # What a person would set in the cell of parameters who only wants to see whether it works.
-QUICK = {
-    "dataset_options": {"limit": 12},
-    "steps": 12,  # two points of the curves, which have one for every ten
-    "classifier_steps": 3,
-    "timed_images": 2,
-    "timed_steps": 1,
-}
+QUICK = {"dataset_options": {"limit": 12}, "classifier_steps": 3, "timed_images": 2, "timed_steps": 1}
+QUICK["steps"] = 12  # two points of the curves, which have one for every ten
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     # All cells are painted, wherever the window is, and nothing but them.
@@ -105,15 +100,9 @@ class Lab:
             raise
 
     def _start(self) -> subprocess.Popen:
-        places = {
-            "JUPYTERLAB_SETTINGS_DIR": "settings",
-            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-            "JUPYTER_CONFIG_DIR": "config",
-            "JUPYTER_DATA_DIR": "data",
-            "JUPYTER_RUNTIME_DIR": "runtime",
-            "IPYTHONDIR": "ipython",
-            "PLG_RESULTS": "results",
-        }
+        places = {f"JUPYTERLAB_{name.upper()}_DIR": name for name in ("settings", "workspaces")}
+        places |= {f"JUPYTER_{name.upper()}_DIR": name for name in ("config", "data", "runtime")}
+        places |= {"IPYTHONDIR": "ipython", "PLG_RESULTS": "results"}
         environment = dict(os.environ)
         environment.pop("PLG_PROGRESS", None)  # bars are drawn, as for everybody
         environment |= {name: str(self.folder / place) for name, place in places.items()}
@@ -140,12 +129,9 @@ class Lab:
                 with suppress(ValueError):  # it is being written
                     return json.loads(path.read_text(encoding="utf-8"))["url"]
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"JupyterLab did not start:\n{self.log()}")
+                log = (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"JupyterLab did not start:\n{log}")
             time.sleep(0.1)
-
-    def log(self) -> str:
-        """What the server has said so far."""
-        return (self.folder / "server.log").read_text(encoding="utf-8", errors="replace")
 
     def address(self, notebook: str) -> str:
         """Where a browser finds a notebook; each in a workspace of its own, so that no other is open beside it."""
@@ -245,18 +231,17 @@ class NotebookPage:
         """Make the window as high as it was."""
         self.page.set_viewport_size(WINDOW)
 
-    def photograph(self, folder: Path) -> list[Path]:
+    def photograph(self, folder: Path) -> None:
         """Keep a picture of the whole notebook, and one of each output that holds a figure, a table or a widget."""
         stem = Path(self.notebook).stem
         for path in folder.glob(f"{stem}*.png"):
             path.unlink()
         self.unfold()
-        paths = [keep(self.page, folder / f"{stem}.png")]
+        keep(self.page, folder / f"{stem}.png")
         for index, cell in enumerate(self.page.locator(f"{PANEL} .jp-Notebook-cell").all()):
             if cell.locator(".jp-OutputArea-output :is(img, table, .jupyter-widgets)").count():
-                paths.append(keep(cell.locator(".jp-Cell-outputWrapper"), folder / f"{stem}_cell-{index:02d}.png"))
+                keep(cell.locator(".jp-Cell-outputWrapper"), folder / f"{stem}_cell-{index:02d}.png")
         self.fold()
-        return paths
 
     def close(self) -> None:
         """Close the tab and end its kernel."""
@@ -269,8 +254,7 @@ class NotebookPage:
         context.close()
 
 
-def keep(what: Any, path: Path) -> Path:
+def keep(what: Any, path: Path, **options) -> None:
     """Write the picture of a page or of a part of it."""
     with files.atomic(path) as partial:
-        partial.write_bytes(what.screenshot(animations="disabled"))
-    return path
+        partial.write_bytes(what.screenshot(animations="disabled", **options))

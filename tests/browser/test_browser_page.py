@@ -59,8 +59,7 @@ def shown(request, tab):
 
 def keep(page, name):
     """Keep a picture of the whole page."""
-    with files.atomic(lab.SCREENSHOTS / f"page_{name}.png") as partial:
-        partial.write_bytes(page.screenshot(full_page=True, animations="disabled"))
+    lab.keep(page, lab.SCREENSHOTS / f"page_{name}.png", full_page=True)
 
 
 def test_it_is_drawn_without_complaint_or_request(shown):
