@@ -65,14 +65,10 @@ def of_file(kind: str, call: Callable, file: str, remedy: str, *rows: tuple, bes
     return [Case(kind, wrong, (beside or {}) | {file: bad}, call, (*always, *words)) for wrong, bad, *words in rows]
 
 
-def of_files(kind: str, call: Callable[[], Any], sound: dict[str, Any], *rows: tuple) -> list[Case]:
-    """Cases of a call that reads several files; rows: what is wrong, files besides the sound ones, words."""
-    return [Case(kind, wrong, sound | bad, call, tuple(words)) for wrong, bad, *words in rows]
-
-
-def of_call(kind: str, sound: dict[str, Any], *rows: tuple) -> list[Case]:
-    """Cases of wrong calls; rows: what is wrong, the call, words."""
-    return [Case(kind, wrong, sound, call, tuple(words)) for wrong, call, *words in rows]
+def of_call(kind: str, sound: dict[str, Any], *rows: tuple, call: Callable[[], Any] | None = None) -> list[Case]:
+    """Cases beside sound files; rows: what is wrong, the files of a `call` or else a call itself, words."""
+    cases = [(wrong, bad, call, words) if call else (wrong, {}, bad, words) for wrong, bad, *words in rows]
+    return [Case(kind, wrong, sound | bad, call, tuple(words)) for wrong, bad, call, words in cases]
 
 
 # Files
@@ -115,11 +111,7 @@ def training_state(path: Path, size: int | None = None) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
-class Evil:
-    """An object whose unpickling runs a command."""
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, ("pwned",)
+EVIL = type("Evil", (), {"__reduce__": lambda self: (os.mkdir, ("pwned",))})()  # its unpickling runs a command
 
 
 def mask(**changes) -> dict:
@@ -165,6 +157,8 @@ read_masks, read_rows = partial(files.read_masks, "a.json", (H, W)), partial(tab
 read_weights = partial(files.read_weights, "a.safetensors", NETWORK)
 read_embeddings = partial(files.read_embeddings, "a.safetensors")
 read_classes, read_tags = partial(class_files.read, "pets.yaml"), partial(tags.read, "tags.yaml", CAMVID)
+load_state = partial(training.load_state, "state.safetensors", optimiser=OPTIMIZER, average=None)
+load_sound = partial(load_state, {"steps": 5}, NETWORK)
 load_classifier = partial(classifier.load, "c.safetensors", CAMVID)
 stage = partial(store.stage, dataset=NO_IMAGES, parameters={})
 sam, clip = partial(partial, checkpoints.load_sam_state), partial(partial, checkpoints.load_clip_state)
@@ -189,11 +183,6 @@ def command(main: Callable[..., int], line: str, **more) -> None:
 
 MAINS = (run.main, doctor.main, score.main, check.main, review.main)
 runner, doctor_of, scorer, validate, review_of = (partial(partial, command, main) for main in MAINS)
-
-
-def load_state(network: torch.nn.Module = NETWORK, steps: int = 5) -> None:
-    """Continue the training of state.safetensors."""
-    training.load_state("state.safetensors", {"steps": steps}, network, OPTIMIZER, None)
 
 
 def fit(**options) -> None:
@@ -222,14 +211,14 @@ CASES += of_file("photo", read_photo, "a.jpg", "",
     ("has a comment of 3 MB in 3 kB", png(W, H, 8, 2, comment=b"x" * 3_000_000), "too large", "remove"),
     ("has integers of 32 bits", encoded(ZEROS.astype(np.int32), "TIFF"), "32-bit", "remove"),
     ("is PostScript, for which PIL starts a program", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n", "remove"))
-CASES += of_files("photo", load_folder, PHOTOS,
+CASES += of_call("photo", PHOTOS,
     ("has the name of another one", {"photos/a.jpg": PHOTO}, "a.jpg and a.png", "rename"),
     ("differs from another one in case alone", {"photos/A.png": PHOTO}, "A.png and a.png", "rename"),
     ("is a folder among photos", {"photos/d.png": DIR}, "d.png", "rename"),
     ("is broken, as another one is", {"photos/b.png": "no", "photos/d.jpg": "no"}, "2 of 4", "b.png", "d.jpg", "skip"),
     ("has a name that is too long", {f"photos/{'x' * 210}.png": PHOTO}, "xxxx", "Shorten"),
     ("has an invisible character in its name", {"photos/a\u202fb.png": PHOTO}, "u202f", "Rename"),
-    ("has the name of a manifest", {"photos/manifest.png": PHOTO}, "manifest.json", "Rename"))
+    ("has the name of a manifest", {"photos/manifest.png": PHOTO}, "manifest.json", "Rename"), call=load_folder)
 
 CASES += of_file("label map", read_label, "a.png", "",
     ("is a JPEG", encoded(LABEL, "JPEG"), "JPEG", "8-bit"),
@@ -238,15 +227,14 @@ CASES += of_file("label map", read_label, "a.png", "",
     ("is grey of 2 bits, where readers turn 3 into 255", png(W, H, 2, 0, b"\0\x1b\x1b" * H), "2 bits", "8-bit"),
     ("has values of no class", LABEL + 7, "[7, 8, 9, 10]", "0 to 3", "classes"),
     ("says 50,000 x 50,000 pixels", png(50_000, 50_000, 8, 0), "smaller"))
-CASES += of_files("label map", load_folder, PHOTOS,
+CASES += of_call("label map", PHOTOS,
     ("has another size than its photo", {"maps/b.png": LABEL.T.copy()}, "b.png is (8, 6)", "(6, 8)", "resized"),
     ("has CamVid's void, 11, where 255 is void", {"maps/b.png": ZEROS + 11}, "b.png", "[11]", "255"),
-    ("belongs to no photo", {f"maps/{id}.png": None for id in "abc"} | {"maps/z.png": LABEL}, "maps", "a.png"))
+    ("belongs to no photo", {f"maps/{id}.png": None for id in "abc"} | {"maps/z.png": LABEL}, "maps", "a.png"), call=load_folder)
 
 CASES += of_file("masks", read_masks, "a.json", "again",
     ("are nested a hundred thousand times", "[" * 100_000, "recursion"),
     ("have the key of the size twice", json.dumps(mask())[:-1] + ', "size": [6, 8]}', "'size'", "twice"),
-    ("have no size", {"masks": []}, "size"),
     ("are those of another image", mask() | {"size": [W, H]}, "(6, 8)"),
     ("have a size of texts", mask() | {"size": ["6", "8"]}, "[height, width]"),
     ("are a mapping, not a list", mask() | {"masks": {}}, "no list"),
@@ -276,7 +264,6 @@ CASES += of_file("class file", read_classes, "pets.yaml", "",
     ("has a number for a word", "classes: [{name: cat, words: [cat, 1]}]", "words of cat", "quotes"),
     ("has a text for the background's words", "classes: [{name: cat}]\nbackground: ''", "background", "list"),
     ("has a colour by name", "classes: [{name: cat, colour: red}]", "'red'", "[red, green, blue]"),
-    ("has a colour of 256", "classes: [{name: cat, colour: [1, 2, 256]}]", "256", "0 to 255"),
     ("has 256 classes", f"classes: [{', '.join(f'{{name: c{k}}}' for k in range(256))}]", "256 classes"),
     ("is of a later version", "classes: [{name: cat}]\nversion: 2", "version 2", "only 1"),
     ("holds an object of Python", "classes: [{name: !!python/object/apply:os.mkdir [pwned]}]", "constructor"),
@@ -320,7 +307,6 @@ CASES += of_call("data set option", PHOTOS | VOC,
     ("gives photos without a photo", folder(root="voc"), "voc", "jpg"),
     ("gives labels that do not exist", folder(labels="none"), "none", "COCO"),
     ("gives a json that does not exist", folder(labels="none.json"), "none.json", "exist", "export it again"),
-    ("names a class file of other classes", voc(classes="miniatures/none.yaml"), "none.yaml", "exist"),
     ("names an unknown data set", partial(datasets.load, "vok"), "'vok'", "did you mean 'voc'?"))
 
 CASES += of_file("annotations", load_objects, "objects.json", "",
@@ -338,7 +324,6 @@ CASES += of_file("annotations", load_objects, "objects.json", "correct it", *((*
     ("have a polygon of two corners", objects(segmentation=[[1, 1, 5, 5]]), "three corners"),
     ("have a corner far away", objects(segmentation=[[1, 1, 5, 5, 5, 1e9]]), "near the image"),
     ("have a corner of 400 digits", objects(segmentation=[[1, 1, 5, 5, 5, 10**400]]), "near the image"),
-    ("have a text for a corner", objects(segmentation=[["1", 1, 5, 5, 5, 1]]), "coordinate '1'"),
     ("have no outline", objects(segmentation=None), "form"),
     ("have an empty outline", objects(segmentation=[]), "polygon"),
     ("have run lengths of another size", objects(segmentation={"size": [W, H], "counts": [48]}), "(8, 6)"),
@@ -350,7 +335,7 @@ CASES += of_file("annotations", load_objects, "objects.json", "correct it", *((*
 
 plan = partial(command, run.main, "mine --dry-run", published=Path("published"))
 RUN = "published/mine/parameters.yaml"
-CASES += of_files("parameter file", plan, {}, *((wrong, {RUN: bad}, *words) for wrong, bad, *words in (
+CASES += of_call("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, bad, *words in (
     ("is not YAML", "steps: [", "parameters.yaml", "YAML", "line 1"),
     ("is a list", "- steps", "parameters.yaml", "`name: value`"),
     ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean steps?"),
@@ -364,16 +349,15 @@ CASES += of_files("parameter file", plan, {}, *((wrong, {RUN: bad}, *words) for 
     ("has a grid with a value, not a list", "grid: {seed: 5}", "seed: 5", "list of at least one value"),
     ("has a grid with an empty list", "grid: {seed: []}", "seed: []", "list of at least one value"),
     ("has a grid of a misspelt parameter", "grid: {sede: [1]}", "'sede'", "did you mean seed"),
-    ("has a parameter in the grid too", "seed: 1\ngrid: {seed: [1]}", "seed", "keep one"))))
-CASES += of_files("parameter file", partial(command, run.main, "mine", published=Path("published")), {},
-    ("shares an unknown stage", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"}, "nope", "can"))
+    ("has a parameter in the grid too", "seed: 1\ngrid: {seed: [1]}", "seed", "keep one"))), call=plan)
+CASES += of_call("parameter file", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"},
+    ("shares an unknown stage", partial(command, run.main, "mine", published=Path("published")), "nope", "can"))
 
 CASES += of_call("run.py", {},
     ("does not know the run", runner("dmo"), "'dmo'", "did you mean demo?", "parameters.yaml"),
     ("gets a run that leads elsewhere", runner("../demo"), "'../demo'"),
     ("gets no run", runner(""), "required: RUN"),
     ("gets -p without a value", runner("demo -p steps"), "-p", "expected 2"),
-    ("gets -p with half a step", runner("demo -p steps 1.5"), "steps is 1.5", "int"),
     ("gets -p with broken YAML", runner("demo -p steps [1"), "the value of steps", "YAML"),
     ("gets -p with a folder that does not exist", runner("demo -p data_root /none"), "data_root is /none", "correct"),
     ("gets -g with a value twice", runner("demo -g seed 1,1"), "1 twice", "keep one"),
@@ -403,8 +387,8 @@ CASES += of_call("validator", PHOTOS,
     ("gets an option without a value", validate("folder --root photos classes"), "each option needs a value"),
     ("gets an unknown option", validate("folder --root photos clases [x]"), "'clases'", "did you mean 'classes'"),
     ("gets broken YAML", validate("folder --root photos classes [x"), "the value of classes", "YAML"))
-CASES += of_files("validator", validate("folder --root photos classes [x]"), PHOTOS,
-    ("meets two broken photos", {"photos/b.png": "no", "photos/d.jpg": ""}, "b.png", "d.jpg", "would stop a run"))
+CASES += of_call("validator", PHOTOS | {"photos/b.png": "no", "photos/d.jpg": ""},
+    ("meets two broken photos", validate("folder --root photos classes [x]"), "b.png", "d.jpg", "would stop a run"))
 CASES += of_call("review", {"full/a.txt": "x"},
     ("gets neither a run nor a folder", review_of("--to new"), "--read"),
     ("gets a run that was not made", review_of("none --to new"), "run.json", "run notebooks/run.py none"),
@@ -418,10 +402,10 @@ CASES += of_call("checkpoint", {"data/checkpoints/sam_vit_b_01ec64.pth": "x" * 9
     ("is a branch of the hub", locate("hub:a/b@main"), "hub:a/b@main", "commit"),
     ("has another SHA-256", locate("sam_vit_b"), "sam_vit_b_01ec64.pth", "delete it"))
 CASES += of_file("checkpoint", sam("a.pth"), "a.pth", "again",
-    ("is pickled code", pickle.dumps(Evil(), 2)),
-    ("is torch's archive of code", partial(torch.save, {"a": Evil()})),
+    ("is pickled code", pickle.dumps(EVIL, 2)),
+    ("is torch's archive of code", partial(torch.save, {"a": EVIL})),
     ("is torch's archive of a list", partial(torch.save, [1]), "state dict"))
-CASES += of_file("checkpoint", clip("a.pt"), "a.pt", "again", ("of CLIP is code", partial(torch.save, {"a": Evil()})))
+CASES += of_file("checkpoint", clip("a.pt"), "a.pt", "again", ("of CLIP is code", partial(torch.save, {"a": EVIL})))
 CASES += of_file("checkpoint", sam("a.safetensors"), "a.safetensors", "again", ("is cut", save({"a": ZERO})[:-2]))
 
 CASES += of_file("weights", read_weights, "a.safetensors", "train the network again",
@@ -441,20 +425,21 @@ CASES += of_file("cue map", cue_maps, "maps/a.png", "",
     ("has values of no class", ZEROS + 99, "[99]", "classes"))
 CASES += of_call("cue map", {}, ("is in a folder that does not exist", cue_maps, "maps", "root"))
 
-CASES += of_file("training state", load_state, "state.safetensors", "remove it",
+CASES += of_file("training state", load_sound, "state.safetensors", "remove it",
     ("is cut", partial(training_state, size=-5)),
     ("has no notes", save({"a": ZERO})),
     ("has notes without end", save({"a": ZERO}, {"training": "[" * 99_999})))
 CASES += of_call("training state", {"state.safetensors": training_state},
-    ("is that of another network", partial(load_state, torch.nn.Linear(4, 2)), "state.safetensors", "remove it"),
-    ("is that of other settings", partial(load_state, steps=6), "steps: 5, now 6", "remove it"))
+    ("is that of another network", partial(load_state, {"steps": 5}, torch.nn.Linear(4, 2)), "state.safetensors", "remove it"),
+    ("is that of other settings", partial(load_state, {"steps": 6}, NETWORK), "steps: 5, now 6", "remove it"))
 
 CASES += of_file("manifest", partial(stage, "masks"), "masks/manifest.json", "delete it",
     ("is another file", {"a": 1}),
     ("has an unknown state", {"state": "ready", "fingerprint": "x"}))
-CASES += of_files("manifest", partial(stage, "next", parents=["masks"]), {},
+CASES += of_call("manifest", {},
     ("of the stage before is missing", {"masks": DIR}, "masks", "manifest.json", "run the stage"),
-    ("of the stage before is unfinished", RUNNING, "masks", "not finished", "run the stage"))
+    ("of the stage before is unfinished", RUNNING, "masks", "not finished", "run the stage"),
+    call=partial(stage, "next", parents=["masks"]))
 
 CASES += of_file("results", read_rows, "results/mine/summary.json", "run.py mine", ("have no rows", {"rows": 5}))
 
@@ -474,7 +459,7 @@ CASES += [case for kind, call, file, remedy, left_out, beside in (
     ("checkpoint", sam("a.pth"), "a.pth", "again", ("missing", "a folder"), {}),
     ("checkpoint", clip("a.pt"), "a.pt", "again", ("missing", "a folder"), {}),
     ("checkpoint", sam("a.safetensors"), "a.safetensors", "again", ("missing", "a folder"), {}),
-    ("training state", load_state, "state.safetensors", "remove it", ("missing", "a folder"), {}),
+    ("training state", load_sound, "state.safetensors", "remove it", ("missing", "a folder"), {}),
     ("manifest", partial(stage, "masks"), "masks/manifest.json", "again", ("missing",), {}),
     ("manifest", lambda: stage("masks").register(["a"]), "masks/outputs.json", "delete", ("missing",), RUNNING),
     ("results", read_rows, "results/mine/summary.json", "again", ("missing", "a folder"), {}),
@@ -496,7 +481,6 @@ CASES += of_call("function argument", {},
     ("a square matrix is scored", lambda: metrics.scores(np.zeros((4, 4), int)), "(K, K+1)"),
     ("a background of no class", lambda: metrics.scores(np.zeros((3, 4), int), background=7), "7", "0..2"),
     ("uncovered pixels as a word", lambda: metrics.scores(np.zeros((3, 4), int), uncovered="x"), "background", "miss"),
-    ("masks without their axis", lambda: Masks.from_dense(LABEL > 0), "(N, H, W) bool", "(6, 8)"),
     ("masks of logits", lambda: Masks.from_dense(LABEL[None] - 0.5), "float64", "`> 0`"),
     ("fewer scores than masks", lambda: Masks.from_dense(np.ones((4, H, W), bool), [0.5]), "4 masks", "(1,)"),
     ("masks chosen by too few bools", lambda: Masks.from_dense(ONES).take(np.ones(2, bool)), "1 masks", "(2,)"),
@@ -581,7 +565,7 @@ def test_the_sound_files_of_the_rows_are_read(place):
     write(PHOTOS | VOC | {"a.json": mask(), "state.safetensors": training_state, "objects.json": objects()})
     assert (len(load_folder().labelled), len(load_voc().labelled), len(load_objects().labelled)) == (3, 1, 1)
     assert files.read_masks("a.json", (H, W)).dense().all()
-    load_state()
+    load_sound()
 
 
 UNUSUAL = {
@@ -720,21 +704,24 @@ def test_the_stages_of_a_run_leave_out_the_same(many, place):
     """By default nothing is begun; with skip every stage has 18 of 20, and a second start finds them done."""
     options = {name: str(place / SOUND[name]) for name in ("root", "labels")} | {"classes": SOUND["classes"]}
     given = TINY | {"dataset": "folder", "dataset_options": options, "labelled": 10, "images_at_once": 9}
-    results, written = place / "results" / "tiny", []
+    results = place / "results" / "tiny"
     with pytest.raises(ValueError, match="2 of 20 photos cannot be read"):
         do_stages(tiny(["02"], **given))
     assert not results.exists()
     options["on_bad_image"] = "skip"
-    for numbers in (["02", "03"], ["02"]):
-        for number in numbers:
-            do_stages(tiny([number], **given))
-        paths = [path for path in results.glob("*/*.*") if path.stem not in ("manifest", "outputs")]
-        written.append({path: path.stat().st_mtime_ns for path in paths})
-    assert written[0] == written[1]
+
+    def files_of(number: str) -> dict[Path, int]:
+        do_stages(tiny([number], **given))
+        return {path: path.stat().st_mtime_ns for path in results.glob("*/*.*") if "outputs" not in path.stem}
+
+    written = files_of("02")
     kept = {f"{index:02d}" for index in range(20)} - {"07", "13"}
     for name in ("masks", "segments", "labels_zero_shot"):
-        assert {path.stem for path in written[0] if path.parent.name == name} == kept, name
+        assert {path.stem for path in written if path.parent.name == name} - {"manifest"} == kept, name
+    written = files_of("03")
     assert {path.stem for path in (results / "labels_enhanced").glob("*.png")} < kept
+    again = files_of("02")
+    assert {path for path in again if again[path] != written.get(path)} <= set(results.glob("*/manifest.json"))
 
 
 def test_a_photo_that_no_check_saw_is_named_when_it_is_read(many, monkeypatch):
