@@ -17,7 +17,6 @@ import argparse
 import sys
 import warnings
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 
@@ -65,18 +64,15 @@ def data_set(dataset: Dataset) -> list[Row]:
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
 
-    rows = []
+    rows = [] if every else [("stop", "no images", 0, "every split is empty")]
     for (level, finding), found in cases.items():
         where = ", ".join(f"{split} {count}" for split, count in Counter(split for split, _ in found).items())
         messages = " | ".join(message for _, message in found[:SHOWN])
         rows.append((level, finding, len(found), f"{where}; e.g. {messages}"))
-    if not every:
-        rows.append(("stop", "no images", 0, "every split is empty"))
-    if with_map["labelled"]:
-        names = datasets.absent(dataset.classes, set(np.flatnonzero(pixels[:IGNORE]).tolist()))
-        if names:
-            rows.append(("warning", "classes that no labelled image shows", len(names), ", ".join(names)))
-    rows += getattr(dataset, "remarks", ())
+    names = datasets.absent(dataset.classes, set(np.flatnonzero(pixels[:IGNORE]).tolist()))
+    if with_map["labelled"] and names:
+        rows.append(("warning", "classes that no labelled image shows", len(names), ", ".join(names)))
+    rows += dataset.remarks
     if dataset.labelled:
         how = datasets.provenance(dataset)
         rows.append(("note", "how the labelled images were chosen", len(dataset.labelled), how))
@@ -101,19 +97,17 @@ def _read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray 
         problems["photos that cannot be read"] = str(error)
     try:
         label = sample.truth() if sample.read_truth else None
-        if label is None:
-            return problems, None
-        if label.dtype != np.uint8 or label.shape != (size or label.shape[:2]):
+        if label is not None and (label.dtype != np.uint8 or label.shape != (size or label.shape[:2])):
             kind = f"{label.dtype} {label.shape}"
             raise ValueError(f"the label map of {sample.id} is {kind}, not uint8 {size or '(H, W)'} as its image")
-        unknown = sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE})
+        unknown = [] if label is None else sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE})
         if unknown:
             raise ValueError(f"the label map of {sample.id} has the values {unknown}, which are no classes")
+        return problems, label
     except (OSError, ValueError) as error:
         if str(error) not in "".join(problems.values()):  # else the photo is the problem
             problems["label maps that cannot be used"] = str(error)
         return problems, None
-    return problems, label
 
 
 def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:
@@ -144,14 +138,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(arguments)
     if len(given.options) % 2:
         parser.error(f"each option needs a value: {' '.join(given.options)}")
+    options = {} if given.root is None else {"root": given.root}
     try:
-        pairs = zip(given.options[::2], given.options[1::2], strict=True)
-        options = {option: files.parse_yaml(value, f"the value of {option}") for option, value in pairs}
-        if given.root is not None:
-            options["root"] = Path(given.root).expanduser()
-        dataset, rows = load(given.name, options)
-    except (TypeError, ValueError) as error:  # an option that the data set does not have, or a value that is no YAML
+        for option, value in zip(given.options[::2], given.options[1::2], strict=True):
+            options[option] = files.parse_yaml(value, f"the value of {option}")
+    except ValueError as error:
         parser.error(str(error))
+    dataset, rows = load(given.name, options)
     rows += [] if dataset is None else data_set(dataset)
     width = max(len(finding) for _, finding, *_ in rows)
     for level, finding, count, detail in rows:

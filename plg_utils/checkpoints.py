@@ -40,7 +40,6 @@ class Checkpoint:
     """Where the weights of a network come from, and how to verify them."""
 
     name: str
-    licence: str
     sha256: str | None = None  # None: listed in miniature/SHA256SUMS, or recorded when it came from the hub
     address: str | None = None  # https; None: committed, or on the hub
     size: int | None = None  # bytes, where known; more are not downloaded
@@ -55,23 +54,21 @@ class Checkpoint:
 
 
 # Addresses: README of facebookresearch/segment-anything. Files of a detector: those that transformers reads.
-_SAM_SHA256 = {
-    "sam_vit_b_01ec64.pth": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-    "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-    "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+_SAM = {
+    "sam_vit_b_01ec64.pth": ("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", None),
+    "sam_vit_l_0b3195.pth": ("3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", None),
+    "sam_vit_h_4b8939.pth": ("a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
 }
-_SAM_SIZE = {"sam_vit_h_4b8939.pth": 2_564_550_879}
 _DETECTOR = ("config.json", WEIGHTS, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
-_LISTED = (
-    *(Checkpoint(f"miniature_{name}", "MIT") for name in ("sam", "clip", "encoder")),
-    *(
-        Checkpoint(file[:9], "Apache-2.0", sha256, f"{SAM}/{file}", _SAM_SIZE.get(file))
-        for file, sha256 in _SAM_SHA256.items()
-    ),
-    Checkpoint("grounding_dino_tiny", "Apache-2.0", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
-    Checkpoint("grounding_dino_base", "Apache-2.0", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
-)
-LISTED = {checkpoint.name: checkpoint for checkpoint in _LISTED}
+LISTED = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        *(Checkpoint(f"miniature_{name}") for name in ("sam", "clip", "encoder")),
+        *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
+        Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
+        Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
+    )
+}
 
 
 @cache
@@ -80,7 +77,7 @@ def clip_checkpoints() -> dict[str, Checkpoint]:
     from clip.clip import _MODELS  # it imports torch, which takes seconds, and most names need neither
 
     # CLIP's own download compares the file with the last but one part of its address, which is the SHA-256.
-    return {name: Checkpoint(name, "MIT", url.split("/")[-2], url) for name, url in _MODELS.items()}
+    return {name: Checkpoint(name, url.split("/")[-2], url) for name, url in _MODELS.items()}
 
 
 def names() -> list[str]:
@@ -114,7 +111,7 @@ def known(name: str | Path) -> Checkpoint | None:
                 f"{name!r} is not hub:owner/name or hub:owner/name@commit, the commit with all its 40 digits: "
                 "branches and tags may move"
             )
-        return Checkpoint(str(name), f"that of {parts[1]}", hub=parts[1], revision=parts[2])
+        return Checkpoint(str(name), hub=parts[1], revision=parts[2])
     path = Path(name).expanduser()
     if path.is_file() or (path / WEIGHTS).is_file():
         return None
@@ -136,20 +133,27 @@ def locate(name: str | Path) -> Path:
     if checkpoint.hub:
         return _repository(checkpoint)
     path, wanted = place_of(checkpoint), checkpoint.sha256
-    if checkpoint.address is None:
-        sums = MINIATURE / "SHA256SUMS"
+    if checkpoint.address:
+        remedy = f"delete it and run again, or fetch {checkpoint.address} yourself"
+        if not path.exists():
+            try:
+                fetch(checkpoint.address, path, wanted, checkpoint.size or LARGEST)
+            except (OSError, ValueError) as error:
+                size = f" ({checkpoint.size:,} bytes)" if checkpoint.size else ""
+                raise FileNotFoundError(
+                    f"{name} is not here and could not be downloaded ({error}). Run again, or fetch "
+                    f"{checkpoint.address}{size} on a machine with access and put it at {path}; its SHA-256 is {wanted}"
+                ) from error
+    else:
         remedy = "restore it from git, or record one that you trained with plg_utils.checkpoints.freeze()"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {remedy}")
+        sums = MINIATURE / "SHA256SUMS"
         lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
         wanted = {file: sha256 for sha256, file in map(str.split, lines)}.get(path.name)
-    else:
-        remedy = f"delete it and run again, or fetch {checkpoint.address} yourself"
-        if not path.exists():
-            _download(checkpoint, path)
-    found = files.sha256(path)
-    if found != wanted:
-        raise ValueError(f"{path} is damaged or another file: its SHA-256 is {found}, not {wanted}; {remedy}")
+    sha256 = files.sha256(path)
+    if sha256 != wanted:
+        raise ValueError(f"{path} is damaged or another file: its SHA-256 is {sha256}, not {wanted}; {remedy}")
     return path
 
 
@@ -173,19 +177,6 @@ def freeze() -> None:
 
 
 # Downloads
-
-
-def _download(checkpoint: Checkpoint, path: Path) -> None:
-    """Fetch a checkpoint that has an address; if that is not possible, say which file to put where."""
-    try:
-        fetch(checkpoint.address, path, checkpoint.sha256, checkpoint.size or LARGEST)
-    except (OSError, ValueError) as error:
-        size = f" ({checkpoint.size:,} bytes)" if checkpoint.size else ""
-        raise FileNotFoundError(
-            f"{checkpoint.name} is not here and could not be downloaded ({error}). Run again, or fetch "
-            f"{checkpoint.address}{size} on a machine with access and put it at {path}; its SHA-256 is "
-            f"{checkpoint.sha256}"
-        ) from error
 
 
 def fetch(address: str, path: Path, sha256: str, limit: int) -> None:
@@ -247,15 +238,15 @@ def _repository(checkpoint: Checkpoint) -> Path:
     for name in checkpoint.files:
         if name in missing:
             _fetch_from_hub(checkpoint, name, place, note, record)
-        found = files.sha256(place / name)
+        sha256 = files.sha256(place / name)
         if name not in record["sha256"]:
-            record["sha256"][name] = found
+            record["sha256"][name] = sha256
             files.write_json(note, record)
-        if found != record["sha256"][name]:
+        if sha256 != record["sha256"][name]:
             if name in missing:
                 (place / name).unlink()
             raise ValueError(
-                f"{place / name} is not the file that was first used or that the hub states: its SHA-256 is {found}, "
+                f"{place / name} is not the file that was first used or that the hub states: its SHA-256 is {sha256}, "
                 f"{note.name} says {record['sha256'][name]}. Delete it if it is there, run again, and it is fetched; "
                 f"for another commit of {checkpoint.hub}, delete {place} and {note}"
             )
@@ -263,7 +254,7 @@ def _repository(checkpoint: Checkpoint) -> Path:
 
 
 def _fetch_from_hub(checkpoint: Checkpoint, name: str, place: Path, note: Path, record: dict) -> None:
-    """Fetch one file of a repository; its commit, and the SHA-256 that the hub states of large files, are recorded."""
+    """Fetch one file of a repository; record its commit, and the SHA-256 that the hub states of large files."""
     import huggingface_hub  # it takes a second
 
     revision = record["commit"] or checkpoint.revision
@@ -296,18 +287,13 @@ def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     import torch
     from safetensors.torch import load_file
 
-    try:
+    with files.reading(path, "a readable checkpoint", "fetch it again"):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
         return state
-    except OSError:
-        raise
-    except Exception as error:  # torch, its unpickler and its zip reader raise many kinds
-        reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
-        raise ValueError(f"{path} is not a readable checkpoint ({reason}): fetch it again") from error
 
 
 def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
@@ -317,7 +303,10 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     """
     import torch
 
-    if not _is_archive(path):
+    is_archive = False  # what torch.save writes is a zip, too, but has no constants
+    with suppress(Exception), zipfile.ZipFile(path) as file:  # load_sam_state says what is wrong with a broken file
+        is_archive = any(name.endswith("/constants.pkl") for name in file.namelist())
+    if not is_archive:
         state = load_sam_state(path)
     elif files.sha256(path) in {checkpoint.sha256 for checkpoint in clip_checkpoints().values()}:
         state = torch.jit.load(path, map_location="cpu").state_dict()
@@ -328,10 +317,3 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
             "'clip.pth'), and give the path of clip.pth"
         )
     return {key: value.detach() for key, value in state.items() if key not in CLIP_SETTINGS}
-
-
-def _is_archive(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive; what torch.save writes is a zip, too, but has no constants."""
-    with suppress(Exception), zipfile.ZipFile(path) as file:  # of what is no whole zip, torch.load says what is wrong
-        return any(name.endswith("/constants.pkl") for name in file.namelist())
-    return False

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def parse(content: Any) -> Classes:
         names.append(name)
         words.append(_texts(entry.get("words", [name]), f"words of {name}"))
         colours.append(_colour(entry.get("colour", palette[len(colours) % 256]), name))
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = files.repeated(names)
     if repeated:
         raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
     if len(names) > IGNORE:
@@ -81,15 +82,13 @@ def write(path: str | Path, classes: Classes) -> None:
     with files.atomic(path) as partial:
         text = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, allow_unicode=True, width=110)
         partial.write_text(text, encoding="utf-8")
-        try:
-            fits = read(partial) == classes
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"these classes do not fit a class file, so {path} was not written. With a background, class 0 is black"
-                f" and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
-            )
+        with suppress(ValueError):
+            if read(partial) == classes:
+                return
+        raise ValueError(
+            f"these classes do not fit a class file, so {path} was not written. With a background, class 0 is black"
+            f" and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
+        )
 
 
 def sha256(classes: Classes) -> str:

@@ -93,11 +93,11 @@ def peak_cuda_memory_mb() -> float | None:
 
 
 def _threads_asked_for() -> int:
-    """What PLG_DETERMINISTIC says; 0 if it says nothing."""
-    told = os.environ.get("PLG_DETERMINISTIC") or "0"
-    if not told.isdecimal():
-        raise ValueError(f"PLG_DETERMINISTIC is {told!r}: right is a number of threads, or 0 for off")
-    return int(told)
+    """Return the threads that PLG_DETERMINISTIC asks for; 0 if it is not set."""
+    value = os.environ.get("PLG_DETERMINISTIC") or "0"
+    if not value.isdecimal():
+        raise ValueError(f"PLG_DETERMINISTIC is {value!r}: right is a number of threads, or 0 for off")
+    return int(value)
 
 
 if _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by

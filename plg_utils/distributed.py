@@ -17,8 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -88,11 +88,9 @@ def wait() -> None:
         _state.wait_for_everyone()
 
 
-@contextmanager
-def main_first() -> Iterator[None]:
+def main_first() -> AbstractContextManager:
     """Let the main process run the block, then the others."""
-    with nullcontext() if _state is None else _state.main_process_first():
-        yield
+    return nullcontext() if _state is None else _state.main_process_first()
 
 
 def agreed(value: Any) -> Any:
@@ -120,10 +118,8 @@ def rows(size: int) -> list[int]:
     """
     pairs = size // 2
     if size % 2 or pairs % count():
-        raise ValueError(
-            f"a batch of {size} cannot be shared by {count()} processes: right is a multiple of {2 * count()}, since "
-            "CutMix needs two images in each"
-        )
+        problem = f"a batch of {size} cannot be shared by {count()} processes"
+        raise ValueError(f"{problem}: right is a multiple of {2 * count()}, since CutMix needs two images in each")
     first = list(range(pairs))[rank() :: count()]
     return first + [size - 1 - index for index in reversed(first)]
 
@@ -188,8 +184,8 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-class Step(nn.Module):
-    """A model with its loss, as one module: what DistributedDataParallel can wrap."""
+class _Step(nn.Module):
+    """A model with its loss as one module, which DistributedDataParallel can wrap."""
 
     def __init__(self, model: nn.Module, loss):
         super().__init__()
@@ -204,7 +200,7 @@ def step(model: nn.Module, loss):
     """Return what takes a batch to the loss's terms, and whose gradients are the mean of all processes'."""
     if count() == 1:
         return partial(loss, model)
-    return nn.parallel.DistributedDataParallel(Step(model, loss), broadcast_buffers=False, static_graph=True)
+    return nn.parallel.DistributedDataParallel(_Step(model, loss), broadcast_buffers=False, static_graph=True)
 
 
 # Starting
@@ -218,30 +214,21 @@ def launch(processes: int, module: str, order: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "order.json"
         files.write_json(path, order)
-        environment = os.environ | {"PLG_RESULTS": str(files.results_root())}
-        environment["OMP_NUM_THREADS"] = str(max(1, min(torch.get_num_threads(), _cores() // processes)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, min(torch.get_num_threads(), cores // processes))
+        environment = os.environ | {"PLG_RESULTS": str(files.results_root()), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", module, str(path)]
-        streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
-        with subprocess.Popen(command, env=environment, **streams) as process:
+        last = b""
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             try:
-                last = _pass_on(process)
+                while text := process.stderr.read1(4096):  # progress bars, shown as they come
+                    sys.stderr.write(text.decode(errors="replace"))
+                    sys.stderr.flush()
+                    last = (last + text)[-8000:]
             except BaseException:  # an interrupted cell must not leave processes behind
                 process.terminate()
                 raise
         if process.returncode:
-            raise RuntimeError(f"{processes} processes failed in {order.get('stage', module)}:\n{last}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _pass_on(process: subprocess.Popen) -> str:
-    """Show what a process writes to its stderr as it comes; return the last lines."""
-    said = b""
-    while text := process.stderr.read1(4096):
-        sys.stderr.write(text.decode(errors="replace"))
-        sys.stderr.flush()
-        said = (said + text)[-8000:]
-    return said.decode(errors="replace")
+            said = last.decode(errors="replace")
+            raise RuntimeError(f"{processes} processes failed in {order.get('stage', module)}:\n{said}")

@@ -11,7 +11,8 @@ import os
 import reprlib
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders
 ORIENTATION = 0x0112  # tag of EXIF
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-NUMBERS = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
 LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
@@ -80,17 +80,22 @@ def check_stem(stem: str, where: str = "") -> str:
 
     where: what the error begins with, such as the list and the line
     """
-    where = f"{where}: " if where else ""
     if not isinstance(stem, str):
-        raise ValueError(f"{where}{stem!r} cannot be a file name: it must be a text, so put it in quotes")
-    if not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
-        problem = "it must not be empty, start with a dot, or hold a slash or an invisible character"
-        raise ValueError(f"{where}{stem!r} cannot be a file name: {problem}. Rename it")
-    if len(stem.encode()) > LONGEST:
-        raise ValueError(f"{where}{stem[:40]!r}... cannot be a file name: it has over {LONGEST} bytes. Shorten it")
-    if stem.casefold() == "manifest":
-        raise ValueError(f"{where}{stem!r} cannot be the id of an image: each stage has a manifest.json. Rename it")
-    return stem
+        problem = "it must be a text, so put it in quotes"
+    elif not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
+        problem = "it must not be empty, start with a dot, or hold a slash or an invisible character. Rename it"
+    elif len(stem.encode()) > LONGEST:
+        problem = f"it has over {LONGEST} bytes. Shorten it"
+    elif stem.casefold() == "manifest":
+        problem = "each stage keeps a manifest.json. Rename it"
+    else:
+        return stem
+    raise ValueError(f"{f'{where}: ' if where else ''}{shown(stem)} cannot be a file name: {problem}")
+
+
+def repeated(items: Iterable) -> list:
+    """Items that occur more than once."""
+    return [item for item, count in Counter(items).items() if count > 1]
 
 
 def check_inside(path: Path, root: Path) -> Path:
@@ -105,44 +110,32 @@ def check_inside(path: Path, root: Path) -> Path:
 
 
 @contextmanager
-def opening(path: str | Path, what: str, remedy: str) -> Iterator[None]:
-    """Make the error of a file that cannot be opened say what the file should be and what to do."""
+def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """Make the error of a file that cannot be read name the file, and say what it should be and what to do."""
     try:
         yield
     except FileNotFoundError as error:
+        remedy = remedy.removeprefix("delete it and ")
         raise FileNotFoundError(f"{path} does not exist. It should be {what}: {remedy}") from error
     except IsADirectoryError as error:
         raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
     except PermissionError as error:
-        raise PermissionError(
-            f"{path} may not be read by this user: change its permissions (chmod), or {remedy}"
-        ) from error
+        raise PermissionError(f"{path} may not be read by this user: change its permissions, or {remedy}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
+    except Exception as error:  # of a damaged file the libraries raise nearly anything
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).replace(f" {str(path)!r}", "")
+        raise ValueError(f"{path} is not {what} ({reason[:300] or type(error).__name__}); {remedy}") from error
 
 
 # Images and label maps
 
-
-@contextmanager
-def _decoding(path: str | Path, what: str, remedy: str) -> Iterator[None]:
-    """As `opening`; besides, whatever PIL raises for a broken image becomes a ValueError that names the file."""
-    with opening(path, f"a readable {what}", remedy):
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
-            raise
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
-        except Exception as error:  # of a damaged file PIL raises nearly anything
-            reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-            raise ValueError(f"{path} is not a readable {what} ({reason}); {remedy}") from error
-
-
-PHOTO = "image", "export it again, or remove it"
+PHOTO = "a readable image", "export it again, or remove it"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
-    with _decoding(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
+    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
             raise ValueError(f"32-bit values, mode {upright.mode}: which value is white is unknown")
@@ -153,44 +146,46 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read from its header what size (H, W) `read_image` will return."""
-    with _decoding(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
+    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # the quarter turns
     return (width, height) if turned else (height, width)
 
 
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"{path} would hold {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+    with atomic(path) as partial:
+        Image.fromarray(image).save(partial, format="JPEG" if _is_jpeg(path) else "PNG", quality=95)
+
+
 def png_bits(path: str | Path) -> int:
-    """Bits of a number in a PNG, from its header: PIL turns 16 into 8 where there are colours, and stretches 1 to 4."""
+    """Bits of a number in a PNG, from its header."""
     with open(path, "rb") as file:
         return file.read(25)[24]
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"{path} would hold {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
-    if not image.size:
-        raise ValueError(f"{path} would hold an image without pixels, {image.shape}")
-    is_jpeg = Path(path).suffix.lower() in {".jpg", ".jpeg"}
-    with atomic(path) as partial:
-        Image.fromarray(image).save(partial, format="JPEG" if is_jpeg else "PNG", quality=95)
+def _is_jpeg(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in {".jpg", ".jpeg"}
 
 
 def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
     """Read a label map, a palette or grey PNG: (H, W) uint8, values below `num_classes` (if given) or IGNORE."""
     remedy = "write it again with the stage or the tool that made it"
-    with _decoding(path, "label map", remedy), Image.open(path, formats=FORMATS) as image:
+    with reading(path, "a readable label map", remedy), Image.open(path, formats=FORMATS) as image:
         image.load()
-    label = np.array(image)
+    label, problem = np.array(image), ""
     if image.format != "PNG":
-        raise ValueError(
-            f"{path} is a {image.format} file, not a PNG: other formats may change class values; {NUMBERS}"
-        )
-    if label.dtype != np.uint8 or label.ndim != 2:
-        raise ValueError(f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map; {NUMBERS}")
-    if image.mode == "L" and png_bits(path) < 8:
-        raise ValueError(f"{path} is grey of {png_bits(path)} bits, which readers stretch to 0 to 255; {NUMBERS}")
+        problem = f"is a {image.format} file, not a PNG: other formats may change class values"
+    elif label.dtype != np.uint8 or label.ndim != 2:
+        problem = f"holds {label.dtype} {label.shape}, not a uint8 (H, W) label map"
+    elif image.mode == "L" and png_bits(path) < 8:
+        problem = f"is grey of {png_bits(path)} bits, which readers stretch to 0 to 255"
+    if problem:
+        remedy = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
+        raise ValueError(f"{path} {problem}; {remedy}")
     if num_classes is not None:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
         if unknown:
@@ -216,11 +211,10 @@ def voc_palette() -> np.ndarray:
 def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int, int, int]] = ()) -> None:
     """Write a label map (H, W) uint8 as palette PNG: class k has colours[k], other values VOC's colours."""
     label = np.asarray(label)
-    if label.dtype != np.uint8 or label.ndim != 2:
-        raise ValueError(f"{path} would hold {label.dtype} {label.shape}, not a uint8 (H, W) label map")
-    if not label.size:
-        raise ValueError(f"{path} would hold a label map without pixels, {label.shape}")
-    if Path(path).suffix.lower() in {".jpg", ".jpeg"}:
+    if label.dtype != np.uint8 or label.ndim != 2 or not label.size:
+        pixels = "" if label.size else " without pixels"
+        raise ValueError(f"{path} would hold {label.dtype} {label.shape}{pixels}, not a uint8 (H, W) label map")
+    if _is_jpeg(path):
         raise ValueError(f"{path} would be called a JPEG, which changes class values: a label map is a PNG")
     palette = voc_palette().copy()
     if len(colours):
@@ -238,17 +232,16 @@ def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int
 
 def write_masks(path: str | Path, masks: Masks) -> None:
     """Write the masks of an image in their order, as JSON: run lengths, area, box (XYWH) and the two scores."""
-    scores = zip(masks.predicted_iou, masks.stability, strict=True)
+    columns = masks.rles, masks.areas(), masks.boxes(), masks.predicted_iou, masks.stability
     rows = [
-        # str() of a float32 is the shortest text that reads back as the same float32
         {
             "counts": rle["counts"],
             "area": area,
             "bbox": box,
-            "predicted_iou": float(str(iou)),
-            "stability": float(str(stable)),
+            "predicted_iou": float(str(iou)),  # the shortest text that reads back as the same float32
+            "stability": float(str(stability)),
         }
-        for rle, area, box, (iou, stable) in zip(masks.rles, masks.areas(), masks.boxes(), scores, strict=True)
+        for rle, area, box, iou, stability in zip(*columns, strict=True)
     ]
     write_json(path, {"size": list(masks.size), "masks": rows})
 
@@ -260,11 +253,13 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
     """
     again = "delete it and make the masks again"
     table = read_json(path, again)
-    try:
-        height, width = table["size"]
-        rows = [(row["counts"], row["predicted_iou"], row["stability"]) for row in _listed(table["masks"])]
+    with reading(path, "a file of masks", again):
+        (height, width), listed = table["size"], table["masks"]
         if not all(type(length) is int and length > 0 for length in (height, width)):
             raise ValueError(f"size {shown(table['size'])}, not [height, width]")
+        if not isinstance(listed, list):
+            raise ValueError(f"{shown(listed)} is no list")
+        rows = [(row["counts"], row["predicted_iou"], row["stability"]) for row in listed]
         if not all(isinstance(counts, str) for counts, *_ in rows):
             raise ValueError("run lengths that are no text")
         if not all(type(score) in (int, float, type(None)) for _, *scores in rows for score in scores):
@@ -272,13 +267,10 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
         scores = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 2)  # null becomes nan
         if (np.abs(scores) > np.finfo(np.float32).max).any():
             raise ValueError("a score that is no finite number")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is not a file of masks ({error!r:.200}); {again}") from error
     if size is not None and (height, width) != tuple(size):
         raise ValueError(f"{path} holds masks of size {(height, width)}, the image has {tuple(size)}; {again}")
     rles = tuple({"size": [height, width], "counts": counts} for counts, *_ in rows)
-    scores = scores.astype(np.float32)
-    masks = Masks(rles, (height, width), scores[:, 0], scores[:, 1])
+    masks = Masks(rles, (height, width), *scores.T.astype(np.float32))
     try:
         run_lengths.check(masks.runs, masks.size)
     except run_lengths.BrokenRunLengths as error:
@@ -286,49 +278,38 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
     return masks
 
 
-def _listed(rows: Any) -> list:
-    if not isinstance(rows, list):
-        raise TypeError(f"{shown(rows)} is no list")
-    return rows
-
-
-# Embeddings
+# Embeddings and weights
 
 
 def write_embeddings(path: str | Path, embeddings: "torch.Tensor") -> None:
     """Write the embeddings of an image's segments, (N, D), in the order of its masks, as safetensors."""
-    from safetensors.torch import save_file  # torch takes seconds to import, and most files need none
-
     if embeddings.ndim != 2:
         raise ValueError(f"{path} would hold {tuple(embeddings.shape)}, not (N, D) embeddings")
+    _write_tensors(path, {"embeddings": embeddings})
+
+
+def _write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]") -> None:
+    from safetensors.torch import save_file  # torch takes seconds to import, and most files need none
+
     with atomic(path) as partial:
-        save_file({"embeddings": embeddings.detach().cpu().contiguous()}, partial)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def read_embeddings(path: str | Path) -> "torch.Tensor":
     """Read the embeddings of an image's segments: (N, D), on the CPU."""
-    again = "delete it and make it again"
-    try:
-        with opening(path, "a file of embeddings", again), safe_open(path, framework="pt") as file:
+    with reading(path, "a file of embeddings", "delete it and make it again"):
+        with safe_open(path, framework="pt") as file:
             embeddings = file.get_tensor("embeddings")
         if embeddings.ndim != 2 or not embeddings.is_floating_point():
             raise ValueError(f"{embeddings.dtype} {tuple(embeddings.shape)}, not (N, D) of floating point")
         if not embeddings.isfinite().all():
             raise ValueError("some are not finite numbers")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of embeddings ({error}); {again}") from error
     return embeddings
-
-
-# Weights
 
 
 def write_weights(path: str | Path, model: "torch.nn.Module") -> None:
     """Write a network's weights as safetensors."""
-    from safetensors.torch import save_file
-
-    with atomic(path) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
+    _write_tensors(path, model.state_dict())
 
 
 def read_weights(path: str | Path, model: "torch.nn.Module") -> None:
@@ -336,15 +317,12 @@ def read_weights(path: str | Path, model: "torch.nn.Module") -> None:
     from safetensors.torch import load_file
 
     again = "delete it and train the network again, or build the network that it was written for"
-    try:
-        with opening(path, "the weights of a network", again):
-            weights = load_file(path)
+    with reading(path, "a file of this network's weights", again):
+        weights = load_file(path)
         broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
         if broken:
             raise ValueError(f"{broken[0]} holds what is no finite number")
         model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold the weights of this network: {error}; {again}") from error
 
 
 # Tables and class files
@@ -377,22 +355,15 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def read_lines(path: str | Path) -> list[str]:
     """Read the lines of a text file, such as a list of images; one that is no text is a ValueError that names it."""
-    try:
-        with opening(path, "a text file", "write it, one entry in each line"):
-            return Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 with three bytes
-    except UnicodeDecodeError as error:
-        told = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is no text in UTF-8 ({told}); save it as plain text in UTF-8") from error
+    with reading(path, "text in UTF-8", "save it as plain text in UTF-8, one entry in each line"):
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 with three bytes
 
 
 def read_json(path: str | Path, remedy: str = "delete it and run the stage again that writes it") -> Any:
     """Read JSON; a broken file is a ValueError that names it, and says what to do about it."""
-    try:
-        with opening(path, "a JSON file", remedy.removeprefix("delete it and ")):
-            text = Path(path).read_text(encoding="utf-8-sig")
+    with reading(path, "readable JSON", remedy):
+        text = Path(path).read_text(encoding="utf-8-sig")
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); {remedy}") from error
 
 
 def _no_constant(text: str) -> None:
@@ -402,8 +373,7 @@ def _no_constant(text: str) -> None:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise ValueError(f"the key {repeated(name for name, _ in pairs)[0]!r} stands there twice")
     return content
 
 
@@ -414,19 +384,15 @@ class PlainYaml(yaml.SafeLoader):
         """Compose what comes next, unless it is an alias."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            told = f"*{event.anchor} is an alias: write out what it stands for"
-            raise yaml.MarkedYAMLError(problem=told, problem_mark=event.start_mark)
+            problem = f"*{event.anchor} is an alias: write out what it stands for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Make a dict, if no key is there twice."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} twice: keep one", problem_mark=key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        keys = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        for name in repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            raise yaml.MarkedYAMLError(problem=f"the key {name!r} twice: keep one", problem_mark=keys[name].start_mark)
         return super().construct_mapping(node, deep)
 
 

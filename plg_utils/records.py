@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco
@@ -79,6 +80,7 @@ class Sample:
     read_tags: Callable[[], tuple[int, ...]] | None = None  # None: there are no tags, or this stage may not see them
     read_content: Callable[[], str] | None = None  # of what `content` returns; None: it is counted from the pixels
     read_truth_content: Callable[[], str] | None = None  # the same of `truth_content`
+    path: Path | None = None  # file that the image is read from, perhaps at another size; None: there is none
 
     def image(self) -> np.ndarray:
         """Read the image: (H, W, 3) uint8 RGB."""
@@ -124,6 +126,9 @@ class Dataset:
     val: tuple[Sample, ...] = ()
     test: tuple[Sample, ...] = ()
     source: dict | None = None  # arguments of `datasets.load` that load it again, where it was loaded so
+    provenance: str = ""  # how the labelled images were chosen
+    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for `plg_utils.check`: level, finding, count, detail
+    left_out: tuple[str, ...] = ()  # ids of the photos that cannot be read, if the caller asked to skip them
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,5 @@
 """plg_utils.check: each kind of broken file is found, named and counted; only what stops a run gives exit code 1."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ from PIL import Image
 from test_camvid import tiny_camvid
 from test_coco import CAR, CAT, SIZE, box, note, tiny_coco, write_json
 
-from plg_utils import check, class_files, datasets, files
+from plg_utils import check, datasets, files
 from plg_utils.check import main
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
@@ -78,19 +75,7 @@ def quarter_turn(photo, path):
 CASES = {
     "photo gone": (lambda photo, path: photo.unlink(), PHOTO, "a.png does not exist"),
     "photo broken": (lambda photo, path: photo.write_bytes(b"no"), PHOTO, "a.png is not a readable image"),
-    "photo cut off": (
-        lambda photo, path: photo.write_bytes(photo.read_bytes()[:-30]),
-        PHOTO,
-        "a.png is not a readable",
-    ),
     "map gone": (lambda photo, path: path.unlink(), LABEL, "a.png does not exist"),
-    "map cut off": (lambda photo, path: path.write_bytes(path.read_bytes()[:-30]), LABEL, "a.png is not a readable"),
-    "map in colours": (
-        lambda photo, path: files.write_image(path, np.zeros((*SIZE, 3), np.uint8)),
-        LABEL,
-        "a.png holds",
-    ),
-    "map as JPEG": (lambda photo, path: Image.fromarray(ZEROS).save(path, "JPEG"), LABEL, "not a PNG"),
     "map turned": (lambda photo, path: files.write_label(path, ZEROS.T), LABEL, "they must agree"),
     "photo turned": (quarter_turn, LABEL, "is (6, 8), its photo"),
     "value of no class": (lambda photo, path: files.write_label(path, ZEROS + 2), LABEL, "the values [2]"),
@@ -131,11 +116,6 @@ def test_samples_that_break_the_contract():
     assert "turned is uint8 (8, 6), not uint8 (6, 8)" in rows[LABEL][2] and "values [2]" in rows[LABEL][2]
 
 
-def test_the_background_is_never_absent():
-    classes = class_files.parse({"background": [], "classes": [{"name": "cat"}, {"name": "dog"}]})
-    assert datasets.absent(classes, {1}) == ["dog"]
-
-
 def test_a_json_of_objects(folder):
     cats = [note(CAT, box(0, 0, 4, 4), image=number, id=number) for number in range(3)]
     write_json(folder / "objects.json", [f"{name}.png" for name in "abc"], cats)
@@ -152,12 +132,6 @@ def test_a_json_of_objects(folder):
     assert rows["annotations of images that the json does not list"][:2] == ("warning", 1)
 
 
-def test_a_smaller_camvid_is_read_as_a_run_reads_it(folder):
-    """The files are twice as large as what is read: that is not an error."""
-    root = tiny_camvid(folder / "camvid")
-    assert main(["camvid", "--root", str(root), "labelled", "8", "shrink", "2"]) == 0
-
-
 # The command
 
 
@@ -172,15 +146,8 @@ def test_exit_code_and_options(folder, capsys):
     printed = capsys.readouterr().out
     assert "b.png is not a readable image" in printed and "-> fetch or export these files again" in printed
     assert "1 kind of problem would stop a run" in printed
-    for wrong, complaint in [
-        ([*call, "[cat]", "labeled", "3"], "did you mean 'labelled'"),
-        ([*call], "each option needs a value"),
-        (["folders"], "invalid choice"),
-    ]:
-        with pytest.raises(SystemExit) as stopped:
-            main(wrong)
-        assert stopped.value.code == 2
-        assert complaint in capsys.readouterr().err
+    assert main([*call, "[cat]", "labeled", "3"]) == 1
+    assert "did you mean 'labelled'" in capsys.readouterr().out
 
 
 def test_what_cannot_be_loaded_is_read_all_the_same(folder, capsys):
@@ -195,23 +162,13 @@ def test_what_cannot_be_loaded_is_read_all_the_same(folder, capsys):
     assert "has no folder train" in capsys.readouterr().out
 
 
-def test_coco_and_the_storybook(folder, capsys):
+def test_other_data_sets(folder, capsys):
     annotations = [note(CAR, box(0, 0, 4, 4)), note(99, box(0, 0, 1, 1), image=1, id=7)]
     assert main(["coco", "--root", str(tiny_coco(folder / "coco", annotations)), "labelled", "6"]) == 1
-    printed = capsys.readouterr().out
-    assert "annotation 7: its category 99 stands for no class" in printed
-    assert "this compares with nothing published" in printed
+    assert "annotation 7: its category 99 stands for no class" in capsys.readouterr().out
     assert main(["storybook", "--root", str(folder / "storybook"), "limit", "1"]) == 0
-
-
-def test_it_runs_as_a_command(folder):
-    root = tiny_camvid(folder / "camvid")
-    call = [sys.executable, "-m", "plg_utils.check", "camvid", "--root", root, "labelled", "8"]
-    environment = os.environ | {"PLG_PROGRESS": "1"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=files.ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "reading camvid" in done.stderr  # the bar
-    assert "pixels of road" in done.stdout
+    # The files are twice as large as what is read: that is no error.
+    assert main(["camvid", "--root", str(tiny_camvid(folder / "camvid")), "labelled", "8", "shrink", "2"]) == 0
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: no real photos are at hand")

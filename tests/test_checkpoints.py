@@ -100,7 +100,7 @@ def site(monkeypatch, tmp_path):
             monkeypatch.setattr(constants, name, value)
         site.pages["/net.pth"] = (CONTENT, {})
         site.publish(OLD, "some/net", {WEIGHTS: CONTENT})
-        net = checkpoints.Checkpoint("net", "MIT", SHA256, f"{site.address}/net.pth", len(CONTENT))
+        net = checkpoints.Checkpoint("net", SHA256, f"{site.address}/net.pth", len(CONTENT))
         monkeypatch.setitem(checkpoints.LISTED, "net", net)
         yield site
         site.shutdown()
@@ -114,17 +114,11 @@ def left(folder):
 
 def test_every_listed_checkpoint_can_be_verified():
     for checkpoint in [*checkpoints.LISTED.values(), *checkpoints.clip_checkpoints().values()]:
-        assert checkpoint.licence in {"MIT", "Apache-2.0"}
         assert (checkpoint.address is None) == (checkpoint.sha256 is None)
         if checkpoint.address:
-            assert checkpoint.address.startswith("https://")
-            assert re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
-        if checkpoint.hub:
-            assert re.fullmatch(r"[\w-]+/[\w-]+", checkpoint.hub)
-        assert WEIGHTS in checkpoint.files
+            assert checkpoint.address.startswith("https://") and re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
         assert all(name.endswith((".safetensors", ".json")) for name in checkpoint.files)  # no pickles
     assert {"sam_vit_b", "sam_vit_l", "sam_vit_h", *clip.available_models()} <= set(checkpoints.names())
-    assert checkpoints.clip_checkpoints()["ViT-B/16"].file == "ViT-B-16.pt"
 
 
 # Downloads by address
@@ -152,9 +146,8 @@ def test_a_download_continues_where_it_stopped(site, tmp_path, monkeypatch, rang
     assert locate("net").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("headers", [{}, {"Content-Length": ""}])
-def test_a_download_larger_than_listed_stops(headers, site, tmp_path, monkeypatch):
-    site.pages["/net.pth"] = (CONTENT * 3, headers)
+def test_a_download_larger_than_listed_stops(site, tmp_path, monkeypatch):
+    site.pages["/net.pth"] = (CONTENT * 3, {"Content-Length": ""})
     with pytest.raises(FileNotFoundError, match="gives more than 10,240 bytes"):
         locate("net")
     monkeypatch.setitem(checkpoints.LISTED, "net", dataclasses.replace(checkpoints.LISTED["net"], size=None))
@@ -199,19 +192,18 @@ def test_no_redirect_leaves_https(name, site, tmp_path, monkeypatch):
     assert locate("net").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("name", ["net", "grounding_dino_tiny"])
-@pytest.mark.parametrize(("status", "said"), [(404, "404"), (500, "500"), (403, "403"), (None, "refused")])
-def test_without_a_server_s_help_the_error_says_what_to_put_where(name, status, said, site, tmp_path):
+@pytest.mark.parametrize(("name", "status"), [("net", 404), ("net", None), ("hub", 500), ("hub", 403), ("hub", None)])
+def test_without_a_server_s_help_the_error_says_what_to_put_where(name, status, site, tmp_path):
     site.pages, site.status = {}, status
     site.headers = {"X-Error-Code": "GatedRepo"} if status == 403 else {}
     if status is None:
         site.shutdown()  # first: a socket that a thread still waits on accepts connections
         site.server_close()
-    with pytest.raises(FileNotFoundError, match=said) as caught:
-        locate(name)
     wanted = [*TINY.files, TINY.hub, f"into {tmp_path / 'grounding_dino_tiny'}"]
     if name == "net":
         wanted = [f"{site.address}/net.pth (10,240 bytes)", SHA256, f"at {tmp_path / 'net.pth'}"]
+    with pytest.raises(FileNotFoundError, match=str(status or "refused")) as caught:
+        locate("net" if name == "net" else "grounding_dino_tiny")
     assert not [word for word in wanted if word not in str(caught.value)]
     assert left(tmp_path) == []
 
@@ -233,13 +225,16 @@ def test_the_first_fetch_pins_the_commit_and_records_the_hash(site, tmp_path):
     assert {path.split("/")[-2] for _, path, _ in site.asked} == {OLD}
 
 
-def test_a_commit_can_be_asked_for(site, tmp_path):
+def test_a_commit_can_be_asked_for(site):
     site.publish(NEW, "some/net", {WEIGHTS: WRONG})
     assert (locate(f"hub:some/net@{OLD}") / WEIGHTS).read_bytes() == CONTENT
     assert (locate("hub:some/net") / WEIGHTS).read_bytes() == WRONG
     site.pages[f"/some/net/resolve/{'1' * 40}/{WEIGHTS}"] = site.pages[f"/some/net/resolve/{OLD}/{WEIGHTS}"]
     with pytest.raises(FileNotFoundError, match=f"the server has commit {OLD}, not 1111"):
         locate(f"hub:some/net@{'1' * 40}")
+    for name in ("net", "../net", "some/..", "some/net@main", f"some/net@{OLD[1:]}", "some/net/.."):
+        with pytest.raises(ValueError, match="is not hub:owner/name or hub:owner/name@commit"):
+            locate(f"hub:{name}")
 
 
 def test_a_listed_repository_is_all_its_files_of_one_commit(site, tmp_path):
@@ -286,23 +281,16 @@ def test_a_folder_that_was_put_there_is_recorded_and_enforced(site, tmp_path):
     assert site.asked == [] and (place / WEIGHTS).read_text() == "others"
 
 
-@pytest.mark.parametrize("name", ["net", "../net", "some/..", "some/net@main", f"some/net@{OLD[1:]}", "some/net/.."])
-def test_names_of_repositories_are_whole(name):
-    with pytest.raises(ValueError, match="is not hub:owner/name or hub:owner/name@commit"):
-        locate(f"hub:{name}")
-
-
 # Files that are here
 
 
 def test_own_files_are_taken_and_other_names_refused(tmp_path):
     (tmp_path / "own.pth").write_bytes(b"weights")
     assert locate(str(tmp_path / "own.pth")) == tmp_path / "own.pth"
-    assert checkpoints.sha256_of(tmp_path / "own.pth") == hashlib.sha256(b"weights").hexdigest()
     for name in ("sam_vit_x", tmp_path):
         with pytest.raises(FileNotFoundError, match="is neither a file nor a checkpoint; known are .*sam_vit_b"):
             locate(name)
-    (tmp_path / WEIGHTS).write_bytes(b"others")  # now it is a folder as the hub lays them out
+    (tmp_path / WEIGHTS).write_bytes(b"others")  # now it is a folder as on the hub
     assert locate(tmp_path) == tmp_path
     assert checkpoints.sha256_of(tmp_path) == hashlib.sha256(b"others").hexdigest()
 
@@ -316,35 +304,23 @@ def test_miniatures_are_frozen(tmp_path, monkeypatch):
         locate("miniature_sam")
     checkpoints.freeze()
     assert locate("miniature_sam") == tmp_path / "sam.safetensors"
-    assert checkpoints.sha256_of("miniature_sam") == hashlib.sha256(b"small").hexdigest()
     (tmp_path / "sam.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match="restore it from git"):
         locate("miniature_sam")
 
 
-LOADERS = (checkpoints.load_sam_state, checkpoints.load_clip_state)
-
-
-@pytest.mark.parametrize("load", LOADERS)
-@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-def test_weights_are_read_and_a_broken_file_is_named(load, name, tmp_path):
-    path, layer = tmp_path / name, nn.Linear(2, 3)
-    (torch.save if path.suffix == ".pth" else save_file)(layer.state_dict(), path)
-    state = load(path)
-    assert state.keys() == {"weight", "bias"}
-    assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
-    assert left(tmp_path) == [name]  # nothing is written beside what is read
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=f"{name} is not a readable checkpoint .*: fetch it again"):
-        load(path)
-
-
-@pytest.mark.parametrize("load", LOADERS)
-def test_what_is_not_weights_is_named(load, tmp_path):
+@pytest.mark.parametrize("load", [checkpoints.load_sam_state, checkpoints.load_clip_state])
+def test_weights_are_read_and_what_is_none_is_named(load, tmp_path):
+    layer = nn.Linear(2, 3)
+    for path, save in ((tmp_path / "net.pth", torch.save), (tmp_path / "net.safetensors", save_file)):
+        save(layer.state_dict(), path)
+        state = load(path)
+        assert state.keys() == {"weight", "bias"}
+        assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
+        path.write_bytes(path.read_bytes()[:-50])
     torch.save([1, 2], tmp_path / "list.pth")
-    (tmp_path / "page.pth").write_text("<html>not found</html>")
-    for name, said in (("list.pth", "it holds a list, not a state dict"), ("page.pth", "")):
-        with pytest.raises(ValueError, match=f"{name} is not a readable checkpoint .{said}"):
+    for name, reason in (("net.pth", ""), ("net.safetensors", ""), ("list.pth", "it holds a list, not a state dict")):
+        with pytest.raises(ValueError, match=f"(?s){name} is not a readable checkpoint .{reason}.*; fetch it again"):
             load(tmp_path / name)
 
 
@@ -393,7 +369,7 @@ def test_openai_s_archive_of_a_clip_is_loaded_as_their_package_does(tmp_path, mo
         dense.load(path)
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"torch.save\(.*'clip.pth'\)", str(refused.value))[0])  # noqa: S102  the remedy that it states
-    known = checkpoints.Checkpoint("ViT-B/16", "MIT", files.sha256(path), "https://example.org/ViT-B-16.pt")
+    known = checkpoints.Checkpoint("ViT-B/16", files.sha256(path), "https://example.org/ViT-B-16.pt")
     monkeypatch.setattr(checkpoints, "clip_checkpoints", lambda: {"ViT-B/16": known})
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
     for name in ("ViT-B/16", "clip.pth"):

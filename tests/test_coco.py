@@ -141,7 +141,7 @@ def test_no_annotation_several_polygons_and_run_lengths_in_both_forms():
         np.testing.assert_array_equal(instances.decode(segmentation, SIZE), mask)
 
 
-BROKEN = {
+BROKEN = {  # segmentation, and what the error says
     "no polygon": ([], "it has no polygon"),
     "two corners": ([[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
     "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "three corners or more"),
@@ -168,15 +168,6 @@ def test_what_is_broken_is_told_and_never_reaches_c(case, monkeypatch):
         paint(note(CAR, segmentation, id=5))
 
 
-def test_what_belongs_to_an_annotation_is_checked():
-    with pytest.raises(instances.BrokenAnnotation, match="annotation 4: its category 12 stands for no class"):
-        paint(note(12, box(0, 0, 2, 2), id=4))
-    with pytest.raises(instances.BrokenAnnotation, match="annotation 4: iscrowd is 2, not 0 or 1"):
-        paint(note(CAR, box(0, 0, 2, 2), crowd=2, id=4))
-    with pytest.raises(instances.BrokenAnnotation, match="annotation 'x': it is not COCO's form"):
-        paint("x")
-
-
 def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
     annotations = [
         note(CAR, box(1, 1, 4, 3), image=0, id=1),
@@ -188,22 +179,11 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
         data = load(root=root, labelled=6, truth_of=("labelled", "val"))
     samples = {sample.id: sample for sample in (*data.labelled, *data.val)}
     assert (samples["000000000000"].truth() == 3).sum() == 6
-    with pytest.raises(ValueError, match="000000000001 has no label map: annotation 2: run lengths: .*instances.json"):
+    with pytest.raises(ValueError, match="001 has no label map: annotation 2: its run lengths .*instances.json"):
         samples["000000000001"].truth()
     with pytest.raises(ValueError, match="its category 12"):
         samples["000000000002"].truth()
     assert not samples["000000000003"].truth().any()
-
-
-@pytest.mark.parametrize("height", [10**30, 2**28, 0, 6.0])
-def test_a_wild_size_fills_no_memory(height, load, tmp_path):
-    root = tiny_coco(tmp_path, [note(CAR, box(1, 1, 4, 3), image=0, id=1)])
-    for path in root.rglob("*.json"):
-        content = files.read_json(path)
-        content["images"][0]["height"] = height
-        files.write_json(path, content)
-    with pytest.warns(UserWarning, match=f"the json gives it the size .{height!r}"):
-        load(root=root, labelled=6, truth_of=("labelled", "val"))
 
 
 def test_categories_are_found_by_name(load, tmp_path):
@@ -244,26 +224,26 @@ def test_another_json_and_another_rule_have_other_maps(load, tmp_path, monkeypat
 
 
 def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
-    root, real, painted, limit = tiny_coco(tmp_path), instances.paint, [], 2
+    root, real, painted = tiny_coco(tmp_path), instances.paint, []
 
     def counted(*arguments):
-        if len(painted) == limit:
+        if len(painted) == 2 and stops:
             raise KeyboardInterrupt
         painted.append(arguments)
         return real(*arguments)
 
     monkeypatch.setattr(instances, "paint", counted)
+    stops = True
     with pytest.raises(KeyboardInterrupt):
         load(root=root, labelled=6)
     (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
     assert len(list(cache.glob("*.png"))) == 2
-    limit = 99
-    data = load(root=root, labelled=6)
+    stops = False
+    load(root=root, labelled=6)
     assert len(painted) == 6
     next(cache.glob("*.png")).unlink()  # a map that is gone is painted again
     load(root=root, labelled=6)
     assert len(painted) == 7
-    assert {sample.truth().shape for sample in data.labelled} == {SIZE}
 
 
 # Layouts and splits
@@ -354,11 +334,3 @@ def test_real_photos(load):
     # Measured once: if this changes, the rule has changed, and with it all that was measured on these maps.
     digest = hashlib.sha256(b"".join(every[id].truth().tobytes() for id in sorted(every))).hexdigest()
     assert digest == "4e7fbb8933d5bcf18d13a250a6072db6c183d3732ef439f39f7ca07034eee1eb"
-
-
-@needs_shared
-@pytest.mark.parametrize(("split", "count"), [("512", 232), ("256", 463), ("128", 925), ("64", 1849), ("32", 3697)])
-def test_the_published_lists(split, count):
-    folder = SHARED / "splits" / "coco"
-    assert len(set(coco._read_list(folder / f"1_{split}" / "labeled.txt"))) == count
-    assert len(set(coco._read_list(folder / "val.txt"))) == 5000

@@ -10,10 +10,10 @@ import pytest
 import run
 import torch
 from safetensors import safe_open
-from test_pipeline import TINY, do_stages, of_world, tiny
+from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 from two_processes import CASES, train
 
-from plg_utils import devices, distributed, files, store
+from plg_utils import devices, distributed, files, stages, store
 
 HERE = Path(__file__).parent
 LABELS = ("labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble")
@@ -140,13 +140,19 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
     training = of_world(world, **changes, steps=2, batch_size=4)  # batches of twice the processes
     training["segmenter_options"] = TINY["segmenter_options"]
     name = {"run": "compare_labellers"}
-    do_stages(tiny(["02"], **training | name | {"processes": 2}))
+    mask_options = changes["mask_options"]
+    stages.masks(
+        open_run(tiny(["02"], **training | name | {"processes": 2})), mask_model="sam", mask_options=mask_options
+    )
     assert "masks, process 1 of 2: 100%" in capfd.readouterr().err
     given = [part for key, value in changes.items() for part in ("-p", key, json.dumps(value))]
     command = [*TORCHRUN, str(files.ROOT / "notebooks" / "run.py"), "compare_labellers", *given, "--stages"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.split() == "masks segments labels cam_network cams classifier merge_cams boxes vote".split()
-    do_stages(tiny(["03"], **training | name | {"processes": 2}))
+    known = tiny(["03"], **training | name | {"processes": 2})
+    how = stages.Training(**{field: known[field] for field in stages.Training.__dataclass_fields__})
+    target = {name: known[name] for name in ("labeller", "refine_target", "refine_confidence")}
+    stages.refine(open_run(known), how, **target)
 
     before = {path: path.stat().st_mtime_ns for path in two.rglob("*.png")}
     do_stages(tiny(["02", "03", "06"], **training | name))  # as one process: it finds the work done

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from plg_utils import class_files, datasets, figures, files, run_lengths
-from plg_utils.records import IGNORE, Masks
+from plg_utils.records import IGNORE
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
 
@@ -29,21 +28,19 @@ def test_atomic_leaves_nothing_of_what_failed(tmp_path):
         assert not path.exists()
     assert [item.name for item in path.parent.iterdir()] == ["table.json"]
     assert path.read_text() == "whole"
-
-
-def test_others_may_read_what_a_library_kept_to_itself(tmp_path):
-    path = tmp_path / "weights"
     with files.atomic(path) as partial:
-        partial.touch(0o600)
-    plain = tmp_path / "plain"
-    plain.touch()
-    assert path.stat().st_mode == plain.stat().st_mode
+        partial.touch(0o600)  # some libraries write files that no one else may read
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_shrunk_picture_looks_the_same():
+def test_a_shrunk_picture_looks_the_same_and_keeps_the_colours_of_areas():
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 255, 200)[None, :, None] * np.linspace(0.2, 1, 150)[:, None, None] * [1, 0.8, 0.5]
     picture = (smooth + rng.normal(0, 3, smooth.shape)).clip(0, 255).astype(np.uint8)
+    patches = rng.integers(0, 256, (20, 3), dtype=np.uint8)
+    for index, patch in enumerate(patches):
+        picture[140:, 10 * index : 10 * index + 8] = patch  # 80 pixels, as in a legend
     large = io.BytesIO()
     Image.fromarray(picture).save(large, "PNG")
     small = figures.shrink_png(large.getvalue())
@@ -51,29 +48,8 @@ def test_a_shrunk_picture_looks_the_same():
     assert small == figures.shrink_png(large.getvalue()) == figures.shrink_png(small)
     seen = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
     assert np.abs(seen - picture).mean() < 8
-
-
-def test_a_shrunk_picture_keeps_the_colours_of_areas():
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)  # every colour there is, to be merged
-    patches = rng.integers(0, 256, (20, 3), dtype=np.uint8)
-    for index, patch in enumerate(patches):
-        picture[140:, 10 * index : 10 * index + 8] = patch  # 80 pixels, as in a legend
-    large = io.BytesIO()
-    Image.fromarray(picture).save(large, "PNG")
-    shrunk = Image.open(io.BytesIO(figures.shrink_png(large.getvalue())))
-    assert shrunk.mode == "P"
-    seen = np.asarray(shrunk.convert("RGB"))
     for index, patch in enumerate(patches):
         assert (seen[140:, 10 * index : 10 * index + 8] == patch).all()
-
-
-def test_roots_follow_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("PLG_DATA", raising=False)
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    assert files.data_root() == files.ROOT / "data"
-    assert files.results_root() == tmp_path
-    assert (files.ROOT / "plg_utils" / "files.py").is_file()
 
 
 def test_images_come_as_rgb_and_upright(tmp_path, squares):
@@ -94,66 +70,12 @@ def test_images_come_as_rgb_and_upright(tmp_path, squares):
     assert files.image_size(tmp_path / "a.png") == squares.image.shape[:2]
 
 
-def test_broken_images_are_named(tmp_path, squares):
-    whole = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, format="JPEG")
-    for name, content in {"cut.jpg": whole.getvalue()[:900], "text.jpg": b"not an image", "empty.png": b""}.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is not a readable image .*export it again"):
-            files.read_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        files.read_image(tmp_path / "absent.jpg")
-    with pytest.raises(ValueError, match=r"uint8 \(2, 3\), not a uint8 \(H, W, 3\) image"):
-        files.write_image(tmp_path / "grey.png", LABEL)
-
-
-def test_label_maps_keep_values_and_colours(tmp_path):
-    path = tmp_path / "a.png"
-    files.write_label(path, LABEL, colours=[(1, 1, 1), (2, 2, 2)])
-    np.testing.assert_array_equal(files.read_label(path, num_classes=3), LABEL)
-    with Image.open(path) as image:
-        assert image.mode == "P"
-        shown = np.asarray(image.convert("RGB"))
-    assert shown[0].tolist() == [[1, 1, 1], [2, 2, 2], [0, 128, 0]]  # the third has VOC's colour
-    assert shown[1, 2].tolist() == [224, 224, 192]  # void
-    Image.fromarray(LABEL).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(files.read_label(tmp_path / "grey.png"), LABEL)
-
-
-def test_label_errors_say_what_came(tmp_path, squares):
-    files.write_image(tmp_path / "road.png", squares.image)
-    with pytest.raises(ValueError, match=r"road.png holds uint8 \(16, 24, 3\), not a uint8 \(H, W\) label map"):
-        files.read_label(tmp_path / "road.png")
-    files.write_label(tmp_path / "b.png", np.array([[0, 7, 200, IGNORE]], dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"values \[7, 200\], not classes 0 to 6 or 255"):
-        files.read_label(tmp_path / "b.png", num_classes=7)
-    Image.fromarray(LABEL).save(tmp_path / "c.jpg")
-    with pytest.raises(ValueError, match="JPEG file, not a PNG"):
-        files.read_label(tmp_path / "c.jpg")
-    with pytest.raises(ValueError, match=r"int64 \(2, 3\)"):
-        files.write_label(tmp_path / "d.png", LABEL.astype(np.int64))
-
-
 def test_voc_palette_is_that_of_the_development_kit():
     palette = files.voc_palette().tolist()
     assert palette[1] == [128, 0, 0]  # aeroplane
     assert palette[15] == [192, 128, 128]  # person
     assert palette[20] == [0, 64, 128]  # tv monitor
     assert palette[255] == [224, 224, 192]
-
-
-def test_masks_are_read_as_written(tmp_path):
-    rng = np.random.default_rng(0)
-    for number, density in enumerate([0, 0.02, 0.5, 1]):
-        dense = rng.random((number, 17, 40)) < density
-        written = Masks.from_dense(dense, predicted_iou=rng.random(number))
-        files.write_masks(tmp_path / "a.json", written)
-        read = files.read_masks(tmp_path / "a.json", (17, 40))
-        assert files.read_masks(tmp_path / "a.json").rles == read.rles
-        np.testing.assert_array_equal(read.dense(), dense)
-        np.testing.assert_array_equal(read.predicted_iou, written.predicted_iou)
-        assert np.isnan(read.stability).all()
-    assert json.loads((tmp_path / "a.json").read_text())["masks"][0]["area"] == 17 * 40
 
 
 def test_counts_decode_as_coco_encodes_them():
@@ -199,24 +121,12 @@ def test_malformed_run_lengths_never_reach_pycocotools(tmp_path, counts, complai
             files.read_masks(tmp_path / "a.json", (2, 3))
 
 
-def test_masks_of_another_image_are_refused(tmp_path):
-    files.write_masks(tmp_path / "a.json", Masks.from_dense(np.ones((1, 2, 3), dtype=bool)))
-    with pytest.raises(ValueError, match=r"size \(2, 3\), the image has \(3, 2\)"):
-        files.read_masks(tmp_path / "a.json", (3, 2))
-    files.write_json(tmp_path / "b.json", {"size": [2, 3], "masks": [{"counts": "6"}]})
-    with pytest.raises(ValueError, match="b.json is not a file of masks"):
-        files.read_masks(tmp_path / "b.json", (2, 3))
-
-
-def test_embeddings_are_read_as_written(tmp_path):
+def test_embeddings_and_grey_label_maps_are_read_as_written(tmp_path):
     embeddings = torch.arange(6.0).reshape(3, 2).T  # not contiguous
     files.write_embeddings(tmp_path / "a.safetensors", embeddings)
     assert torch.equal(files.read_embeddings(tmp_path / "a.safetensors"), embeddings)
-    (tmp_path / "b.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="b.safetensors is not a file of embeddings"):
-        files.read_embeddings(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match=r"\(6,\), not \(N, D\)"):
-        files.write_embeddings(tmp_path / "c.safetensors", torch.arange(6))
+    Image.fromarray(LABEL).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(files.read_label(tmp_path / "grey.png", num_classes=3), LABEL)
 
 
 def test_json_is_plain_and_sorted(tmp_path):
@@ -228,11 +138,7 @@ def test_json_is_plain_and_sorted(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"a": [1, [2, [3.5]]], "b": None, "c": "ä"}
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "a.json", [float("inf")])
-    assert files.read_json(tmp_path / "a.json")["a"]  # the earlier file is still there
-    for broken in ("{", "[NaN]"):
-        (tmp_path / "b.json").write_text(broken)
-        with pytest.raises(ValueError, match="b.json is not readable JSON"):
-            files.read_json(tmp_path / "b.json")
+    assert files.read_json(tmp_path / "a.json")["a"]  # the earlier file is kept
 
 
 def test_a_class_file_by_hand(tmp_path):
@@ -261,35 +167,3 @@ def test_a_written_class_file_gives_equal_classes(tmp_path):
         assert class_files.read(tmp_path / "a.yaml") == classes
     with pytest.raises(ValueError, match="do not fit a class file, so .*a.yaml was not written"):
         class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("classes: [{name: cat, color: [1, 2, 3]}]", "no key color, only colour, name, words"),
-        ("classes: [{name: cat}]\nbackgrounds: []", "no key backgrounds"),
-        ("templates: [a photo]", "needs the key classes"),
-        ("classes: []", "at least one"),
-        ("classes: [{name: cat}, {name: cat}]", "more than once: cat"),
-        ("classes: [{name: background}]\nbackground: [wall]", "more than once: background"),
-        ("classes: [{name: no}]", "False, which is no text; put it in quotes"),
-        ("classes: [{name: cat, words: cat}]", "words of cat must be a list"),
-        ("classes: [{name: cat, colour: [1, 2, 256]}]", r"colour of cat is \[1, 2, 256\]"),
-        ("classes: [{name: cat}]\ntemplates: [a photo]", "needs one {}"),
-        ("classes: [{name: cat}]\nversion: 2", "version 2 "),
-        ("- cat", "is a mapping"),
-        ("classes: [", "not readable YAML"),
-        (f"classes: [{', '.join(f'{{name: c{k}}}' for k in range(256))}]", "256 classes do not fit"),
-    ],
-)
-def test_class_file_errors_say_what_is_wrong(tmp_path, text, complaint):
-    (tmp_path / "pets.yaml").write_text(text)
-    with pytest.raises(ValueError, match=f"pets.yaml.*{complaint}"):
-        class_files.read(tmp_path / "pets.yaml")
-
-
-@pytest.mark.parametrize("stem", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\nb", "manifest"])
-def test_unsafe_ids_are_refused(stem):
-    with pytest.raises(ValueError, match="cannot"):
-        files.check_stem(stem)
-    assert files.check_stem("Foto 1.Ä") == "Foto 1.Ä"

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from plg_utils import files
-from plg_utils.records import Classes, Masks, Sample, TruthHidden
+from plg_utils.records import Classes, Masks
 
 THREE_MASKS = np.array(
     [
@@ -49,11 +49,6 @@ def test_no_masks_have_the_size_of_the_image():
     assert masks.boxes().shape == (0, 4)
 
 
-def test_one_mask_without_its_axis_is_refused():
-    with pytest.raises(ValueError, match=r"\(N, H, W\)"):
-        Masks.from_dense(THREE_MASKS[0])
-
-
 def test_classes_know_their_background():
     with_background = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (9, 9, 9)))
     assert (with_background.num_classes, with_background.foreground) == (2, (1,))
@@ -61,13 +56,6 @@ def test_classes_know_their_background():
     assert without.foreground == (0, 1)
     with pytest.raises(ValueError, match="2 names, 1 lists of words"):
         dataclasses.replace(with_background, words=((),))
-
-
-def test_hidden_truth_is_not_read():
-    shown = Sample("a", read_image=lambda: "image", read_truth=lambda: "truth")
-    assert (shown.image(), shown.truth()) == ("image", "truth")
-    with pytest.raises(TruthHidden, match="truth of a "):
-        Sample("a", read_image=lambda: "image").truth()
 
 
 def test_more_masks_than_pycocotools_counts(tmp_path):

@@ -80,7 +80,8 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     before = stamps(results)
     files.write_image(folder / "photos" / f"{seen}.png", colour_squares(8, side=16).image)
     do_stages(parameters)
-    assert made_again(results, before) == {"predictions_supervised": [seen]}  # val: no network learns from it
+    # A val image: no network learns from it.
+    assert made_again(results, before) == {"predictions_supervised": [seen], "predictions_fusion": [seen]}
     before = stamps(results)
     do_stages(parameters)
     assert made_again(results, before) == {}

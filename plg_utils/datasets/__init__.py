@@ -4,29 +4,25 @@ A file `name.py` here has
 
     load(*, root, labelled, seed, truth_of, limit, ...) -> Dataset    all keyword-only, all with a default
         root        folder of the data set, by default one below `files.data_root()`
-        labelled    how many images carry labels
+        labelled    how many images have labels
         seed        of the draw of the labelled images, where there is something to draw
         truth_of    splits whose truth may be read; the others raise TruthHidden
         limit       keep only the first images of unlabelled, val and test, for trials
     SMOKE           options with which `load` takes about a second; the tests give a tiny `root` besides
-    ON_BAD_IMAGE    perhaps: what happens to a photo that cannot be read if the caller does not say (`load`)
+    ON_BAD_IMAGE    optional: what happens to a photo that cannot be read if the caller does not say (`load`)
 
-A load that knows how the labelled images were chosen, or has more to say to `plg_utils.check`, returns `Loaded`. Files
-whose name starts with an underscore are no data sets: `_splits` finds lists of labelled images, `_instances` paints
-label maps from COCO's form, `_photos` finds photos that cannot be read.
-
-The same options give the same samples in the same order. `python -m plg_utils.check NAME` reads all files once and
-lists what is wrong with them.
+`from_pairs` makes a data set of photos and label maps. Files whose name starts with an underscore are no data sets:
+`_splits` finds lists of labelled images, `_instances` paints label maps from COCO's form, `_photos` finds photos that
+cannot be read. The same options give the same samples in the same order.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from inspect import signature
-from math import ceil
+from math import ceil, inf
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -40,24 +36,7 @@ from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 CLASS_FILES = Path(__file__).parent / "classes"
 BAD_IMAGE = ("stop", "skip", "when_read")  # what `load` does about a photo that cannot be read
 SKIP = "on_bad_image: skip in dataset_options"
-SHOWN = 100  # bad photos that are told one by one
-
-
-@dataclass(frozen=True)
-class Photo(Sample):
-    """A sample that is read from files: where they are."""
-
-    path: Path | None = None
-    truth_path: Path | None = None  # None: as for read_truth
-
-
-@dataclass(frozen=True)
-class Loaded(Dataset):
-    """A data set together with what its loader knows about it: `plg_utils.check` prints it."""
-
-    provenance: str = ""  # how the labelled images were chosen
-    remarks: tuple[tuple[str, str, int, str], ...] = ()  # rows for `plg_utils.check`: level, finding, count, detail
-    left_out: tuple[str, ...] = ()  # ids of the photos that cannot be read, if the caller asked to skip them
+SHOWN = 100  # bad photos that an error lists
 
 
 def choices() -> list[str]:
@@ -72,43 +51,41 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
         it. VOC's XML files also name things that its label maps leave out
     on_bad_image: "stop": if photos cannot be read, refuse to load, with a list of all of them. "skip": warn with that
         list, and leave them out of their splits; nothing else moves. Both decode each photo of the splits once, and
-        remember which could be read (`_photos`). "when_read": nobody looks, and a stage stops at the first one. By
-        default your own photos (folder) are looked at, and the published sets, which come in archives, are not
-    options: of that file's load; where it has no option `classes` of its own, `classes` names a class file with other
-        words, templates or colours for the same classes
+        remember which could be read (`_photos`). "when_read": a stage stops at the first one that it reads. By
+        default your own photos (folder) are checked, and the published sets, which come in archives, are not
+    options: of that file's load; where it has no option `classes`, `classes` names a class file with other words,
+        templates or colours for the same classes
     """
     source = {"name": name, "tags_of": list(tags_of), "on_bad_image": on_bad_image} | files.plain(options)
     module = choice(__name__, name, "data set")
-    known = list(signature(module.load).parameters)
+    known = signature(module.load).parameters
     other_words = options.pop("classes", None) if "classes" not in known else None
     for option in options:
-        if option not in known:
-            near = get_close_matches(option, [*known, "on_bad_image"], n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise TypeError(
-                f"the data set {name!r} has no option {option!r}; {hint}it has {', '.join(known)}, on_bad_image"
-            )
+        one_of(option, [*known, "on_bad_image"], "option")
     on_bad_image = getattr(module, "ON_BAD_IMAGE", "when_read") if on_bad_image is None else on_bad_image
     one_of(on_bad_image, BAD_IMAGE, "on_bad_image")
-    whole = signature(module.load).parameters["labelled"].annotation is int
-    _check({"tags_of": tags_of} | options, takes_parts=not whole)
+    _check({"tags_of": tags_of} | options, takes_parts=known["labelled"].annotation is not int)
     if options.get("root"):
         options["root"] = Path(options["root"]).expanduser()
-    dataset = module.load(**options)
+    dataset = replace(module.load(**options), source=source)
     if other_words is not None:
         dataset = replace(dataset, classes=_reworded(dataset, other_words))
     if tags_of:
         opened = module.load(**options | {"truth_of": tuple(tags_of)})
-        tagged = {
-            split: tuple(
-                replace(sample, read_tags=_tags(other, dataset.classes) if other.read_truth else None)
-                for sample, other in zip(getattr(dataset, split), getattr(opened, split), strict=True)
-            )
-            for split in tags_of
-        }
-        dataset = replace(dataset, **tagged)
-    dataset = replace(dataset, source=source)
+        for split in tags_of:
+            pairs = zip(getattr(dataset, split), getattr(opened, split), strict=True)
+            tagged = tuple(replace(sample, read_tags=_tags(other, dataset.classes)) for sample, other in pairs)
+            dataset = replace(dataset, **{split: tagged})
     return dataset if on_bad_image == "when_read" else _without_bad(dataset, skip=on_bad_image == "skip")
+
+
+def _tags(opened: Sample, classes: Classes) -> Callable[[], tuple[int, ...]] | None:
+    """Reader of the tags of a sample whose truth is open; None if it has no truth."""
+
+    def read_tags() -> tuple[int, ...]:
+        return tuple(value for value in np.unique(opened.truth()).tolist() if value in classes.foreground)
+
+    return read_tags if opened.read_truth else None
 
 
 def _reworded(dataset: Dataset, path: str | Path) -> Classes:
@@ -135,76 +112,64 @@ def _check(options: dict[str, Any], *, takes_parts: bool) -> None:
         splits = options.get(option, ())
         if not isinstance(splits, list | tuple | set) or not set(splits) <= set(SPLITS):
             raise ValueError(f"{option}={splits!r} must be a list of splits, of {', '.join(SPLITS)}")
-    limit, seed, root = options.get("limit"), options.get("seed", 0), options.get("root")
-    if limit is not None and not is_count(limit):
-        raise ValueError(f"limit={limit!r} must be a number of images, or None for all")
-    if not is_count(seed):
-        raise ValueError(f"seed={seed!r} must be a whole number from 0 on")
-    if not isinstance(root, str | Path | None):
-        raise ValueError(f"root={root!r} must be the path of a folder, or None")
-    if not takes_parts and not is_count(options.get("labelled", 0)):
-        raise ValueError(f"labelled={options['labelled']!r} must be a whole number of images in this data set")
+    if options.get("limit") is not None:
+        check_count("limit", options["limit"], "a number of images, or None for all")
+    check_count("seed", options.get("seed", 0), "a whole number from 0 on")
+    if not takes_parts:
+        check_count("labelled", options.get("labelled", 0), "a whole number of images in this data set")
+    if not isinstance(options.get("root"), str | Path | None):
+        raise ValueError(f"root={options['root']!r} must be the path of a folder, or None")
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 on."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 0
+def check_count(option: str, value: Any, meaning: str, least: int = 0, most: float = inf) -> None:
+    """Refuse the value of an option that is no whole number from `least` to `most`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{option}={value!r} must be {meaning}")
 
 
 def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
-    """Look at all photos; without those that cannot be read, or an error that lists them."""
+    """Decode all photos; the data set without those that cannot be read, or an error that lists them."""
     from plg_utils.datasets import _photos  # it imports torch, which those who only score labels need not wait for
 
-    splits = {split: getattr(dataset, split) for split in SPLITS}
-    every = [sample for samples in splits.values() for sample in samples]
-    paths = {_file(sample): sample.id for sample in every if _file(sample)}
-    bad = _photos.unreadable(list(paths))
+    ids = {sample.path: sample.id for split in SPLITS for sample in getattr(dataset, split) if sample.path}
+    bad = _photos.unreadable(list(ids))
     if not bad:
         return dataset
-    listed = [f"  {told}" for told in list(bad.values())[:SHOWN]]
-    listed += [f"  ... and {len(bad) - SHOWN} more"] * (len(bad) > SHOWN)
-    told = f"{len(bad)} of {len(paths)} photos cannot be read"
-    if not skip or len(bad) == len(paths):
-        raise ValueError("\n".join([f"{told}:", *listed, f"Mend or remove them, or leave them out by {SKIP}"]))
-    warnings.warn("\n".join([f"{told} and are left out:", *listed]), stacklevel=3)
-    kept = {split: tuple(sample for sample in samples if _file(sample) not in bad) for split, samples in splits.items()}
-    ids = tuple(paths[path] for path in bad)
-    more = {}
-    if isinstance(dataset, Loaded):
-        row = ("warning", "photos that cannot be read, left out", len(ids), ", ".join(ids[:SHOWN]))
-        more = {"left_out": ids, "remarks": (*dataset.remarks, row)}
-        more["provenance"] = f"{provenance(dataset)}; {told} and are left out"
-    return replace(dataset, **kept, **more)
-
-
-def _file(sample: Sample) -> Path | None:
-    """File that a sample's photo is read from, as it is (`path`) or changed in reading (`source`)."""
-    return getattr(sample, "path", None) or getattr(sample, "source", None)
+    problem = f"{len(bad)} of {len(ids)} photos cannot be read"
+    listed = "".join(f"\n  {reason}" for reason in list(bad.values())[:SHOWN])
+    listed += f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    if not skip or len(bad) == len(ids):
+        raise ValueError(f"{problem}:{listed}\nFix or remove them, or leave them out by {SKIP}")
+    warnings.warn(f"{problem} and are left out:{listed}", stacklevel=3)
+    left_out = tuple(ids[path] for path in bad)
+    row = ("warning", "photos that cannot be read, left out", len(bad), ", ".join(left_out[:SHOWN]))
+    return replace(
+        dataset,
+        **{split: tuple(sample for sample in getattr(dataset, split) if sample.path not in bad) for split in SPLITS},
+        left_out=left_out,
+        remarks=(*dataset.remarks, row),
+        provenance=f"{provenance(dataset)}; {problem} and are left out",
+    )
 
 
 def provenance(dataset: Dataset) -> str:
     """Say in a sentence how the labelled images were chosen: whether numbers on them compare with published ones."""
-    told = getattr(dataset, "provenance", "")
-    return (
-        told or f"the {len(dataset.labelled)} labelled images are {dataset.name}'s own: no published list is followed"
-    )
+    default = f"the {len(dataset.labelled)} labelled images are {dataset.name}'s own: no published list is followed"
+    return dataset.provenance or default
 
 
-def _tags(sample: Sample, classes: Classes) -> Callable[[], tuple[int, ...]]:
-    """Make the reader of a sample's tags from the sample with its truth, which nobody else gets to see."""
-    return lambda: tuple(index for index in np.unique(sample.truth()).tolist() if index in classes.foreground)
+# For the files of this folder: samples
 
 
 def photo(
     path: Path,
     truth: Path | None = None,
     *,
-    id: str | None = None,
     num_classes: int = 0,
     void: bool = False,
     origin: Path | None = None,
     root: Path | None = None,
-) -> Photo:
+) -> Sample:
     """Make the sample of a photo, and of its label map if there is one that may be seen; neither is read yet.
 
     void: whether the file may hold one value more, `num_classes`, which stands for void and is read as IGNORE
@@ -215,6 +180,12 @@ def photo(
     def inside(place: Path) -> Path:
         return files.check_inside(place, root) if root else place
 
+    def read_image() -> np.ndarray:
+        try:
+            return files.read_image(inside(path))
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{error}; or leave out what cannot be read by {SKIP}") from error
+
     def read_truth() -> np.ndarray:
         label = files.read_label(inside(truth), num_classes + void)
         if void:
@@ -222,28 +193,53 @@ def photo(
         size = files.image_size(inside(path))
         if label.shape != size:
             what = f"{truth} of {origin}" if origin else truth
-            told = f"{what} is {label.shape}, its photo {path} is {size} (height, width): they must agree"
-            raise ValueError(f"{told}; is it another photo's, or was one of them resized or turned?")
+            problem = f"{what} is {label.shape}, its photo {path} is {size} (height, width): they must agree"
+            raise ValueError(f"{problem}; is it another photo's, or was one of them resized or turned?")
         return label
 
-    stem = files.check_stem(id or path.stem)
-    return Photo(
-        stem,
-        lambda: read_photo(inside(path)),
+    return Sample(
+        files.check_stem(path.stem),
+        read_image,
         read_truth if truth else None,
         read_content=lambda: contents.sha256(inside(path)),
         read_truth_content=lambda: contents.sha256(inside(truth)),
         path=path,
-        truth_path=truth,
     )
 
 
-def read_photo(path: Path) -> np.ndarray:
-    """Read a photo of a data set, (H, W, 3) uint8; the error of one that is broken or gone says how to do without."""
-    try:
-        return files.read_image(path)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{error}; or leave out what cannot be read by {SKIP}") from error
+Entry = tuple[str | Path, str | Path | None]  # a photo and its label map below the root; None: it has no label map
+
+
+def from_pairs(
+    name: str,
+    classes: Classes,
+    splits: dict[str, list[Entry]],
+    *,
+    root: Path,
+    truth_of: Sequence[str],
+    limit: int | None,
+    listed: Path,
+    void: bool = False,
+    hint: str = "",
+    provenance: str = "",
+) -> Dataset:
+    """Make a data set of photos and label maps; void: as in `photo`.
+
+    listed: what names the labelled images; an error about those that are not there names it, and ends with the hint
+    """
+    missing = [path for entry in splits["labelled"] for path in entry if not (root / path).is_file()]
+    if missing:
+        what = f"{len(missing)} files of the labelled images in {listed} are not below {root}, e.g. {missing[0]}"
+        raise FileNotFoundError(f"{what}; correct the list, or fetch the files that it names{hint}")
+    read = partial(photo, num_classes=classes.num_classes, void=void, root=root)
+    samples = {}
+    for split, entries in splits.items():
+        kept, is_open = entries if split == "labelled" else entries[:limit], split in truth_of
+        samples[split] = tuple(read(root / image, root / label if label and is_open else None) for image, label in kept)
+    return Dataset(name, classes, **samples, provenance=provenance)
+
+
+# For the files of this folder: which images are labelled
 
 
 def draw(items: list, count: int, seed: int) -> tuple[list, list]:
@@ -261,6 +257,12 @@ def drawn(count: int, seed: int, pool: str = "") -> str:
     return f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
 
 
+def choose(pool: list, labelled: int | str, seed: int) -> tuple[list, list, str]:
+    """Draw the labelled images of a pool: (labelled, rest, a sentence that says so); labelled: as in `count`."""
+    number = count(labelled, len(pool))
+    return *draw(pool, number, seed), drawn(number, seed)
+
+
 def count(labelled: int | str, pool: int) -> int:
     """How many images of a pool are labelled: a number of images, or a part of the pool written as "1/8".
 
@@ -270,17 +272,14 @@ def count(labelled: int | str, pool: int) -> int:
         try:
             part = Fraction(labelled)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f'labelled={labelled!r} is neither a number of images nor a part such as "1/8"') from None
+            part = Fraction(0)
         if not 0 < part <= 1:
-            raise ValueError(f'labelled={labelled!r} is no part of the images, above 0 and up to 1, such as "1/8"')
+            raise ValueError(f'labelled={labelled!r} is no number of images, and no part of them up to 1 such as "1/8"')
         if part * pool < 1:
             raise ValueError(f"labelled={labelled!r} of {pool} images is less than one image; give a larger part")
         return ceil(part * pool)
-    if not is_count(labelled) or labelled > pool:
-        raise ValueError(
-            f"labelled={labelled!r}: {pool} images have labels to choose from; give a number from 0 to {pool}, or a "
-            'part such as "1/8"'
-        )
+    meaning = f'a number from 0 to {pool}, since {pool} images have labels, or a part of them such as "1/8"'
+    check_count("labelled", labelled, meaning, most=pool)
     return labelled
 
 
@@ -299,18 +298,17 @@ def read_list(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def check_disjoint(**splits: list[str]) -> None:
-    """Refuse ids that stand in a split twice, or in two splits."""
-    seen: dict[str, str] = {}
+    """Refuse ids that are in a split twice, or in two splits."""
+    first: dict[str, str] = {}  # id: the split that has it
     for split, ids in splits.items():
-        repeated = [id for id, count in Counter(ids).items() if count > 1]
-        if repeated:
-            raise ValueError(f"{split} lists {len(repeated)} ids more than once, e.g. {repeated[0]}; keep each once")
-        for other in dict.fromkeys(seen.values()):
-            shared = sorted(id for id in ids if seen.get(id) == other)
-            if shared:
-                told = f"{len(shared)} images are both in {other} and in {split}, e.g. {shared[0]}"
-                raise ValueError(f"{told}; keep each in one split")
-        seen.update(dict.fromkeys(ids, split))
+        twice = files.repeated(ids)
+        if twice:
+            raise ValueError(f"{split} lists {len(twice)} ids more than once, e.g. {twice[0]}; keep each once")
+        shared = sorted(id for id in ids if id in first)
+        if shared:
+            problem = f"{len(shared)} images are both in {first[shared[0]]} and in {split}, e.g. {shared[0]}"
+            raise ValueError(f"{problem}; keep each in one split")
+        first |= dict.fromkeys(ids, split)
 
 
 def absent(classes: Classes, present: set[int]) -> list[str]:

@@ -11,7 +11,6 @@ and mIoU on these maps need not equal mIoU on those of other works:
 
 import hashlib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -46,33 +45,29 @@ def read(path: Path) -> Instances:
     """Read a COCO json of instances. Segmentations are checked later, when they are painted (`paint`)."""
     # pycocotools' COCO would refuse the whole file for one annotation without id, and prints.
     content = files.read_json(path, "correct it, or export it again")
-    try:
+    remedy = (
+        "it needs the lists images (id, file_name, height, width), annotations (image_id, category_id, segmentation) "
+        "and categories (id, name)"
+    )
+    with files.reading(path, "COCO's json of instances", remedy):
         for part in ("images", "annotations", "categories"):
             if not isinstance(content[part], list):
                 raise TypeError(f"{part} is not a list")
-        images, annotations, categories = (content[part] for part in ("images", "annotations", "categories"))
-        for part in ("images", "categories"):
-            twice = [id for id, count in Counter(item["id"] for item in content[part]).items() if count > 1]
+            twice = files.repeated(item["id"] for item in content[part]) if part != "annotations" else []
             if twice:
-                raise KeyError(f"{part} have the id {twice[0]!r} more than once")
-        names = {category["id"]: category["name"] for category in categories}
-        nameless = [id for id, name in names.items() if not isinstance(name, str)]
-        if nameless:
-            raise TypeError(f"the name of category {nameless[0]!r} is not text")
+                raise ValueError(f"{part} have the id {twice[0]!r} more than once")
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        for id, name in names.items():
+            if not isinstance(name, str):
+                raise TypeError(f"the name of category {id!r} is not text")
         # Tools of Windows write images\\a.jpg; a path of Windows may have both kinds of slash.
-        stems = {image["id"]: PureWindowsPath(image["file_name"]).stem for image in images}
-        sizes = {stems[image["id"]]: (image["height"], image["width"]) for image in images}
+        stems = {image["id"]: PureWindowsPath(image["file_name"]).stem for image in content["images"]}
+        sizes = {stems[image["id"]]: (image["height"], image["width"]) for image in content["images"]}
         by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
-        for annotation in annotations:
+        for annotation in content["annotations"]:
             by_image[stems.get(annotation["image_id"])].append(annotation)
-    except (KeyError, TypeError, AttributeError) as error:
-        form = "images (id, file_name, height, width), annotations (image_id, category_id, segmentation)"
-        raise ValueError(
-            f"{path} is not COCO's json of instances ({error!r}); it needs the lists {form} and categories (id, name)"
-        ) from error
     strays = len(by_image.pop(None))
-    repeated = frozenset(stem for stem, count in Counter(stems.values()).items() if count > 1)
-    return Instances(path, sizes, by_image, names, strays, repeated)
+    return Instances(path, sizes, by_image, names, strays, frozenset(files.repeated(stems.values())))
 
 
 def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int], nothing: int = 0) -> np.ndarray:
@@ -114,11 +109,8 @@ def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"run lengths of size {files.shown(tuple(segmentation['size']))}, the image has {size}")
     counts = segmentation["counts"]
     if isinstance(counts, str):
-        try:
-            masks = run_lengths.decode([counts])
-            run_lengths.check(masks, size)
-        except run_lengths.BrokenRunLengths as error:
-            raise ValueError(f"run lengths: {error}") from error
+        masks = run_lengths.decode([counts])
+        run_lengths.check(masks, size)
     elif not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
         raise ValueError("run lengths that are neither a text nor a list of numbers from 0 on")
     elif sum(counts) != height * width:
@@ -138,9 +130,8 @@ def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
             raise ValueError(f"the polygon {files.shown(polygon)} is not a list of x and y of three corners or more")
         for number in polygon:
             if type(number) not in (int, float) or not -near <= number <= 2 * near:  # nan is not in between
-                raise ValueError(
-                    f"a polygon has the coordinate {files.shown(number)}, not a number in or near the image {size}"
-                )
+                where = f"not a number in or near the image {size}"
+                raise ValueError(f"a polygon has the coordinate {files.shown(number)}, {where}")
 
 
 # The label maps of a json
@@ -152,12 +143,13 @@ class Painted:
 
     instances: Path
     cache: Path  # folder with ID.png, or ID.txt with the reason why there is no label map
+    classes: Classes
     broken: dict[str, str]  # id: this reason, empty for an image with label map
 
-    def sample(self, photo: Path, num_classes: int) -> Sample:
+    def sample(self, photo: Path) -> Sample:
         """Sample of a photo, with its label map if that was asked for."""
         label = self.cache / f"{photo.stem}.png" if photo.stem in self.broken else None
-        sample = datasets.photo(photo, label, num_classes=num_classes, origin=self.instances)
+        sample = datasets.photo(photo, label, num_classes=self.classes.num_classes, origin=self.instances)
         reason = self.broken.get(photo.stem)
 
         def read_truth() -> np.ndarray:
@@ -167,24 +159,22 @@ class Painted:
         return replace(sample, read_truth=read_truth) if reason else sample
 
 
-def cache_of(instances: Path, cache: Path, classes: Classes, *more: object) -> Path:
-    """Folder of the label maps of a json; its name changes with the json, the classes, the rule, and `more`."""
-    painted = f"{files.sha256(instances)} {classes.names} {classes.colours} {RULE}"  # words do not change the maps
-    key = hashlib.sha256(" ".join([painted, *map(str, more)]).encode()).hexdigest()
-    return cache / f"{instances.stem}-{key[:12]}"
-
-
 def make_maps(
     instances: Path,
-    cache: Path,
+    maps: Path,
     ids: Iterable[str],
     classes: Classes,
     read_it: Callable[[], tuple[Instances, dict[int, int]]],
+    *more: object,
 ) -> Painted:
     """Paint the label maps of these images that are missing.
 
+    maps: folder of all label maps; the subfolder's name changes with the json, the classes, the rule, and `more`
     read_it: returns the content of the json and the value of each category; only called if a map is missing
     """
+    painted = f"{files.sha256(instances)} {classes.names} {classes.colours} {RULE}"  # words do not change the maps
+    key = hashlib.sha256(" ".join([painted, *map(str, more)]).encode()).hexdigest()
+    cache = maps / f"{instances.stem}-{key[:12]}"
     ids, present = list(ids), {path.name for path in cache.glob("*")}
     missing = [id for id in ids if not {f"{id}.png", f"{id}.txt"} & present]
     if missing:
@@ -192,7 +182,7 @@ def make_maps(
         for id in store.progress(missing, what=f"label maps of {instances.name}"):
             _make_map(cache / f"{id}.png", content, id, values, classes)
     reasons = {path.stem: path.read_text(encoding="utf-8") for path in cache.glob("*.txt")}
-    return Painted(instances, cache, {id: reasons.get(id, "") for id in ids})
+    return Painted(instances, cache, classes, {id: reasons.get(id, "") for id in ids})
 
 
 def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], classes: Classes) -> None:

@@ -33,8 +33,11 @@ def _in_folder(folder: Path, paths: list[Path]) -> dict[Path, str]:
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = files.read_json(memory)
         known = dict(content["photos"]) if content["pillow"] == PIL.__version__ else {}
-    states = {path: _state(path) for path in paths}
-    unknown = [path for path in paths if not states[path] or known.get(path.name) != states[path]]
+    states = {}
+    for path in paths:
+        with suppress(OSError):
+            states[path] = [path.stat().st_size, path.stat().st_mtime_ns]
+    unknown = [path for path in paths if path not in states or known.get(path.name) != states[path]]
     if not unknown:
         return {}
     bad, good = {}, {}
@@ -48,8 +51,8 @@ def _in_folder(folder: Path, paths: list[Path]) -> dict[Path, str]:
                     good[path.name] = states[path]
         finally:  # an interrupted call keeps what was read
             readers.shutdown(cancel_futures=True)
-            if good:
-                with suppress(OSError):  # the data folder may be read-only
+            with suppress(OSError):  # the data folder may be read-only
+                if good:
                     files.write_json(memory, {"pillow": PIL.__version__, "photos": known | good})
     return bad
 
@@ -61,11 +64,3 @@ def _error(path: Path) -> str:
     except (OSError, ValueError) as error:
         return str(error)
     return ""
-
-
-def _state(path: Path) -> list[int] | None:
-    """Size and time of a file; None if it does not exist."""
-    with suppress(OSError):
-        state = path.stat()
-        return [state.st_size, state.st_mtime_ns]
-    return None

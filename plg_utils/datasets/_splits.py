@@ -6,6 +6,7 @@ train2017 without them. PASCAL VOC has three families: 92 to 1464 are parts of V
 1_8 and 1_4 are drawn from the 10,582 that SBD adds up to; the u2pl lists take them from the 1,464 first.
 """
 
+import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -44,31 +45,31 @@ class Lists:
 
     labelled: Path
     val: Path
-    train: Path | None  # of which the labelled ones are left out; None: there is no list
+    train: Path | None  # of which the labelled ones are left out; None: there is no such list
     name: str = ""  # UniMatch's, as "pascal/92"; empty: somebody's own folder
 
-    def count(self, labelled: int | str | None, listed: int, training: int) -> int:
-        """How many of the listed images are labelled.
+    def choose(self, pool: list, labelled: int | str | None, seed: int, training: int) -> tuple[list, list, str]:
+        """Choose the labelled ones of the listed images: (labelled, rest, a sentence on how they were chosen).
 
-        labelled: None for all that are listed, a number of them, or a part of all training images such as "1/8":
-            UniMatch's 1_8 are 1/8 of 10,582. More than are listed is an error
-        listed: how many images the list has; training: all training images, the listed ones among them
+        pool: what is listed; labelled: None for all of it, a number, or a part of all training images such as "1/8":
+            UniMatch's 1_8 are 1/8 of 10,582. If it is not all, they are drawn by the seed, with a warning
+        training: how many training images there are, the listed ones among them
         """
         wanted = datasets.count(labelled, training) if isinstance(labelled, str) else labelled
-        if isinstance(wanted, int) and wanted > listed:
+        if isinstance(wanted, int) and wanted > len(pool):
             part = f", {wanted} images," if isinstance(labelled, str) else ""
             raise ValueError(
-                f"labelled={labelled!r}{part} is more than the {listed} that {self.labelled} lists; with a split "
+                f"labelled={labelled!r}{part} is more than the {len(pool)} that {self.labelled} lists; with a split "
                 f"`labelled` can be left out (None): all listed images are labelled then"
             )
-        return listed if wanted is None else datasets.count(wanted, listed)
-
-    def provenance(self, count: int, listed: int, seed: int) -> str:
-        """Say how `count` labelled images came from the list."""
+        count = len(pool) if wanted is None else datasets.count(wanted, len(pool))
         source = f"UniMatch's list {self.name} (commit {COMMIT})" if self.name else str(self.labelled)
-        if count == listed:
-            return f"the {count} labelled images are {source}"
-        return datasets.drawn(count, seed, f"{listed} of {source}")
+        provenance = f"the {count} labelled images are {source}"
+        if count < len(pool):
+            provenance = datasets.drawn(count, seed, f"{len(pool)} of {source}")
+            if count:
+                warnings.warn(provenance, stacklevel=3)
+        return *datasets.draw(pool, count, seed), provenance
 
 
 def names(family: str) -> list[str]:
@@ -79,8 +80,10 @@ def names(family: str) -> list[str]:
 
 def find(split: str | int | Path, family: str) -> Lists:
     """Find the lists that `split` stands for: a name of UniMatch's, or a folder of lists in its format."""
-    name = _name(split, family)
-    if name is not None:
+    name = str(split)
+    if isinstance(split, int):  # in YAML 92 is a number, and so is 1_16: 116
+        name = next((name for name in names(family) if name.replace("_", "") == str(split)), name)
+    if name in names(family):
         return _published(family, name)
     folder = Path(str(split)).expanduser()
     if not folder.is_dir():
@@ -93,13 +96,6 @@ def find(split: str | int | Path, family: str) -> Lists:
         raise FileNotFoundError(f"{folder} has no labeled.txt, or neither it nor {folder.parent} has val.txt")
     train = (folder / "unlabeled.txt", folder / "train_aug.txt", folder.parent / "train_aug.txt")
     return Lists(folder / "labeled.txt", val, next((path for path in train if path.is_file()), None))
-
-
-def _name(split: str | int | Path, family: str) -> str | None:
-    """Name of a list of UniMatch's; None if it is none."""
-    if isinstance(split, int):  # in YAML 92 is a number, and so is 1_16: 116
-        return next((name for name in names(family) if name.replace("_", "") == str(split)), None)
-    return str(split) if str(split) in names(family) else None
 
 
 def _published(family: str, name: str) -> Lists:

@@ -7,14 +7,14 @@ drawn at random, but evenly spaced over the videos.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from math import gcd
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from plg_utils import class_files, datasets, files
-from plg_utils.records import Dataset, Sample
+from plg_utils.records import SPLITS, Dataset, Sample
 
 CLASS_FILE = datasets.CLASS_FILES / "camvid.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -52,47 +52,34 @@ def load(
     test = _entries(root, "test") if (root / "test").is_dir() else []
     splits = {"train": train, "val": val, "test": test}
     datasets.check_disjoint(**{split: [image.stem for image, _ in entries] for split, entries in splits.items()})
+    datasets.check_count("shrink", shrink, "a whole number from 1 on: 2 is half the size", least=1)
     train = sorted(train, key=lambda entry: _video_and_frame(entry[0].stem))
     taken = set(spaced(len(train), datasets.count(labelled, len(train)), seed))
-    chosen = [entry for index, entry in enumerate(train) if index in taken]
-    rest = [entry for index, entry in enumerate(train) if index not in taken]
-    missing = [path for entry in chosen for path in entry if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} files of the labelled frames are not there, e.g. {missing[0]}; fetch them"
-        )
-    if not datasets.is_count(shrink) or shrink < 1:
-        raise ValueError(f"shrink={shrink!r} must be a whole number from 1 on: 2 is half the size")
-    classes = class_files.read(CLASS_FILE)
-
-    def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
-        is_open = split in truth_of
-        read = (
-            datasets.photo(image, label if is_open else None, num_classes=classes.num_classes, void=True, root=root)
-            for image, label in entries
-        )
-        return tuple(smaller(sample, shrink) if shrink > 1 else sample for sample in read)
-
-    return datasets.Loaded(
+    dataset = datasets.from_pairs(
         "camvid",
-        classes,
-        labelled=samples("labelled", chosen),
-        unlabelled=samples("unlabelled", rest[:limit]),
-        val=samples("val", val[:limit]),
-        test=samples("test", test[:limit]),
-        provenance=f"the {len(chosen)} labelled frames are evenly spaced over the videos, moved by seed {seed}: "
+        class_files.read(CLASS_FILE),
+        {
+            "labelled": [entry for index, entry in enumerate(train) if index in taken],
+            "unlabelled": [entry for index, entry in enumerate(train) if index not in taken],
+            "val": val,
+            "test": test,
+        },
+        root=root,
+        truth_of=truth_of,
+        limit=limit,
+        listed=root / ("train.txt" if (root / "train.txt").is_file() else "train"),
+        void=True,
+        provenance=f"the {len(taken)} labelled frames are evenly spaced over the videos, moved by seed {seed}: "
         "no published numbers are known for them",
+    )
+    if shrink == 1:
+        return dataset
+    return replace(
+        dataset, **{split: tuple(smaller(sample, shrink) for sample in getattr(dataset, split)) for split in SPLITS}
     )
 
 
-@dataclass(frozen=True)
-class Smaller(Sample):
-    """A sample at a part of the size of its files."""
-
-    source: Path | None = None  # file of the photo at full size; `path` of a Photo would be what image() returns
-
-
-def smaller(sample: Sample, factor: int) -> Smaller:
+def smaller(sample: Sample, factor: int) -> Sample:
     """Sample at 1 / factor of its height and width, rounded down.
 
     A pixel of the photo is the mean of factor x factor pixels. A pixel of the label map is the value in the middle of
@@ -110,14 +97,12 @@ def smaller(sample: Sample, factor: int) -> Smaller:
         height, width = label.shape[0] // factor, label.shape[1] // factor
         return np.ascontiguousarray(label[factor // 2 :: factor, factor // 2 :: factor][:height, :width])
 
-    return Smaller(
-        sample.id,
-        image,
-        truth if sample.read_truth else None,
-        sample.read_tags,
+    return replace(
+        sample,
+        read_image=image,
+        read_truth=truth if sample.read_truth else None,
         read_content=lambda: f"1/{factor} {sample.content}",
         read_truth_content=lambda: f"{sample.truth_content}/{factor}",
-        source=getattr(sample, "path", None),
     )
 
 

@@ -10,9 +10,9 @@ crowd is void. mIoU on these maps need not equal mIoU on those of others (UniMat
 """
 
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances, _splits
@@ -23,8 +23,7 @@ YEARS = (2014, 2017)
 SMOKE = {"labelled": 2, "limit": 2}
 
 
-@dataclass(frozen=True)
-class _Set:
+class _Set(NamedTuple):
     """Photos that share a json: those of train or of val."""
 
     instances: Path
@@ -71,38 +70,27 @@ def load(
     train, val = _parts(root, year, seed)
     if split is None:
         pool, val_ids = list(train.photos), list(val.photos)
-        count = datasets.count(232 if labelled is None else labelled, len(pool))
-        provenance = datasets.drawn(count, seed)
+        chosen, _, provenance = datasets.choose(pool, 232 if labelled is None else labelled, seed)
         warnings.warn("COCO's labelled images are drawn by a seed: this compares with nothing published", stacklevel=2)
     else:
         lists = _splits.find(split, "coco")
         pool, val_ids = _listed(lists, train, val)
-        count = lists.count(labelled, len(pool), len(train.photos))
-        provenance = lists.provenance(count, len(pool), seed)
-        if 0 < count < len(pool):
-            warnings.warn(provenance, stacklevel=2)
-    chosen, _ = datasets.draw(pool, count, seed)
+        chosen, _, provenance = lists.choose(pool, labelled, seed, training=len(train.photos))
     taken = set(chosen)
-    ids = {
-        "labelled": chosen,
-        "unlabelled": [id for id in train.photos if id not in taken][:limit],
-        "val": val_ids[:limit],
-    }
+    unlabelled = [id for id in train.photos if id not in taken][:limit]
+    ids = {"labelled": chosen, "unlabelled": unlabelled, "val": val_ids[:limit]}
     datasets.check_disjoint(**ids)
 
     classes = class_files.read(CLASS_FILE)
-    painted = {}
+    samples, broken = {}, {}
     for part, splits in ((train, ("labelled", "unlabelled")), (val, ("val",))):
         wanted = [id for name in splits if name in truth_of for id in ids[name]]
-        folder = _instances.cache_of(part.instances, cache, classes)
-        made = _instances.make_maps(part.instances, folder, wanted, classes, partial(_read, part.instances, classes))
-        painted |= {name: made for name in splits}
-    _instances.warn_of_broken(painted["labelled"].broken | painted["val"].broken, "coco")
-    photos = {"labelled": train.photos, "unlabelled": train.photos, "val": val.photos}
-    samples = {
-        name: tuple(painted[name].sample(photos[name][id], classes.num_classes) for id in ids[name]) for name in ids
-    }
-    return datasets.Loaded("coco", classes, **samples, provenance=provenance)
+        read_it = partial(_read, part.instances, classes)
+        painted = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
+        broken |= painted.broken
+        samples |= {name: tuple(painted.sample(part.photos[id]) for id in ids[name]) for name in splits}
+    _instances.warn_of_broken(broken, "coco")
+    return Dataset("coco", classes, **samples, provenance=provenance)
 
 
 def _read(path: Path, classes: Classes) -> tuple[_instances.Instances, dict[int, int]]:

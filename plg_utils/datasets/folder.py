@@ -14,7 +14,7 @@ from pathlib import Path
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances
-from plg_utils.records import IGNORE, Classes, Dataset, Sample
+from plg_utils.records import IGNORE, Classes, Dataset
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SMOKE = {"classes": ["cat", "dog"]}
@@ -57,48 +57,30 @@ def load(
     if content and not mapped:
         listed = f"e.g. {min(content.sizes)}" if content.sizes else "it lists none at all"
         raise FileNotFoundError(f"{labels} lists no image with the name of a photo, {listed}")
-    if not datasets.is_count(val):
-        raise ValueError(f"val={val!r} must be a number of photos with label map")
+    datasets.check_count("val", val, "a number of photos with label map")
     left = len(mapped) - val
     if left < 0 or (labels and isinstance(labelled, int) and labelled > left):
-        asked = f"labelled={labelled} and val={val}"
-        raise ValueError(
-            f"{asked}: only {len(mapped)} of the photos have a label map; ask for fewer, or add label maps"
-        )
+        problem = f"labelled={labelled} and val={val}: only {len(mapped)} of the photos have a label map"
+        raise ValueError(f"{problem}; ask for fewer, or add label maps")
     if labels is None:
         labelled = 0  # notebooks always name a number
-    count = left if labelled is None else datasets.count(labelled, left)
-
     measured, rest = datasets.draw(mapped, val, seed)
-    taught, _ = datasets.draw(rest, count, seed)
-    ids = {
-        "labelled": taught,
-        "unlabelled": sorted(photos.keys() - set(measured) - set(taught))[:limit],
-        "val": measured[:limit],
-    }
+    taught, _, provenance = datasets.choose(rest, left if labelled is None else labelled, seed)
+    if taught and len(taught) == len(mapped):
+        provenance = f"all {len(taught)} photos with a label map are labelled: no published list is followed"
+
+    unlabelled = sorted(photos.keys() - set(measured) - set(taught))[:limit]
+    ids = {"labelled": taught, "unlabelled": unlabelled, "val": measured[:limit]}
     has_map = set(mapped)
     seen = dict.fromkeys(id for split in ids if split in truth_of for id in ids[split] if id in has_map)
-    remarks = ()
     if content:
         painted = _painted(content, seen, chosen_classes)
-        remarks = _remarks(content, photos, painted)
-
-    provenance = datasets.drawn(count, seed)
-    if 0 < count == len(mapped):
-        provenance = f"all {count} photos with a label map are labelled: no published list is followed"
-
-    def sample(id: str) -> Sample:
-        if content:
-            return painted.sample(photos[id], chosen_classes.num_classes)
-        return datasets.photo(photos[id], maps[id] if id in seen else None, num_classes=chosen_classes.num_classes)
-
-    return datasets.Loaded(
-        "folder",
-        chosen_classes,
-        **{split: tuple(sample(id) for id in ids[split]) for split in ids},
-        provenance=provenance,
-        remarks=remarks,
-    )
+        remarks, sample = _remarks(content, photos, painted), painted.sample
+    else:
+        remarks, shown, num_classes = (), {id: maps[id] for id in seen}, chosen_classes.num_classes
+        sample = lambda photo: datasets.photo(photo, shown.get(photo.stem), num_classes=num_classes)  # noqa: E731
+    samples = {split: tuple(sample(photos[id]) for id in ids[split]) for split in ids}
+    return Dataset("folder", chosen_classes, **samples, provenance=provenance, remarks=remarks)
 
 
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
@@ -128,7 +110,6 @@ def _photos(root: Path) -> dict[str, Path]:
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: rename one")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder with the name of a photo: rename it, or move it away")
-        files.check_stem(path.stem)
     return {path.stem: path for path in first.values()}
 
 
@@ -158,8 +139,8 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
             f"{', '.join(classes.names[index] for index in classes.foreground)[:200]}"
         )
     values = {id: nothing if value is None else value for id, value in found.items()}
-    cache = _instances.cache_of(content.path, files.data_root() / "folder_labels", classes, nothing, values)
-    painted = _instances.make_maps(content.path, cache, ids, classes, lambda: (content, values))
+    maps = files.data_root() / "folder_labels"
+    painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values)
     _instances.warn_of_broken(painted.broken, "folder")
     lost = Counter(
         content.categories[annotation["category_id"]]

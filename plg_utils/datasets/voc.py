@@ -5,17 +5,16 @@
 The labelled images come from a list of UniMatch's (`split`), or are drawn at random from the train list.
 """
 
-import warnings
 from pathlib import Path, PurePosixPath
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _splits
-from plg_utils.records import Dataset, Sample
+from plg_utils.records import Dataset
 
 CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
 SMOKE = {"labelled": 2, "limit": 2}
 
-Entry = tuple[str, str | None]  # photo and label map, below the root
+Entry = tuple[str, str | None]  # photo and label map, below the root; texts, since paths take as long as all the rest
 
 
 def load(
@@ -52,65 +51,45 @@ def load(
             raise FileNotFoundError(
                 f"{root} has no folder {part}: root must be the folder VOC2012 of VOCdevkit (for run.py: -p data_root)"
             )
-    lists = root / "ImageSets" / "Segmentation"
-    listed = _splits.find(split, "pascal") if split is not None else None
-    if listed:
-        pool, val = _read_list(listed.labelled), _read_list(listed.val)
-        others = _read_list(listed.train) if listed.train else []
-    elif (lists / "train.txt").is_file() and (lists / "val.txt").is_file():
-        pool, val = _read_list(lists / "train.txt"), _read_list(lists / "val.txt")
-        others = _read_list(lists / "train_aug.txt") if (lists / "train_aug.txt").is_file() else []
+    folder = root / "ImageSets" / "Segmentation"
+    own = _splits.Lists(folder / "train.txt", folder / "val.txt", folder / "train_aug.txt")
+    lists = own if split is None else _splits.find(split, "pascal")
+    if split is None and not (own.labelled.is_file() and own.val.is_file()):
+        pool, others, val = _drawn_lists(root, folder, seed)
     else:
-        pool, others, val = _drawn_lists(root, lists, seed)
-    named = listed.labelled if listed else lists / "train.txt"
-    if not pool and named.is_file():
-        raise ValueError(f"{named} lists no image: write an id in each line")
-    if listed:
-        count = listed.count(labelled, len(pool), len({_id(entry) for entry in pool + others}))
-        provenance = listed.provenance(count, len(pool), seed)
-        if 0 < count < len(pool):
-            warnings.warn(provenance, stacklevel=2)
+        pool, val = _read_list(lists.labelled), _read_list(lists.val)
+        others = _read_list(lists.train) if lists.train and lists.train.is_file() else []
+        if not pool:
+            raise ValueError(f"{lists.labelled} lists no image: write an id in each line")
+    if split is None:
+        chosen, rest, provenance = datasets.choose(pool, 92 if labelled is None else labelled, seed)
     else:
-        count = datasets.count(92 if labelled is None else labelled, len(pool))
-        provenance = datasets.drawn(count, seed)
-    chosen, rest = datasets.draw(pool, count, seed)
-    taken = {_id(entry) for entry in chosen}
-    unlabelled = [entry for entry in {_id(entry): entry for entry in others + rest}.values() if _id(entry) not in taken]
-    leaked = sorted((taken | {_id(entry) for entry in unlabelled}) & {_id(entry) for entry in val})
-    if leaked:
-        what = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
-        raise ValueError(f"{what}; the labelled ones are from {named}: keep each image in one of them")
-    classes = class_files.read(CLASS_FILE)
-
-    def samples(split: str, entries: list[Entry]) -> tuple[Sample, ...]:
-        is_open, options = split in truth_of, {"num_classes": classes.num_classes, "root": root}
-        return tuple(
-            datasets.photo(root / image, root / label if label and is_open else None, **options)
-            for image, label in entries
-        )
-
+        chosen, rest, provenance = lists.choose(pool, labelled, seed, len({_id(entry) for entry in pool + others}))
     mapless = [photo for photo, label in chosen if label is None]
     if mapless:
-        what = f"{named} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
-        raise ValueError(f"{what}; write the id alone, or the label map behind the photo")
-    missing = [path for entry in chosen for path in entry if not (root / path).is_file()]
-    if missing:
-        without_sbd = listed is not None and missing[0].endswith(".png")  # its photo is there
-        hint = "; VOCdevkit has 2,913 label maps, those of the 10,582 images of train_aug are SBD's" * without_sbd
-        what = f"{len(missing)} files of the labelled images in {named} are not below {root}, e.g. {missing[0]}{hint}"
-        raise FileNotFoundError(f"{what}; correct the list, or fetch the files that it names")
-    return datasets.Loaded(
+        problem = f"{lists.labelled} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
+        raise ValueError(f"{problem}; write the id alone, or the label map behind the photo")
+    taken = {_id(entry) for entry in chosen}
+    unlabelled = {_id(entry): entry for entry in others + rest if _id(entry) not in taken}
+    leaked = sorted((taken | unlabelled.keys()) & {_id(entry) for entry in val})
+    if leaked:
+        problem = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
+        raise ValueError(f"{problem}; the labelled ones are from {lists.labelled}: keep each image in one of them")
+    return datasets.from_pairs(
         "voc",
-        classes,
-        labelled=samples("labelled", chosen),
-        unlabelled=samples("unlabelled", unlabelled[:limit]),
-        val=samples("val", val[:limit]),
+        class_files.read(CLASS_FILE),
+        {"labelled": chosen, "unlabelled": list(unlabelled.values()), "val": val},
+        root=root,
+        truth_of=truth_of,
+        limit=limit,
+        listed=lists.labelled,
+        hint="" if split is None else "; VOCdevkit has 2,913 label maps, those of the 10,582 of train_aug are SBD's",
         provenance=provenance,
     )
 
 
 def _id(entry: Entry) -> str:
-    return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]  # a path object takes as long as all the rest of a load
+    return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def _read_list(path: Path) -> list[Entry]:
@@ -119,9 +98,8 @@ def _read_list(path: Path) -> list[Entry]:
     for where, words in datasets.read_list(path):
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
         if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
-            raise ValueError(
-                f"{where}: {' '.join(words)!r} is neither an id nor a photo and a label map below the root"
-            )
+            line = " ".join(words)
+            raise ValueError(f"{where}: {line!r} is neither an id nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
             id = files.check_stem(words[0], where)
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
@@ -130,11 +108,11 @@ def _read_list(path: Path) -> list[Entry]:
     return entries
 
 
-def _drawn_lists(root: Path, lists: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Lists where train.txt or val.txt is missing: pool, val (a quarter of all label maps), and photos without map."""
+def _drawn_lists(root: Path, folder: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Lists where train.txt or val.txt is missing: pool, photos without map, and val (a quarter of all label maps)."""
     photos = sorted(path.stem for path in datasets.files_in(root / "JPEGImages", (".jpg",)))
-    if (lists / "all.txt").is_file():
-        mapped = [_id(entry) for entry in _read_list(lists / "all.txt")]
+    if (folder / "all.txt").is_file():
+        mapped = [_id(entry) for entry in _read_list(folder / "all.txt")]
     else:
         maps = {path.stem for path in datasets.files_in(root / "SegmentationClass", (".png",), "label map")}
         mapped = [id for id in photos if id in maps]

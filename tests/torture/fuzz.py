@@ -10,18 +10,18 @@ file that takes seconds or more memory than there is, is a failure, and is kept.
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import resource
-import select
 import shutil
-import signal
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,7 @@ from plg_utils.records import Classes, Dataset, Masks
 NO_IMAGES = Dataset("none", Classes(("thing",), (("thing",),), ((0, 0, 0),), None), labelled=())
 SECONDS = 10  # for one file
 MEMORY = 6 * 2**30  # bytes of address space, of which torch's libraries take most
+FORK = multiprocessing.get_context("fork")
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 36, 3), dtype=np.uint8)
 LABEL = np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4
@@ -65,17 +66,27 @@ def write_manifest(path: Path) -> None:
     (path.parent / "manifest.json").rename(path)
 
 
+@contextmanager
+def naming(path: Path, *copies: Path) -> Iterator[None]:
+    """Let an error that names a copy of the file, or a folder made of it, name the file."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        for copy in copies:
+            text = text.replace(str(copy), str(path))
+        raise ValueError(text) from error
+
+
 def read_manifest(path: Path) -> None:
     """Open a stage whose manifest this is, and one that comes after it."""
     folder = path.parent / "stage"
     folder.mkdir(exist_ok=True)
     shutil.copy(path, folder / "manifest.json")
     try:
-        store.stage(path.parent / "next", dataset=NO_IMAGES, parameters={}, parents=[folder])
-        store.stage(folder, dataset=NO_IMAGES, parameters={"points": 16}).todo([], [])
-    except (ValueError, OSError) as error:
-        told = str(error).replace(str(folder / "manifest.json"), str(path)).replace(str(folder), str(path))
-        raise type(error)(told) from error
+        with naming(path, folder / "manifest.json", folder):
+            store.stage(path.parent / "next", dataset=NO_IMAGES, parameters={}, parents=[folder])
+            store.stage(folder, dataset=NO_IMAGES, parameters={"points": 16}).todo([], [])
     finally:
         shutil.rmtree(folder)
         shutil.rmtree(path.parent / "next", ignore_errors=True)
@@ -107,12 +118,10 @@ def read_voc(path: Path) -> None:
             place = root / "ImageSets" / "Segmentation" / f"{name}.txt"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text("".join(f"2007_00000{k}\n" for k in numbers), encoding="utf-8")
-    shutil.copy(path, root / "ImageSets" / "Segmentation" / "train.txt")
-    try:
+    train = root / "ImageSets" / "Segmentation" / "train.txt"
+    shutil.copy(path, train)
+    with naming(path, train):
         datasets.load("voc", root=root, labelled=1)
-    except (ValueError, OSError) as error:
-        told = str(error).replace(str(root / "ImageSets" / "Segmentation" / "train.txt"), str(path))
-        raise type(error)(told) from error
 
 
 def write_run(path: Path) -> None:
@@ -196,20 +205,22 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def try_all(kind: str, names: list[Path], pipe: int) -> None:
-    """Read files one after another, telling through a pipe which is at work and what came of it."""
+def try_all(kind: str, paths: list[Path], results: Connection) -> None:
+    """Read files one after another, in a child process; send what came of each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    read = KINDS[kind][2]
-    for path in names:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    for path in paths:
         try:
-            read(path)
+            KINDS[kind][2](path)
             outcome = "read"
         except (ValueError, OSError) as error:
             outcome = "refused" if str(path) in str(error) or path.name in str(error) else f"not named: {error!r}"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
-        os.write(pipe, (json.dumps(outcome[:300]) + "\n").encode())
+        results.send(outcome[:300])
 
 
 def damage(kind: str, count: int, seed: int, folder: Path) -> list[Path]:
@@ -229,43 +240,27 @@ def outcomes_of(kind: str, paths: list[Path], kept: Path, bar: tqdm) -> Counter:
     """Read files in a child process, and those after one that kills it in another; what fails is copied to `kept`."""
     outcomes = Counter()
     while paths:
-        reads, writes = os.pipe()
-        if not (child := os.fork()):
-            os.close(reads)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            try_all(kind, paths, writes)
-            os._exit(0)
-        os.close(writes)
-        done, said, end = 0, b"", time.monotonic() + SECONDS
-        while True:
-            ready, _, _ = select.select([reads], [], [], max(0, end - time.monotonic()))
-            chunk = os.read(reads, 65536) if ready else b""
-            if not chunk:
-                break
-            *lines, said = (said + chunk).split(b"\n")
-            for line in lines:
-                outcome = json.loads(line)
-                outcomes[outcome if outcome in ("read", "refused") else "failed"] += 1
-                if outcome not in ("read", "refused"):
-                    keep(kept, kind, paths[done], outcome)
-                done += 1
-                bar.update()
-            if lines:
-                end = time.monotonic() + SECONDS
-        os.close(reads)
-        hangs = not ready
-        if hangs:
-            os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        if done < len(paths):
-            what = "hang" if hangs else f"crash, signal {os.WTERMSIG(status) if os.WIFSIGNALED(status) else status}"
-            outcomes["hung" if hangs else "crashed"] += 1
-            keep(kept, kind, paths[done], what)
-            done += 1
+        results, sender = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=try_all, args=(kind, paths, sender))
+        child.start()
+        sender.close()
+        end = ""
+        while paths and not end:
+            try:
+                outcome = results.recv() if results.poll(SECONDS) else ""
+                end = "" if outcome else "hung"
+            except EOFError:
+                child.join()
+                end = "crashed"
+                outcome = f"exit code {child.exitcode}"
+            kind_of_outcome = end or (outcome if outcome in ("read", "refused") else "failed")
+            outcomes[kind_of_outcome] += 1
+            path, *paths = paths
+            if kind_of_outcome not in ("read", "refused"):
+                keep(kept, kind, path, f"{end} {outcome}")
             bar.update()
-        paths = paths[done:]
+        child.kill()
+        child.join()
     return outcomes
 
 
