@@ -65,10 +65,10 @@ def of_file(kind: str, call: Callable, file: str, remedy: str, *rows: tuple, bes
     return [Case(kind, wrong, (beside or {}) | {file: bad}, call, (*always, *words)) for wrong, bad, *words in rows]
 
 
-def of_call(kind: str, sound: dict[str, Any], *rows: tuple, call: Callable[[], Any] | None = None) -> list[Case]:
-    """Cases beside sound files; rows: what is wrong, the files of a `call` or else a call itself, words."""
-    cases = [(wrong, bad, call, words) if call else (wrong, {}, bad, words) for wrong, bad, *words in rows]
-    return [Case(kind, wrong, sound | bad, call, tuple(words)) for wrong, bad, call, words in cases]
+def cases(kind: str, sound: dict, *rows: tuple, call: Callable[[], Any] | None = None) -> list[Case]:
+    """Cases beside sound files; rows: what is wrong, the bad files that `call` reads, or a bad call, words."""
+    parts = [(wrong, bad, call, words) if call else (wrong, {}, bad, words) for wrong, bad, *words in rows]
+    return [Case(kind, wrong, sound | bad, call, tuple(words)) for wrong, bad, call, words in parts]
 
 
 # Files
@@ -158,7 +158,7 @@ read_weights = partial(files.read_weights, "a.safetensors", NETWORK)
 read_embeddings = partial(files.read_embeddings, "a.safetensors")
 read_classes, read_tags = partial(class_files.read, "pets.yaml"), partial(tags.read, "tags.yaml", CAMVID)
 load_state = partial(training.load_state, "state.safetensors", optimiser=OPTIMIZER, average=None)
-load_sound = partial(load_state, {"steps": 5}, NETWORK)
+load_sound = partial(load_state, settings={"steps": 5}, model=NETWORK)
 load_classifier = partial(classifier.load, "c.safetensors", CAMVID)
 stage = partial(store.stage, dataset=NO_IMAGES, parameters={})
 sam, clip = partial(partial, checkpoints.load_sam_state), partial(partial, checkpoints.load_clip_state)
@@ -211,7 +211,7 @@ CASES += of_file("photo", read_photo, "a.jpg", "",
     ("has a comment of 3 MB in 3 kB", png(W, H, 8, 2, comment=b"x" * 3_000_000), "too large", "remove"),
     ("has integers of 32 bits", encoded(ZEROS.astype(np.int32), "TIFF"), "32-bit", "remove"),
     ("is PostScript, for which PIL starts a program", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n", "remove"))
-CASES += of_call("photo", PHOTOS,
+CASES += cases("photo", PHOTOS,
     ("has the name of another one", {"photos/a.jpg": PHOTO}, "a.jpg and a.png", "rename"),
     ("differs from another one in case alone", {"photos/A.png": PHOTO}, "A.png and a.png", "rename"),
     ("is a folder among photos", {"photos/d.png": DIR}, "d.png", "rename"),
@@ -227,10 +227,11 @@ CASES += of_file("label map", read_label, "a.png", "",
     ("is grey of 2 bits, where readers turn 3 into 255", png(W, H, 2, 0, b"\0\x1b\x1b" * H), "2 bits", "8-bit"),
     ("has values of no class", LABEL + 7, "[7, 8, 9, 10]", "0 to 3", "classes"),
     ("says 50,000 x 50,000 pixels", png(50_000, 50_000, 8, 0), "smaller"))
-CASES += of_call("label map", PHOTOS,
+CASES += cases("label map", PHOTOS,
     ("has another size than its photo", {"maps/b.png": LABEL.T.copy()}, "b.png is (8, 6)", "(6, 8)", "resized"),
     ("has CamVid's void, 11, where 255 is void", {"maps/b.png": ZEROS + 11}, "b.png", "[11]", "255"),
-    ("belongs to no photo", {f"maps/{id}.png": None for id in "abc"} | {"maps/z.png": LABEL}, "maps", "a.png"), call=load_folder)
+    ("belongs to no photo", {f"maps/{id}.png": None for id in "abc"} | {"maps/z.png": LABEL}, "maps", "a.png"),
+    call=load_folder)
 
 CASES += of_file("masks", read_masks, "a.json", "again",
     ("are nested a hundred thousand times", "[" * 100_000, "recursion"),
@@ -255,10 +256,8 @@ CASES += of_file("class file", read_classes, "pets.yaml", "",
     ("has a key of another spelling", "classes: [{name: cat, color: [1, 2, 3]}]", "color", "only colour"),
     ("lists no class", "classes: []", "at least one"),
     ("lists a class twice", "classes: [{name: cat}, {name: cat}]", "more than once", "cat"),
-    ("lists a class without a name", "classes: [{words: [cat]}]", "needs", "name"),
     ("has the key of the classes twice", "classes: [{name: cat}]\nclasses: [{name: dog}]", "twice", "keep one"),
     ("has a template without a place for the word", "classes: [{name: cat}]\ntemplates: [a photo]", "one {}"),
-    ("has a template with another brace", "classes: [{name: cat}]\ntemplates: ['{} {0}']", "no other brace"),
     ("has `no` for a name, which YAML reads as false", "classes: [{name: no}]", "False", "quotes"),
     ("has a date that does not exist", "classes: [{name: 2001-99-99}]", "month"),
     ("has a number for a word", "classes: [{name: cat, words: [cat, 1]}]", "words of cat", "quotes"),
@@ -282,11 +281,11 @@ CASES += of_file("split list", load_voc, f"{LISTS}/train.txt", "",
     ("is UTF-16", "a\nb\n".encode("utf-16"), "UTF-8", "save"),
     ("holds a control character", "a\0b\n", "line 1", "Rename"),
     ("hides a file", ".a\n", "line 1", "Rename"), beside=VOC)
-CASES += of_call("split list", VOC | {"mine/labeled.txt": "a\n"},
+CASES += cases("split list", VOC | {"mine/labeled.txt": "a\n"},
     ("is not UniMatch's", voc(split="1_9"), "1_9", "did you mean '1_8'?"),
     ("has no val.txt beside it", voc(split="mine"), "mine", "val.txt"))
 
-CASES += of_call("data set option", PHOTOS | VOC,
+CASES += cases("data set option", PHOTOS | VOC,
     ("is misspelt", voc(labeled=3), "'labeled'", "did you mean 'labelled'"),
     ("asks for more labels than there are", voc(labelled=9), "labelled=9", "0 to 2"),
     ("asks for a part that gives no image", voc(labelled="1/99"), "1/99", "larger part"),
@@ -313,7 +312,6 @@ CASES += of_file("annotations", load_objects, "objects.json", "",
     ("lack the categories", {"images": [], "annotations": []}, "categories", "needs"),
     ("are a mapping where a list belongs", objects() | {"annotations": {}}, "annotations is not a list", "needs"),
     ("have an image's id twice", objects() | {"images": [IMAGE, IMAGE | {"file_name": "b.png"}]}, "images", "id 1"),
-    ("have a category's id twice", objects() | {"categories": [CAT, CAT | {"name": "dog"}]}, "categories", "id 7"),
     ("have a category without name", objects() | {"categories": [{"id": 7, "name": None}]}, "category 7"),
     ("are of other photos", objects({"file_name": "z.png"}), "e.g. z"),
     ("are of other classes", objects() | {"categories": [CAT | {"name": "dog"}]}, "dog", "the classes are cat"),
@@ -323,7 +321,6 @@ CASES += of_file("annotations", load_objects, "objects.json", "",
 CASES += of_file("annotations", load_objects, "objects.json", "correct it", *((*row, "annotation 5") for row in (
     ("have a polygon of two corners", objects(segmentation=[[1, 1, 5, 5]]), "three corners"),
     ("have a corner far away", objects(segmentation=[[1, 1, 5, 5, 5, 1e9]]), "near the image"),
-    ("have a corner of 400 digits", objects(segmentation=[[1, 1, 5, 5, 5, 10**400]]), "near the image"),
     ("have no outline", objects(segmentation=None), "form"),
     ("have an empty outline", objects(segmentation=[]), "polygon"),
     ("have run lengths of another size", objects(segmentation={"size": [W, H], "counts": [48]}), "(8, 6)"),
@@ -335,7 +332,7 @@ CASES += of_file("annotations", load_objects, "objects.json", "correct it", *((*
 
 plan = partial(command, run.main, "mine --dry-run", published=Path("published"))
 RUN = "published/mine/parameters.yaml"
-CASES += of_call("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, bad, *words in (
+CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, bad, *words in (
     ("is not YAML", "steps: [", "parameters.yaml", "YAML", "line 1"),
     ("is a list", "- steps", "parameters.yaml", "`name: value`"),
     ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean steps?"),
@@ -347,13 +344,12 @@ CASES += of_call("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, 
     ("names an unknown preset", "preset: fats", "'fats'", "fast, balanced, paper"),
     ("has a grid that is a list", "grid: [1]", "`grid`", "`name: [value, value]`"),
     ("has a grid with a value, not a list", "grid: {seed: 5}", "seed: 5", "list of at least one value"),
-    ("has a grid with an empty list", "grid: {seed: []}", "seed: []", "list of at least one value"),
     ("has a grid of a misspelt parameter", "grid: {sede: [1]}", "'sede'", "did you mean seed"),
     ("has a parameter in the grid too", "seed: 1\ngrid: {seed: [1]}", "seed", "keep one"))), call=plan)
-CASES += of_call("parameter file", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"},
+CASES += cases("parameter file", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"},
     ("shares an unknown stage", partial(command, run.main, "mine", published=Path("published")), "nope", "can"))
 
-CASES += of_call("run.py", {},
+CASES += cases("run.py", {},
     ("does not know the run", runner("dmo"), "'dmo'", "did you mean demo?", "parameters.yaml"),
     ("gets a run that leads elsewhere", runner("../demo"), "'../demo'"),
     ("gets no run", runner(""), "required: RUN"),
@@ -367,12 +363,12 @@ CASES += of_call("run.py", {},
     ("gets -p with a number for a file", runner("demo -p class_file 5"), "class_file is 5", "path of a file"),
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
     ("gets --keep without a grid", runner("demo --keep"), "add -g NAME VALUES"))
-CASES += of_call("doctor.py", {},
+CASES += cases("doctor.py", {},
     ("does not know the run", doctor_of("dmo"), "did you mean demo?"),
     ("gets -p with a misspelt parameter", doctor_of("demo -p stpes 5"), "did you mean steps?"),
     ("gets -p without a value", doctor_of("demo -p steps"), "expected 2"))
 
-CASES += of_call("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt": "a\na\n", "other.txt": "a.png\n"},
+CASES += cases("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt": "a\na\n", "other.txt": "a.png\n"},
     ("gets no classes", scorer("maps maps"), "required: --classes"),
     ("does not know the classes", scorer("maps maps --classes vox"), "--classes vox", "path of a class file"),
     ("misses a folder", scorer("none maps --classes voc"), "none", "give one"),
@@ -381,15 +377,15 @@ CASES += of_call("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt
     ("gets an id twice", scorer("maps maps --classes voc --ids twice.txt"), "twice.txt", "one line"),
     ("gets file names for ids", scorer("maps maps --classes voc --ids other.txt"), "a.png", "list of ids"),
     ("is to write into a folder's name", scorer("maps maps --classes voc --json ."), "--json", "name of a"))
-CASES += of_call("validator", PHOTOS,
+CASES += cases("validator", PHOTOS,
     ("does not know the data set", validate("vok"), "invalid choice: 'vok'"),
     ("misses the folder", validate("folder --root none classes [x]"), "none", "folder of your photos"),
     ("gets an option without a value", validate("folder --root photos classes"), "each option needs a value"),
     ("gets an unknown option", validate("folder --root photos clases [x]"), "'clases'", "did you mean 'classes'"),
     ("gets broken YAML", validate("folder --root photos classes [x"), "the value of classes", "YAML"))
-CASES += of_call("validator", PHOTOS | {"photos/b.png": "no", "photos/d.jpg": ""},
+CASES += cases("validator", PHOTOS | {"photos/b.png": "no", "photos/d.jpg": ""},
     ("meets two broken photos", validate("folder --root photos classes [x]"), "b.png", "d.jpg", "would stop a run"))
-CASES += of_call("review", {"full/a.txt": "x"},
+CASES += cases("review", {"full/a.txt": "x"},
     ("gets neither a run nor a folder", review_of("--to new"), "--read"),
     ("gets a run that was not made", review_of("none --to new"), "run.json", "run notebooks/run.py none"),
     ("is to write no image", review_of("none --least 0 --to new"), "--least is 0", "from 1 on"),
@@ -397,7 +393,7 @@ CASES += of_call("review", {"full/a.txt": "x"},
     ("reads only forms of a run", review_of("none --form masks --to new"), "--form"))
 
 locate = partial(partial, checkpoints.locate)
-CASES += of_call("checkpoint", {"data/checkpoints/sam_vit_b_01ec64.pth": "x" * 99},
+CASES += cases("checkpoint", {"data/checkpoints/sam_vit_b_01ec64.pth": "x" * 99},
     ("has an unknown name", locate("sam_vit_x"), "'sam_vit_x'", "sam_vit_b"),
     ("is a branch of the hub", locate("hub:a/b@main"), "hub:a/b@main", "commit"),
     ("has another SHA-256", locate("sam_vit_b"), "sam_vit_b_01ec64.pth", "delete it"))
@@ -423,28 +419,28 @@ CASES += of_file("tags", read_tags, "tags.yaml", "",
 CASES += of_file("cue map", cue_maps, "maps/a.png", "",
     ("has another size than its image", LABEL.T.copy(), "(8, 6)", "size"),
     ("has values of no class", ZEROS + 99, "[99]", "classes"))
-CASES += of_call("cue map", {}, ("is in a folder that does not exist", cue_maps, "maps", "root"))
+CASES += cases("cue map", {}, ("is in a folder that does not exist", cue_maps, "maps", "root"))
 
 CASES += of_file("training state", load_sound, "state.safetensors", "remove it",
     ("is cut", partial(training_state, size=-5)),
     ("has no notes", save({"a": ZERO})),
     ("has notes without end", save({"a": ZERO}, {"training": "[" * 99_999})))
-CASES += of_call("training state", {"state.safetensors": training_state},
-    ("is that of another network", partial(load_state, {"steps": 5}, torch.nn.Linear(4, 2)), "state.safetensors", "remove it"),
-    ("is that of other settings", partial(load_state, {"steps": 6}, NETWORK), "steps: 5, now 6", "remove it"))
+CASES += cases("training state", {"state.safetensors": training_state},
+    ("is that of another network", partial(load_sound, model=torch.nn.Linear(4, 2)), "state.safetensors", "remove it"),
+    ("is that of other settings", partial(load_sound, settings={"steps": 6}), "steps: 5, now 6", "remove it"))
 
 CASES += of_file("manifest", partial(stage, "masks"), "masks/manifest.json", "delete it",
     ("is another file", {"a": 1}),
     ("has an unknown state", {"state": "ready", "fingerprint": "x"}))
-CASES += of_call("manifest", {},
+CASES += cases("manifest", {},
     ("of the stage before is missing", {"masks": DIR}, "masks", "manifest.json", "run the stage"),
     ("of the stage before is unfinished", RUNNING, "masks", "not finished", "run the stage"),
     call=partial(stage, "next", parents=["masks"]))
 
 CASES += of_file("results", read_rows, "results/mine/summary.json", "run.py mine", ("have no rows", {"rows": 5}))
 
-# Each file, missing, empty, of random bytes, and a folder
-NOT_A_FILE = {"missing": None, "empty": b"", "noise": bytes(range(128, 256)), "a folder": DIR}
+# Each kind of file is missing, empty, random bytes, or a folder; where "missing" is left out, that is a fresh start
+NO_FILE = {"missing": None, "empty": b"", "noise": bytes(range(128, 256)), "a folder": DIR}
 CASES += [case for kind, call, file, remedy, left_out, beside in (
     ("photo", read_photo, "a.jpg", "remove", (), {}),
     ("label map", read_label, "a.png", "again", (), {}),
@@ -453,12 +449,12 @@ CASES += [case for kind, call, file, remedy, left_out, beside in (
     ("annotations", load_objects, "objects.json", "", (), PHOTOS),
     ("tags", read_tags, "tags.yaml", "", (), {}),
     ("cue map", cue_maps, "maps/a.png", "", (), {}),
-    ("weights", read_weights, "a.safetensors", "train", ("a folder",), {}),
+    ("weights", read_weights, "a.safetensors", "train", (), {}),
     ("weights", load_classifier, "c.safetensors", "classifier", (), {}),
-    ("embeddings", read_embeddings, "a.safetensors", "again", ("a folder",), {}),
-    ("checkpoint", sam("a.pth"), "a.pth", "again", ("missing", "a folder"), {}),
-    ("checkpoint", clip("a.pt"), "a.pt", "again", ("missing", "a folder"), {}),
-    ("checkpoint", sam("a.safetensors"), "a.safetensors", "again", ("missing", "a folder"), {}),
+    ("embeddings", read_embeddings, "a.safetensors", "again", (), {}),
+    ("checkpoint", sam("a.pth"), "a.pth", "again", (), {}),
+    ("checkpoint", clip("a.pt"), "a.pt", "again", (), {}),
+    ("checkpoint", sam("a.safetensors"), "a.safetensors", "again", (), {}),
     ("training state", load_sound, "state.safetensors", "remove it", ("missing", "a folder"), {}),
     ("manifest", partial(stage, "masks"), "masks/manifest.json", "again", ("missing",), {}),
     ("manifest", lambda: stage("masks").register(["a"]), "masks/outputs.json", "delete", ("missing",), RUNNING),
@@ -468,12 +464,12 @@ CASES += [case for kind, call, file, remedy, left_out, beside in (
     ("scorer", scorer("maps maps --classes voc --ids ids.txt"), "ids.txt", "one", (), PHOTOS),
     ("scorer", scorer("maps maps --classes c.yaml"), "c.yaml", "", (), PHOTOS)
 ) for case in of_file(kind, call, file, remedy, *(
-    (f"{file} is {what}", bad) for what, bad in NOT_A_FILE.items() if what not in left_out), beside=beside)]
+    (f"{file} is {what}", bad) for what, bad in NO_FILE.items() if what not in left_out), beside=beside)]
 
 embeddings = torch.ones(2, 3)
 assign = partial(labels.assign, embeddings, embeddings)
 confusion = partial(metrics.confusion, LABEL)
-CASES += of_call("function argument", {},
+CASES += cases("function argument", {},
     ("maps of different sizes are counted", lambda: confusion(LABEL[1:], 4), "(6, 8)", "exact size"),
     ("a map of floats is counted", lambda: metrics.confusion(LABEL / 2, LABEL, 4), "float64", "integer"),
     ("values of no class are counted", lambda: confusion(LABEL + 7, 4), "the value 7", "0..3"),
@@ -570,8 +566,8 @@ def test_the_sound_files_of_the_rows_are_read(place):
 
 UNUSUAL = {
     "RGBA": encoded(PHOTO, mode="RGBA"), "CMYK": encoded(PHOTO, "JPEG", "CMYK"), "grey": encoded(ZEROS, "JPEG"),
-    "16 bits": encoded(LABEL.astype(np.uint16) * 256), "1 bit": encoded(LABEL, mode="1"), "TIFF": encoded(PHOTO, "TIFF"),
-    "palette": encoded(PHOTO, mode="P"), "WebP": encoded(PHOTO, "WEBP"),
+    "16 bits": encoded(LABEL.astype(np.uint16) * 256), "1 bit": encoded(LABEL, mode="1"),
+    "TIFF": encoded(PHOTO, "TIFF"), "palette": encoded(PHOTO, mode="P"), "WebP": encoded(PHOTO, "WEBP"),
     "animated": encoded(LABEL, "GIF", "P", save_all=True, append_images=[Image.new("P", (W, H))]),
 }  # fmt: skip
 
