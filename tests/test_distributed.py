@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def test_what_one_process_says_at_its_end_is_told(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(distributed, "_cores", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)  # twice that would be more than there are cores
     with pytest.raises(RuntimeError, match=r"2 processes failed in masks:[\s\S]*no such cat"):
         distributed.launch(2, "short", {"stage": "masks", "run": "seven"})
