@@ -1,8 +1,8 @@
 """Several processes do together what one does alone."""
 
 import json
-import subprocess
 import os
+import subprocess
 import sys
 from pathlib import Path
 
