@@ -84,7 +84,7 @@ def test_missing_maps_are_counted_and_named_before_any_is_read(folder, squares):
 def test_a_map_of_another_size_is_refused(folder, squares):
     root, samples = folder
     files.write_label(root / "b.png", np.ascontiguousarray(squares.truth.T))
-    with pytest.raises(ValueError, match=r"b\.png is \(24, 16\), its image \(16, 24\): a cue map has the exact size"):
+    with pytest.raises(ValueError, match=r"b\.png is \(24, 16\), its image \(16, 24\): a cue map has the size"):
         cams.build("folder", squares.classes, root=root)(samples)
 
 
@@ -192,6 +192,7 @@ def test_tags_that_are_closed_or_wrong_are_refused(squares):
 
 
 def test_images_of_one_size_go_together():
-    a, b = (4, 5), (5, 4)
-    assert list(encoders.same_size([a, b, a, a, b], 2)) == [[0, 2], [3], [1, 4]]
-    assert list(encoders.same_size([], 2)) == []
+    a, b, asked = (4, 5), (5, 4), []
+    made = encoders.by_size([a, b, a, a, b], 2, lambda together: asked.append(together) or [f"{k}" for k in together])
+    assert asked == [[0, 2], [3], [1, 4]] and made == list("01234")
+    assert encoders.by_size([], 2, iter) == []

@@ -35,6 +35,7 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
+from plg_utils.choices import one_of
 from plg_utils.labels import components
 from plg_utils.records import Masks
 
@@ -84,8 +85,7 @@ class SegmentEverything:
 
     def __post_init__(self):
         """Lay the grids, one for each layer of crops."""
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "{self.precision}"; right are "fp32" and "bf16"')
+        one_of(self.precision, ("fp32", "bf16"), "precision")
         self.grids = self.point_grids or build_all_layer_point_grids(
             self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
         )
