@@ -146,11 +146,10 @@ def test_crops_and_points_are_those_of_the_package(toy, changed):
 def test_point_grids_that_do_not_fit_are_refused(toy, name):
     grid = [[0.5, 0.5]]
     for options, message in (
-        ({"point_grids": [grid], "points_per_side": 3}, "leave those two out"),
-        ({"point_grids": [grid], "density": 0.5}, "leave those two out"),
-        ({"point_grids": [grid], "crop_n_layers": 1}, "one grid for each of the 2 layers"),
-        ({"point_grids": []}, "point_grids are empty"),
-        ({"point_grids": [[0.5, 0.5]]}, r"are \(2,\)"),
+        ({"point_grids": [grid], "points_per_side": 3}, "leave points_per_side and density out"),
+        ({"point_grids": [grid], "crop_n_layers": 1}, r"give 2 of them \(crop_n_layers \+ 1\)"),
+        ({"point_grids": []}, r"point_grids are \[\]"),
+        ({"point_grids": [[0.5, 0.5]]}, r"point_grids are \[\(2,\)\]"),
         ({"point_grids": [[[16, 16]]]}, "from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
