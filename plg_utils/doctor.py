@@ -12,7 +12,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -104,7 +104,8 @@ def device(parameters: Parameters) -> list[Finding]:
         torch.ones(2, device=chip).sum().item()  # fails on a GPU that this torch was not built for
     except Exception as error:  # CUDA raises many kinds
         return [Finding("stop", "device", f"device {name!r} does not work: {error}", "-p device auto, or cpu")]
-    on_cpu, cores, threads = chip.type == "cpu", _cores(), torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu, threads = chip.type == "cpu", torch.get_num_threads()
     have, unit = (cores, "cores") if on_cpu else (torch.cuda.device_count(), "GPUs")
     processes, batch = parameters.get("processes", 1), parameters.get("batch_size", 0)
     networks = str([parameters.get("mask_options"), parameters.get("segmenter_options", "miniature")])
@@ -132,11 +133,6 @@ def device(parameters: Parameters) -> list[Finding]:
     return found + [Finding(*finding) for wrong, *finding in checks if wrong]
 
 
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def free_memory() -> dict[str, float]:
     """Free MiB, as "memory MB" (a container's limit counts) and, with a GPU of NVIDIA, as "GPU MB"."""
     free = psutil.virtual_memory().available
@@ -149,7 +145,7 @@ def free_memory() -> dict[str, float]:
 
 
 def memory(free: Mapping[str, float], total: Mapping[str, float]) -> list[Finding]:
-    """Compare `free_memory` with the total of a card."""
+    """Compare `free_memory` with the last row of a card."""
     remedy = "fewer images_at_once, a smaller batch_size, sam_vit_b, or less points_per_batch in mask_options"
     return [_room(name[:-3], free[name] * MB, total[name] * MB, remedy) for name in free if total[name] > 0]
 
@@ -177,9 +173,6 @@ def _room(what: str, free: float, needed: float, remedy: str) -> Finding:
     return Finding(level, what, text, "" if level == "ok" else remedy)
 
 
-# Weights
-
-
 def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
     """Are the weights here and verified? Nothing is downloaded.
 
@@ -187,26 +180,26 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
     """
     found, absent = [], {}
     try:
-        for option, name in _weights_of(parameters):
+        named = {
+            option: stages.checkpoint_of(_module(parameters, option).build, parameters[option])
+            for option in MODELS
+            if option in parameters
+        }
+        if parameters.get("detector") == "grounding_dino":
+            named["detector_options"] = parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
+        if "classifier" in parameters.get("cam_sources", ()):
+            options = {"encoder": "resnet50"} | parameters["classifier_options"]
+            named["classifier_options"] = segmenters.checkpoint("deeplabv3plus", **options)
+        if "segmenter" in parameters:
+            options = parameters["segmenter_options"]
+            named["segmenter_options"] = segmenters.checkpoint(parameters["segmenter"], **options)
+        for option, name in named.items():
             level, text, remedy, size = _look_at(name)
             found.append(Finding(level, "weights", f"{option}: {text}", remedy))
             absent |= {} if size is None else {option: size}
     except (TypeError, ValueError) as error:
         found.append(Finding("stop", "weights", str(error), "correct this option of the run"))
     return found, absent
-
-
-def _weights_of(parameters: Parameters) -> Iterator[tuple[str, str | Path | None]]:
-    """Each option of the run that names weights, and these; None are random ones."""
-    for option in [option for option in MODELS if option in parameters]:
-        yield option, stages.checkpoint_of(_module(parameters, option).build, parameters[option])
-    if parameters.get("detector") == "grounding_dino":
-        yield "detector_options", parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
-    if "classifier" in parameters.get("cam_sources", ()):
-        options = {"encoder": "resnet50"} | parameters["classifier_options"]
-        yield "classifier_options", segmenters.checkpoint("deeplabv3plus", **options)
-    if "segmenter" in parameters:
-        yield "segmenter_options", segmenters.checkpoint(parameters["segmenter"], **parameters["segmenter_options"])
 
 
 def _module(parameters: Parameters, option: str) -> ModuleType:
@@ -238,9 +231,6 @@ def _look_at(name: str | Path | None) -> tuple[str, str, str, int | None]:
     except (OSError, ValueError) as error:
         return "stop", str(error), "do as it says, or name other weights", 0
     return "ok", f"{name} is here, {'verified' if known else 'a file of your own'}", "", None
-
-
-# Data
 
 
 def data(parameters: Parameters) -> tuple[Dataset | None, list[Finding]]:
@@ -450,8 +440,7 @@ def duration(hours: float) -> str:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A card, or the table of presets, as rounded text."""
-    forms = {"hours": duration, "GB": "{:.2f}".format}
+    forms = {"hours": duration, "GB": "{:.2f}".format, "seconds once": "{:.2g}".format, "seconds each": "{:.2g}".format}
     forms |= dict.fromkeys(("times", "memory MB", "GPU MB"), "{:,.0f}".format)
-    forms |= dict.fromkeys(("seconds once", "seconds each"), "{:.2g}".format)
     shown = {name: table[name].map(forms.get(name, str), na_action="ignore") for name in table}
     return table.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})

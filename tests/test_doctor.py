@@ -30,9 +30,6 @@ def fine(found):
 
 
 def test_findings_and_their_report():
-    for level, remedy in (("stop", ""), ("warning", ""), ("error", "buy one")):
-        with pytest.raises(ValueError, match="stop, warning, ok"):
-            Finding(level, "disk", "no disk", remedy)
     found = [Finding("ok", "a", "one"), Finding("stop", "b", "two", "repair it"), Finding("warning", "c", "three", "x")]
     lines = doctor.report(found).splitlines()
     assert [line.split()[0] for line in lines] == ["stop", "->", "warning", "->", "ok", "1"]
@@ -66,7 +63,7 @@ def test_python_and_a_package_for_the_clipboard(monkeypatch):
 @pytest.fixture
 def quiet(monkeypatch):
     """A machine without GPU, with four cores, two threads and no other work."""
-    monkeypatch.setattr(doctor, "_cores", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (4.4, 0, 0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
