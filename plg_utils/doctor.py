@@ -45,8 +45,18 @@ NEEDS = {  # stages that cannot be timed without the weights that an option name
     "detector_options": ("labels_boxes",),
 }
 MODELS = {"mask_options": (masks, "mask_model"), "encoder_options": (encoders, "encoder")}  # folder, and who names it
-TEXTS = ("stage", "unit", "not measured")
-COLUMNS = ["stage", "times", "unit", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB", TEXTS[-1]]
+COLUMNS = [
+    "stage",
+    "times",
+    "unit",
+    "seconds once",
+    "seconds each",
+    "hours",
+    "GB",
+    "memory MB",
+    "GPU MB",
+    "not measured",
+]
 
 
 @dataclass(frozen=True)
@@ -314,7 +324,7 @@ def measure(
         rows.append(row + (unknown if lacking else costs))
     if failed:
         rows.append(["all further stages" if many else "all stages", None, "", *[None] * 6, failed])
-    card = pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in COLUMNS if name not in TEXTS})
+    card = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(["times", *COLUMNS[3:-1]], float))
     total = {"stage": "total", "unit": ""} | card[["hours", "GB"]].sum().to_dict()
     total |= card[["memory MB", "GPU MB"]].max().to_dict()
     total["not measured"] = ", ".join(card["stage"][card["hours"].isna()])
