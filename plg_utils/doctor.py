@@ -45,18 +45,8 @@ NEEDS = {  # stages that cannot be timed without the weights that an option name
     "detector_options": ("labels_boxes",),
 }
 MODELS = {"mask_options": (masks, "mask_model"), "encoder_options": (encoders, "encoder")}  # folder, and who names it
-COLUMNS = [
-    "stage",
-    "times",
-    "unit",
-    "seconds once",
-    "seconds each",
-    "hours",
-    "GB",
-    "memory MB",
-    "GPU MB",
-    "not measured",
-]
+NUMBERS = ["times", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB"]
+COLUMNS = ["stage", NUMBERS[0], "unit", *NUMBERS[1:], "not measured"]  # of the cost card
 
 
 @dataclass(frozen=True)
@@ -190,11 +180,9 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
     """
     found, absent = [], {}
     try:
-        named = {
-            option: stages.checkpoint_of(_module(parameters, option).build, parameters[option])
-            for option in MODELS
-            if option in parameters
-        }
+        named = {}
+        for option in [option for option in MODELS if option in parameters]:
+            named[option] = stages.checkpoint_of(_module(parameters, option).build, parameters[option])
         if parameters.get("detector") == "grounding_dino":
             named["detector_options"] = parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
         if "classifier" in parameters.get("cam_sources", ()):
@@ -324,7 +312,7 @@ def measure(
         rows.append(row + (unknown if lacking else costs))
     if failed:
         rows.append(["all further stages" if many else "all stages", None, "", *[None] * 6, failed])
-    card = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(["times", *COLUMNS[3:-1]], float))
+    card = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
     total = {"stage": "total", "unit": ""} | card[["hours", "GB"]].sum().to_dict()
     total |= card[["memory MB", "GPU MB"]].max().to_dict()
     total["not measured"] = ", ".join(card["stage"][card["hours"].isna()])
