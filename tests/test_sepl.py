@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import reference_sepl as reference
 
-from plg_utils import files, generators
+from plg_utils import generators
 from plg_utils.generators import sepl
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
-VOC_MAPS = files.ROOT.parent / "shared" / "data" / "voc_label_maps" / "transcam"
 CLASSES = Classes(("background", "a", "b"), ((),) * 3, ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
 
 
@@ -160,34 +159,6 @@ def test_masks_in_any_order_of_memory_are_not_written_to(mode):
         assert merged.flags.c_contiguous
         np.testing.assert_array_equal(label, before[0])
         np.testing.assert_array_equal(masks, before[1])
-
-
-@pytest.mark.skipif(not VOC_MAPS.is_dir(), reason=f"{VOC_MAPS} is not on this machine")
-def test_official_equals_the_loop_on_the_maps_of_a_published_method():
-    """Every 28th of TransCAM's maps, at a third of its size for the loop's sake, with random masks."""
-    paths = sorted(VOC_MAPS.glob("*.png"))[::28]
-    assert len(paths) == 40
-    for number, path in enumerate(paths):
-        label = files.read_label(path, 21)[::3, ::3]
-        masks = transcam_masks(label, np.random.default_rng(number))
-        for variant in sepl.VARIANTS:
-            expected = reference.official(label, masks, 21, variant)
-            np.testing.assert_array_equal(sepl.merge(label, masks, 21, variant=variant), expected, err_msg=path.name)
-
-
-def transcam_masks(label, rng):
-    """0 to 7 masks: ellipses anywhere, or regions of the map moved by some pixels."""
-    height, width = label.shape
-    y, x = np.mgrid[:height, :width]
-    masks = np.zeros((int(rng.integers(0, 8)), height, width), dtype=bool)
-    for mask in masks:
-        if rng.random() < 0.5:
-            region = label == rng.choice(np.unique(label))
-            mask[:] = np.roll(region, rng.integers(-height // 8, height // 8 + 1, 2), axis=(0, 1))
-        else:
-            centre, radius = rng.random(2) * label.shape, (0.05 + 0.4 * rng.random(2)) * label.shape
-            mask[:] = ((y - centre[0]) / radius[0]) ** 2 + ((x - centre[1]) / radius[1]) ** 2 < 1
-    return masks
 
 
 # The paper's rule
