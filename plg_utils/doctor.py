@@ -12,7 +12,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -45,8 +45,8 @@ NEEDS = {  # stages that cannot be timed without the weights that an option name
     "detector_options": ("labels_boxes",),
 }
 MODELS = {"mask_options": (masks, "mask_model"), "encoder_options": (encoders, "encoder")}  # folder, and who names it
-TEXTS = ("stage", "unit", "not measured")
-COLUMNS = ["stage", "times", "unit", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB", TEXTS[-1]]
+NUMBERS = ["times", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB"]
+COLUMNS = ["stage", NUMBERS[0], "unit", *NUMBERS[1:], "not measured"]  # of the cost card
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Finding:
     subject: str  # such as "disk"
     text: str
     remedy: str = ""  # a sentence or a command; only an ok needs none
-
-    def __post_init__(self):
-        """Refuse a complaint without a remedy."""
-        if self.level not in LEVELS or (self.level != "ok" and not self.remedy):
-            raise ValueError(f"a finding needs one of the levels {', '.join(LEVELS)}, and a remedy unless ok: {self}")
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -86,16 +81,13 @@ def packages() -> list[Finding]:
         text = f"Python is {python}, and pyproject.toml asks for {project['requires-python']}"
         found.append(Finding("stop", "python", text, "rm -r .venv && make doctor PYTHON=/path/to/a/newer/python3"))
     for wanted in map(Requirement, project["dependencies"]):
-        locked = re.findall(rf"^{re.escape(wanted.name)}==([^\s;\\]+)", lock, re.MULTILINE)
-        try:
+        locked, version, runs = re.findall(rf"^{wanted.name}==([^\s;\\]+)", lock, re.MULTILINE), "not installed", False
+        with suppress(metadata.PackageNotFoundError):
             version = metadata.version(wanted.name)
-        except metadata.PackageNotFoundError:
-            version = "not installed"
+            runs = wanted.specifier.contains(version, prereleases=True)
         if version.partition("+")[0] not in locked:  # torch's 2.11.0+cpu is 2.11.0
-            runs = version != "not installed" and wanted.specifier.contains(version, prereleases=True)
             text = f"{wanted.name} is {version}, and requirements.lock has {' or '.join(locked)}: numbers may differ"
-            level = "warning" if runs else "stop"
-            found.append(Finding(level, "packages", text, AGAIN))
+            found.append(Finding("warning" if runs else "stop", "packages", text, AGAIN))
     try:
         importlib.import_module("clip").tokenize  # noqa: B018  a package for the clipboard has the same name
     except Exception as error:  # another package of this name may raise anything
@@ -112,7 +104,8 @@ def device(parameters: Parameters) -> list[Finding]:
         torch.ones(2, device=chip).sum().item()  # fails on a GPU that this torch was not built for
     except Exception as error:  # CUDA raises many kinds
         return [Finding("stop", "device", f"device {name!r} does not work: {error}", "-p device auto, or cpu")]
-    on_cpu, cores, threads = chip.type == "cpu", _cores(), torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu, threads = chip.type == "cpu", torch.get_num_threads()
     have, unit = (cores, "cores") if on_cpu else (torch.cuda.device_count(), "GPUs")
     processes, batch = parameters.get("processes", 1), parameters.get("batch_size", 0)
     networks = str([parameters.get("mask_options"), parameters.get("segmenter_options", "miniature")])
@@ -140,11 +133,6 @@ def device(parameters: Parameters) -> list[Finding]:
     return found + [Finding(*finding) for wrong, *finding in checks if wrong]
 
 
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def free_memory() -> dict[str, float]:
     """Free MiB, as "memory MB" (a container's limit counts) and, with a GPU of NVIDIA, as "GPU MB"."""
     free = psutil.virtual_memory().available
@@ -157,9 +145,9 @@ def free_memory() -> dict[str, float]:
 
 
 def memory(free: Mapping[str, float], total: Mapping[str, float]) -> list[Finding]:
-    """Compare `free_memory` with the total of a card."""
+    """Compare `free_memory` with the last row of a card."""
     remedy = "fewer images_at_once, a smaller batch_size, sam_vit_b, or less points_per_batch in mask_options"
-    return [_room(name[:-3], count * MB, total[name] * MB, remedy) for name, count in free.items() if total[name] > 0]
+    return [_room(name[:-3], free[name] * MB, total[name] * MB, remedy) for name in free if total[name] > 0]
 
 
 def disks(needed: Mapping[str, tuple[Path, float]]) -> list[Finding]:
@@ -171,8 +159,7 @@ def disks(needed: Mapping[str, tuple[Path, float]]) -> list[Finding]:
     for name, (folder, count) in needed.items():
         place = next(place for place in (folder, *folder.parents) if place.exists())
         if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-            total = totals.setdefault(place.stat().st_dev, [shutil.disk_usage(place).free, 0.0])
-            total[1] += count
+            totals.setdefault(place.stat().st_dev, [shutil.disk_usage(place).free, 0.0])[1] += count
         else:
             found.append(Finding("stop", "disk", f"{folder} cannot be written", f"export {name}=/a/folder/of/yours"))
     remedy = f"make room, or use another disk: {', '.join(needed)}=/other/disk"
@@ -186,9 +173,6 @@ def _room(what: str, free: float, needed: float, remedy: str) -> Finding:
     return Finding(level, what, text, "" if level == "ok" else remedy)
 
 
-# Weights
-
-
 def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
     """Are the weights here and verified? Nothing is downloaded.
 
@@ -196,26 +180,24 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
     """
     found, absent = [], {}
     try:
-        for option, name in _weights_of(parameters):
-            finding, size = _look_at(name)
-            found.append(replace(finding, text=f"{option}: {finding.text}"))
+        named = {}
+        for option in [option for option in MODELS if option in parameters]:
+            named[option] = stages.checkpoint_of(_module(parameters, option).build, parameters[option])
+        if parameters.get("detector") == "grounding_dino":
+            named["detector_options"] = parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
+        if "classifier" in parameters.get("cam_sources", ()):
+            options = {"encoder": "resnet50"} | parameters["classifier_options"]
+            named["classifier_options"] = segmenters.checkpoint("deeplabv3plus", **options)
+        if "segmenter" in parameters:
+            options = parameters["segmenter_options"]
+            named["segmenter_options"] = segmenters.checkpoint(parameters["segmenter"], **options)
+        for option, name in named.items():
+            level, text, remedy, size = _look_at(name)
+            found.append(Finding(level, "weights", f"{option}: {text}", remedy))
             absent |= {} if size is None else {option: size}
     except (TypeError, ValueError) as error:
         found.append(Finding("stop", "weights", str(error), "correct this option of the run"))
     return found, absent
-
-
-def _weights_of(parameters: Parameters) -> Iterator[tuple[str, str | Path | None]]:
-    """Each option of the run that names weights, and these; None are random ones."""
-    for option in [option for option in MODELS if option in parameters]:
-        yield option, stages.checkpoint_of(_module(parameters, option).build, parameters[option])
-    if parameters.get("detector") == "grounding_dino":
-        yield "detector_options", parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
-    if "classifier" in parameters.get("cam_sources", ()):
-        options = {"encoder": "resnet50"} | parameters["classifier_options"]
-        yield "classifier_options", segmenters.checkpoint("deeplabv3plus", **options)
-    if "segmenter" in parameters:
-        yield "segmenter_options", segmenters.checkpoint(parameters["segmenter"], **parameters["segmenter_options"])
 
 
 def _module(parameters: Parameters, option: str) -> ModuleType:
@@ -224,28 +206,29 @@ def _module(parameters: Parameters, option: str) -> ModuleType:
     return choices.choice(package.__name__, parameters.get(name, "sam"), name)
 
 
-def _look_at(name: str | Path | None) -> tuple[Finding, int | None]:
-    """What to say about weights, and the bytes to download: 0 if this is not known, None if the weights are here."""
+def _look_at(name: str | Path | None) -> tuple[str, str, str, int | None]:
+    """Level, text and remedy, and the bytes to download: 0 if this is not known, None if the weights are here."""
     if name is None:
-        return Finding("ok", "weights", "random weights, as the run asks for"), None
+        return "ok", "random weights, as the run asks for", "", None
     try:
         known = checkpoints.known(name)
-        place = checkpoints.place_of(known) if known else Path(name)
-        parts = [place / file for file in known.files] if known and known.hub else [place]
-        if known and (known.address or known.hub) and not all(part.is_file() for part in parts):
-            source = known.address or f"{', '.join(known.files)} of {known.hub} on the Hugging Face hub"
-            text = f"{known.name} is not here. The run downloads {source}"
-            text += f" ({known.size / GB:.2f} GB)" if known.size else " (its size is not known)"
-            remedy = f"without access to it, fetch it on another machine and put it at {place}"
-            remedy += f"; its SHA-256 is {known.sha256}" if known.sha256 else ""
-            return Finding("warning", "weights", text, remedy), known.size or 0
+        if known and (known.address or known.hub):
+            place = checkpoints.place_of(known)
+            if not all(part.is_file() for part in ([place / file for file in known.files] if known.hub else [place])):
+                source = known.address or f"{', '.join(known.files)} of {known.hub} on the Hugging Face hub"
+                size = f"{known.size / GB:.2f} GB" if known.size else "its size is not known"
+                remedy = f"without access to it, fetch it on another machine and put it at {place}"
+                remedy += f"; its SHA-256 is {known.sha256}" if known.sha256 else ""
+                return (
+                    "warning",
+                    f"{known.name} is not here. The run downloads {source} ({size})",
+                    remedy,
+                    known.size or 0,
+                )
         checkpoints.locate(name)  # all files are here, so that this only compares the SHA-256
     except (OSError, ValueError) as error:
-        return Finding("stop", "weights", str(error), "do as it says, or name other weights"), 0
-    return Finding("ok", "weights", f"{name} is here, {'verified' if known else 'a file of your own'}"), None
-
-
-# Data
+        return "stop", str(error), "do as it says, or name other weights", 0
+    return "ok", f"{name} is here, {'verified' if known else 'a file of your own'}", "", None
 
 
 def data(parameters: Parameters) -> tuple[Dataset | None, list[Finding]]:
@@ -312,26 +295,26 @@ def measure(
     few, many, steps, failed = _time(whole, parameters, absent, **timing) if whole else nothing
     for name, made in many.items():
         method, number = stages.METHODS.get(name.removeprefix("network_")), made["parameters"].get("steps")
-        if number and method and method.epochs:
-            times = method.epochs * max(1, len(whole.labelled) // made["parameters"]["batch_size"])
-        elif number:
-            times = parameters["classifier_steps" if name == "cam_network" else "steps"] * number / steps
-        else:
+        if not number:
             times = sum(len(getattr(whole, split)) for split in made["splits"])
+        elif method and method.epochs:
+            times = method.epochs * max(1, len(whole.labelled) // made["parameters"]["batch_size"])
+        else:
+            times = parameters["classifier_steps" if name == "cam_network" else "steps"] * number / steps
         often, before = points.get(name, points["all"]), few.get(name, made)
         once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])
         written = made["bytes"] if number else made["bytes"] / max(1, made["count"]) * times
-        row = {"stage": name, "times": times * often, "unit": "step" if number else "image", "not measured": ""}
-        costs = {"seconds once": once * often, "seconds each": each, "hours": often * (once + each * times) / HOUR}
-        costs |= {"GB": often * written / GB}
-        costs |= {"memory MB": made["peak_memory_mb"], "GPU MB": made["peak_cuda_memory_mb"]}
+        row = [name, times * often, "step" if number else "image"]
+        costs = [once * often, each, often * (once + each * times) / HOUR, often * written / GB]
+        costs += [made["peak_memory_mb"], made["peak_cuda_memory_mb"], ""]
         lacking = [option for option in absent if name.startswith(NEEDS.get(option, ("no stage",)))]
-        rows.append(row | ({"not measured": f"the weights of {lacking[0]} are not here"} if lacking else costs))
+        unknown = [None] * 6 + [f"the weights of {option} are not here" for option in lacking[:1]]
+        rows.append(row + (unknown if lacking else costs))
     if failed:
-        rows.append({"stage": "all further stages" if many else "all stages", "unit": "", "not measured": failed})
-    card = pd.DataFrame(rows, columns=COLUMNS).astype({name: float for name in COLUMNS if name not in TEXTS})
-    total = {"stage": "total", "unit": ""} | {name: card[name].sum() for name in ("hours", "GB")}
-    total |= {name: card[name].max() for name in ("memory MB", "GPU MB")}
+        rows.append(["all further stages" if many else "all stages", None, "", *[None] * 6, failed])
+    card = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+    total = {"stage": "total", "unit": ""} | card[["hours", "GB"]].sum().to_dict()
+    total |= card[["memory MB", "GPU MB"]].max().to_dict()
     total["not measured"] = ", ".join(card["stage"][card["hours"].isna()])
     remedy = "do as it says" + (": smaller images_at_once, batch_size or crop_size" if "memory" in failed else "")
     stop = [Finding("stop", "stages", f"on a few images: {failed}", remedy)] if failed and whole else []
@@ -343,9 +326,8 @@ def _time(
 ) -> tuple[dict, dict, int, str]:
     """Time the stages on one image and step, and on more: `_rehearse` of both, the steps of the second, what failed.
 
-    The difference of the two is what images and steps cost without loading a model. One image and step are timed twice,
-    since the first time warms up, and the faster time counts. If that takes longer than `patience` seconds, there is no
-    second time, and more are two images and steps.
+    The difference of the two is what images and steps cost without loading a model. The first time of one image and
+    step warms up, and a second time counts, unless the first takes longer than `patience` seconds. Then more are two.
     """
     small = _without(absent, parameters, whole)
     for sample in [sample for split in SPLITS for sample in getattr(_cut(whole, images), split)]:
@@ -356,9 +338,7 @@ def _time(
             begin = time.perf_counter()
             few, _ = _rehearse(whole, small, "warm_up", 1, 1)
             slow = time.perf_counter() - begin > patience
-            for name, again in ({} if slow else _rehearse(whole, small, "few", 1, 1)[0]).items():
-                again["wall_seconds"] = min(again["wall_seconds"], few.get(name, again)["wall_seconds"])
-                few[name] = again
+            few = few if slow else _rehearse(whole, small, "few", 1, 1)[0]
             images, steps = (2, 2) if slow else (images, 1 + steps)
             many, failed = _rehearse(whole, small, "many", images, steps)
     return few, many, steps, failed
@@ -388,7 +368,7 @@ def _without(absent: Sequence[str], parameters: Parameters, whole: Dataset) -> d
         small[option] = small[option] | {"pretrained": False}  # a step costs the same
     images = [*whole.labelled, *whole.unlabelled]
     if images and len(images) * images[0].image().nbytes > 2**30:  # more than `training.fit` keeps decoded
-        small["training_options"] = {**small.get("training_options", {}), "cache_bytes": 0}
+        small["training_options"] = small.get("training_options", {}) | {"cache_bytes": 0}
     return small
 
 
@@ -404,7 +384,7 @@ def _rehearse(whole: Dataset, parameters: dict, name: str, images: int, steps: i
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
     except Exception as error:  # it would stop the run too
-        failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        failed = f"{type(error).__name__}: {error}".splitlines()[0]
     for path in sorted(run.folder.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns):
         manifest = files.read_json(path)
         if manifest["state"] == "done":
@@ -428,11 +408,11 @@ def fitting(
     returns: columns preset, hours, fits ("yes", "no", "not known"), not measured
     """
     rows, left = [], card.iloc[-1]["not measured"]
+    trained = (card["unit"] == "step") & (card["stage"] != "cam_network")
     for name, other in {"as it is": parameters, **presets}.items():
-        densities = [given.get("mask_options", {}).get("density", 1.0) for given in (other, parameters)]
+        new, now = (given.get("mask_options", {}).get("density", 1.0) for given in (other, parameters))
         step = other.get("steps", 1) / parameters.get("steps", 1)
-        trained = (card["unit"] == "step") & (card["stage"] != "cam_network")
-        factor = np.where(card["stage"] == "masks", (densities[0] / densities[1]) ** 2, np.where(trained, step, 1.0))
+        factor = np.where(card["stage"] == "masks", (new / now) ** 2, np.where(trained, step, 1.0))
         hours = (card["seconds once"] + card["seconds each"] * card["times"] * factor).sum() / HOUR
         fits = "no" if hours > budget else "not known" if left else "yes"
         rows.append({"preset": name, "hours": hours, "fits": fits, "not measured": left})
@@ -458,8 +438,7 @@ def duration(hours: float) -> str:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A card, or the table of presets, as rounded text."""
-    forms = {"hours": duration, "GB": "{:.2f}".format}
+    forms = {"hours": duration, "GB": "{:.2f}".format, "seconds once": "{:.2g}".format, "seconds each": "{:.2g}".format}
     forms |= dict.fromkeys(("times", "memory MB", "GPU MB"), "{:,.0f}".format)
-    forms |= dict.fromkeys(("seconds once", "seconds each"), "{:.2g}".format)
     shown = {name: table[name].map(forms.get(name, str), na_action="ignore") for name in table}
     return table.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})

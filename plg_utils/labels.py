@@ -16,8 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from plg_utils.choices import one_of
 from plg_utils.records import IGNORE, PseudoLabel
 
+OVERLAPS = ("score", "small_on_top", "predicted_iou", "vote")
 CHUNK = 2**20  # mask pixels that are turned to float at once: a stack of large masks never is, and caches hold it
 
 
@@ -35,33 +37,22 @@ def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor, size: tuple[i
     if features.ndim != 3 or masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
         shapes = f"features {tuple(features.shape)} and masks {tuple(masks.shape)}"
         raise ValueError(f"{shapes} are not (D, h, w) and (N, H, W) with (H, W) = {tuple(size)}")
-    weights = mask_weights(masks, tuple(features.shape[1:]))
-    return weights.flatten(1) @ features.flatten(1).T
-
-
-def mask_weights(masks: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Weight of each grid cell in the mean inside each mask: the upsampling is applied to the mask, not the features.
-
-    Upsampling is linear: with a row of weights for each pixel, Uy (H, h) and Ux (W, w), the mean over the mask S of the
-    upsampled features is the sum of the features weighted by Uy^T S Ux / |S|. So no (H, W, D) tensor is ever built.
-
-    masks: (N, H, W) bool, grid: (h, w)
-    returns: (N, h, w) float32; each sums to 1, or is all 0 for an empty mask
-    """
-    masks = torch.as_tensor(masks)
+    # Upsampling is linear: with a row of weights for each pixel, Uy (H, h) and Ux (W, w), the mean over the mask S of
+    # the upsampled features is the sum of the features weighted by Uy^T S Ux / |S|. So no (H, W, D) tensor is built.
     height, width = masks.shape[1:]
-    rows = bilinear_weights(height, grid[0], masks.device)  # (H, h)
-    columns = bilinear_weights(width, grid[1], masks.device)  # (W, w)
-    weights = masks.new_zeros((len(masks), *grid), dtype=torch.float32)
+    rows, columns = (
+        bilinear_weights(*sides).to(features.device) for sides in zip(size, features.shape[1:], strict=True)
+    )
+    weights = features.new_zeros((len(masks), *features.shape[1:]))  # (N, h, w)
     step = max(1, CHUNK // max(1, height * width))
     for start in range(0, len(masks), step):
         part = masks[start : start + step].float()
         area = part.sum(dim=(1, 2)).clamp(min=1)  # an empty mask keeps its zeros
         weights[start : start + step] = rows.T @ (part @ columns) / area[:, None, None]
-    return weights
+    return weights.flatten(1) @ features.flatten(1).T
 
 
-def bilinear_weights(pixels: int, cells: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def bilinear_weights(pixels: int, cells: int) -> torch.Tensor:
     """How each pixel mixes the cells of one axis when they are upsampled bilinearly with align_corners=False.
 
     returns: (pixels, cells) float32, each row has at most two entries and sums to 1
@@ -69,7 +60,7 @@ def bilinear_weights(pixels: int, cells: int, device: torch.device | str = "cpu"
     centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5  # in cells, as interpolate has it
     centre = centre.clamp(0, cells - 1)  # beyond the outermost centres the outermost cells are repeated
     distance = (centre[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
-    return (1 - distance).clamp(min=0).float().to(device)
+    return (1 - distance).clamp(min=0).float()
 
 
 # Regions
@@ -168,6 +159,7 @@ def assign(
         raise ValueError(f"threshold is {threshold!r}; give a number of the kind that the rule scores by, or None")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0, such as 0.01")
+    one_of(rule, ("cosine", "softmax"), "rule")
     is_background = (owner < 0) | (owner == (-1 if background is None else background))  # (K',)
     if background is None and is_background.any():
         raise ValueError("some text embeddings are background words, but there is no background class")
@@ -182,9 +174,6 @@ def assign(
     scores = torch.cat([of_classes, cosine[:, is_background]], dim=1)
     if rule == "softmax":
         scores = (scores / temperature).softmax(dim=1)
-    elif rule != "cosine":
-        raise ValueError(f'rule is "{rule}"; right are "cosine" and "softmax"')
-
     best, index = scores[:, : len(foreground)].max(dim=1)  # the first, so the lowest class, of equal ones
     classes = foreground[index].long()
     if background is None:
@@ -228,10 +217,18 @@ def paint(
         raise ValueError(f"classes are {classes.min()} to {classes.max()}, right are 0 to {IGNORE - 1}")
     if not np.isfinite(scores).all():
         raise ValueError("some scores are not finite numbers")
+    one_of(overlap, OVERLAPS, "overlap")
+    if overlap == "predicted_iou" and predicted_iou is None:
+        raise ValueError('overlap "predicted_iou" needs the predicted_iou of each mask')
     if not len(masks):
         return PseudoLabel(np.full(masks.shape[1:], IGNORE, np.uint8), np.zeros(masks.shape[1:], np.float32))
 
-    best_first = np.lexsort((classes, -scores, _rank(overlap, masks, scores, predicted_iou), classes == background))
+    first = -scores  # what decides before score and class, the lowest first
+    if overlap == "small_on_top":
+        first = masks.sum(axis=(1, 2))
+    elif overlap == "predicted_iou":
+        first = -np.asarray(predicted_iou)
+    best_first = np.lexsort((classes, -scores, first, classes == background))
     scores = scores.clip(0, 1)
     worst_first = best_first[::-1]
     # Rank of the mask on top, from 1 on, 0 for none: (H, W), in memory as the masks are, column by column if decoded.
@@ -243,37 +240,16 @@ def paint(
     confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
     if overlap == "vote":
         named = [index for index in best_first if classes[index] != background]
-        _vote(label, confidence, masks, classes, scores, named)
+        if named:
+            _vote(label, confidence, masks, classes, scores, named)
     return PseudoLabel(label, confidence)
 
 
-def _rank(overlap: str, masks: np.ndarray, scores: np.ndarray, predicted_iou: np.ndarray | None) -> np.ndarray:
-    """What decides before score and class, the lowest first: (N,)."""
-    if overlap in ("score", "vote"):
-        return -scores
-    if overlap == "small_on_top":
-        return masks.sum(axis=(1, 2))
-    if overlap == "predicted_iou":
-        if predicted_iou is None:
-            raise ValueError('overlap "predicted_iou" needs the predicted_iou of each mask')
-        return -np.asarray(predicted_iou)
-    raise ValueError(f'overlap is "{overlap}"; right are "score", "small_on_top", "predicted_iou" and "vote"')
-
-
-def _vote(
-    label: np.ndarray,
-    confidence: np.ndarray,
-    masks: np.ndarray,
-    classes: np.ndarray,
-    scores: np.ndarray,
-    named: list[int],
-) -> None:
+def _vote(label, confidence, masks, classes, scores, named: list[int]) -> None:
     """Let the masks that have a foreground class, `named`, vote on each pixel; overwrites label and confidence there.
 
-    named: sorted by their score, because a sum of floats depends on the order
+    named: sorted by their score, because a sum of floats depends on the order; at least one
     """
-    if not named:
-        return
     candidates = np.unique(classes[named])  # rising, so that the lower class wins a tie
     votes = np.full((len(candidates), *label.shape), -1.0)  # -1: less than a vote of score 0
     voters = np.zeros(label.shape)

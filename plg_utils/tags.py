@@ -11,6 +11,7 @@ counts as much as a large one. The views:
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,7 @@ Tag = Callable[[Sequence[Sample | np.ndarray]], list[Tags]]
 
 
 def by_clip(
-    classes: Classes,
-    *,
-    encoder: str | object = "clip",
-    encoder_options: dict | None = None,
-    threshold: float = 0.5,
+    classes: Classes, *, encoder: str | object = "clip", encoder_options: dict | None = None, threshold: float = 0.5
 ) -> Tag:
     """Load CLIP and embed the words of the classes once.
 
@@ -104,9 +101,6 @@ def own_temperature(encoder: object) -> float:
     return 0.01 if scale is None else 1 / float(scale.detach().exp())
 
 
-# The steps
-
-
 def class_cosines(
     embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,12 +156,12 @@ def crop_slices(size: tuple[int, int]) -> list[tuple[slice, slice]]:
 
     size: (H, W); returns: rows and columns of each view, the whole image first
     """
-    lengths = [max(1, round(side * PART)) for side in size]
-    starts = [
-        np.linspace(0, side - length, CROPS).round().astype(int) for side, length in zip(size, lengths, strict=True)
-    ]
-    crops = [(slice(top, top + lengths[0]), slice(left, left + lengths[1])) for top in starts[0] for left in starts[1]]
-    return [(slice(0, size[0]), slice(0, size[1])), *crops]
+    parts = []  # of the rows, of the columns
+    for side in size:
+        length = max(1, round(side * PART))
+        starts = np.linspace(0, side - length, CROPS).round().astype(int)
+        parts.append([slice(start, start + length) for start in starts])
+    return [(slice(0, size[0]), slice(0, size[1])), *product(*parts)]
 
 
 def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -177,8 +171,7 @@ def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Ten
     """
     views = [image[part] for image in images for part in crop_slices(image.shape[:2])]
     embedded = encoder.class_tokens(views)  # of all images in common batches
-    each = 1 + CROPS**2
-    return [torch.stack(embedded[start : start + each]) for start in range(0, len(views), each)]
+    return list(torch.stack(embedded).unflatten(0, (len(images), -1))) if embedded else []
 
 
 def _given(classes: Iterable[int]) -> Tags:

@@ -20,9 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from plg_utils import augment, distributed, files, store
+from plg_utils.choices import one_of
+from plg_utils.encoders import by_size
 from plg_utils.records import IGNORE, PseudoLabel, Sample
 
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
+PRECISIONS = ("fp32", "bf16")
 SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
 
 
@@ -73,8 +76,8 @@ def fit(
     progress: what the bar on stderr is called; None shows none
     returns: a row for every log_every steps: step, lr, and the mean of each term of the loss since the row before
 
-    Where several processes share the work (distributed.py), each calls this with the same arguments and learns from its
-    share of each batch; batch_size is that of them all, and the steps are those of a single process.
+    Where several processes share the work (distributed.py), each learns from its share of each batch; batch_size is
+    that of them all, and the steps are those of a single process.
     """
     device = torch.device(device)
     share = distributed.rows(batch_size) if distributed.count() > 1 else None
@@ -87,24 +90,21 @@ def fit(
         "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
         "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
     }  # fmt: skip
-    check_numbers(steps=steps, batch_size=batch_size, crop_size=crop_size, log_every=log_every)
+    for name in ("steps", "batch_size", "crop_size", "log_every"):
+        if type(settings[name]) is not int or settings[name] < 1:
+            raise ValueError(f"{name} is {settings[name]!r}; right is a whole number from 1 on")
     if not 0 < lr < math.inf or not 0 < head_lr_factor < math.inf or (ema is not None and not 0 <= ema < 1):
         raise ValueError(f"lr={lr} and head_lr_factor={head_lr_factor} must be above 0, ema={ema} None or from 0 to 1")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
+    one_of(precision, PRECISIONS, "precision")
+    one_of(cutmix_partner, ("batch", "view"), "cutmix_partner")
     model = distributed.share_statistics(model, device)
     model.to(device, memory_format=layout(channels_last)).train()
     optimiser = build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
     factors = [group["lr"] / lr for group in optimiser.param_groups]
     average = Average(model, ema) if ema is not None else None
-    history, start = [], 0
-    if state_file is not None and Path(state_file).exists():
-        history, start = load_state(state_file, settings, model, optimiser, average)
-    # A state between two rows of the history ends with the terms of the steps since the last one.
-    unfinished = history.pop()["unfinished"] if history and "unfinished" in history[-1] else []
-
+    history, unfinished, start = load_state(state_file, settings, model, optimiser, average)
     batches = Batches(
         labelled, unlabelled, pseudo_label,
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner, seed=seed,
@@ -185,34 +185,16 @@ def predict(
     """
     device = torch.device(device)
     model.to(device, memory_format=layout(channels_last)).eval()
-    labels: dict[int, PseudoLabel] = {}
-    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}  # by size
+    images = [check_image(image, f"image {index}") for index, image in enumerate(images)]
 
-    def label(batch: list[tuple[int, np.ndarray]]) -> None:
-        inputs = to_device({"image": torch.from_numpy(np.stack([image for _, image in batch]))}, device, channels_last)
+    def label(together: list[int]) -> list[PseudoLabel]:
+        batch = {"image": torch.from_numpy(np.stack([images[index] for index in together]))}
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(inputs["image"])
+            logits = model(to_device(batch, device, channels_last)["image"])
         confidence, classes = logits.float().softmax(dim=1).max(dim=1)
-        classes, confidence = classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
-        for (index, _), *of_image in zip(batch, classes, confidence, strict=True):
-            labels[index] = PseudoLabel(*of_image)
+        return list(map(PseudoLabel, classes.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()))
 
-    for index, image in enumerate(images):
-        image = check_image(image, f"image {index}")
-        batch = waiting.setdefault(image.shape[:2], [])
-        batch.append((index, image))
-        if len(batch) == batch_size:
-            label(waiting.pop(image.shape[:2]))
-    for batch in waiting.values():
-        label(batch)
-    return [labels[index] for index in range(len(labels))]
-
-
-def check_numbers(**numbers: int) -> None:
-    """Refuse what is no whole number from 1 on: it would make a network that has learnt nothing."""
-    for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"{name} is {number!r}; right is a whole number from 1 on")
+    return by_size([image.shape[:2] for image in images], batch_size, label)
 
 
 @dataclass(eq=False)
@@ -234,8 +216,6 @@ class Batches(Dataset):
 
     def __post_init__(self):
         """Refuse what no batch can be drawn from."""
-        if self.cutmix_partner not in ("batch", "view"):
-            raise ValueError(f'cutmix_partner is "{self.cutmix_partner}"; right are "batch" and "view"')
         if not self.labelled:
             raise ValueError("there is no labelled image to learn from")
 
@@ -339,11 +319,9 @@ def build_optimizer(
     known = {id(parameter) for parameter in encoder}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [{"params": encoder, "lr": lr}, {"params": rest, "lr": lr * head_lr_factor}]
-    if name == "sgd":
+    if one_of(name, ("sgd", "adamw"), "optimizer") == "sgd":
         return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, betas=(momentum, 0.999), weight_decay=weight_decay)
-    raise ValueError(f'optimizer is "{name}"; right are "sgd" and "adamw"')
+    return torch.optim.AdamW(groups, betas=(momentum, 0.999), weight_decay=weight_decay)
 
 
 def layout(channels_last: bool) -> torch.memory_format:
@@ -374,13 +352,11 @@ def check_image(image: np.ndarray, name: str) -> np.ndarray:
 def check_finite(losses: torch.Tensor, first: int, batches: Batches) -> None:
     """Stop at the first loss (M,) that is not a number; `first` is the step, counted from 0, of losses[0]."""
     for step, value in enumerate(losses.tolist(), start=first):
-        if math.isfinite(value):
-            continue
-        message = f"the loss of step {step + 1} is {value}"
-        for name, stream in (("labelled", LABELLED), ("unlabelled", UNLABELLED)):
-            if stream == LABELLED or batches.unlabelled:
+        if not math.isfinite(value):
+            message = f"the loss of step {step + 1} is {value}"
+            for name, stream in (("labelled", LABELLED), ("unlabelled", UNLABELLED))[: 1 + bool(batches.unlabelled)]:
                 message += f"; {name} images: {', '.join(sample.id for sample in batches.samples(step, stream))}"
-        raise FloatingPointError(message)
+            raise FloatingPointError(message)
 
 
 def digest(model: nn.Module) -> str:
@@ -415,14 +391,20 @@ def save_state(
 
 
 def load_state(
-    path: str | Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
-) -> tuple[list[dict[str, float]], int]:
-    """Continue from a state that was saved with the same settings: its history and the number of steps done."""
+    path: str | Path | None, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
+) -> tuple[list[dict[str, float]], list, int]:
+    """Continue from a state that was saved with the same settings, if there is one.
+
+    returns: its history, the terms of the steps since the last row of the history, and the number of steps done
+    """
+    if path is None or not Path(path).exists():
+        return [], [], 0
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {})["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         history, step, saved = list(notes["history"]), int(notes["step"]), notes["settings"]
+        unfinished = history.pop()["unfinished"] if history and "unfinished" in history[-1] else []
         settings = json.loads(json.dumps(settings))
         other = [name for name, value in settings.items() if saved.get(name) != value]
         if not other:
@@ -431,36 +413,29 @@ def load_state(
         raise ValueError(f"{path} is not the state of a training ({error!r}); remove it to train again") from error
     if other:
         raise ValueError(
-            f"{path} is the state of a training with other {other[0]}: {shorten(saved.get(other[0]))}, now "
-            f"{shorten(settings[other[0]])}; remove it to train again, or give the arguments it was made with"
+            f"{path} is the state of a training with other {other[0]}: {saved.get(other[0])!s:.60}, now "
+            f"{settings[other[0]]!s:.60}; remove it to train again, or give the arguments it was made with"
         )
-    return history, step
+    return history, unfinished, step
 
 
 def restore(
     tensors: dict[str, torch.Tensor], model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None
 ) -> None:
     """Give model, optimizer and average the tensors that `save_state` named."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
-    for name, tensor in tensors.items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = tensor
-    model.load_state_dict(parts["model"])
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    memory: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in parts["optimizer"].items():
-        index, name = name.split(".", 1)
-        like = parameters[int(index)]
-        if tensor.shape == like.shape:  # in the parameter's memory order, as the optimizer had made it
-            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-        memory.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({"state": memory, "param_groups": optimiser.state_dict()["param_groups"]})
-    if average is not None:
-        for name, tensor in parts["average"].items():
+    of_model, memory = {}, {}
+    for key, tensor in tensors.items():
+        part, name = key.split(".", 1)
+        if part == "model":
+            of_model[name] = tensor
+        elif part == "average":
             average.weights[name].copy_(tensor)
-
-
-def shorten(value: object) -> str:
-    """Text of a setting, cut where it would fill the screen."""
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        else:
+            index, name = name.split(".", 1)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # in the parameter's memory order, as the optimizer had made it
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            memory.setdefault(int(index), {})[name] = tensor
+    model.load_state_dict(of_model)
+    optimiser.load_state_dict({"state": memory, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -64,8 +64,6 @@ def test_no_box_is_no_mask_and_boxes_are_checked(toy):
     assert (masks.shape, masks.dtype, predicted_iou.shape) == ((0, 20, 30), bool, (0,))
     with pytest.raises(ValueError, match=r"boxes are \(N, 4\) finite numbers"):
         prompt([image], [np.zeros(4)])
-    with pytest.raises(ValueError, match="finite"):
-        prompt([image], [np.full((1, 4), np.nan)])
 
 
 # The steps
@@ -82,8 +80,6 @@ def test_masks_stay_inside_their_boxes():
     full = np.ones((1, 40, 60), dtype=bool)
     rows, columns = np.nonzero(box_labels.inside_box(full, np.array([[20, 10, 40, 30]]))[0])
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (19, 40, 9, 30)  # 5 % of 20 pixels on each side
-    with pytest.raises(ValueError, match="one for each of 2 boxes"):
-        box_labels.inside_box(full, np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("overlap", box_labels.OVERLAPS)
@@ -117,8 +113,6 @@ def test_what_no_mask_covers_is_background_or_open():
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, 0]], [[0.25, 1]])
     merged = box_labels.merge(masks, boxes, background=None)
     assert (merged.label.tolist(), merged.confidence.tolist()) == ([[2, IGNORE]], [[0.25, 0]])
-    with pytest.raises(ValueError, match="no overlap 'vote'"):
-        box_labels.merge(masks, boxes, overlap="vote")
     with pytest.raises(ValueError, match="one for each of 1 boxes"):
         box_labels.merge(masks[:0], boxes)
 
@@ -174,11 +168,6 @@ def test_masks_are_cut_to_the_box_unless_told_otherwise(squares, toys):
     (whole,) = generators.build("boxes", squares.classes, **toys.options | {"dilation": None})([squares.image])
     assert (whole.label > 0).all()
     assert (squares.truth % 2 > 0).sum() < (grown.label > 0).sum() < whole.label.size
-    (default,) = generators.build("boxes", squares.classes, **{**toys.options, "dilation": 0.05})([squares.image])
-    options = {name: option for name, option in toys.options.items() if name != "dilation"}
-    np.testing.assert_array_equal(
-        default.label, generators.build("boxes", squares.classes, **options)([squares.image])[0].label
-    )
 
 
 def test_an_image_without_a_tag_is_background(squares, toys, tmp_path):

@@ -210,14 +210,7 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path):
         classifier.load(path, others)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scales": ()}, r"scales=\(\) must be factors above 0"),
-        ({"scales": (1.0, 0.0)}, "must be factors above 0"),
-        ({"tags": "some"}, "tags is 'some'"),
-    ],
-)
-def test_options_that_are_wrong_are_refused(tiny, options, message):
-    with pytest.raises(ValueError, match=message):
-        cams.build("classifier", CLASSES, weights=None, **options)
+def test_scales_that_are_wrong_are_refused(tiny):
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"scales=\(.*\) must be factors above 0"):
+            cams.build("classifier", CLASSES, weights=None, scales=scales)

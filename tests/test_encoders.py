@@ -20,16 +20,8 @@ from plg_utils.encoders import clip
 from plg_utils.records import Classes
 
 NAMES = sorted(path.stem for path in Path(encoders.__file__).parent.glob("[a-z]*.py"))
-OPTIONS = {
-    "features": "plain",
-    "depth": 1,
-    "iterations": 1,
-    "temperature": None,
-    "image_size": 16,
-    "resize": "squash",
-    "precision": "fp32",
-    "batch_size": 2,
-}
+OPTIONS = {"features": "plain", "depth": 1, "iterations": 1, "temperature": None, "image_size": 16}
+OPTIONS |= {"resize": "squash", "precision": "fp32", "batch_size": 2}
 
 
 def random_images(*sizes):
@@ -183,9 +175,7 @@ def test_position_embedding_is_resized_for_another_grid(small_vision):
     rows = clip.position_embedding(visual, (4, 3))[1:].unflatten(0, (4, 3))
     torch.testing.assert_close(rows, rows[:, :1, :1].expand_as(rows))
     assert (rows[1:, 0, 0] > rows[:-1, 0, 0]).all()
-    visual.positional_embedding = torch.tensor([0.0, *[1.0, -1.0] * 3 * 6])[
-        :, None
-    ]  # columns of a 6 x 6 grid alternate
+    visual.positional_embedding = torch.tensor([0.0, *[1.0, -1.0] * 3 * 6])[:, None]  # columns of 6 x 6 alternate
     assert clip.position_embedding(visual, (2, 2))[1:].abs().max() < 0.5  # antialiased: not a sample of single columns
 
 
@@ -193,9 +183,8 @@ def test_images_of_mixed_sizes_come_back_in_order(small_clip):
     images = random_images((16, 16), (9, 30), (30, 9), (16, 16), (32, 32), (16, 16))
     encoder = clip.Encoder(small_clip, **OPTIONS | {"resize": "keep"})
     together = encoder.images(images)
-    assert [tuple(each.shape) for each in together] == [
-        (6, *grid) for grid in ((4, 4), (4, 13), (13, 4), *[(4, 4)] * 3)
-    ]
+    grids = ((4, 4), (4, 13), (13, 4), *[(4, 4)] * 3)
+    assert [tuple(each.shape) for each in together] == [(6, *grid) for grid in grids]
     for image, features in zip(images, together, strict=True):
         torch.testing.assert_close(encoder.images([image])[0], features, atol=1e-4, rtol=1e-4)
     squashed = clip.Encoder(small_clip, **OPTIONS).images(images)
@@ -205,43 +194,35 @@ def test_images_of_mixed_sizes_come_back_in_order(small_clip):
 
 def test_class_tokens_are_the_package_s_of_squares(small_clip):
     images = random_images((20, 30), (16, 16), (9, 40))
-    tokens = clip.Encoder(small_clip, **OPTIONS | {"batch_size": 2, "resize": "keep"}).class_tokens(images)
-    encoder = clip.Encoder(small_clip, **OPTIONS)
+    encoder = clip.Encoder(small_clip, **OPTIONS | {"resize": "keep"})
     with torch.no_grad():
         expected = small_clip.visual(torch.stack([encoder.preprocess(image, (16, 16)) for image in images]))
-    torch.testing.assert_close(torch.stack(tokens), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(encoder.class_tokens(images)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_preprocessing_is_that_of_the_package(small_clip):
-    encoder = clip.Encoder(small_clip, **OPTIONS)
+def test_preprocessing_is_that_of_the_package(small_clip, monkeypatch):
+    """A photo is squashed to the square by PIL, and for the miniature by torch."""
+    encoder, transform = clip.Encoder(small_clip, **OPTIONS), openai_clip.clip._transform(16)
     for side in (40, 16, 7):
         image = random_images((side, side))[0]
-        expected = openai_clip.clip._transform(16)(Image.fromarray(image))
-        assert torch.equal(encoder.preprocess(image, (16, 16)), expected)
+        assert torch.equal(encoder.preprocess(image, (16, 16)), transform(Image.fromarray(image)))
     with pytest.raises(ValueError, match="uint8 \\(H, W, 3\\)"):
         encoder.preprocess(image[..., 0], (16, 16))
     with pytest.raises(ValueError, match="multiple of the patch of 4"):
         clip.Encoder(small_clip, **OPTIONS | {"image_size": 18})
-
-
-def test_a_photo_is_squashed_to_the_square_by_pil_and_for_the_miniature_by_torch(small_clip, monkeypatch):
     (image,) = random_images((9, 40))
-    square = Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC)
-    expected = openai_clip.clip._transform(16)(square)
-    assert torch.equal(clip.Encoder(small_clip, **OPTIONS).preprocess(image, (16, 16)), expected)
+    expected = transform(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
     monkeypatch.setattr(clip, "load", lambda checkpoint: small_clip)
     for checkpoint, by in (("ViT-B/16", "pil"), ("file.pt", "pil"), ("miniature_clip", "torch"), (None, "torch")):
         encoder = encoders.build("clip", checkpoint=checkpoint, image_size=16)
-        assert encoder.resize_by == by
         difference = (encoder.preprocess(image, (16, 16)) - expected).abs().max() * min(clip.STD)
         assert (difference == 0) == (by == "pil")
 
 
 def test_half_precision_is_near_full_precision(small_clip):
     images = random_images((16, 16))
-    full, half = (
-        clip.Encoder(small_clip, **OPTIONS | {"precision": each}).images(images)[0] for each in ("fp32", "bf16")
-    )
+    both = (clip.Encoder(small_clip, **OPTIONS | {"precision": each}) for each in ("fp32", "bf16"))
+    full, half = (encoder.images(images)[0] for encoder in both)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
@@ -260,16 +241,8 @@ def test_texts_are_those_of_the_package_at_its_context_length(small_clip, monkey
 
 
 def test_class_embeddings_are_one_row_for_each_word_and_a_mean_over_templates():
-    angles = {
-        "a cat": 0,
-        "the cat": 90,
-        "a dog": 180,
-        "the dog": 180,
-        "a pup": 0,
-        "the pup": 0,
-        "a sky": 270,
-        "the sky": 270,
-    }
+    angles = {"a cat": 0, "the cat": 90, "a dog": 180, "the dog": 180, "a pup": 0, "the pup": 0}
+    angles |= {"a sky": 270, "the sky": 270}
 
     def texts(phrases):
         return torch.tensor([[np.cos(np.radians(angles[p])), np.sin(np.radians(angles[p]))] for p in phrases])
@@ -300,11 +273,7 @@ def test_unseen_words_are_told_once(small_clip):
 def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
     state = {name: weight.contiguous() for name, weight in small_clip.state_dict().items()}
     save_file(state, tmp_path / "clip.safetensors")
-    extra = {
-        "input_resolution": torch.tensor(16),
-        "context_length": torch.tensor(12),
-        "vocab_size": torch.tensor(49408),
-    }
+    extra = {name: torch.tensor(number) for name, number in zip(clip.SETTINGS, (16, 12, 49408), strict=True)}
     torch.save(state | extra, tmp_path / "clip.pt")
     images = random_images((16, 16))
     expected = clip.Encoder(small_clip, **OPTIONS).images(images)[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plg_utils import encoders, generators, labels, metrics
+from plg_utils import encoders, generators
 from plg_utils.generators import segment_match
 from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
 
@@ -56,11 +56,6 @@ def segment_squares(images):
     return [Masks.from_dense(known[image.tobytes()]) for image in images]
 
 
-def mean_iou(truths, guesses):
-    matrices = [metrics.confusion(*pair, CLASSES.num_classes) for pair in zip(truths, guesses, strict=True)]
-    return metrics.scores(sum(matrices)).mean_iou
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
     smoke = import_module(f"plg_utils.generators.{name}").SMOKE
@@ -83,18 +78,9 @@ def test_contract(name):
 @pytest.mark.parametrize("overlap", ["score", "small_on_top", "predicted_iou", "vote"])
 def test_colour_squares_are_named_without_a_fault(rule, overlap):
     images, truths, _ = zip(*map(colour_squares, range(6)), strict=True)
-    generate = generators.build(
-        "segment_match",
-        CLASSES,
-        masks=segment_squares,
-        encoder=ColourEncoder(),
-        threshold=0.8,
-        rule=rule,
-        temperature=0.1,
-        overlap=overlap,
-    )
+    options = {"threshold": 0.8, "rule": rule, "temperature": 0.1, "overlap": overlap}
+    generate = generators.build("segment_match", CLASSES, masks=segment_squares, encoder=ColourEncoder(), **options)
     guesses = [each.label for each in generate(images)]
-    assert mean_iou(truths, guesses) == 1.0
     np.testing.assert_array_equal(guesses, truths)
 
 
@@ -103,12 +89,11 @@ def test_the_steps_one_by_one_are_what_generate_does():
     encoder = ColourEncoder()
     options = {"threshold": 0.7, "rule": "softmax", "temperature": 0.3, "overlap": "score"}
     generate = generators.build("segment_match", CLASSES, masks=segment_squares, encoder=encoder, **options)
-    segments = segment_squares(images)
+    segments, texts = segment_squares(images), encoder.class_embeddings(CLASSES)
     embeddings = segment_match.segment_embeddings(encoder, images, segments)
-    text_embeddings, owner = encoder.class_embeddings(CLASSES)
     for whole, of_image, embedding in zip(generate(images), segments, embeddings, strict=True):
         assert embedding.shape == (len(of_image), 3)
-        step = segment_match.label_from_embeddings(of_image, embedding, text_embeddings, owner, background=0, **options)
+        step = segment_match.label_from_embeddings(of_image, embedding, *texts, background=0, **options)
         np.testing.assert_array_equal(step.label, whole.label)
         np.testing.assert_array_equal(step.confidence, whole.confidence)
 
@@ -180,16 +165,3 @@ def test_the_threshold_is_where_the_labelled_images_are_labelled_best():
     np.testing.assert_allclose(chosen.smoothed[2:5], [(3 * low + high) / 4, (low + 3 * high) / 4, high])
     assert chosen.threshold == 0.75
     np.testing.assert_array_equal(chosen.grid, grid)
-
-
-def test_breaking_assign_breaks_the_squares(monkeypatch):
-    right = labels.assign
-
-    def wrong(*arguments, **options):
-        classes, scores = right(*arguments, **options)
-        return classes.roll(1), scores
-
-    monkeypatch.setattr(labels, "assign", wrong)
-    images, truths, _ = zip(*map(colour_squares, range(2)), strict=True)
-    generate = generators.build("segment_match", CLASSES, masks=segment_squares, encoder=ColourEncoder(), threshold=0.8)
-    assert mean_iou(truths, [each.label for each in generate(images)]) < 1

@@ -10,9 +10,6 @@ import torch.nn.functional as F
 from plg_utils import labels
 from plg_utils.records import IGNORE, Masks
 
-OVERLAPS = ("score", "small_on_top", "predicted_iou", "vote")
-
-
 # pool
 
 
@@ -29,11 +26,12 @@ def test_pool_is_the_mean_of_the_upsampled_features(grid, size):
     np.testing.assert_allclose(pooled[1], upsampled[0].mean(dim=(1, 2)), atol=1e-5)
 
 
-def test_pool_of_a_constant_map_is_the_constant_and_of_an_empty_mask_zero():
+def test_pool_of_a_constant_map_of_an_empty_mask_and_of_none():
     features = torch.tensor([2.0, -3.0])[:, None, None].expand(2, 5, 7)
     masks = np.zeros((3, 9, 8), dtype=bool)
     masks[0, 3, 3] = masks[1, :, :2] = True
     np.testing.assert_allclose(labels.pool(features, masks, (9, 8)), [[2, -3], [2, -3], [0, 0]], atol=1e-6)
+    assert labels.pool(features, masks[:0], (9, 8)).shape == (0, 2)
 
 
 def test_pool_in_chunks_is_the_same(monkeypatch):
@@ -44,8 +42,7 @@ def test_pool_in_chunks_is_the_same(monkeypatch):
     torch.testing.assert_close(labels.pool(features, masks, (9, 6)), whole)
 
 
-def test_pool_of_no_masks_is_empty_and_a_wrong_size_is_refused():
-    assert labels.pool(torch.ones(3, 2, 2), np.zeros((0, 5, 4), dtype=bool), (5, 4)).shape == (0, 3)
+def test_a_wrong_size_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W\) = \(4, 5\)"):
         labels.pool(torch.ones(3, 2, 2), np.zeros((1, 5, 4), dtype=bool), (4, 5))
 
@@ -134,16 +131,13 @@ def test_without_a_background_class_every_segment_gets_its_best():
 def test_softmax_is_over_classes_and_background_words():
     _, scores = labels.assign(towards(0), towards(0, 90, 180), owner=[1, 2, 0], rule="softmax", temperature=1.0)
     np.testing.assert_allclose(scores, [np.e / (np.e + 1 + 1 / np.e)], atol=1e-6)
-    segment, texts = towards(0), towards(0, 90)
-    assert labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=1.0, threshold=0.8)[0].tolist() == [
-        0
-    ]
-    assert labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=0.1, threshold=0.8)[0].tolist() == [
-        1
-    ]
+    segment, texts, softmax = towards(0), towards(0, 90), {"rule": "softmax", "temperature": 1.0}
+    for temperature, expected in ((1.0, [0]), (0.1, [1])):
+        options = {"rule": "softmax", "temperature": temperature, "threshold": 0.8}
+        assert labels.assign(segment, texts, owner=[1, 2], **options)[0].tolist() == expected
     # A second word for the same thing does not take half of its class's probability.
-    twice = labels.assign(segment, towards(0, 0, 90), owner=[1, 1, 2], rule="softmax", temperature=1.0)[1]
-    torch.testing.assert_close(twice, labels.assign(segment, texts, owner=[1, 2], rule="softmax", temperature=1.0)[1])
+    twice = labels.assign(segment, towards(0, 0, 90), owner=[1, 1, 2], **softmax)[1]
+    torch.testing.assert_close(twice, labels.assign(segment, texts, owner=[1, 2], **softmax)[1])
 
 
 @pytest.mark.parametrize("rule", ["cosine", "softmax"])
@@ -169,7 +163,7 @@ def test_assign_refuses_what_does_not_fit():
         labels.assign(towards(0), towards(0, 90), owner=[1])
     with pytest.raises(ValueError, match="foreground"):
         labels.assign(towards(0), towards(0, 90), owner=[0, -1])
-    with pytest.raises(ValueError, match='right are "cosine" and "softmax"'):
+    with pytest.raises(ValueError, match="no rule 'nearest', only cosine, softmax"):
         labels.assign(towards(0), towards(0, 90), owner=[1, 2], rule="nearest")
 
 
@@ -208,12 +202,12 @@ def test_other_ways_to_settle_overlaps():
     np.testing.assert_allclose(voted.confidence, [[0.45, 0.5, 0.25, 0.225, 0.7]], atol=1e-6)
     with pytest.raises(ValueError, match="predicted_iou of each mask"):
         labels.paint(masks, classes, scores, overlap="predicted_iou")
-    with pytest.raises(ValueError, match='overlap is "last"'):
+    with pytest.raises(ValueError, match="no overlap 'last', only score"):
         labels.paint(masks, classes, scores, overlap="last")
 
 
 @pytest.mark.parametrize("background", [0, None])
-@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("overlap", labels.OVERLAPS)
 def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background):
     rng = np.random.default_rng(2)
     for trial in range(20):
@@ -248,7 +242,7 @@ def test_hundreds_of_masks_in_either_order_of_memory():
         assert guess.label.flags.c_contiguous and guess.confidence.flags.c_contiguous
 
 
-@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("overlap", labels.OVERLAPS)
 def test_of_equal_masks_the_lower_class_wins(overlap):
     for classes in ([3, 1], [1, 3]):
         guess = labels.paint(row("#", "#"), classes, [0.5, 0.5], overlap=overlap, predicted_iou=[0.9, 0.9])

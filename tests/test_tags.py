@@ -18,14 +18,8 @@ CLASSES = Classes(
     ((0, 0, 0),) * 4,
     templates=("{}",),
 )
-COLOURS = {
-    "white": (1, 1, 1),
-    "black": (0.05, 0.05, 0.05),
-    "red": (1, 0, 0),
-    "pink": (1, 0.5, 0.5),
-    "green": (0, 1, 0),
-    "blue": (0, 0, 1),
-}
+COLOURS = {"white": (1, 1, 1), "black": (0.05, 0.05, 0.05), "red": (1, 0, 0), "pink": (1, 0.5, 0.5)}
+COLOURS |= {"green": (0, 1, 0), "blue": (0, 0, 1)}
 
 
 class ColourEncoder:
@@ -155,16 +149,14 @@ def test_files_of_tags_that_do_not_fit_are_refused(tmp_path):
         path.write_text(text, encoding="utf-8")
         return tags.read(path, CLASSES)
 
-    with pytest.raises(ValueError, match="unknown names: purple; the classes are red, green, blue"):
-        read("a: [red, purple]")
-    with pytest.raises(ValueError, match="unknown names: background"):
-        read("a: [background]")
-    with pytest.raises(ValueError, match="must hold {id:"):
-        read("a: red")
-    with pytest.raises(ValueError, match="must hold {id:"):
-        read("[a, b]")
-    with pytest.raises(ValueError, match="not readable YAML"):
-        read("a: [red")
+    for text, message in (
+        ("a: [red, purple]", "unknown names: purple; the classes are red, green, blue"),
+        ("a: [background]", "unknown names: background"),
+        ("a: red", "must hold {id:"),
+        ("a: [red", "not readable YAML"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(text)
     with pytest.raises(ValueError, match="lacks the tags of: b"):
         read("a: [red]")(samples("a", "b"))
     with pytest.raises(TypeError, match="by the id of a Sample"):

@@ -48,7 +48,6 @@ class ScoredCue:
     background: int | None
 
     def __post_init__(self):
-        """Refuse classes without a background."""
         if self.background is None:
             raise ValueError("a pixel below the threshold is background, but these classes have none")
 

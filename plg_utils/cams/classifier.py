@@ -24,7 +24,7 @@ from torch import nn
 
 from plg_utils import augment, devices, files, store, training
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
-from plg_utils.encoders import same_size
+from plg_utils.encoders import by_size
 from plg_utils.records import Classes, Sample
 from plg_utils.segmenters import deeplabv3plus
 
@@ -105,11 +105,7 @@ def train(
     320 to 640 pixels instead of 500, and are cut to a crop_size of 512.
 
     weights: the file to write, safetensors, with what `load` needs to build the network
-    batch_size: images; crop_size: pixels; scale: least and greatest factor of the size
-    lr: of the encoder; the classifier learns head_lr_factor times as fast
-    channels_last: memory order that some machines prefer
-    state_file: see `training.fit`: if it exists, training goes on from it
-    progress: what the bar on stderr is called; None shows none
+    batch_size: images; the other options are those of `network` and `training.fit`
     returns: a row for every log_every steps: step, lr, the mean loss, and the part of the answers (class in the image,
         or not) that were right
     """
@@ -126,10 +122,7 @@ def train(
     }  # fmt: skip
     optimiser = training.build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
     factors = [group["lr"] / lr for group in optimiser.param_groups]
-    history, start = [], 0
-    if state_file is not None and Path(state_file).exists():
-        history, start = training.load_state(state_file, settings, model, optimiser, None)
-    pending = history.pop()["unfinished"] if history and "unfinished" in history[-1] else []  # as in training.fit
+    history, pending, start = training.load_state(state_file, settings, model, optimiser, None)
     views = training.Batches(
         samples, samples, None,
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner="batch", seed=seed,
@@ -219,14 +212,12 @@ def build(
 
     def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
         images, found = images_of(samples), tags_of(samples)
-        made: list = [None] * len(images)
-        for chosen in same_size([image.shape[:2] for image in images], batch_size):
-            batch = np.stack([training.check_image(images[index], f"image {index}") for index in chosen])
-            asked = [found[index] for index in chosen]
-            maps = cams(model, batch, asked, scales=scales, flip=flip)
-            for index, of_image in zip(chosen, maps, strict=True):
-                made[index] = Cams(found[index], of_image)
-        return made
+
+        def show(together: list[int]) -> list[np.ndarray]:
+            batch = np.stack([training.check_image(images[index], f"image {index}") for index in together])
+            return cams(model, batch, [found[index] for index in together], scales=scales, flip=flip)
+
+        return list(map(Cams, found, by_size([image.shape[:2] for image in images], batch_size, show)))
 
     return ScoredCue(scores, threshold=threshold, background=classes.background)
 
@@ -251,20 +242,13 @@ def cams(
     columns = [[model.foreground.index(index) for index in of_image] for of_image in tags]
     sums = [torch.zeros(len(of_image), *size, device=device) for of_image in columns]
     for scale in scales:
-        inputs = augment.normalise(torch.from_numpy(_rescaled(images, scale)).to(device).permute(0, 3, 1, 2))
+        height, width = (max(1, round(side * scale)) for side in size)
+        resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+        inputs = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).to(device)
+        inputs = augment.normalise(inputs.permute(0, 3, 1, 2))
         for mirrored in (False, True)[: 1 + flip]:
             maps = model.activations(inputs.flip(-1)).flip(-1) if mirrored else model.activations(inputs)
             for total, of_image, chosen in zip(sums, maps.relu(), columns, strict=True):
                 if chosen:
                     total += F.interpolate(of_image[None, chosen], size, mode="bilinear", align_corners=False)[0]
     return [(total / (total.amax(dim=(1, 2), keepdim=True) + 1e-5)).cpu().numpy() for total in sums]
-
-
-def _rescaled(images: np.ndarray, scale: float) -> np.ndarray:
-    """Resize images (B, H, W, 3) by a factor, bicubic as IRN does."""
-    height, width = (max(1, round(side * scale)) for side in images.shape[1:3])
-    if (height, width) == images.shape[1:3]:
-        return images
-    return np.stack(
-        [np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
-    )

@@ -15,7 +15,7 @@ from clip.model import VisionTransformer
 
 from plg_utils import encoders
 from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
-from plg_utils.encoders import clip, same_size
+from plg_utils.encoders import by_size, clip
 from plg_utils.labels import components
 from plg_utils.records import Classes, Sample
 
@@ -49,30 +49,28 @@ def build(
     if classes.background is None or not classes.words[classes.background]:
         raise ValueError("the class file has no words of the background, and clip_text needs some: add them")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
-    text_embeddings, owner = encode.class_embeddings(classes)
-    scale = encode.model.logit_scale.exp().item()
-    attending = layers or round(LAYERS * len(encode.model.visual.transformer.resblocks))
+    texts = encode.class_embeddings(classes)
+    layers = (layers or round(LAYERS * len(encode.model.visual.transformer.resblocks))) if refine else 0
+    how = {"background": classes.background, "scale": encode.model.logit_scale.exp().item()}
+    how |= {"layer": encode.cam_layer, "layers": layers}
     tags_of = tagger(tags, classes)
 
     def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
         images, found = images_of(samples), tags_of(samples)
-        made: list = [None] * len(images)
         sizes = [encode.network_size(image.shape[:2]) for image in images]
-        for chosen in same_size(sizes, encode.batch_size):
-            maps, attention = grad_cam(
-                encode.model.visual,
-                torch.stack([encode.preprocess(images[index], sizes[index]) for index in chosen]),
-                [found[index] for index in chosen],
-                text_embeddings,
-                owner,
-                background=classes.background,
-                scale=scale,
-                layer=encode.cam_layer,
-                layers=attending if refine else 0,
-            )
-            for index, of_image, similar in zip(chosen, maps, attention, strict=True):
-                of_image = refined(of_image, similar) if refine and found[index] else of_image
-                made[index] = Cams(found[index], _resized(of_image, images[index].shape[:2]))
+
+        def ask(together: list[int]) -> zip:
+            batch = torch.stack([encode.preprocess(images[index], sizes[index]) for index in together])
+            asked = [found[index] for index in together]
+            return zip(*grad_cam(encode.model.visual, batch, asked, *texts, **how), strict=True)
+
+        made = []
+        for tags, image, (maps, attention) in zip(found, images, by_size(sizes, encode.batch_size, ask), strict=True):
+            large = torch.zeros(0, *image.shape[:2])
+            if tags:
+                maps = refined(maps, attention) if refine else maps
+                large = F.interpolate(maps[None], image.shape[:2], mode="bilinear", align_corners=False)[0]
+            made.append(Cams(tags, large.cpu().numpy()))
         return made
 
     return ScoredCue(scores, threshold=threshold, background=classes.background)
@@ -177,10 +175,3 @@ def _to_unit(maps: torch.Tensor) -> torch.Tensor:
     """Bring each row (M, places) from its least to its greatest value to [0, 1]."""
     maps = maps - maps.amin(dim=1, keepdim=True)
     return maps / (maps.amax(dim=1, keepdim=True) + 1e-7)  # of pytorch_grad_cam's scale_cam_image
-
-
-def _resized(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Upsample maps (C, h, w) to (C, *size), on the CPU."""
-    if not len(maps):
-        return np.zeros((0, *size), dtype=np.float32)
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0].cpu().numpy()

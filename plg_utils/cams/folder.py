@@ -32,14 +32,10 @@ def build(classes: Classes, *, root: str | Path) -> Cue:
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(f"{root} lacks the cue map of {len(missing)} of {len(paths)} images: {names}")
-        return [_read(path, sample, classes.num_classes) for path, sample in zip(paths, samples, strict=True)]
+        labels = [files.read_label(path, classes.num_classes) for path in paths]
+        for path, label, sample in zip(paths, labels, samples, strict=True):
+            if label.shape != (size := sample.image().shape[:2]):
+                raise ValueError(f"{path} is {label.shape}, its image {size}: a cue map has the size of its image")
+        return labels
 
     return read
-
-
-def _read(path: Path, sample: Sample, num_classes: int) -> np.ndarray:
-    label = files.read_label(path, num_classes)
-    size = sample.image().shape[:2]
-    if label.shape != size:
-        raise ValueError(f"{path} is {label.shape}, its image {size}: a cue map has the exact size of its image")
-    return label

@@ -41,26 +41,19 @@ def build(
     temperature: of the softmax; None: the network's own
     """
     if not 0 < threshold <= 1 or upsample < 1:
-        raise ValueError(
-            f"threshold={threshold} must be a part, 0 < threshold <= 1, and upsample={upsample} at least 1"
-        )
+        raise ValueError(f"threshold={threshold} must be a part, above 0 to 1, and upsample={upsample} at least 1")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     temperature = tagging.own_temperature(encode) if temperature is None else temperature
-    text_embeddings, owner = encode.class_embeddings(classes)
+    texts = encode.class_embeddings(classes)
+    cut = {"threshold": threshold, "upsample": upsample, "min_area": min_area}
 
     def detect(images: Sequence[np.ndarray], tags: Sequence[Sequence[int]]) -> list[Boxes]:
         """Find the regions of the classes `tags` in images, each (H, W, 3) uint8 RGB."""
         found = []
         wanted = check_tags(tags, classes, len(images))
         for image, features, of_image in zip(images, encode.images(images), wanted, strict=True):
-            maps = class_maps(
-                features, text_embeddings, owner, of_image, background=classes.background, temperature=temperature
-            )
-            found.append(
-                boxes_of_maps(
-                    maps, of_image, image.shape[:2], threshold=threshold, upsample=upsample, min_area=min_area
-                )
-            )
+            maps = class_maps(features, *texts, of_image, background=classes.background, temperature=temperature)
+            found.append(boxes_of_maps(maps, of_image, image.shape[:2], **cut))
         return found
 
     return detect

@@ -17,7 +17,7 @@ from torchvision.ops import box_convert
 
 from plg_utils import checkpoints, devices
 from plg_utils.detectors import Boxes, Detect, check_tags
-from plg_utils.encoders import same_size
+from plg_utils.encoders import by_size
 from plg_utils.records import Classes
 
 if TYPE_CHECKING:
@@ -45,37 +45,35 @@ def build(
     captions = {index: caption(classes.names[index], classes.words[index]) for index in classes.foreground}
     model, processor = load(checkpoint)
     model = model.to(devices.choose(str(device)))
-    limit = model.config.max_text_len
+    thresholds = {"box_threshold": box_threshold, "text_threshold": text_threshold}
 
     @torch.inference_mode()
     def detect(images: Sequence[np.ndarray], tags: Sequence[Sequence[int]]) -> list[Boxes]:
         """Find the classes `tags` in images, each (H, W, 3) uint8 RGB: class by class, in each in query order."""
         checked = check_tags(tags, classes, len(images))
-        asked = [(image, index) for image, of_image in enumerate(checked) for index in of_image]
-        found: list = [None] * len(asked)
-        for chosen in same_size([images[image].shape[:2] for image, _ in asked], batch_size):
-            for place, boxes in zip(chosen, _forward(images, [asked[place] for place in chosen]), strict=True):
-                found[place] = boxes
-        return [_together([boxes for (of, _), boxes in zip(asked, found, strict=True) if of == image])
-                for image in range(len(images))]  # fmt: skip
+        asked = [(image, index) for image, of_image in enumerate(checked) for index in of_image]  # one caption each
 
-    def _forward(images: Sequence[np.ndarray], asked: Sequence[tuple[int, int]]) -> list[Boxes]:
-        texts = [captions[index] for _, index in asked]
-        tokens = processor.tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
-        if tokens.input_ids.shape[1] > limit:
-            longest = max(texts, key=len)
-            raise ValueError(f"a caption has {tokens.input_ids.shape[1]} tokens, over {limit}: {longest!r:.200}")
-        offsets = tokens.pop("offset_mapping").tolist()
-        pixels = processor.image_processor(images=[images[image] for image, _ in asked], return_tensors="pt")
-        outputs = model(**tokens.to(model.device), **pixels.to(model.device))
-        thresholds = {"box_threshold": box_threshold, "text_threshold": text_threshold}
-        made = []
-        for (image, index), *queries, text, offset in zip(
-            asked, outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu(), texts, offsets, strict=True
-        ):
-            xyxy, scores = boxes_of_queries(*queries, word_tokens(text, offset), images[image].shape[:2], **thresholds)
-            made.append(Boxes.of(xyxy, np.full(len(xyxy), index), scores))
-        return made
+        def ask(together: list[int]) -> list[Boxes]:
+            pictures = [images[asked[place][0]] for place in together]
+            texts = [captions[asked[place][1]] for place in together]
+            tokens = processor.tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
+            count, limit = tokens.input_ids.shape[1], model.config.max_text_len
+            if count > limit:
+                raise ValueError(f"a caption has {count} tokens, over {limit}: {max(texts, key=len)!r:.200}")
+            words = map(word_tokens, texts, tokens.pop("offset_mapping").tolist())
+            pixels = processor.image_processor(images=pictures, return_tensors="pt")
+            outputs = model(**tokens.to(model.device), **pixels.to(model.device))
+            queries = outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
+            return [
+                boxes_of_queries(*of_caption, picture.shape[:2], **thresholds)
+                for *of_caption, picture in zip(*queries, words, pictures, strict=True)
+            ]
+
+        found = by_size([images[image].shape[:2] for image, _ in asked], batch_size, ask)
+        parts = [[np.zeros((0, 6))] for _ in images]  # columns: box, score, class
+        for (image, index), (xyxy, scores) in zip(asked, found, strict=True):
+            parts[image].append(np.column_stack([xyxy, scores, np.full(len(xyxy), index)]))
+        return [Boxes.of(rows[:, :4], rows[:, 5], rows[:, 4]) for rows in map(np.concatenate, parts)]
 
     return detect
 
@@ -124,18 +122,7 @@ def boxes_of_queries(
     return xyxy[kept].numpy(), score[kept].numpy()
 
 
-def _together(parts: Sequence[Boxes]) -> Boxes:
-    """The boxes of all captions of an image."""
-    joined = ([getattr(boxes, name) for boxes in parts] for name in ("xyxy", "classes", "scores"))
-    return Boxes.of(*map(np.concatenate, joined)) if parts else Boxes.of([], [], [])
-
-
-# Weights
-
-
-def load(
-    checkpoint: str | Path,
-) -> tuple["GroundingDinoForObjectDetection", "GroundingDinoProcessor"]:
+def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "GroundingDinoProcessor"]:
     """Load the network and what prepares its inputs, ready for inference.
 
     checkpoint: a name of `checkpoints`; a folder in the layout of the hub, with config.json, model.safetensors,
@@ -143,7 +130,12 @@ def load(
         their SHA-256 ever after, those of a folder are taken as they are. Weights are read as safetensors only, because
         opening a pickle runs what is in it
     """
-    transformers = _transformers()
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            'Grounding DINO needs transformers, the extra "grounding": pip install "plg-utils[grounding]"'
+        ) from error
     named = [name for name, listed in checkpoints.LISTED.items() if listed.hub]
     if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
         raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
@@ -157,13 +149,3 @@ def load(
         wanted = checkpoints.LISTED["grounding_dino_tiny"].files
         raise FileNotFoundError(f"{folder} could not be loaded ({error}); it needs {', '.join(wanted)}") from error
     return model.eval(), processor
-
-
-def _transformers():
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            'Grounding DINO needs transformers, the extra "grounding": pip install "plg-utils[grounding]"'
-        ) from error
-    return transformers

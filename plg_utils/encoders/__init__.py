@@ -7,7 +7,8 @@ What `build` returns has
     class_embeddings(classes)   -> (K', D) of length 1, a row for each word, and (K',) the class of each row
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,15 @@ def class_embeddings(
     return F.normalize(of_sentences.mean(dim=1), dim=1), owner
 
 
-def same_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
-    """Give the indices of images that can go through a network together: of one size, at most batch_size."""
+def by_size(sizes: Sequence[tuple], batch_size: int, network: Callable[[list[int]], Iterable]) -> list[Any]:
+    """What a network makes of each image; images of one size, at most batch_size, go through it together.
+
+    network: from the indices of such images to what it makes of each
+    """
+    made = {}
     for size in dict.fromkeys(sizes):
         same = [index for index, other in enumerate(sizes) if other == size]
         for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+            together = same[start : start + batch_size]
+            made |= zip(together, network(together), strict=True)
+    return [made[index] for index in range(len(sizes))]

@@ -8,6 +8,7 @@ similar tokens are averaged and nothing else is added. Any `clip.model.CLIP` wit
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import clip
@@ -19,21 +20,16 @@ from PIL import Image
 from torch import nn
 
 from plg_utils import checkpoints, devices, encoders
+from plg_utils.choices import one_of
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import clip as miniature
 from plg_utils.records import Classes
 
 SMOKE = {"checkpoint": None}
-
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], which all of OpenAI's CLIPs subtract
 STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
-OPENAI = {  # GEM's size, CLIP-ES's layer, the package's resizing
-    "features": "gem",
-    "image_size": 448,
-    "layer": "ln_1",
-    "resize_by": "pil",
-}
+OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1", "resize_by": "pil"}  # GEM's, CLIP-ES's, the package's
 SENTENCES = 256  # encoded at once
 SETTINGS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold beside the weights
 
@@ -94,48 +90,38 @@ def load(checkpoint: str | None) -> CLIP:
     return model.eval()
 
 
+@dataclass(eq=False, kw_only=True)
 class Encoder:
     """Dense image features and text embeddings of one CLIP; see `build` for the options."""
 
-    def __init__(
-        self,
-        model: CLIP,
-        *,
-        features: str,
-        depth: int,
-        iterations: int,
-        temperature: float | None,
-        image_size: int,
-        resize: str,
-        precision: str,
-        batch_size: int,
-        cam_layer: str = OPENAI["layer"],
-        resize_by: str = OPENAI["resize_by"],
-    ):
+    model: CLIP = field(kw_only=False)
+    features: str
+    depth: int
+    iterations: int
+    temperature: float | None
+    image_size: int
+    resize: str
+    precision: str
+    batch_size: int
+    cam_layer: str = OPENAI["layer"]  # where cams/clip_text takes its gradient
+    resize_by: str = OPENAI["resize_by"]  # "pil", whole grey values; "torch", as the miniature learned
+
+    def __post_init__(self):
         """Check the options against the model."""
-        layers, patch = len(model.visual.transformer.resblocks), model.visual.conv1.kernel_size[0]
-        if features not in ("plain", "gem"):
-            raise ValueError(f'features is "{features}"; right are "plain" and "gem"')
-        if not 1 <= depth <= layers + 1:
-            raise ValueError(f"depth is {depth}; with {layers} layers right are 1 (plain) to {layers + 1} (all)")
-        if resize not in ("squash", "keep"):
-            raise ValueError(f'resize is "{resize}"; right are "squash" and "keep"')
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "{precision}"; right are "fp32" and "bf16"')
-        if image_size < patch or image_size % patch:
-            raise ValueError(f"image_size is {image_size}, not a multiple of the patch of {patch} pixels")
-        self.model = model
-        self.depth = depth if features == "gem" else 1
-        self.iterations, self.temperature = iterations, temperature
-        self.image_size, self.resize, self.patch = image_size, resize, patch
-        self.precision, self.batch_size = precision, batch_size
-        self.cam_layer = cam_layer  # where cams/clip_text takes its gradient
-        self.resize_by = resize_by  # "pil", whole grey values, as OpenAI's package; "torch", as the miniature learned
-        self.unseen_words, self.warned = getattr(model, "unseen_words", None), set()
+        layers, self.patch = len(self.model.visual.transformer.resblocks), self.model.visual.conv1.kernel_size[0]
+        one_of(self.features, ("plain", "gem"), "kind of features")
+        one_of(self.resize, ("squash", "keep"), "way to resize")
+        one_of(self.precision, ("fp32", "bf16"), "precision")
+        if not 1 <= self.depth <= layers + 1:
+            raise ValueError(f"depth is {self.depth}; with {layers} layers right are 1 (plain) to {layers + 1} (all)")
+        if self.image_size < self.patch or self.image_size % self.patch:
+            raise ValueError(f"image_size is {self.image_size}, not a multiple of the patch of {self.patch} pixels")
+        self.unseen_words, self.warned = getattr(self.model, "unseen_words", None), set()
 
     def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, not of length 1."""
-        gem = {"depth": self.depth, "iterations": self.iterations, "temperature": self.temperature}
+        depth = self.depth if self.features == "gem" else 1
+        gem = {"depth": depth, "iterations": self.iterations, "temperature": self.temperature}
         sizes = [self.network_size(image.shape[:2]) for image in images]
         return self._batches(images, sizes, partial(dense_features, self.model.visual, **gem))
 
@@ -149,15 +135,14 @@ class Encoder:
 
     @torch.no_grad()
     def _batches(self, images, sizes, network) -> list[torch.Tensor]:
-        """What the network makes of each image; images of one size go through it together."""
-        encoded: list = [None] * len(images)
-        for chosen in encoders.same_size(sizes, self.batch_size):
-            batch = torch.stack([self.preprocess(images[index], sizes[index]) for index in chosen])
+        """What the network makes of each image in its size."""
+
+        def encode(together: list[int]) -> torch.Tensor:
+            batch = torch.stack([self.preprocess(images[index], sizes[index]) for index in together])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                made = network(batch)
-            for index, of_image in zip(chosen, made.float(), strict=True):
-                encoded[index] = of_image
-        return encoded
+                return network(batch).float()
+
+        return encoders.by_size(sizes, self.batch_size, encode)
 
     @torch.no_grad()
     def texts(self, phrases: Sequence[str]) -> torch.Tensor:
@@ -173,7 +158,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is, and the features will be."""
+        """Where the network is."""
         return self.model.visual.conv1.weight.device
 
     def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -198,9 +183,7 @@ class Encoder:
 
     def warn_of_unseen_words(self, phrases: Sequence[str]) -> None:
         """Warn once of words that a miniature never read in its training: its answer to them means nothing."""
-        if self.unseen_words is None:
-            return
-        unseen = [word for word in self.unseen_words(phrases) if word not in self.warned]
+        unseen = [word for word in self.unseen_words(phrases) if word not in self.warned] if self.unseen_words else []
         if unseen:
             self.warned.update(unseen)
             warnings.warn(f"the miniature CLIP never saw these words: {', '.join(unseen)}", stacklevel=3)
@@ -269,16 +252,14 @@ def self_self_attention(
     query, key, value = projected  # (B, heads, L, C/heads)
     if temperature is None:
         sharpness = tokens.norm(dim=-1).mean(dim=0) / math.sqrt(width // heads)  # (B,)
-        sharpness = sharpness.repeat(3)[:, None, None, None]
-    else:
-        sharpness = temperature
+        temperature = sharpness.repeat(3)[:, None, None, None]
 
     similar = projected.flatten(0, 1)  # (3B, heads, L, C/heads): the three attend to themselves side by side
     for _ in range(iterations):
         unit = F.normalize(similar, dim=-1)
-        similar = F.scaled_dot_product_attention(sharpness * unit, unit, unit, scale=1.0)
+        similar = F.scaled_dot_product_attention(temperature * unit, unit, unit, scale=1.0)
     unit = F.normalize(similar, dim=-1)
-    averaged = F.scaled_dot_product_attention(sharpness * unit, unit, value.repeat(3, 1, 1, 1), scale=1.0)
+    averaged = F.scaled_dot_product_attention(temperature * unit, unit, value.repeat(3, 1, 1, 1), scale=1.0)
     gem = averaged.unflatten(0, (3, batch)).mean(dim=0)
     original = F.scaled_dot_product_attention(query, key, value)
 

@@ -66,12 +66,20 @@ def build(
     overlap: which mask is on top, see `painting_order`
     """
     choices.one_of(overlap, OVERLAPS, "overlap")
-    tag = _tagger(tags, classes, tags_options or {})
+    if tags != "clip" and tags_options:
+        raise ValueError(f'tags_options are of "clip", and {tags!r} takes none: {", ".join(tags_options)}')
+    if tags in ("clip", "sample"):
+        tag = tagging.of_samples if tags == "sample" else tagging.by_clip(classes, **(tags_options or {}))
+    elif isinstance(tags, str | Path):
+        if Path(tags).suffix not in (".yaml", ".yml", ".json"):
+            raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
+        tag = tagging.read(tags, classes)
+    else:
+        tag = tags
     detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
+    prompt = masks
     if isinstance(masks, str):
         prompt = choices.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
-    else:
-        prompt = masks
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[BoxLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags do not come by an id."""
@@ -90,21 +98,6 @@ def build(
     return generate
 
 
-def _tagger(tags: str | Path | tagging.Tag, classes: Classes, options: dict) -> tagging.Tag:
-    """Find what tags the images."""
-    if tags == "clip":
-        return tagging.by_clip(classes, **options)
-    if options:
-        raise ValueError(f'tags_options are of "clip", and {tags!r} takes none: {", ".join(options)}')
-    if tags == "sample":
-        return tagging.of_samples
-    if not isinstance(tags, str | Path):
-        return tags
-    if Path(tags).suffix in (".yaml", ".yml", ".json"):
-        return tagging.read(tags, classes)
-    raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
-
-
 def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05) -> np.ndarray:
     """Empty each mask outside of its box, each side of which is first moved outwards.
 
@@ -112,10 +105,7 @@ def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05
     dilation: part of the box's width for the left and right side, of its height for top and bottom
     returns: (N, H, W) bool
     """
-    masks, boxes = np.asarray(masks), np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    if masks.ndim != 3 or len(masks) != len(boxes):
-        raise ValueError(f"masks {masks.shape} are not (N, H, W) with one for each of {len(boxes)} boxes")
-    left, top, right, bottom = boxes.T[:, :, None]  # (N, 1) each
+    left, top, right, bottom = np.asarray(boxes_xyxy, dtype=np.float64).T[:, :, None]  # (N, 1) each
     wider, higher = dilation * (right - left), dilation * (bottom - top)
     x, y = np.arange(masks.shape[2]) + 0.5, np.arange(masks.shape[1]) + 0.5
     columns = (left - wider <= x) & (x <= right + wider)  # (N, W)
@@ -130,7 +120,6 @@ def merge(masks: np.ndarray, boxes: Boxes, *, overlap: str = "score", background
     returns: a pixel in no mask is background with confidence 1, for the tags leave no other class; IGNORE with 0 if
         there is no background class. Else the confidence is the score of the box on top
     """
-    masks = np.asarray(masks)
     if masks.ndim != 3 or len(masks) != len(boxes):
         raise ValueError(f"masks {masks.shape} are not (N, H, W) with one for each of {len(boxes)} boxes")
     label = np.full(masks.shape[1:], IGNORE if background is None else background, dtype=np.uint8)

@@ -99,12 +99,14 @@ def labels_from_embeddings(
     together = torch.cat([*segment_embeddings])
     assigned, scores = labels.assign(together, text_embeddings, owner=owner, background=background, **how)
     counts = [len(embeddings) for embeddings in segment_embeddings]
-    return [
-        labels.paint(
-            of_image.dense(), *named, background=background, overlap=overlap, predicted_iou=of_image.predicted_iou
-        )
-        for of_image, *named in zip(masks, assigned.split(counts), scores.split(counts), strict=True)
-    ]
+    named = zip(assigned.split(counts), scores.split(counts), strict=True)
+    return [_paint(*pair, background, overlap) for pair in zip(masks, named, strict=True)]
+
+
+def _paint(masks: Masks, named: tuple, background: int | None, overlap: str) -> PseudoLabel:
+    """Paint an image's segments; named: the class and the score of each."""
+    iou = masks.predicted_iou
+    return labels.paint(masks.dense(), *named, background=background, overlap=overlap, predicted_iou=iou)
 
 
 def only_sure(
@@ -127,9 +129,7 @@ def only_sure(
     returns: (H, W) uint8, IGNORE also where the likeliest class is another one
     """
     likeliest = labels.assign(segment_embeddings, text_embeddings, owner=owner, background=None, rule="softmax")
-    likely = labels.paint(
-        masks.dense(), *likeliest, background=background, overlap=overlap, predicted_iou=masks.predicted_iou
-    )
+    likely = _paint(masks, likeliest, background, overlap)
     sure = (likely.label == label) & (likely.confidence >= sure_from)
     return np.where(sure, label, np.uint8(IGNORE))
 
@@ -161,10 +161,7 @@ def choose_threshold(
             assigned = labels.assign(embeddings, text_embeddings, threshold=threshold, **named)
             key = b"classes" + assigned[0].cpu().numpy().tobytes()
             if painted[image][0] != key:  # most steps change the class of few segments
-                iou = of_image.predicted_iou
-                label = labels.paint(
-                    of_image.dense(), *assigned, background=background, overlap=overlap, predicted_iou=iou
-                ).label
+                label = _paint(of_image, assigned, background, overlap).label
                 painted[image] = key, np.where(label == IGNORE, np.uint8(background), label)
         return metrics.mean_iou(truths, [label for _, label in painted], num_classes, background=background)
 

@@ -16,13 +16,13 @@ def build(*, threshold: float | tuple[float, float] = 0.95):
     """Build the loss; threshold: probability from which on the model is sure, or that of the first and last step."""
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        labelled = len(batch["image"])
         logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
         logits = model(torch.cat([batch["image"], batch["weak"]]))
+        logits_labelled, logits_weak = logits.split([len(batch["image"]), len(batch["weak"])])
         return fixmatch_loss(
-            logits_labelled=logits[:labelled],
+            logits_labelled=logits_labelled,
             label=batch["label"],
-            logits_weak=logits[labelled:],
+            logits_weak=logits_weak,
             logits_partner=logits_partner,
             logits_strong=model(cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])),
             ignore=batch["ignore"],

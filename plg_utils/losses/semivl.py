@@ -60,9 +60,8 @@ def semivl_loss(
     returns: what `unimatch_loss` does, and zero_shot, the bracket above
     """
     terms = unimatch_loss(**arrays, refine_target="unimatch", threshold=threshold, weights=weights)
-    label, other = (
-        arrays[f"{prefix}pseudo_label"].masked_fill(arrays[f"{prefix}ignore"], IGNORE) for prefix in ("", "partner_")
-    )
+    label = arrays["pseudo_label"].masked_fill(arrays["ignore"], IGNORE)
+    other = arrays["partner_pseudo_label"].masked_fill(arrays["partner_ignore"], IGNORE)
     targets = [cutmix(label, other, arrays["boxes1"]), cutmix(label, other, arrays["boxes2"]), label]
     zero_shot = sum(
         weight * cross_entropy(arrays[f"logits_{view}"], target).mean()

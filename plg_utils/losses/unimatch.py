@@ -104,17 +104,11 @@ def views(
     if predicts and passes == "fast":
         logits_partner = others(logits_weak.detach())
 
-    strong1 = cutmix(batch["strong1"], partner(batch, "strong1"), batch["boxes1"])
-    strong2 = cutmix(batch["strong2"], partner(batch, "strong2"), batch["boxes2"])
-    logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat([strong1, strong2])), size).chunk(2)
-    return {
-        "logits_labelled": logits_labelled,
-        "logits_weak": logits_weak,
-        "logits_partner": logits_partner,
-        "logits_strong1": logits_strong1,
-        "logits_strong2": logits_strong2,
-        "logits_feature": logits_feature,
-    }
+    strong = [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
+    logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat(strong)), size).chunk(2)
+    logits = {"logits_labelled": logits_labelled, "logits_weak": logits_weak, "logits_partner": logits_partner}
+    logits |= {"logits_strong1": logits_strong1, "logits_strong2": logits_strong2, "logits_feature": logits_feature}
+    return logits
 
 
 def targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
@@ -176,12 +170,8 @@ def unimatch_loss(
     unlabelled = weights[0] * strong1 + weights[1] * strong2 + weights[2] * feature
     if weak_weight:
         unlabelled = unlabelled + weak_weight * consistency(logits_weak, *weak, smoothing=smoothing)
-    terms = {
-        "total": (labelled + unlabelled) / 2,
-        "labelled": labelled,
-        "strong": (strong1 + strong2) / 2,
-        "feature": feature,
-    }
+    terms = {"total": (labelled + unlabelled) / 2, "labelled": labelled}
+    terms |= {"strong": (strong1 + strong2) / 2, "feature": feature}
     if logits_weak is not None:
         sure = predict(logits_weak, threshold)[1] & ~ignore
         terms["sure"] = sure.sum() / num_valid(~ignore)
@@ -213,10 +203,8 @@ def choose_target(
         prediction, sure = predict(logits, threshold)
     if refine_target == "unimatch":
         target, valid = prediction, ~ignore
-    elif refine_target == "zero_shot":
-        target, valid = pseudo_label, ~ignore & (pseudo_label != IGNORE)
     else:
-        target = torch.where(sure, prediction, pseudo_label)
+        target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
         valid = ~ignore & (pseudo_label != IGNORE)
     return target, valid & sure if gate else valid, valid
 

@@ -35,6 +35,7 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
+from plg_utils.choices import one_of
 from plg_utils.labels import components
 from plg_utils.records import Masks
 
@@ -84,8 +85,7 @@ class SegmentEverything:
 
     def __post_init__(self):
         """Lay the grids, one for each layer of crops."""
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "{self.precision}"; right are "fp32" and "bf16"')
+        one_of(self.precision, ("fp32", "bf16"), "precision")
         self.grids = self.point_grids or build_all_layer_point_grids(
             self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
         )
@@ -100,15 +100,13 @@ class SegmentEverything:
         everything = Candidates.join(found)
         kept = torch.arange(len(everything))
         if len(crops) > 1:  # of two that agree, the one in the smaller crop
-            detail = torch.repeat_interleave(
-                1 / box_area(torch.tensor(crops)), torch.tensor([len(each) for each in found])
-            )
+            counts = torch.tensor([len(each) for each in found])
+            detail = torch.repeat_interleave(1 / box_area(torch.tensor(crops)), counts)
             kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), self.crop_nms_thresh).cpu()
         rles, first = {}, 0
         for crop, each in zip(crops, found, strict=True):
             here = kept[(kept >= first) & (kept < first + len(each))]
-            drawn = self.run_lengths(each.small[here - first], crop, size)
-            rles |= dict(zip(here.tolist(), drawn, strict=True))
+            rles |= zip(here.tolist(), self.run_lengths(each.small[here - first], crop, size), strict=True)
             first += len(each)
         everything = everything.take(kept)
         masks = Masks(
@@ -185,11 +183,9 @@ class SegmentEverything:
         view, rles = (bottom - top, right - left), []
         for part in small.split(self.at_once(view)):
             masks = (self.enlarge(part, view) > self.sam.mask_threshold).cpu().numpy()
-            if view != size:
-                whole = np.zeros((len(masks), size[1], size[0]), dtype=bool)
-                whole[:, left:right, top:bottom] = masks
-                masks = whole
-            rles += Masks.from_dense(masks.transpose(0, 2, 1)).rles
+            whole = np.zeros((len(masks), size[1], size[0]), dtype=bool)
+            whole[:, left:right, top:bottom] = masks
+            rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
 
     def halving(self, function: Callable, points: torch.Tensor) -> Iterator:

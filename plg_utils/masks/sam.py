@@ -87,24 +87,18 @@ def settings(
             raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
         side = chosen["points_per_side"] if points_per_side is None else points_per_side
         return chosen | {"points_per_side": max(1, round(density * side))}
-    if points_per_side is not None or density != 1:
-        raise ValueError("point_grids take the place of points_per_side and density: leave those two out")
     grids = [np.asarray(grid, dtype=np.float64) for grid in point_grids]
     fit = all(grid.ndim == 2 and grid.shape[1] == 2 and (grid >= 0).all() and (grid <= 1).all() for grid in grids)
-    if not fit or len(grids) != crop_n_layers + 1:
+    if not fit or len(grids) != crop_n_layers + 1 or points_per_side is not None or density != 1:
         raise ValueError(
-            f"point_grids are {', '.join(str(grid.shape) for grid in grids) or 'empty'}; give one grid for each of the "
-            f"{crop_n_layers + 1} layers (crop_n_layers + 1), each (P, 2) of x and y from 0 to 1"
+            f"point_grids are {[grid.shape for grid in grids]}; give {crop_n_layers + 1} of them (crop_n_layers + 1), "
+            "each (P, 2) of x and y from 0 to 1, and leave points_per_side and density out"
         )
     return chosen | {"points_per_side": None, "point_grids": grids}
 
 
 def build_box_prompter(
-    *,
-    checkpoint: str | None = "miniature_sam",
-    model: str | None = None,
-    multimask: bool = False,
-    device: str = "cpu",
+    *, checkpoint: str | None = "miniature_sam", model: str | None = None, multimask: bool = False, device: str = "cpu"
 ) -> Prompt:
     """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`.
 
@@ -118,7 +112,19 @@ def build_box_prompter(
     @torch.inference_mode()
     def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Segment what is in each box; all boxes of an image go through the decoder together."""
-        return [_in_boxes(predictor, *pair, multimask) for pair in zip(images, boxes, strict=True)]
+        return [in_boxes(*pair) for pair in zip(images, boxes, strict=True)]
+
+    def in_boxes(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        boxes, size = np.asarray(boxes, dtype=np.float32), image.shape[:2]
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+            raise ValueError(f"boxes are (N, 4) finite numbers, left, top, right, bottom in pixels, not {boxes.shape}")
+        if not len(boxes):  # the image need not be looked at
+            return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
+        predictor.set_image(image)
+        asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
+        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
+        every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
+        return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()
 
     return prompt
 
@@ -134,19 +140,3 @@ def load(checkpoint: str | None, model: str | None = None) -> Sam:
     sam = sam_model_registry[model]()
     sam.load_state_dict(checkpoints.load_sam_state(path))
     return sam.eval()
-
-
-def _in_boxes(
-    predictor: SamPredictor, image: np.ndarray, boxes: np.ndarray, multimask: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt with the boxes (N, 4) xyxy of one image: (N, H, W) bool and (N,) float32."""
-    boxes, size = np.asarray(boxes, dtype=np.float32), image.shape[:2]
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise ValueError(f"boxes are (N, 4) finite numbers, left, top, right, bottom in pixels, not {boxes.shape}")
-    if not len(boxes):  # the image need not be looked at
-        return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
-    predictor.set_image(image)
-    asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
-    masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
-    every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
-    return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()

@@ -39,9 +39,17 @@ def build(
     @torch.inference_mode()
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
-        found = [records(generator, image) for image in images]
-        found = [without_small_regions(masks, min_mask_region_area, nms_thresh) for masks in found]
+        found = [without_small_regions(segment(image), min_mask_region_area, nms_thresh) for image in images]
         return [masks.take(masks.areas() >= min_area) for masks in found]
+
+    def segment(image: np.ndarray) -> Masks:
+        found = generator.generate(image)
+        return Masks(
+            rles=tuple(record["segmentation"] for record in found),
+            size=(int(image.shape[0]), int(image.shape[1])),
+            predicted_iou=np.array([record["predicted_iou"] for record in found], dtype=np.float32),
+            stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
+        )
 
     return generate
 
@@ -53,14 +61,3 @@ class Generator(SamAutomaticMaskGenerator):
         crop = super()._process_crop(*arguments)
         crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
         return crop
-
-
-def records(generator: SamAutomaticMaskGenerator, image: np.ndarray) -> Masks:
-    """Segment an image (H, W, 3) uint8 RGB, and keep what we hand on of the generator's records."""
-    found = generator.generate(image)
-    return Masks(
-        rles=tuple(record["segmentation"] for record in found),
-        size=(int(image.shape[0]), int(image.shape[1])),
-        predicted_iou=np.array([record["predicted_iou"] for record in found], dtype=np.float32),
-        stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
-    )

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import timm
-from safetensors.torch import load_file
 from torch import nn
+
+from plg_utils import files
 
 WEIGHTS = Path(__file__).with_name("encoder.safetensors")
 CHANNELS = (24, 48, 96, 128)  # of c1 to c4
@@ -33,6 +34,5 @@ def load(path: str | Path | None = WEIGHTS, *, output_stride: int = 8) -> nn.Mod
     features = build(output_stride)
     if path is None:
         return features
-    weights = load_file(path)
-    features.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    files.read_weights(path, features)
     return features.eval()

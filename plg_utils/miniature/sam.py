@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import nn
 
+from plg_utils import files
 from plg_utils.miniature import untrained
 
 WEIGHTS = Path(__file__).with_name("sam.safetensors")
@@ -108,16 +108,7 @@ def load(path: str | Path | None = WEIGHTS) -> Sam:
     if path is None:
         return untrained(build)
     model = build()
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    misshapen = sorted(name for name in wanted.keys() & weights.keys() if wanted[name] != weights[name].shape)
-    if missing or unknown or misshapen:
-        raise ValueError(
-            f"{path} holds no miniature SAM: it lacks {len(missing)} of {len(wanted)} tensors {missing[:3]}, "
-            f"has {len(unknown)} unknown {unknown[:3]} and {len(misshapen)} of another shape {misshapen[:3]}"
-        )
-    model.load_state_dict(weights)
+    files.read_weights(path, model)
     return model.eval()
 
 
