@@ -219,10 +219,10 @@ SIX = np.zeros((2, 3), np.uint8)
 @pytest.mark.parametrize(
     ("label", "masks", "options", "message"),
     [
-        (SIX, np.zeros((1, 3, 2), bool), {}, r"is \(2, 3\) uint8; image and masks need \(3, 2\)"),
+        (SIX, np.zeros((1, 3, 2), bool), {}, r"has the size \(2, 3\), image and masks have \(3, 2\)"),
         (SIX, np.zeros((2, 3), bool), {}, r"masks are \(N, H, W\) bool, not \(2, 3\) bool"),
         (SIX, np.zeros((1, 2, 3), np.uint8), {}, r"bool, not \(1, 2, 3\) uint8"),
-        (SIX.astype(int), np.zeros((1, 2, 3), bool), {}, r"cue map is \(2, 3\) int64"),
+        (SIX.astype(int), np.zeros((1, 2, 3), bool), {}, r"cue map is \(H, W\) uint8, not \(2, 3\) int64"),
         (row("0v37"), rows("...."), {"mode": "paper"}, r"holds the values \[3, 7\], not classes 0 to 2 or 255"),
         (row("00"), rows(".."), {"mode": "Paper"}, "no mode 'Paper', only official, paper; did you mean 'paper'"),
         (row("00"), rows(".."), {"variant": "imp2"}, "no variant 'imp2', only max_iou, max_iou_imp"),
@@ -301,7 +301,7 @@ def test_bad_cue_maps_are_refused_before_masks_are_made():
         with pytest.raises(ValueError, match=message):
             generators.build("sepl", CLASSES, cams=lambda items: cue, masks=segment, **options)(samples)
 
-    refused([cues["one"], cues["two"].T[:2]], r"the cue map of two is \(2, 3\) uint8; image and masks need \(3, 3\)")
+    refused([cues["one"], cues["two"].T[:2]], r"the cue map of two has the size \(2, 3\), image and masks have \(3, 3\)")
     refused([cues["one"] * 9, cues["two"]], r"the cue map of one holds the values \[9\]", mode="paper")
     refused([cues["one"]], "zip")
 

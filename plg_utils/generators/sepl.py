@@ -23,6 +23,8 @@ MODES = ("official", "paper")
 VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cskyl/SAM_WSSS, whose default is the last
 INSIDE = 0.5  # rule (a) of that code, strict
 COVERS = 0.85  # rule (b) of that code, inclusive
+
+
 SMOKE = {
     "cams": "classifier",
     "cams_options": {"weights": None, "tags": "all", "scales": (1.0,)},
@@ -106,44 +108,50 @@ def merge(
         raise ValueError(f"masks are (N, H, W) bool, not {masks.shape} {masks.dtype}")
     _check_label("the cue map", label, masks.shape[1:], num_classes, mode)
 
-    counts = np.zeros((len(masks), IGNORE + 1), dtype=np.int64)  # pixels of each value in each mask
-    for mask, count in zip(masks, counts, strict=True):
-        count[:] = np.bincount(label[mask], minlength=len(count))
-    sizes = np.bincount(label.ravel(), minlength=num_classes)
+    # Masks decoded from run lengths lie column by column in memory: the pixels are counted in the masks' own order.
+    by_columns = not masks.flags.c_contiguous and masks.swapaxes(1, 2).flags.c_contiguous
+    if by_columns:
+        label, masks = label.T, masks.swapaxes(1, 2)
+    cue = label.ravel()
+    packed = _pack(masks.reshape(len(masks), cue.size))
+    areas = np.bitwise_count(packed).sum(axis=1, dtype=np.uint32)  # (N,)
+    sizes = np.bincount(cue, minlength=num_classes)  # pixels of each value
     classes = 1 + np.flatnonzero(sizes[1:num_classes])  # (C,) the foreground classes of this cue map
-    overlaps = counts[:, classes]  # (N, C) pixels
-    parts = overlaps / counts.sum(axis=1).clip(min=1)[:, None]  # (N, C) of the mask
+    overlaps = _overlaps(cue, packed, classes)  # (N, C) pixels
+    parts = overlaps / areas.clip(min=1)[:, None]  # (N, C) of the mask
     accepted = parts > inside
     if mode == "paper" or variant == "max_iou_imp2":
         accepted |= overlaps / sizes[classes] >= covers
     if mode == "official":
-        label = np.where(label < num_classes, label, 0) if variant != "max_iou" else np.zeros_like(label)
-        merged = _official(label, masks, classes, accepted)
+        merged = _official(cue, packed, classes, accepted, num_classes, keep_cue=variant != "max_iou")
     else:
-        merged = _paper(label, masks, classes, accepted, overlaps, parts)
-    return np.ascontiguousarray(merged)
+        merged = _paper(cue, packed, classes, accepted, overlaps, parts)
+    return np.ascontiguousarray(merged.reshape(label.shape).T) if by_columns else merged.reshape(label.shape)
 
 
-def _official(cue: np.ndarray, masks: np.ndarray, classes: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+def _official(
+    cue: np.ndarray, packed: np.ndarray, classes: np.ndarray, accepted: np.ndarray, num_classes: int, *, keep_cue: bool
+) -> np.ndarray:
     """Merge as the loop over rising classes does, in which a mask is gone once a class accepted it.
 
     A cue pixel of class c stays unless a mask still on offer to c covers it: one that no class accepted, or that c or a
     later class will. The latter paint the pixel c or higher anyway, so only masks that no class accepts remove pixels.
 
-    cue: (H, W), masks: (N, H, W), classes: (C,) rising, accepted: (N, C)
+    cue: (HW,), packed: (N, words), classes: (C,) rising, accepted: (N, C)
     """
-    owners = np.zeros(len(masks), dtype=np.uint8)  # class of each mask, 0 for none
+    owners = np.zeros(len(packed), dtype=np.uint8)  # class of each mask, 0 for none
     for column in reversed(range(len(classes))):
         owners[accepted[:, column]] = classes[column]
-    merged = np.where(masks[owners == 0].any(axis=0), 0, cue).astype(np.uint8)
-    for mask, owner in zip(masks, owners, strict=True):
-        np.maximum(merged, mask * owner, out=merged)
-    return merged
+    merged = _painted(packed, owners, cue.size)
+    if not keep_cue:
+        return merged
+    rejected = _union(packed[owners == 0], cue.size)
+    return np.maximum(merged, np.where(cue < num_classes, cue, 0) * (1 - rejected))
 
 
 def _paper(
     cue: np.ndarray,
-    masks: np.ndarray,
+    packed: np.ndarray,
     classes: np.ndarray,
     accepted: np.ndarray,
     overlaps: np.ndarray,
@@ -151,18 +159,67 @@ def _paper(
 ) -> np.ndarray:
     """Merge with each mask in its best class, the masks that lie best in their regions on top.
 
-    cue: (H, W), masks: (N, H, W), classes: (C,) rising, accepted, overlaps, parts: (N, C)
+    cue: (HW,), packed: (N, words), classes: (C,) rising, accepted, overlaps, parts: (N, C)
     """
-    merged = np.where(masks.any(axis=0) & (cue != IGNORE), 0, cue).astype(np.uint8)
+    covered = _union(packed, cue.size)
+    kept = np.where(cue == IGNORE, cue, cue * (1 - covered))
     if not len(classes):
-        return merged
-    every, best = np.arange(len(masks)), overlaps.argmax(axis=1)  # the first, so the lowest class, of equal ones
-    owners, part = classes[best], parts[every, best]  # (N,)
-    best_first = np.lexsort((owners, -part))
-    for index in reversed(best_first):
-        if accepted[index, best[index]]:
-            merged[masks[index]] = owners[index]
-    return merged
+        return kept
+    every, best = np.arange(len(packed)), overlaps.argmax(axis=1)  # the first, so the lowest class, of equal ones
+    owners, part = classes[best].astype(np.uint8), parts[every, best]  # (N,)
+    chosen = np.flatnonzero(accepted[every, best])
+    won = np.zeros_like(packed)  # (N, words) the pixels that each mask wins
+    free = np.full(packed.shape[1], 2**64 - 1, dtype=np.uint64)
+    for index in chosen[np.lexsort((owners[chosen], -part[chosen]))]:
+        won[index] = packed[index] & free
+        free &= ~packed[index]
+    painted = _painted(won, owners, cue.size)
+    return np.where(painted > 0, painted, kept)
+
+
+# Sets of pixels as bits, 64 to a word: what is done to a word is done to 64 pixels at once
+
+
+def _pack(pixels: np.ndarray) -> np.ndarray:
+    """Pack M sets: (M, HW) bool to (M, words) uint64, padded with 0."""
+    packed = np.zeros((len(pixels), -(-pixels.shape[1] // 64) * 8), dtype=np.uint8)
+    packed[:, : -(-pixels.shape[1] // 8)] = np.packbits(pixels, axis=1)
+    return packed.view(np.uint64)
+
+
+def _union(packed: np.ndarray, pixels: int) -> np.ndarray:
+    """Unite M sets, perhaps none, and unpack them: (M, words) to (pixels,) uint8 of 0 and 1."""
+    return np.unpackbits(np.bitwise_or.reduce(packed, axis=0).view(np.uint8), count=pixels)
+
+
+def _overlaps(cue: np.ndarray, packed: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Count the pixels of each class in each mask; only words in which the class occurs are looked at.
+
+    cue: (HW,), packed: (N, words), classes: (C,)
+    returns: (N, C) int64
+    """
+    by_word = np.ascontiguousarray(packed.T)  # (words, N): numpy takes and sums rows faster than columns
+    overlaps = np.zeros((len(packed), len(classes)), dtype=np.int64)
+    for column, index in enumerate(classes):
+        region = _pack((cue == index)[None])[0]  # (words,)
+        occurs = np.flatnonzero(region)
+        overlaps[:, column] = np.bitwise_count(by_word[occurs] & region[occurs, None]).sum(axis=0, dtype=np.uint32)
+    return overlaps
+
+
+def _painted(packed: np.ndarray, owners: np.ndarray, pixels: int) -> np.ndarray:
+    """Paint each mask with its class, higher classes over lower ones.
+
+    packed: (N, words), owners: (N,) uint8 classes, 0 for masks that are not painted
+    returns: (pixels,) uint8, 0 where nothing was painted
+    """
+    painted = np.zeros(pixels, dtype=np.uint8)
+    for index in np.unique(owners[owners > 0]):
+        np.maximum(painted, index * _union(packed[owners == index], pixels), out=painted)
+    return painted
+
+
+# Checks
 
 
 def _check_options(mode: str, variant: str, inside: float, covers: float) -> None:
@@ -176,8 +233,13 @@ def _check_options(mode: str, variant: str, inside: float, covers: float) -> Non
 
 def _check_label(what: str, label: np.ndarray, size: tuple[int, int], num_classes: int, mode: str) -> None:
     """Refuse a cue map that does not fit; values that are no class have a meaning in the official code only."""
-    if label.shape != tuple(size) or label.dtype != np.uint8:
-        raise ValueError(f"{what} is {label.shape} {label.dtype}; image and masks need {tuple(size)} uint8")
-    unknown = [int(value) for value in np.unique(label) if num_classes <= value != IGNORE]
-    if unknown and mode == "paper":
-        raise ValueError(f"{what} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)")
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(f"{what} is (H, W) uint8, not {label.shape} {label.dtype}")
+    if label.shape != tuple(size):
+        raise ValueError(f"{what} has the size {label.shape}, image and masks have {tuple(size)}: make it as large")
+    if mode == "paper":
+        unknown = [int(value) for value in np.unique(label) if num_classes <= value != IGNORE]
+        if unknown:
+            raise ValueError(
+                f"{what} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)"
+            )
