@@ -4,7 +4,7 @@ Three comparisons, each of images with masks that overlap (ellipses) and random 
 
     labels_pool     mean feature of each mask: one matrix product, beside features enlarged to all pixels, (H, W, D)
     labels_paint    painting, the best score on top: whole masks at a time, beside a loop over pixels
-    labels_again    a cached image labelled anew, as notebook 02 does it for other words or another threshold: masks and
+    labels_again    a cached image labelled again, as in notebook 02 for other words or another threshold: masks and
                     embeddings read from disk, named, painted, written. There is no original, only the time of 1,000
 """
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=7, help="of an image, as many as the miniature SAM finds")
     parser.add_argument("--classes", type=int, default=11)
     parser.add_argument("--dimensions", type=int, default=128, help="of the features")
-    parser.add_argument("--images", type=int, default=1000, help="labelled anew")
+    parser.add_argument("--images", type=int, default=1000, help="labelled again")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size, rng = tuple(options.size), np.random.default_rng(0)

@@ -1,8 +1,8 @@
 """What a labelling costs with more images, larger ones, and more masks: python benchmarks/bench_scaling.py
 
-Scenes are cut into masks by the miniature SAM, and cached images are labelled anew as notebook 02 does it. Seconds are
+Scenes are cut into masks by the miniature SAM, and cached images are labelled again as notebook 02 does it. Seconds are
 the processor's. With the number of images: one pass through them all, and what it had taken after so many of them; the
-process's peak of memory stands beside it, so one that stays is memory that does not grow with the images. With their
+process's peak of memory is listed too, so one that stays is memory that does not grow with the images. With their
 size and with the number of masks: the best of the repeats. A line is laid through each.
 """
 
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def again_in(places: dict[int, Path], images: int, texts: torch.Tensor, owner: torch.Tensor, size: int) -> None:
-    """Label the images of a size anew."""
+    """Label the images of a size again."""
     label_again(places[size], range(images), texts, owner)
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-import reference_sepl as reference  # noqa: E402  it lies beside the tests
+import reference_sepl as reference  # noqa: E402  it is beside the tests
 
 from plg_utils.generators import sepl  # noqa: E402
 from plg_utils.records import Masks  # noqa: E402

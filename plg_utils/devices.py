@@ -25,7 +25,7 @@ def deterministic(threads: int, seed: int = 0) -> None:
     torch.set_num_threads(threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it when CUDA starts
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it finds reads of memory that nobody wrote
+    torch.utils.deterministic.fill_uninitialized_memory = False  # only a check, and slow
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 

@@ -373,18 +373,18 @@ def _no_constant(text: str) -> None:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError(f"the key {repeated(name for name, _ in pairs)[0]!r} stands there twice")
+        raise ValueError(f"the key {repeated(name for name, _ in pairs)[0]!r} occurs twice")
     return content
 
 
 class PlainYaml(yaml.SafeLoader):
-    """YAML without what no file of ours needs: a key that stands there twice, and aliases, of which bombs are made."""
+    """YAML without repeated keys, which hide a mistake, and without aliases, which can fill the memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose what comes next, unless it is an alias."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            problem = f"*{event.anchor} is an alias: write out what it stands for"
+            problem = f"*{event.anchor} is an alias: write out its value"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
@@ -405,7 +405,7 @@ def parse_yaml(text: str, where: str | Path, loader: type[yaml.SafeLoader] = Pla
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file that somebody wrote; what is wrong with it is a ValueError that names it."""
+    """Read a YAML file; a ValueError names the file and what is wrong with it."""
     return parse_yaml("\n".join(read_lines(path)), path)
 
 

@@ -1,8 +1,8 @@
 """How good a label map is: mean IoU from one integer confusion matrix per data set.
 
 `confusion` counts one image (or a stack of them); matrices are added up over the data set, so that no set is too large
-for the memory; `scores` and `precision_recall` derive everything else. Why a label map is wrong, `diagnosis` tells;
-whether a difference means something, `statistics`. Both build on `compared`, `margins`, `shares` and `known_mean`.
+for the memory; `scores` and `precision_recall` derive everything else. `diagnosis` says why a label map is wrong,
+`statistics` whether a difference means something. Both build on `compared`, `margins`, `shares` and `known_mean`.
 """
 
 from collections.abc import Iterable

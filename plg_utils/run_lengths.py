@@ -62,7 +62,7 @@ def check(masks: Sequence[np.ndarray], size: tuple[int, int]) -> None:
 
 
 def dense(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Draw masks from their runs, (R,) each: (N, H, W) bool, which lies column by column in memory."""
+    """Draw masks from their runs, (R,) each: (N, H, W) bool, column by column in memory."""
     if not len(masks):
         return np.zeros((0, *size), dtype=bool)
     inside = np.concatenate([np.arange(len(runs)) % 2 == 1 for runs in masks])

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _score(options: argparse.Namespace, classes: Classes) -> None:
     """Read, count, print, write."""
     if options.json and (options.json.is_dir() or any(path.is_file() for path in options.json.parents)):
-        raise ValueError(f"--json {options.json} is a folder, or lies below a file: give the name of a file")
+        raise ValueError(f"--json {options.json} is a folder, or inside a file: give the name of a file")
     ids = _listed(options.ids) if options.ids else None
     pairs, others = pair_up(options.predictions, options.truth, ids=ids, allow_missing=options.allow_missing)
     if others:

@@ -490,7 +490,7 @@ def package_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of this repository, with "-dirty" if a file of it was changed; None outside of git."""
-    if not (files.ROOT / ".git").exists():  # an installed copy inside somebody else's repository
+    if not (files.ROOT / ".git").exists():  # an installed copy inside another repository
         return None
     command = ["git", "-C", str(files.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -301,7 +301,7 @@ def test_bad_cue_maps_are_refused_before_masks_are_made():
         with pytest.raises(ValueError, match=message):
             generators.build("sepl", CLASSES, cams=lambda items: cue, masks=segment, **options)(samples)
 
-    refused([cues["one"], cues["two"].T[:2]], r"the cue map of two has the size \(2, 3\), image and masks have \(3, 3\)")
+    refused([cues["one"], cues["two"].T[:2]], r"of two has the size \(2, 3\), image and masks have \(3, 3\)")
     refused([cues["one"] * 9, cues["two"]], r"the cue map of one holds the values \[9\]", mode="paper")
     refused([cues["one"]], "zip")
 

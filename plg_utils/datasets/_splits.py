@@ -46,7 +46,7 @@ class Lists:
     labelled: Path
     val: Path
     train: Path | None  # of which the labelled ones are left out; None: there is no such list
-    name: str = ""  # UniMatch's, as "pascal/92"; empty: somebody's own folder
+    name: str = ""  # UniMatch's, as "pascal/92"; empty: a folder of the user's
 
     def choose(self, pool: list, labelled: int | str | None, seed: int, training: int) -> tuple[list, list, str]:
         """Choose the labelled ones of the listed images: (labelled, rest, a sentence on how they were chosen).
