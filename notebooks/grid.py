@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import socket
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -62,16 +61,11 @@ class Point:
     steps: list  # run.Step: notebooks and what is injected into them
 
     @cached_property
-    def parameters(self) -> dict[str, Any]:
-        """Those of all notebooks, defaults included."""
-        return {name: value for step in self.steps for name, value in step.known.items()}
-
-    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a point must agree in to be the same."""
-        counted = {name: value for name, value in self.parameters.items() if name not in NOT_COUNTED}
+        """What a point must agree in to be the same: notebooks, and parameters with their defaults."""
+        known = {name: value for step in self.steps for name, value in step.known.items() if name not in NOT_COUNTED}
         notebooks = [step.notebook.stem for step in self.steps]
-        return files.plain({"notebooks": notebooks, "point": self.values, "parameters": counted})
+        return files.plain({"notebooks": notebooks, "point": self.values, "parameters": known})
 
 
 @dataclass(frozen=True)
@@ -209,7 +203,7 @@ def reaching(stage: str) -> set[str]:
 
 def shared_folder(stage: str, point: Point) -> str:
     """Name of the folder of a shared stage, by the parameters that reach it."""
-    return f"{stage}-{short_hash({name: point.parameters[name] for name in reaching(stage)})}"
+    return f"{stage}-{short_hash({name: point.identity['parameters'][name] for name in reaching(stage)})}"
 
 
 @contextmanager
@@ -338,47 +332,31 @@ def table(content: dict, against: str | None = None) -> str:
     axes = [name for name in content["grid"] if name not in ("seed", "labelled")]
     rows = [row | {"axes": {name: row[name] for name in axes}} for row in content["rows"] if row["miou"] is not None]
     found = tables.grouped(row | {"run": content["run"]} for row in rows)
-    common = ["stage", "labelled", "split", "checkpoint", "seed", *(name for name in axes if name != "methods")]
-    reference, lines = {}, []
-
-    def partner(row: dict) -> str:
-        return json.dumps([row.get(name) for name in common])
-
+    frame = pd.DataFrame([row | what._asdict() for what, own in found.items() for row in own])
     if against:
-        plain = [row for own in found.values() for row in own if not row.get("options")]
-        choices.one_of(against, list(dict.fromkeys(row["method"] for row in plain)), "row of the method")
-        for row in [row for row in plain if row["method"] == against]:
-            if reference.setdefault(partner(row), row) is not row:
-                raise ValueError(f"{row['point']} has two rows of {against} ({row['stage']}): choose another method")
-    for what, own in found.items():
-        pairs = [(row, reference.get(partner(row), row)) for row in own] if against else [(row, None) for row in own]
-        values = {row["seed"]: row["miou"] - (other or {"miou": 0})["miou"] for row, other in pairs if row is not other}
-        if values:
-            mean, spread = statistics.mean(values.values()), "-"
-            if len(values) > 1:
-                spread = f"{100 * statistics.stdev(values.values()):.1f}"
-            line = what._asdict() | {"n": len(values)}
-            if against:
-                each = "  ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in values.items())
-                lines.append(line | {f"- {against}": f"{100 * mean:+.1f} ± {spread}", "each seed": each})
-            else:
-                lines.append(line | {"mIoU %": f"{100 * mean:.1f} ± {spread}"})
+        common = ["stage", "labelled", "split", "checkpoint", "seed", *(name for name in axes if name != "methods")]
+        frame["pair"] = [json.dumps([row.get(name) for name in common]) for row in frame.to_dict("records")]
+        plain = frame[~frame.options.astype(bool)]
+        choices.one_of(against, plain.method.unique().tolist(), "row of the method")
+        reference = plain[plain.method == against]
+        if reference.pair.duplicated().any():
+            raise ValueError(f"a point has two rows of {against}, of the same stage and split: choose another method")
+        frame.miou -= frame.pair.map(reference.set_index("pair").miou)
+        frame = frame.drop(reference.index).dropna(subset="miou")
+    lines = []
+    for what, own in frame.groupby(list(tables.What._fields), sort=False, dropna=False):
+        title, sign = (f"- {against}", "+") if against else ("mIoU %", "")
+        line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own)}
+        line[title] = f"{100 * own.miou.mean():{sign}.1f} ± {100 * own.miou.std():.1f}".replace("nan", "-")
+        if against:
+            line["each seed"] = "  ".join(
+                f"{seed}: {100 * gain:+.1f}" for seed, gain in own.set_index("seed").miou.items()
+            )
+        lines.append(line)
     return pd.DataFrame(lines, dtype=object).to_string(index=False)
 
 
 # The command line's part
-
-
-def publish(grid: Grid, content: dict) -> None:
-    """Copy the json files of the finished points from results/local/RUN to results/RUN.
-
-    A point that was published before and is not there now stays; notebooks of points are never copied.
-    """
-    if len(content["missing"]) == content["points"]:
-        raise ValueError(f"no point of {grid.run} is finished: run first: notebooks/run.py {grid.run}")
-    for point in grid.points:
-        if found := finished(grid, point)[0]:
-            files.write_json(grid.published / "points" / f"{point.name}.json", found)
 
 
 def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
@@ -393,8 +371,12 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
     grid.writers  # noqa: B018  what cannot be shared is refused before any work
     failed = [] if options.publish else make(grid, execute_all, keep=options.keep)
     content = collect(grid)
-    if options.publish:
-        publish(grid, content)
+    if options.publish:  # a point that was published before and is not here now stays
+        if len(content["missing"]) == len(grid.points):
+            raise ValueError(f"no point of {grid.run} is finished: run first: notebooks/run.py {grid.run}")
+        for point in grid.points:
+            if done := finished(grid, point)[0]:
+                files.write_json(grid.published / "points" / f"{point.name}.json", done)
     path = (grid.published if options.publish else grid.folder) / "grid.json"
     files.write_json(path, content)
     if content["rows"]:

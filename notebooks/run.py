@@ -216,9 +216,10 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
 def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
     """The notebooks, each with those parameters that its own cell names; `name` is what they get as `run`."""
     check(recipe, recipe.values | changes)
-    values = settled(recipe, changes)
-    each = recipe.known.items()
-    return [Step(path, {"run": name} | {key: values[key] for key in own if key in values}) for path, own in each]
+    values = {"run": name} | settled(recipe, changes)
+    return [
+        Step(path, {key: values[key] for key in ("run", *own) if key in values}) for path, own in recipe.known.items()
+    ]
 
 
 def note(steps: list[Step], folder: Path) -> dict[str, Any]:
