@@ -35,6 +35,7 @@ def write_notebook(path, *codes):
     cells.append(nbformat.v4.new_markdown_cell("A fish lost its tail.", metadata={"tags": ["demo"]}))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
 
 
 @pytest.fixture(scope="module")

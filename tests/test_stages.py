@@ -80,7 +80,8 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     before = stamps(results)
     files.write_image(folder / "photos" / f"{seen}.png", colour_squares(8, side=16).image)
     do_stages(parameters)
-    assert made_again(results, before) == {"predictions_supervised": [seen]}  # val: no network learns from it
+    predictions = dict.fromkeys(("predictions_supervised", "predictions_fusion"), [seen])
+    assert made_again(results, before) == predictions  # val: no network learns from it
     before = stamps(results)
     do_stages(parameters)
     assert made_again(results, before) == {}
@@ -144,19 +145,6 @@ def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsy
         f"tiny holds results of commit {'a' * 12} of this code; this is {'b' * 12}. They are kept: delete {results} to "
         "make them again"
     ]
-
-
-def test_results_of_the_older_format_are_made_again(world, results, capsys):
-    parameters = tiny(["02"], **of_world(world))
-    do_stages(parameters)
-    for path in results.glob("*/outputs.json"):
-        path.with_suffix(".txt").write_text("\n".join(files.read_json(path)) + "\n")
-        path.unlink()
-    before = stamps(results)
-    capsys.readouterr()
-    do_stages(parameters)
-    assert {name: len(ids) for name, ids in made_again(results, before).items()} == dict.fromkeys(SINGLE, 4)
-    assert "masks: 4 of 4 images are made again" in capsys.readouterr().err
 
 
 def test_the_sure_labels_are_a_stage_too(world, results):
