@@ -389,11 +389,11 @@ def report(folder: Path) -> str:
     """What a finished run has to show: mean IoU from stage to stage, and where to look."""
     lines = []
     if (folder / "summary.json").is_file():
-        rows = pd.DataFrame(files.read_json(folder / "summary.json")["rows"])
-        if rows.empty:
-            lines = ["no truth to compare with: look at the pictures"]
-        else:
-            lines = [rows[["name", "images", "split", "miou"]].to_string(index=False, float_format="{:.1%}".format), ""]
+        rows = pd.DataFrame(
+            files.read_json(folder / "summary.json")["rows"], columns=["name", "images", "split", "miou"]
+        )
+        lines = [rows.to_string(index=False, float_format="{:.1%}".format), ""]
+        lines = ["no truth to compare with: look at the pictures"] if rows.empty else lines
     for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
         if found := sorted(map(str, folder.glob(pattern))):
             lines.append(f"{title + ':':10} {', '.join([found[0], *(Path(path).name for path in found[1:])])}")
