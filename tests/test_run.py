@@ -176,8 +176,6 @@ def set_by(name, *changes):
         ("demo", [("segmenter_options", "{skip: 4}")], "segmenter_options", MINIATURE | {"skip": 4}),
         ("voc_92", [("dataset_options", "{val: 5}")], "dataset_options", {"split": "92", "val": 5}),
         ("voc_92", [("segmenter_options", "{encoder: own}")], "segmenter_options", MINIATURE | {"encoder": "own"}),
-        ("voc_92", [("dataset", "folder"), ("dataset_options", "{val: 5}")], "dataset_options", {"val": 5}),
-        ("voc_trial", [("dataset_options", "{val: 5}")], "dataset_options", {"val": 5}),
     ],
 )  # fmt: skip
 def test_a_mapping_keeps_the_keys_below_it_that_are_of_the_same_thing(name, changes, mapping, expected):
