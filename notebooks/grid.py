@@ -335,7 +335,7 @@ def table(content: dict, against: str | None = None) -> str:
     rows = [row | {"axes": {name: row[name] for name in axes}} for row in content["rows"] if row["miou"] is not None]
     found = tables.grouped(row | {"run": content["run"]} for row in rows)
     frame = pd.DataFrame([row | what._asdict() for what, own in found.items() for row in own])
-    if against:
+    if against and rows:
         common = ["stage", "labelled", "split", "checkpoint", "seed", *(name for name in axes if name != "methods")]
         frame["pair"] = [json.dumps([row.get(name) for name in common]) for row in frame.to_dict("records")]
         plain = frame[~frame.options.astype(bool)]
@@ -346,7 +346,7 @@ def table(content: dict, against: str | None = None) -> str:
         frame.miou -= frame.pair.map(reference.set_index("pair").miou)
         frame = frame.drop(reference.index).dropna(subset="miou")
     lines = []
-    for what, own in frame.groupby(list(tables.What._fields), sort=False, dropna=False):
+    for what, own in frame.groupby(list(tables.What._fields), sort=False, dropna=False) if rows else ():
         title, sign = (f"- {against}", "+") if against else ("mIoU %", "")
         line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own)}
         line[title] = f"{100 * own.miou.mean():{sign}.1f} ± {100 * own.miou.std():.1f}".replace("nan", "-")
@@ -355,7 +355,7 @@ def table(content: dict, against: str | None = None) -> str:
                 f"{seed}: {100 * gain:+.1f}" for seed, gain in own.set_index("seed").miou.items()
             )
         lines.append(line)
-    return pd.DataFrame(lines, dtype=object).to_string(index=False)
+    return pd.DataFrame(lines, dtype=object).to_string(index=False) if lines else "no rows to compare"
 
 
 # The command line's part
@@ -381,8 +381,7 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
                 files.write_json(grid.published / "points" / f"{point.name}.json", done)
     path = (grid.published if options.publish else grid.folder) / "grid.json"
     files.write_json(path, content)
-    if content["rows"]:
-        print(f"\n{table(content)}")
+    print(f"\n{table(content)}")
     if options.against:
         print(f"\n{table(content, options.against)}")
     print(f"\nrows: {path}")

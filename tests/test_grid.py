@@ -440,6 +440,8 @@ def test_pairs_are_of_the_same_point_but_for_methods():
     axes = {"methods": [["supervised"], ["direct"]], "rate": [1, 2]}
     ends = [line[-8:] for line in cells(rows, "supervised", **axes)]
     assert ends == [f"2 {gain} ± 0.0 0: {gain} 1: {gain}".split() for gain in ("+10.0", "-10.0")]
+    alone = {"run": "toy", "grid": axes, "rows": rows[::2]}  # each point has one method, compared with itself
+    assert grid.table(alone, "supervised") == grid.table(alone | {"rows": []}, "direct") == "no rows to compare"
     first = cells(rows[1:], "supervised", **axes)[0]  # a seed without a partner
     assert first[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
 
