@@ -111,7 +111,7 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
     told = files.read_json(results / "run.json")
     assert told["parameters"]["steps"] == 1 and told["dataset_options"] == {"root": str(world), "limit": 2}
     copied = [cell for path in results.glob("notebooks/*.ipynb") for cell in files.read_json(path)["cells"]]
-    assert len(copied) > 80 and not any(run.tagged(cell, "demo") for cell in copied)
+    assert copied and not any(run.tagged(cell, "demo") for cell in copied)
 
 
 def test_what_the_options_reach(world, results):
