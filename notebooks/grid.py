@@ -140,9 +140,7 @@ def differences(path: Path, point: Point) -> str:
         found = [] if content["notebooks"] == now["notebooks"] else [f"notebooks: {content['notebooks']}"]
         for key in ("point", "parameters"):
             one, other = dict(content[key]), now[key]
-            names = [
-                name for name in dict.fromkeys([*other, *one]) if name not in NOT_COUNTED
-            ]  # run.json has these too
+            names = [name for name in dict.fromkeys([*other, *one]) if name not in NOT_COUNTED]  # they are in run.json
             differ = [name for name in names if not same(one.get(name), other.get(name))]
             found += [f"{name}: {one.get(name)!s:.40}, now {other.get(name)!s:.40}" for name in differ]
         return "; ".join(dict.fromkeys(found))  # a parameter of the grid stands in both
