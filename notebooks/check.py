@@ -4,10 +4,9 @@
     python notebooks/check.py compare_labellers
 
 The printed notebooks of results/RUN are executed under nbval, in the order of the run, with results in an empty
-temporary folder. They run as they were printed: with as many threads, on the CPU if that is where they were printed,
-and with PLG_DETERMINISTIC if it was set. A print of a GPU is checked on a GPU of that name.
-
-Exit code 0: all is the same; 1: a cell differs, named above; 2: there is nothing to compare; 3: another device's print.
+temporary folder, as they were printed: with as many threads, on the CPU or on a GPU of the same name, and with
+PLG_DETERMINISTIC if it was set. Exit code 0: all is the same; 1: a cell differs; 2: there is nothing to compare; 3: the
+print is another device's.
 """
 
 import argparse
@@ -27,15 +26,15 @@ def prints_of(run: str, published: Path) -> list[Path]:
     """The printed notebooks of a run in its order; a run that has none is refused, with what can be done instead."""
     recipe = runner.read(run, published=published)
     paths = [published / run / path.name for path in recipe.known]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = ", ".join(path.name for path in paths if not path.is_file())
     if missing and recipe.axes:
-        raise runner.Refused(
+        raise ValueError(
             f"{run} is a grid, of which points are published and no notebooks: remove a json from "
             f"{published / run / 'points'}, and `notebooks/run.py {run}` makes that point again, to compare"
         )
     if missing:
         publish = f"notebooks/run.py {run}, then notebooks/run.py {run} --publish"
-        raise runner.Refused(f"{published / run} lacks {', '.join(missing)}: {publish}")
+        raise ValueError(f"{published / run} lacks {missing}: {publish}")
     return paths
 
 
@@ -63,14 +62,14 @@ def main(arguments: list[str] | None = None, *, published: Path = runner.PUBLISH
     try:
         prints, summary = prints_of(run, published), published / run / "summary.json"
         variables, reason = surroundings(files.read_json(summary)["manifest"] if summary.is_file() else {})
-    except runner.Refused as refusal:
+    except ValueError as refusal:
         print(refusal, file=sys.stderr)
         return 2
     if reason:
         print(f"{run} cannot be checked here: {reason}", file=sys.stderr)
         return 3
-    shown = ", with " + " ".join(f"{name}={value}" for name, value in variables.items()) if variables else ""
-    print(f"{run}: {len(prints)} printed notebooks are computed again{shown}", flush=True)
+    shown = " ".join(f"{name}={value}" for name, value in variables.items())
+    print(f"{run}: {len(prints)} printed notebooks are computed again {shown and 'with '}{shown}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", *map(str, prints), "--nbval", "--nbval-current-env"]
     command += ["--nbval-sanitize-with", str(files.ROOT / "tests" / "nbval_sanitize.cfg")]
     command += ["--nbval-cell-timeout", str(WEEK), "--nbval-kernel-startup-timeout", str(runner.KERNEL_START)]

@@ -2,24 +2,20 @@
 
     python notebooks/run.py demo                 # 00 to 05 with results/demo/parameters.yaml
     python notebooks/run.py demo -p steps 200    # the same with one parameter changed
-    python notebooks/run.py demo -p preset fast  # the same, faster and not as good: see presets.yaml
     python notebooks/run.py demo --publish       # copy the finished run from results/local/demo to results/demo
     python notebooks/run.py table -g labelled 12,24,48 -g seed 0,1,2    # nine runs and a table of their means
-    python notebooks/run.py table --dry-run      # which of them are done
     torchrun --nproc-per-node 4 notebooks/run.py voc_92 --stages        # the slow stages, in several processes
 
 A run is a file results/RUN/parameters.yaml: what differs from the notebooks' defaults. `notebooks` lists which ones it
 has, by default 00 to 05; `grid` (parameter: list of values) runs them with each combination, see grid.py. `preset`
 stands for the parameters that presets.yaml lists; -p data_root DIR and -p class_file FILE for `root` and `classes` in
-dataset_options. Of a mapping only the keys that are named change, see `joined`. Results go below the environment's
-PLG_RESULTS, by default results/local; run.json there holds all parameters. A run that was stopped is started again
-with the same command, and skips what is done.
+dataset_options. Of a mapping only the keys that are named change. Results go below the environment's PLG_RESULTS, by
+default results/local; run.json there holds all parameters. The same command continues a run that was stopped.
 """
 
 import argparse
 import ast
 import base64
-import difflib
 import os
 import re
 import shutil
@@ -34,13 +30,14 @@ from typing import Any
 from unittest import mock
 
 import grid
-from grid import Refused
+import pandas as pd
 
-from plg_utils import files
+from plg_utils import choices, files
 
 NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
 PRESETS = NOTEBOOKS / "presets.yaml"
+Refused = ValueError  # every refusal says what would be right
 KERNEL_START = 600  # seconds; a busy machine may need minutes
 SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
 BELONGS_TO = {  # a mapping, and the parameter that names the thing it belongs to
@@ -110,42 +107,30 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE
 
 def literal(text: str, where: str) -> Any:
     """Read YAML as Python's numbers, texts, lists and mappings."""
-    try:
-        return files.parse_yaml(text, where, Loader)
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    return files.parse_yaml(text, where, Loader)
 
 
 def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> Recipe:
     """Read the file of a run, and the parameters of its notebooks."""
-    file = published / run / "parameters.yaml"
-    runs = [path.parent.name for path in published.glob("*/parameters.yaml")]
-    if run not in runs:
-        raise Refused(f"there is no run {run!r}; {near(run, runs)}. A new run is a new file {file}")
-    try:
-        values = literal(file.read_text(encoding="utf-8"), str(file)) or {}
-    except UnicodeDecodeError as error:
-        raise Refused(f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    runs = sorted(path.parent.name for path in published.glob("*/parameters.yaml"))
+    file = published / choices.one_of(run, runs, "run (a file results/RUN/parameters.yaml)") / "parameters.yaml"
+    values = literal("\n".join(files.read_lines(file)), str(file)) or {}
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}; write lines of `name: value`")
-    axes, chosen, shared = (values.pop(name, None) for name in ("grid", "notebooks", "shared"))
+    axes, chosen, shared = values.pop("grid", None) or {}, values.pop("notebooks", None), values.pop("shared", None)
     for name, part in (("notebooks", chosen), ("shared", shared)):
         if part is not None and not (isinstance(part, list) and all(isinstance(item, str) for item in part)):
             raise Refused(f"`{name}` in {file} is {part!r}; write a list of names such as [01_data]")
-    if not isinstance(axes or {}, dict):
+    if not isinstance(axes, dict):
         raise Refused(f"`grid` in {file} is a {type(axes).__name__}; write lines of `name: [value, value]`")
-    if twice := [name for name in axes or {} if name in values]:
+    if twice := [name for name in axes if name in values]:
         raise Refused(f"{file} has {twice[0]} both as a parameter and in its grid: keep one")
+    if strange := [name for name in shared or () if name not in grid.MADE_BY]:
+        raise Refused(f"{file}: {strange[0]} cannot be shared; these can: {', '.join(grid.MADE_BY)}")
     paths = [notebooks / f"{name}.ipynb" for name in chosen or ()] or sorted(notebooks.glob("0[0-5]_*.ipynb"))
     if missing := [path.name for path in paths if not path.is_file()]:
         raise Refused(f"{notebooks} holds no {', '.join(missing)}: correct `notebooks` in {file}")
-    return Recipe(run, {path: defaults(path) for path in paths}, values, axes or {}, shared)
-
-
-def near(name: Any, known: Any) -> str:
-    """A hint for a name that is not known."""
-    found = difflib.get_close_matches(str(name), known)
-    return f"did you mean {' or '.join(found)}?" if found else f"there are: {', '.join(sorted(known)) or 'none'}"
+    return Recipe(run, {path: defaults(path) for path in paths}, values, axes, shared)
 
 
 def all_defaults_of(recipe: Recipe) -> dict[str, Any]:
@@ -166,13 +151,12 @@ def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name, value in given:
         mapping, key = SHORT.get(name, (None, None))
-        if mapping and isinstance(value, str):
-            path = Path(value).expanduser().absolute()
-            if not path.exists():
-                raise Refused(f"{name} is {value}, and there is no {path}: correct the path")
-            value = str(path)
-        elif mapping and not isinstance(value, list):
+        if mapping and not isinstance(value, str | list):
             raise Refused(f"{name} is {value!r}, a {type(value).__name__}; give the path of a file or folder")
+        if mapping and isinstance(value, str):
+            value, given_as = str(Path(value).expanduser().absolute()), value
+            if not Path(value).exists():
+                raise Refused(f"{name} is {given_as}, and there is no {value}: correct the path")
         changes |= joined(changes, {mapping: {key: value}} if mapping else {name: value}, {})
     return changes
 
@@ -214,28 +198,28 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name == "run":
             raise Refused("`run` is the name of the run, the first argument; it is not set as a parameter")
-        if name == "preset":
-            if value is not None and value not in list(presets()):
-                raise Refused(f"there is no preset {value!r}, only {', '.join(presets())}: see {PRESETS.name}")
+        choices.one_of(name, [*known, *SHORT, "preset"], f"parameter of the run {recipe.run} called")
+        if name == "preset" and value is not None:
+            choices.one_of(value, list(presets()), "preset in presets.yaml called")
+        default, given = known.get(name), type(value)
+        if value is None or default is None or (name == "labelled" and given is str):  # a part such as "1/8"
             continue
-        if name not in known:
-            hint = near(name, [*known, *SHORT, "preset"])
-            raise Refused(f"no notebook of the run {recipe.run} has a parameter {name!r}; {hint}")
-        default, kind, given = known[name], type(known[name]), type(value)
-        part = name == "labelled" and given is str  # such as "1/8"
-        if not (given is kind or (kind, given) == (float, int) or part or value is None or default is None):
-            what = f"{name} is {value!r}, a {given.__name__}"
-            raise Refused(f"{what}; give a value of type {kind.__name__}, such as the default {default!r}")
-        if name in COUNTS and given is int and value < 1:
-            raise Refused(f"{name} is {value!r}; give a whole number from 1 on, such as the default {default!r}")
+        if given is not type(default) and (type(default), given) != (float, int):
+            right = f"a value of type {type(default).__name__}"
+        elif name in COUNTS and value < 1:
+            right = "a whole number from 1 on"
+        else:
+            continue
+        raise Refused(f"{name} is {value!r}, a {given.__name__}; give {right}, such as the default {default!r}")
 
 
 def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
     """The notebooks, each with those parameters that its own cell names; `name` is what they get as `run`."""
     check(recipe, recipe.values | changes)
-    values = settled(recipe, changes)
-    each = recipe.known.items()
-    return [Step(path, {"run": name} | {key: values[key] for key in own if key in values}) for path, own in each]
+    values = {"run": name} | settled(recipe, changes)
+    return [
+        Step(path, {key: values[key] for key in ("run", *own) if key in values}) for path, own in recipe.known.items()
+    ]
 
 
 def note(steps: list[Step], folder: Path) -> dict[str, Any]:
@@ -248,17 +232,16 @@ def note(steps: list[Step], folder: Path) -> dict[str, Any]:
     return content
 
 
-def listed(name: str, text: str) -> list:
-    """Values of -g: a YAML list, with or without its brackets."""
-    return literal(text if text.strip().startswith("[") else f"[{text}]", f"the list of {name}")
-
-
 def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any]) -> dict[str, list]:
-    """Parameters of the grid with their values, in the order of the notebooks' cells; what is wrong is refused."""
-    names = [name for name, _ in given]
+    """Parameters of the grid with their values, in the order of the notebooks' cells; what is wrong is refused.
+
+    given: name and values by -g: a YAML list, with or without its brackets
+    """
+    names, axes = [name for name, _ in given], dict(recipe.axes)
     if twice := [name for name in names if names.count(name) > 1]:
         raise Refused(f"-g {twice[0]} is given {len(twice)} times: write all its values in one list")
-    axes = recipe.axes | {name: listed(name, text) for name, text in given}
+    for name, text in given:
+        axes[name] = literal(text if text.strip().startswith("[") else f"[{text}]", f"the list of {name}")
     for name, values in axes.items():
         if name in changes:
             raise Refused(f"{name} is in the grid and changed by -p: give its values by -g {name} alone")
@@ -276,8 +259,7 @@ def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], fold
     points = []
     for chosen in grid.combinations(axes):
         name = grid.name_of(chosen)
-        steps = steps_of(recipe, changes | chosen, name)
-        points.append(grid.Point(name, chosen, steps, {step.notebook.stem: step.known for step in steps}))
+        points.append(grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)))
     return grid.Grid(recipe.run, axes, points, folder, published, recipe.shared)
 
 
@@ -322,19 +304,18 @@ def clean(notebook: Any) -> Any:
     notebook.nbformat_minor = 5  # the first with cell ids
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    count = 0
     for index, cell in enumerate(notebook.cells):
-        cell.id, tags = f"{index:02d}", cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
-    for count, cell in enumerate([cell for cell in notebook.cells if cell.cell_type == "code"], 1):
-        cell.execution_count, cell.outputs = count, printed(cell.outputs)
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = count
+        tags = cell.metadata.get("tags")
+        cell.id, cell.metadata = f"{index:02d}", {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count, cell.outputs = count, printed(cell.outputs, count)
     return notebook
 
 
-def printed(outputs: list) -> list:
-    """Outputs of a cell as they are printed: no stderr, no widgets, small pictures, pieces of text as one."""
+def printed(outputs: list, count: int) -> list:
+    """Outputs of the count-th code cell as they are printed: no stderr, no widgets, small pictures, whole texts."""
     from plg_utils.figures import shrink_png  # matplotlib takes a second to import
 
     kept = []
@@ -344,6 +325,8 @@ def printed(outputs: list) -> list:
             continue
         if "image/png" in data:
             data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
+        if output.output_type == "execute_result":
+            output.execution_count = count
         if kept and output.output_type == "stream" and kept[-1].output_type == "stream":
             kept[-1].text += output.text  # where a text is cut depends on the moment
         else:
@@ -387,39 +370,34 @@ def do_stages(steps: list[Step], folder: Path) -> None:
     """Do the slow stages of a run without notebooks, together with the processes that torchrun has started."""
     from plg_utils import datasets, distributed, stages  # torch takes seconds to import
 
-    distributed.start({name: value for step in steps for name, value in step.known.items()}.get("device", "auto"))
+    known, both = {name: value for step in steps for name, value in step.known.items()}, ("labelled", "unlabelled")
+    distributed.start(known.get("device", "auto"))
     with distributed.main_first():
-        content = note(steps, folder)
-    known, both = content["parameters"], ("labelled", "unlabelled")
-    run = known.pop("run")
-    opened = {"truth_of": both if "full" in known.get("methods", ()) else both[:1]}
-    opened |= {"tags_of": both} if known.get("cam_sources") else {}
-    chosen = {name: known[name] for name in ("labelled", "seed")}
-    data = datasets.load(known["dataset"], **chosen, **opened, **known["dataset_options"])
+        note(steps, folder)
+    drawn = {name: known[name] for name in ("labelled", "seed")} | known["dataset_options"]
+    drawn |= {"truth_of": both if "full" in known.get("methods", ()) else both[:1]}
+    drawn |= {"tags_of": both} if known.get("cam_sources") else {}
     place = {name: known[name] for name in ("device", "images_at_once") if name in known}
-    for name in stages.everything(stages.open_run(run, data, **place), known):
+    run = stages.open_run(known.pop("run"), datasets.load(known["dataset"], **drawn), **place)
+    for name in stages.everything(run, known):
         if distributed.is_main():
             print(name, flush=True)
     distributed.stop()
 
 
 def report(folder: Path) -> str:
-    """What a finished run has to show: mean IoU in percent from stage to stage, and where to look."""
+    """What a finished run has to show: mean IoU from stage to stage, and where to look."""
     lines = []
     if (folder / "summary.json").is_file():
-        table = [["what", "counted on", "mean IoU %"]]
-        for row in files.read_json(folder / "summary.json")["rows"]:
-            name = row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())])
-            miou = "-" if row["miou"] is None else f"{100 * row['miou']:.1f}"
-            table.append([name, f"{row.get('images', '')} {row['split']} images".lstrip(), miou.rjust(10)])
-        lines = ["", grid.aligned(table) if table[1:] else "no truth to compare with: look at the pictures", ""]
-    if labels := sorted(path.parent.name for path in folder.glob("labels_*/manifest.json")):
-        lines.append(f"labels:    {folder}/ {', '.join(labels)}")
-    if (folder / "index.html").is_file():
-        lines.append(f"page:      {folder / 'index.html'}")
-    if pictures := list((folder / "figures").glob("*")):
-        lines.append(f"pictures:  {folder / 'figures'} ({len(pictures)})")
-    return "\n".join([*lines, f"notebooks: {folder / 'notebooks'}"])
+        rows = pd.DataFrame(
+            files.read_json(folder / "summary.json")["rows"], columns=["name", "images", "split", "miou"]
+        )
+        lines = [rows.to_string(index=False, float_format="{:.1%}".format), ""]
+        lines = ["no truth to compare with: look at the pictures"] if rows.empty else lines
+    for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
+        if found := sorted(map(str, folder.glob(pattern))):
+            lines.append(f"{title + ':':10} {', '.join([found[0], *(Path(path).name for path in found[1:])])}")
+    return "\n".join(lines)
 
 
 def write_page(folder: Path) -> None:
@@ -459,8 +437,8 @@ def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
     copies = {folder / "notebooks" / step.notebook.name: target / step.notebook.name for step in steps}
     for copy, step in zip(copies, steps, strict=True):
         if reason := outdated(copy, step, folder / "run.json"):
-            run = step.parameters["run"]
-            raise Refused(f"{step.notebook.stem} cannot be published: {reason}. Run first: notebooks/run.py {run}")
+            again = f"Run first: notebooks/run.py {step.parameters['run']}"
+            raise Refused(f"{step.notebook.stem} cannot be published: {reason}. {again}")
     for pattern in ("*.ipynb", "*.json", "figures/*", "index.html"):
         for old in target.glob(pattern):
             old.unlink()
@@ -473,7 +451,7 @@ def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> int:
     """Run or publish what the command line says; 0 if all went well, 1 if a notebook failed, 2 if it was refused."""
-    command = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, several = command.add_argument, {"nargs": 2, "action": "append", "default": []}
     add("run", metavar="RUN", help="its name, such as demo: a file results/RUN/parameters.yaml")
     add("-p", **several, metavar=("NAME", "VALUE"), help="change a parameter (YAML); of a mapping only the keys named")
@@ -497,7 +475,14 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
             return grid.main(grid_of(recipe, axes, changes, folder, target), options, execute_all)
         if options.keep or options.against:
             raise Refused(f"--keep and --against are of grids, and {options.run} is none: add -g NAME VALUES")
-        return single_main(steps_of(recipe, changes, options.run), folder, target, options)
+        steps = steps_of(recipe, changes, options.run)
+        if options.dry_run:
+            print("\n".join(f"{step.notebook.stem}  {step.parameters}" for step in steps))
+        elif options.publish:
+            print(f"{len(publish(steps, folder, target))} files in {target}")
+        else:
+            return make(steps, folder, only_stages=options.stages)
+        return 0
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2
@@ -506,25 +491,19 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
         return 130
 
 
-def single_main(steps: list[Step], folder: Path, target: Path, options: argparse.Namespace) -> int:
-    """Run or publish one run."""
-    if options.dry_run:
-        print("\n".join(f"{step.notebook.stem}  {step.parameters}" for step in steps))
-        return 0
-    if options.publish:
-        print(f"{len(publish(steps, folder, target))} files in {target}")
-        return 0
+def make(steps: list[Step], folder: Path, *, only_stages: bool) -> int:
+    """Do the work of one run, unless another process does it; 0 if all went well, 1 if a notebook failed."""
     first = os.environ.get("RANK", "0") == "0"  # of several processes one holds the lock for all
     with grid.lock(folder / "run.lock") if first else nullcontext() as holder:
         if holder:
             raise Refused(f"{folder.name} is being made by {holder}: two would write the same files. Wait, or stop it")
-        if options.stages:
+        if only_stages:
             do_stages(steps, folder)
-            return 0
-        if not execute_all(steps, folder):
+        elif not execute_all(steps, folder):
             return 1
-        write_page(folder)
-    print(report(folder))
+        else:
+            write_page(folder)
+            print(report(folder))
     return 0
 
 

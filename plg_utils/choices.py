@@ -6,13 +6,16 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
+MANY = 20  # names: a longer list would hide the hint after it
+
 
 def one_of(name: str, names: Sequence[str], what: str) -> str:
     """Return a name if it is one of those that there are, else refuse it and say which come near."""
     if name not in names:
         near = get_close_matches(str(name), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no {what} {name!r}, only {', '.join(names)}{hint}")
+        listed = "" if near and len(names) > MANY else f", only {', '.join(names)}"
+        raise ValueError(f"there is no {what} {name!r}{listed}{hint}")
     return name
 
 

@@ -7,7 +7,7 @@ them, on machines that share the folder of results:
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
         notebooks/run.py voc_92 --stages
 
-All of them call the same stage functions. `store.batches` and its like give each process its share of the images, whose
+All of them call the same stage functions. `store.loaded` gives each process its share of the images, whose
 files never collide; `training.fit` gives it its share of each batch, and all steps are those of a single process:
 views, dropout, batch statistics and the pixels by which a mean is divided are those of the whole batch. In a single
 process nothing here does anything, and accelerate is not imported.

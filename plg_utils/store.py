@@ -10,7 +10,7 @@ says what differs. Where only the content of some photos changed, or what an ear
 these images alone are made again. A file name is never enough: `outputs.json` holds, for each file, what it was made
 from.
 
-The same lines in several processes share the work, see distributed.py: `batches` and `loaded` hand out a share.
+The same lines in several processes share the work, see distributed.py: `loaded` hands out a share.
 """
 
 import os
@@ -20,11 +20,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from importlib import metadata
 from json import dumps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -46,7 +47,6 @@ PACKAGES = (
     "pycocotools",
 )
 REMEDY = "delete the folder, and the stage starts again"
-OUTPUTS = ("outputs.json", "outputs.txt")  # the second was written before version 0.2
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 
@@ -58,15 +58,15 @@ def run_folder(run: str) -> Path:
 
 def progress(iterable: Iterable, total: int | None = None, what: str = "") -> Iterator:
     """Show on stderr how far a loop is and how long it will take."""
-    hidden = not progress_shown()
-    return iter(tqdm(iterable, desc=what, total=total, mininterval=1.0, ascii=True, file=_bars(), disable=hidden))
+    return iter(_bar(iterable, total=total, desc=what))
 
 
-def _bars() -> TextIO:
-    """Where bars go: to stderr, but for a notebook that a person runs, in which Jupyter paints stderr like an error."""
+def _bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """A bar on stderr, but for a notebook that a person runs, in which Jupyter paints stderr like an error."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     looked_at = hasattr(shell, "kernel") and os.environ.get("PLG_PROGRESS") != "stderr"
-    return sys.stdout if looked_at else sys.stderr
+    file = sys.stdout if looked_at else sys.stderr
+    return tqdm(iterable, mininterval=1.0, ascii=True, file=file, disable=not progress_shown(), **options)
 
 
 def progress_shown() -> bool:
@@ -74,48 +74,25 @@ def progress_shown() -> bool:
     return os.environ.get("PLG_PROGRESS", "1") != "0" and distributed.is_main()
 
 
-def batches(items: Sequence, size: int, what: str = "") -> Iterator[list]:
-    """Hand out the items `size` at a time, with a bar that counts single items.
-
-    Where several processes share the work, each gets every n-th batch, and all have done theirs at the end; the
-    batches are those of a single process.
-    """
-    return _shown(_shares(items, size), what)
-
-
-def each(items: Sequence, what: str = "") -> Iterator:
-    """Hand out the items one at a time; else as `batches`."""
-    for batch in batches(items, 1, what):
-        yield from batch
-
-
 def loaded(items: Sequence, size: int, read: Callable, what: str = "") -> Iterator[tuple[list, list]]:
-    """As `batches`, each with what `read` gives of its items, which threads do while the batch before is worked on."""
-    mine = _shares(items, size)
+    """Hand out the items `size` at a time, with what `read` gives of each; threads read the next batch meanwhile.
+
+    A bar counts items. Where several processes share the work, each gets every n-th batch, and all have done theirs at
+    the end; the batches are those of a single process.
+    """
+    mine = [list(items[start : start + size]) for start in distributed.share(range(0, len(items), size))]
+    what = what if distributed.count() == 1 else f"{what}, process 1 of {distributed.count()}"
     readers = ThreadPoolExecutor(min(READERS, size))
     try:
         waiting = [readers.submit(read, item) for item in mine[0]] if mine else []
-        for batch, following in zip(_shown(mine, what), [*mine, []][1:], strict=True):
-            ready, waiting = waiting, [readers.submit(read, item) for item in following]
-            yield batch, [future.result() for future in ready]
+        with _bar(total=sum(map(len, mine)), desc=what) as bar:
+            for batch, following in zip(mine, [*mine, []][1:], strict=True):
+                ready, waiting = waiting, [readers.submit(read, item) for item in following]
+                yield batch, [future.result() for future in ready]
+                bar.update(len(batch))
+        distributed.wait()
     finally:
         readers.shutdown(cancel_futures=True)
-
-
-def _shares(items: Sequence, size: int) -> list[list]:
-    """The batches that this process is to do."""
-    return [list(items[start : start + size]) for start in distributed.share(range(0, len(items), size))]
-
-
-def _shown(mine: list[list], what: str) -> Iterator[list]:
-    """Hand out batches with a bar; wait at the end for the other processes."""
-    what = what if distributed.count() == 1 else f"{what}, process 1 of {distributed.count()}"
-    total = sum(len(batch) for batch in mine)
-    with tqdm(total=total, desc=what, mininterval=1.0, ascii=True, file=_bars(), disable=not progress_shown()) as bar:
-        for batch in mine:
-            yield batch
-            bar.update(len(batch))
-    distributed.wait()
 
 
 def split_sha256(dataset: Dataset) -> str:
@@ -214,7 +191,7 @@ class Stage:
     def todo(self, samples: Sequence[Sample], suffixes: Sequence[str], together: int = 1) -> list[Sample]:
         """Samples to work on: those with a file that is missing, empty, or made from something that has changed since.
 
-        together: images that go through a network together, as in `batches`. If a file of such a group is missing, all
+        together: images that go through a network together, as in `loaded`. If a file of such a group is missing, all
             of the group are done: in other company the last bits of a result differ, and a stage that was stopped must
             write the bytes of one that was not. Of changed photos only they themselves are done
         returns: in the order given; the same for all processes that share the work
@@ -233,7 +210,9 @@ class Stage:
         groups = [ids[start : start + together] for start in range(0, len(ids), together)]
 
         def complete(id: str) -> bool:
-            return id in changed or all(_holds_something(self.path(id, suffix)) for suffix in suffixes)
+            """Whether the files of an image are there and not empty, or it is done anyway."""
+            paths = [self.path(id, suffix) for suffix in suffixes]
+            return id in changed or all(path.exists() and path.stat().st_size > 0 for path in paths)
 
         return changed | {id for group in groups if not all(map(complete, group)) for id in group}
 
@@ -258,17 +237,8 @@ class Stage:
                 "How they were made is unknown: move them away, or choose another run"
             )
         changed = [name for name, parts in given.items() if known.get(name, parts) != parts]
-        self._say_changed(changed, known, given)
         for name in changed:
             (self.folder / name).unlink(missing_ok=True)
-        if any(known.get(name) != parts for name, parts in given.items()):
-            with files.atomic(self.folder / "outputs.json") as partial:
-                rows = (f"{dumps(name)}: {dumps(parts)}" for name, parts in (known | given).items())
-                partial.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
-                to_disk(partial)
-        return changed
-
-    def _say_changed(self, changed: list[str], known: dict, given: dict) -> None:
         if changed:
             parts = {part for name in changed for part in given[name] if known[name].get(part) != given[name][part]}
             count, total = (len({Path(name).stem for name in names}) for names in (changed, given))
@@ -277,6 +247,12 @@ class Stage:
                 f"What changed: {', '.join(sorted(parts))}",
                 file=sys.stderr,
             )
+        if any(known.get(name) != parts for name, parts in given.items()):
+            with files.atomic(self.folder / "outputs.json") as partial:
+                rows = (f"{dumps(name)}: {dumps(parts)}" for name, parts in (known | given).items())
+                partial.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+                to_disk(partial)
+        return changed
 
     def fill(
         self,
@@ -314,14 +290,9 @@ class Stage:
             return
         seconds = self._earlier.get("wall_seconds", 0) + time.perf_counter() - self._started
         memory = max(self._earlier.get("peak_memory_mb") or 0, devices.peak_memory_mb() or 0) or None
-        content = self._identity | self._details | more
-        content |= {
-            "state": state,
-            "fingerprint": self.fingerprint,
-            "wall_seconds": round(seconds, 2),
-            "peak_memory_mb": memory,
-            "peak_cuda_memory_mb": devices.peak_cuda_memory_mb(),
-        }
+        content = self._identity | self._details | more | {"state": state, "fingerprint": self.fingerprint}
+        content |= {"wall_seconds": round(seconds, 2), "peak_memory_mb": memory}
+        content["peak_cuda_memory_mb"] = devices.peak_cuda_memory_mb()
         files.write_json(self._manifest, content)
         to_disk(self._manifest)
 
@@ -331,7 +302,7 @@ class Stage:
         done = [path for name in names if (path := self.folder / name).is_file() and path.parent == self.folder]
         for path in (*partials, *done):
             path.unlink()
-        for name in OUTPUTS:
+        for name in ("outputs.json", "outputs.txt"):
             (self.folder / name).unlink(missing_ok=True)
         return len(done)
 
@@ -342,14 +313,14 @@ class Stage:
 
 
 def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
-    """Files that a stage declared, each with what it is made from; a version before 0.2 kept the names alone."""
-    new, old = (folder / name for name in OUTPUTS)
-    if new.exists():
-        outputs = files.read_json(new, REMEDY)
-        if not isinstance(outputs, dict) or not all(isinstance(parts, dict) for parts in outputs.values()):
-            raise ValueError(f"{new} is no list of a stage's files; {REMEDY}")
-        return outputs
-    return {name: {} for name in old.read_text(encoding="utf-8").splitlines()} if old.exists() else {}
+    """Files that a stage declared, each with what it is made from."""
+    path, old = folder / "outputs.json", folder / "outputs.txt"  # the second was written before version 0.2
+    if old.exists():
+        return {name: {} for name in old.read_text(encoding="utf-8").splitlines()}
+    outputs = files.read_json(path, REMEDY) if path.exists() else {}
+    if not isinstance(outputs, dict) or not all(isinstance(parts, dict) for parts in outputs.values()):
+        raise ValueError(f"{path} is no list of a stage's files; {REMEDY}")
+    return outputs
 
 
 def _made_from(folder: Path) -> dict[str, str]:
@@ -374,13 +345,14 @@ _said = set()  # folders of runs of which it was said
 
 def _say_older_commit(folder: Path, earlier: str | None, now: str | None) -> None:
     """Say once for each run that its results are of another commit of this code. They are kept."""
-    if earlier and now and earlier != now and folder.parent not in _said and distributed.is_main():
+    run = folder.parent
+    if earlier and now and earlier != now and run not in _said and distributed.is_main():
+        kept = f"They are kept: delete {run} to make them again"
         print(
-            f"{folder.parent.name} holds results of commit {earlier[:12]} of this code; this is {now[:12]}. They are "
-            f"kept: delete {folder.parent} to make them again",
+            f"{run.name} holds results of commit {earlier[:12]} of this code; this is {now[:12]}. {kept}",
             file=sys.stderr,
         )
-        _said.add(folder.parent)
+        _said.add(run)
 
 
 def to_disk(path: Path) -> None:
@@ -390,11 +362,6 @@ def to_disk(path: Path) -> None:
     """
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-
-
-def _holds_something(path: Path) -> bool:
-    """Whether a file exists and is not empty."""
-    return path.exists() and path.stat().st_size > 0
 
 
 def outdated(folder: str | Path, dataset: Dataset) -> str:
@@ -438,12 +405,10 @@ def _called(checkpoint: str | Path) -> str:
 
 def _fingerprint_of(parent: Path) -> str:
     """Fingerprint of a finished stage."""
-    manifest = parent / "manifest.json"
-    if not manifest.exists():
-        raise FileNotFoundError(f"{parent} has no manifest.json: run the stage that makes it first")
-    content = _read_manifest(manifest)
-    if content["state"] != "done":
-        raise FileNotFoundError(f"{parent} is not finished: run the stage that makes it to its end first")
+    path = parent / "manifest.json"
+    if not path.exists() or (content := _read_manifest(path))["state"] != "done":
+        problem = "is not finished" if path.exists() else "has no manifest.json"
+        raise FileNotFoundError(f"{parent} {problem}: run the stage that makes it first")
     return content["fingerprint"]
 
 
@@ -463,13 +428,9 @@ def _differences(earlier: dict, now: dict, prefix: str = "") -> list[str]:
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
         elif one != other:
-            found.append(f"{prefix}{key}: {_short(one)}, now {_short(other)}")
+            texts = [str(value) if len(str(value)) <= 40 else f"{str(value)[:12]}..." for value in (one, other)]
+            found.append(f"{prefix}{key}: {texts[0]}, now {texts[1]}")
     return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def digest(content: Any) -> str:
@@ -481,10 +442,8 @@ def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that make the numbers."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, as +cu130
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -335,7 +335,7 @@ RUN = "published/mine/parameters.yaml"
 CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, bad, *words in (
     ("is not YAML", "steps: [", "parameters.yaml", "YAML", "line 1"),
     ("is a list", "- steps", "parameters.yaml", "`name: value`"),
-    ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean steps?"),
+    ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean 'steps'"),
     ("has a word for a number", "steps: many", "steps is 'many'", "default 120"),
     ("sets the name of the run", "run: other", "`run`", "first argument"),
     ("names an unknown notebook", "notebooks: [99_none]", "99_none.ipynb", "correct"),
@@ -344,13 +344,13 @@ CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, ba
     ("names an unknown preset", "preset: fats", "'fats'", "fast, balanced, paper"),
     ("has a grid that is a list", "grid: [1]", "`grid`", "`name: [value, value]`"),
     ("has a grid with a value, not a list", "grid: {seed: 5}", "seed: 5", "list of at least one value"),
-    ("has a grid of a misspelt parameter", "grid: {sede: [1]}", "'sede'", "did you mean seed"),
+    ("has a grid of a misspelt parameter", "grid: {sede: [1]}", "'sede'", "did you mean 'seed'"),
     ("has a parameter in the grid too", "seed: 1\ngrid: {seed: [1]}", "seed", "keep one"))), call=plan)
 CASES += cases("parameter file", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"},
     ("shares an unknown stage", partial(command, run.main, "mine", published=Path("published")), "nope", "can"))
 
 CASES += cases("run.py", {},
-    ("does not know the run", runner("dmo"), "'dmo'", "did you mean demo?", "parameters.yaml"),
+    ("does not know the run", runner("dmo"), "'dmo'", "did you mean 'demo'", "parameters.yaml"),
     ("gets a run that leads elsewhere", runner("../demo"), "'../demo'"),
     ("gets no run", runner(""), "required: RUN"),
     ("gets -p without a value", runner("demo -p steps"), "-p", "expected 2"),
@@ -364,8 +364,8 @@ CASES += cases("run.py", {},
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
     ("gets --keep without a grid", runner("demo --keep"), "add -g NAME VALUES"))
 CASES += cases("doctor.py", {},
-    ("does not know the run", doctor_of("dmo"), "did you mean demo?"),
-    ("gets -p with a misspelt parameter", doctor_of("demo -p stpes 5"), "did you mean steps?"),
+    ("does not know the run", doctor_of("dmo"), "did you mean 'demo'"),
+    ("gets -p with a misspelt parameter", doctor_of("demo -p stpes 5"), "did you mean 'steps'"),
     ("gets -p without a value", doctor_of("demo -p steps"), "expected 2"))
 
 CASES += cases("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt": "a\na\n", "other.txt": "a.png\n"},

@@ -1,7 +1,5 @@
 """notebooks/grid.py: what a grid expands to, what counts as done, what points share, what is told of them."""
 
-import contextlib
-import io
 import json
 import multiprocessing
 import os
@@ -114,43 +112,24 @@ def test_points_come_in_the_order_of_the_notebooks_parameters_last_one_fastest(t
     assert [point.name for point in points] == NAMES
     assert points[1].values == {"labelled": 12, "seed": 1}
     assert points[1].steps[1].parameters == {"run": NAMES[1], "labelled": 12, "seed": 1}
-
-
-def test_the_command_line_overrides_one_parameter_of_the_files_grid(toy):
-    assert [point.name for point in expand(toy, ("labelled", "48")).points] == [
-        "labelled=48,seed=0",
-        "labelled=48,seed=1",
-    ]
-    assert len(expand(toy, ("rate", "1e-3,0.5")).points) == 8
-
-
-def test_values_with_commas_are_a_yaml_list(toy):
-    write_run(toy.folders, "")
     points = expand(toy, ("methods", "[[supervised], [supervised, direct]]")).points
     assert [point.values["methods"] for point in points] == [["supervised"], ["supervised", "direct"]]
-    assert points[0].name.startswith("methods=supervised~")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(12, "12"), (0.001, "0.001"), (None, "null"), (True, "true"), ("fusion", "fusion"), ("bf16", "bf16")],
-)
-def test_a_simple_value_names_itself(value, text):
-    assert grid.text_of(value) == text
+    write_run(toy.folders, GRID)
+    points = expand(toy, ("labelled", "48"), ("rate", "1e-3,0.5")).points  # one of the file's, one more
+    assert [point.name for point in points[:2]] == ["labelled=48,seed=0,rate=0.001", "labelled=48,seed=0,rate=0.5"]
+    assert len(points) == 4
 
 
 def test_names_are_safe_and_differ_where_values_do():
+    simple = {12: "12", 0.001: "0.001", None: "null", True: "true", "fusion": "fusion", "bf16": "bf16"}
+    assert {value: grid.text_of(value) for value in simple} == simple
     values = ["ViT-B/16", "vit-b-16", "VIT-B-16", "null", None, "true", True, "12", 12, "", "../x", ["a", "b"], "a b"]
     values += [{"checkpoint": "a"}, {"checkpoint": "b"}, "x" * 300, "x" * 301, "é", "a,b=c"]
     names = [grid.name_of({"encoder": value}) for value in values]
     assert len({name.casefold() for name in names}) == len(values)
-    for name in names:
-        assert files.check_stem(name) == name
-        assert name.isascii()
-        assert len(name) < 60
+    assert all(files.check_stem(name) == name and name.isascii() and len(name) < 60 for name in names)
     long = [grid.name_of({f"p{k}": {"a": "b" * 20} for k in range(20)} | {"seed": seed}) for seed in (0, 1)]
-    assert max(map(len, long)) == grid.LONGEST
-    assert long[0] != long[1]
+    assert max(map(len, long)) == grid.LONGEST and long[0] != long[1]
 
 
 # Refused before any work
@@ -159,28 +138,20 @@ def test_names_are_safe_and_differ_where_values_do():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-g", "stebs", "1,2"], "did you mean steps"),
-        (["-g", "seed", "0,1", "-p", "seed", "2"], "seed is in the grid and changed by -p"),
-        (["-p", "seed", "2"], "seed is in the grid and changed by -p"),
-        (["-g", "seed", "0", "-g", "seed", "1"], "-g seed is given 2 times"),
+        (["-g", "stebs", "1,2"], "did you mean 'steps'"),
+        (["-p", "seed", "2"], "seed is in the grid and changed by -p: give its values by -g"),
+        (["-g", "seed", "0", "-g", "seed", "1"], "-g seed is given 2 times: write all its values in one list"),
         (["-g", "steps", ""], "the grid has steps: []; give a list of at least one value"),
-        (["-g", "steps", "[]"], "the grid has steps: []; give a list of at least one value"),
         (["-g", "steps", "1,,2"], "the list of steps is not readable YAML"),
-        (["-g", "steps", "1,many"], "steps is 'many', a str; give a value of type int, such as the default 3"),
-        (["-g", "steps", "1,true"], "a bool"),
-        (["-g", "steps", "1,2,1"], "the list of steps holds 1 twice"),
-        (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice"),
-        (["-g", "run", "a,b"], "the first argument"),
-        (["-g", "steps", "[1"], "the list of steps is not readable YAML"),
-        (["-g", "methods", "{a: 1},{b: 2}"], "give a value of type list"),
-        (["-p", "stebs", "1"], "did you mean steps"),
-        (["--publish"], "no point of toy is finished"),
+        (["-g", "steps", "1,true"], "steps is True, a bool; give a value of type int, such as the default 3"),
+        (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice: keep one"),
+        (["--publish"], "no point of toy is finished: run first"),
+        (["--stages"], "toy is a grid: start the grid several times"),
     ],
 )
 def test_a_wrong_grid_is_refused(toy, arguments, says):
     code, out, err = toy.call(*arguments)
-    assert (code, out, toy.executed) == (2, "", [])
-    assert says in err
+    assert (code, out, toy.executed) == (2, "", []) and says in err
     assert not toy.folder.exists()
 
 
@@ -189,7 +160,7 @@ def test_a_wrong_grid_is_refused(toy, arguments, says):
     [
         ("grid: [seed]", "`grid` in"),
         ("grid: {seed: 3}", "the grid has seed: 3; give a list"),
-        ("grid: {seed: [0]}\nseed: 1", "has seed both as a parameter and in its grid"),
+        ("grid: {seed: [0]}\nseed: 1", "has seed both as a parameter and in its grid: keep one"),
         (f"{GRID}\nshared: masks", "`shared` in"),
         (f"{GRID}\nshared: [refined]", "refined cannot be shared; these can: masks, segments, cam_network"),
         (f"{GRID}\nshared: [segments]", "segments cannot be shared: no notebook of the run has dataset, "),
@@ -198,43 +169,37 @@ def test_a_wrong_grid_is_refused(toy, arguments, says):
 def test_a_wrong_file_is_refused(toy, text, says):
     write_run(toy.folders, text)
     code, _, err = toy.call()
-    assert code == 2
-    assert says in err
-    assert toy.executed == []
-
-
-def test_options_of_grids_are_refused_without_one(toy):
-    write_run(toy.folders, "")
-    assert "toy is none" in toy.call("--keep")[2]
-    with pytest.raises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        toy.call("--publish", "-g", "seed", "0")
+    assert code == 2 and says in err and toy.executed == []
 
 
 # Making
 
 
-def test_each_point_leaves_one_small_json_and_nothing_else(toy):
-    code, out, _ = toy.call()
-    assert code == 0
+def test_each_point_leaves_one_small_json_and_is_made_once(toy):
+    assert toy.call()[0] == 0
     assert [name for _, name in toy.executed] == [name for name in NAMES for _ in range(2)]
     assert points_left(toy) == [f"{name}.json" for name in NAMES]
-    content = toy.point(NAMES[1])
-    assert content["point"] == {"labelled": 12, "seed": 1}
-    assert content["parameters"]["steps"] == 3  # defaults are part of it
-    assert [row["miou"] for row in content["rows"]] == pytest.approx([0.12, 0.1])
-    assert "manifest" not in content
-    made = content["made"]
-    assert made["git_commit"] == "a" * 40
-    assert made["packages"] == {"torch": "2.11.0"}
-    assert (made["device"], made["checkpoints"]) == ("cpu", {})
-    assert made["peak_memory_mb"] > 50
-    assert made["wall_seconds"] >= 0
-    assert made["stages"]["masks"]["shared"]
-    assert not made["stages"]["network"]["shared"]
-    assert "2 of" not in out
+    point = toy.point(NAMES[1])
+    assert point["point"] == {"labelled": 12, "seed": 1} and point["parameters"]["steps"] == 3  # a default
+    assert [row["miou"] for row in point["rows"]] == pytest.approx([0.12, 0.1])
+    made = point["made"]
+    assert (made["git_commit"], made["packages"], made["device"]) == ("a" * 40, {"torch": "2.11.0"}, "cpu")
+    assert made["stages"]["masks"]["shared"] and not made["stages"]["network"]["shared"]
+    content = files.read_json(toy.folder / "grid.json")
+    collected = [(row["point"], row["labelled"], row["seed"], row["method"]) for row in content["rows"]]
+    assert collected == [(n, int(n[9:11]), int(n[-1]), method) for n in NAMES for method in ("supervised", "direct")]
+    assert content["grid"] == {"labelled": [12, 24], "seed": [0, 1]} and content["missing"] == []
+    # Masks are made once for all points; a seed has its own labelled image.
+    assert sorted(toy.masks) == ["labelled_0", "labelled_1", "unlabelled_0", "unlabelled_1", "unlabelled_2"]
+    (toy.folder / "points" / f"{NAMES[2]}.json").unlink()
+    toy.executed.clear()
+    toy.call("--keep")
+    assert toy.executed == [("01_labels", NAMES[2]), ("02_training", NAMES[2])]
+    link = toy.folder / "points" / NAMES[2] / "masks"
+    assert not os.path.isabs(os.readlink(link)) and link.resolve().parent == (toy.folder / "shared").resolve()
 
 
-def test_what_stages_disagree_in_is_listed_and_shared_time_is_told_apart(toy, tmp_path):
+def test_what_stages_disagree_in_is_listed_and_shared_time_is_apart(toy, tmp_path):
     stages = {
         "masks": {"device": "cuda", "checkpoints": {"sam": "1f"}, "wall_seconds": 60.0, "split_sha256": "another's"},
         "network": {"device": "cpu", "checkpoints": {"resnet": "2e"}, "wall_seconds": 5.0, "peak_memory_mb": 90.0},
@@ -248,51 +213,31 @@ def test_what_stages_disagree_in_is_listed_and_shared_time_is_told_apart(toy, tm
     assert made["split_sha256"] == "own"
 
 
-def test_what_is_done_is_not_done_again(toy):
+def test_another_device_is_no_other_work(toy):
     toy.call()
     toy.executed.clear()
-    assert toy.call()[0] == 0
-    assert toy.executed == []
-    (toy.folder / "points" / f"{NAMES[2]}.json").unlink()
-    toy.call()
-    assert toy.executed == [("01_labels", NAMES[2]), ("02_training", NAMES[2])]
-
-
-@pytest.mark.parametrize("name", ["run", "device", "images_at_once", "processes", "workers"])
-def test_where_and_how_is_not_what(name):
-    point = grid.Point("seed=0", {"seed": 0}, [], {"04_segmenter": {"steps": 3, name: 1}})
-    assert point.identity["parameters"] == {"steps": 3}
-
-
-def test_device_is_no_other_work(toy):
-    toy.call()
-    toy.executed.clear()
-    toy.call("-p", "device", "cpu")
+    toy.call("-p", "device", "cpu", "-p", "images_at_once", "2", "-p", "processes", "2")
     assert toy.executed == []
 
 
-@pytest.mark.parametrize("change", ["default", "yaml", "notebooks", "new parameter"])
-def test_a_point_made_otherwise_is_named_and_made_again(toy, change):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [("yaml", "steps: 3, now 200"), ("notebooks", "notebooks: ["), ("new parameter", "ema: None, now 0.9")],
+)
+def test_a_point_made_otherwise_is_named_and_made_again(toy, change, says):
     toy.call()
     toy.executed.clear()
     if change == "yaml":
         write_run(toy.folders, f"{GRID}\nsteps: 200")
     elif change == "notebooks":
-        write_notebook(toy.folders["notebooks"] / "03_more.ipynb", 'run = "demo"', "1")
-        write_run(toy.folders, f"{GRID}\nnotebooks: [03_more, 01_labels, 02_training]")
+        write_run(toy.folders, f"{GRID}\nnotebooks: [02_training]")
     else:
-        text = TRAINING.replace("steps = 3", "steps = 200") if change == "default" else f"{TRAINING}\nema = 0.9"
-        write_notebook(toy.folders["notebooks"] / "02_training.ipynb", text, 'print("trains")')
-    says = {"notebooks": "notebooks: [", "new parameter": "ema: None, now 0.9"}.get(change, "steps: 3, now 200")
-    _, listed, _ = toy.call("--dry-run")
-    assert listed.count(says) == 4
-    assert "4 points: 0 done, 4 to do" in listed
-    if change == "notebooks":
-        return
-    _, out, _ = toy.call()
-    assert out.count(f"is made again, {toy.folder}") == 4
-    assert says in out
-    assert len(toy.executed) == 8
+        write_notebook(toy.folders["notebooks"] / "02_training.ipynb", f"{TRAINING}\nema = 0.9", 'print("trains")')
+    listed = toy.call("--dry-run")[1]
+    assert listed.count(says) == 4 and "4 points: 0 done, 4 to do" in listed
+    if change == "yaml":
+        out = toy.call()[1]
+        assert out.count(f"is made again, {toy.folder}") == 4 and says in out and len(toy.executed) == 8
 
 
 def test_a_broken_json_is_named_and_made_again(toy):
@@ -323,59 +268,25 @@ def test_what_was_published_counts_as_done_elsewhere(toy, monkeypatch, tmp_path)
     assert len(collected["rows"]) == 12
     write_run(toy.folders, "grid: {labelled: [12, 24], seed: [0, 1, 2, 3]}")  # of which 3 is still to come
     code, out, _ = toy.call("--publish")
-    assert "3 files in" in out
+    assert code == 0
     assert "2 of 8 points are not done: labelled=12,seed=3 labelled=24,seed=3" in out
     assert len(list(target.glob("points/*.json"))) == 6
 
 
-def test_a_failing_point_is_told_and_the_others_go_on(toy):
+def test_a_failing_point_is_named_and_the_others_go_on(toy):
     toy.failing.add(NAMES[1])
     code, out, err = toy.call()
-    assert code == 1
-    assert "ValueError: the loss is not a number" in err
+    assert code == 1 and "ValueError: the loss is not a number" in err
     assert str(toy.folder / "points" / NAMES[1] / "notebooks" / "02_training.partial.ipynb") in err
-    assert f"1 of 4 points failed: {NAMES[1]}" in err
-    assert f"1 of 4 points are not done: {NAMES[1]}" in out
-    assert [name for name in points_left(toy) if name.endswith(".json")] == [
-        f"{name}.json" for name in NAMES if name != NAMES[1]
-    ]
+    assert f"1 of 4 points failed: {NAMES[1]}" in err and f"1 of 4 points are not done: {NAMES[1]}" in out
+    assert points_left(toy) == sorted([NAMES[1], *(f"{name}.json" for name in NAMES if name != NAMES[1])])
     toy.failing.clear()
     toy.executed.clear()
     assert toy.call()[0] == 0
     assert toy.executed == [("01_labels", NAMES[1]), ("02_training", NAMES[1])]
-
-
-def test_a_real_kernel_finds_the_folder_of_its_point(toy, monkeypatch):
-    monkeypatch.undo()  # of `execute` too: this one starts a kernel
-    monkeypatch.setenv("PLG_RESULTS", str(toy.folder.parent))
-    code = """
-from plg_utils import files
-folder = files.results_root() / files.check_stem(run)
-row = {"stage": "segmenter", "method": "direct", "split": "val", "seed": 0, "miou": labelled / 100, "options": {}}
-files.write_json(folder / "summary.json", {"run": run, "dataset": "toy", "rows": [row]})
-"""
-    write_notebook(toy.folders["notebooks"] / "01_labels.ipynb", 'run = "demo"\nlabelled = 12', code)
-    write_run(toy.folders, "notebooks: [01_labels]")
-    code, out, err = toy.call("-g", "labelled", "24")
-    assert (code, "24.0 ± -" in out) == (0, True), err
-    assert points_left(toy) == ["labelled=24.json"]
-    assert toy.point("labelled=24")["made"]["git_commit"] == []  # this notebook left no manifest
-
-
-def test_a_point_without_a_summary_fails(toy):
     write_run(toy.folders, f"{GRID}\nnotebooks: [01_labels]")
     code, _, err = toy.call()
-    assert code == 1
-    assert f"{NAMES[0]} left no summary.json" in err
-
-
-def test_the_folder_is_kept_if_asked_for(toy):
-    toy.call("-g", "seed", "0", "-g", "labelled", "12", "--keep")
-    assert points_left(toy) == [NAMES[0], f"{NAMES[0]}.json"]
-    link = toy.folder / "points" / NAMES[0] / "masks"
-    assert link.is_symlink()
-    assert not os.path.isabs(os.readlink(link))
-    assert link.resolve().parent == (toy.folder / "shared").resolve()
+    assert code == 1 and f"{NAMES[0]} failed" in err and "it left no summary.json: add the notebook" in err
 
 
 def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
@@ -415,28 +326,21 @@ def test_a_killed_process_leaves_what_another_goes_on_with(toy, tmp_path):
     deadline = time.monotonic() + 120
     while not flag.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    # While it lives, its point is left to it.
-    with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:
+    with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:  # while it lives, its point is left to it
         assert holder.startswith(f"process {process.pid} on ")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     code, out, _ = toy.call()
-    assert code == 0
-    assert "starts again" not in out
-    assert "unlabelled_0" not in toy.masks
-    assert "labelled_0" in toy.masks
-    assert len(toy.point(NAMES[0])["rows"]) == 2
+    assert code == 0 and "starts again" not in out and points_left(toy) == [f"{name}.json" for name in NAMES]
+    assert "labelled_0" in toy.masks and "unlabelled_0" not in toy.masks
 
 
 def test_a_point_that_another_process_makes_is_left_to_it(toy):
     with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:
         assert holder == ""
         code, out, _ = toy.call()
-    assert code == 0
-    assert f"{NAMES[0]} is being made by process {os.getpid()} on " in out
+    assert code == 0 and f"{NAMES[0]} is being made by process {os.getpid()} on " in out
     assert {name for _, name in toy.executed} == set(NAMES[1:])
-    toy.call()
-    assert points_left(toy) == [f"{name}.json" for name in NAMES]
 
 
 def test_the_notebook_that_writes_a_shared_stage_runs_alone(toy, monkeypatch):
@@ -456,12 +360,6 @@ def test_the_notebook_that_writes_a_shared_stage_runs_alone(toy, monkeypatch):
 
 
 # Sharing
-
-
-def test_masks_are_made_once_for_all_points(toy):
-    toy.call()
-    assert sorted(toy.masks) == ["labelled_0", "labelled_1", "unlabelled_0", "unlabelled_1", "unlabelled_2"]
-    assert len(list((toy.folder / "shared").iterdir())) == 1
 
 
 def test_points_with_other_masks_get_another_folder_and_empty_none(toy):
@@ -484,13 +382,6 @@ def test_an_option_that_is_off_by_default_leaves_finished_points_done(toy):
     assert len(toy.executed) == 8
 
 
-def test_nothing_is_shared_where_the_file_says_so(toy):
-    write_run(toy.folders, f"{GRID}\nshared: []")
-    toy.call()
-    assert not (toy.folder / "shared").exists()
-    assert len(toy.masks) == 4 * 4
-
-
 def test_what_reaches_a_shared_stage_are_the_parameters_of_its_functions():
     images = {"dataset", "dataset_options"}
     assert grid.reaching("masks") == images | {"mask_model", "mask_options"}
@@ -503,60 +394,41 @@ def test_what_reaches_a_shared_stage_are_the_parameters_of_its_functions():
 
 
 def test_notebook_02_writes_masks_and_segments_and_06_the_cams():
-    points = run.grid_of(run.read("labeller_networks"), {"seed": [0]}, {}, run.NOTEBOOKS, run.NOTEBOOKS)
     two, six = "02_zero_shot_labels", "06_compare_labellers"
-    assert points.writers == {"masks": two, "segments": two, "cam_network": six}
-    recipe = run.read("demo")  # 00 looks at one image with the same parameters and writes no masks
-    assert run.grid_of(recipe, {"seed": [0]}, {}, run.NOTEBOOKS, run.NOTEBOOKS).writers == {
-        "masks": two,
-        "segments": two,
-    }
+    for name, more in (("labeller_networks", {"cam_network": six}), ("demo", {})):  # 00 has these too, for one image
+        points = run.grid_of(run.read(name), {"seed": [0]}, {}, run.NOTEBOOKS, run.NOTEBOOKS)
+        assert points.writers == {"masks": two, "segments": two} | more
 
 
-# What is told
+# Tables
 
 
 def row(method, seed, miou, **more):
-    return {"stage": "segmenter", "method": method, "split": "val", "seed": seed, "miou": miou, "point": "p"} | more
+    """A row of grid.json."""
+    row = {"stage": "segmenter", "method": method, "split": "val", "seed": seed, "miou": miou, "options": {}}
+    return row | {"checkpoint": "last", "labelled": 12, "point": "p"} | more
 
 
-def test_all_rows_are_collected_in_the_order_of_the_grid(toy):
-    toy.call()
-    content = files.read_json(toy.folder / "grid.json")
-    told = [(row["point"], row["labelled"], row["seed"], row["method"]) for row in content["rows"]]
-    assert told == [
-        (name, int(name[9:11]), int(name[-1]), method) for name in NAMES for method in ("supervised", "direct")
-    ]
-    assert content["grid"] == {"labelled": [12, 24], "seed": [0, 1]}
-    assert content["missing"] == []
+def cells(rows, against=None, **axes):
+    """Table of a grid.json with these rows: its cells below the header."""
+    text = grid.table({"run": "toy", "grid": axes | {"seed": [0, 1]}, "rows": rows}, against)
+    return [line.split() for line in text.splitlines()[1:]]
 
 
 def test_the_table_averages_over_seeds_alone(toy):
     _, out, _ = toy.call("-g", "seed", "0,1,2", "--against", "supervised")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
     # direct, 12 labelled: 22, 10 and 12; mean 14.67, sample standard deviation 6.43
-    assert "segmenter  direct      val    12        3  14.7 ± 6.4" in out
-    assert "segmenter  supervised  val    24        3  24.0 ± 0.0" in out
+    assert "segmenter direct val 12 3 14.7 ± 6.4" in lines and "segmenter supervised val 24 3 24.0 ± 0.0" in lines
     # differences 10, -2 and 0; mean 2.67, the same deviation
-    assert "segmenter  direct  val    24        3  +2.7 ± 6.4    0: +10.0  1: -2.0  2: +0.0" in out
-
-
-def content_of(rows, **axes):
-    """A grid.json with these rows."""
-    return {"run": "toy", "grid": axes | {"seed": [0, 1]}, "rows": rows}
-
-
-def test_one_seed_has_no_deviation_and_a_row_without_value_no_line():
-    lines = grid.table(content_of([row("direct", 0, 0.5), row("other", 0, None)])).splitlines()
-    assert len(lines) == 2 and lines[1].split()[-4:] == ["1", "50.0", "±", "-"]
-
-
-def test_rows_that_differ_in_an_option_are_not_averaged():
-    rows = [row("direct", 0, 0.5), row("direct", 0, 0.7, options={"smoothing": 0})]
-    rows += [row("direct", 0, 0.8, checkpoint="best_val")]
-    lines = grid.table(content_of(rows)).splitlines()[1:]
-    assert len(lines) == 3 and "smoothing=0" in lines[1] and "checkpoint=best_val" in lines[2]
-    with pytest.raises(grid.Refused, match="two rows that .* cannot be averaged"):
-        grid.table(content_of([*rows, rows[0]]))
+    assert "segmenter direct val 24 3 +2.7 ± 6.4 0: +10.0 1: -2.0 2: +0.0" in lines
+    code, _, err = toy.call("--against", "supervise")
+    assert code == 2 and "'supervise', only supervised, direct; did you mean 'supervised'?" in err
+    # One seed has no deviation, a row without a value no line; rows that differ in an option are not averaged.
+    rows = [row("direct", 0, 0.5), row("direct", 0, 0.7, options={"smoothing": 0}), row("other", 0, None)]
+    assert [line[-4:] for line in cells(rows)] == [["1", "50.0", "±", "-"], ["1", "70.0", "±", "-"]]
+    with pytest.raises(ValueError, match="two rows that .* cannot be averaged"):
+        cells([*rows, rows[0]])
 
 
 def test_pairs_are_of_the_same_point_but_for_methods():
@@ -566,11 +438,20 @@ def test_pairs_are_of_the_same_point_but_for_methods():
             rows.append(row("supervised", seed, 0.3 * rate + 0.1 * seed, methods=["supervised"], rate=rate))
             rows.append(row("direct", seed, 0.3 * rate + 0.1 * seed + gain, methods=["direct"], rate=rate))
     axes = {"methods": [["supervised"], ["direct"]], "rate": [1, 2]}
-    lines = grid.paired(content_of(rows, **axes), "supervised").splitlines()[1:]
-    assert [line.split("±")[0].split()[-2:] for line in lines] == [["2", "+10.0"], ["2", "-10.0"]]
-    assert ["rate=1" in line for line in lines] == [True, False]
-    first = grid.paired(content_of(rows[1:], **axes), "supervised").splitlines()[1]  # a seed without a partner
-    assert first.split()[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
+    ends = [line[-8:] for line in cells(rows, "supervised", **axes)]
+    assert ends == [f"2 {gain} ± 0.0 0: {gain} 1: {gain}".split() for gain in ("+10.0", "-10.0")]
+    alone = {"run": "toy", "grid": axes, "rows": rows[::2]}  # each point has one method, compared with itself
+    assert grid.table(alone, "supervised") == grid.table(alone | {"rows": []}, "direct") == "no rows to compare"
+    first = cells(rows[1:], "supervised", **axes)[0]  # a seed without a partner
+    assert first[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
+
+
+def test_a_method_with_changed_options_is_compared_with_the_plain_one():
+    rows = [row("direct", 0, 0.5), row("direct", 0, 0.6, options={"steps": "twice"}), row("unimatch", 0, 0.4)]
+    twice, unimatch = cells(rows, "direct")
+    assert "(steps=twice)" in twice and "+10.0" in twice and "unimatch" in unimatch and "-10.0" in unimatch
+    with pytest.raises(ValueError, match="no row of the method 'direct'"):
+        cells(rows[1:], "direct")
 
 
 def test_a_row_that_was_added_gives_way_to_the_same_of_the_evaluation():
@@ -578,28 +459,6 @@ def test_a_row_that_was_added_gives_way_to_the_same_of_the_evaluation():
     other = row("direct", 0, 0.6, options={"cam": "clip_text"}) | {"added": "06"}
     assert grid.without_repeats([added, mine, other]) == [mine, other]
     assert grid.without_repeats([added]) == [added]
-
-
-def test_a_method_with_changed_options_is_compared_with_the_plain_one():
-    rows = [row("direct", 0, 0.5), row("direct", 0, 0.6, options={"steps": "twice"}), row("unimatch", 0, 0.4)]
-    lines = grid.paired(content_of(rows), "direct").splitlines()[1:]
-    assert len(lines) == 2
-    assert "+10.0" in lines[0] and "steps=twice" in lines[0] and "unimatch" in lines[1] and "-10.0" in lines[1]
-    with pytest.raises(grid.Refused, match="no row is of the method 'direct'"):
-        grid.paired(content_of(rows[1:]), "direct")
-
-
-def test_an_unknown_reference_is_refused_after_the_rows_are_safe(toy):
-    code, _, err = toy.call("--against", "supervise")
-    assert code == 2
-    assert "no row is of the method 'supervise'; there are: supervised, direct" in err
-    assert (toy.folder / "grid.json").exists()
-
-
-def test_the_bar_counts_points(toy, monkeypatch):
-    monkeypatch.setenv("PLG_PROGRESS", "1")
-    _, _, err = toy.call()
-    assert "4/4" in err and NAMES[3] in err
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml")))

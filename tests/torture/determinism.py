@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +45,16 @@ CONDITIONS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # environment,
     "bf16": ({}, {"precision": "bf16"}),
 }
 AGAINST = {"2 threads again": "2 threads"}  # all others are compared with the first run
-ARTEFACTS = {  # what is compared, and what its largest difference is one of
-    "masks": "scores, or all of an image's masks",
-    "segment embeddings": "a number, as a share of the largest",
-    "zero-shot labels": "the share of pixels",
-    "network after 12 steps": "a weight, as a share of its tensor's largest",
-    "its loss": "a row of the history",
-    "enhanced labels": "the share of pixels",
-    "predictions": "the share of pixels",
-    "mean IoU": "a fraction",
+PIXELS = "the share of pixels"
+ARTEFACTS = {  # what is compared: the files that hold it, and what its largest difference is one of
+    "masks": ("masks/*.json", "scores, or all of an image's masks"),
+    "segment embeddings": ("segments/*.safetensors", "a number, as a share of the largest"),
+    "zero-shot labels": ("labels_zero_shot/*.png", PIXELS),
+    "network after 12 steps": ("network_unimatch/network.safetensors", "a weight, as a share of its tensor's largest"),
+    "its loss": ("04_segmenter.json", "a row of the history"),
+    "enhanced labels": ("labels_enhanced/*.png", PIXELS),
+    "predictions": ("predictions_unimatch/*.png", PIXELS),
+    "mean IoU": ("summary.json", "a fraction"),
 }
 NOT_COMPARABLE = 1.0  # other numbers of masks
 
@@ -113,25 +113,16 @@ def run_with_kills(folder: Path, world: Path, seconds: float) -> int:
 
 def differences(one: Path, other: Path) -> dict[str, float]:
     """Largest difference between what two runs wrote, of each of ARTEFACTS; 0 if all bytes are equal."""
-    return {
-        "masks": _largest(one, other, "masks/*.json", _of_masks),
-        "segment embeddings": _largest(one, other, "segments/*.safetensors", _of_tensors),
-        "zero-shot labels": _largest(one, other, "labels_zero_shot/*.png", _of_labels),
-        "network after 12 steps": _largest(one, other, "network_unimatch/network.safetensors", _of_tensors),
-        "its loss": _largest(one, other, "04_segmenter.json", _of_histories),
-        "enhanced labels": _largest(one, other, "labels_enhanced/*.png", _of_labels),
-        "predictions": _largest(one, other, "predictions_unimatch/*.png", _of_labels),
-        "mean IoU": _of_scores(one, other),
-    }
-
-
-def _largest(one: Path, other: Path, pattern: str, difference: Callable[[Path, Path], float]) -> float:
-    """Largest of the differences between files of the same name, of which there is at least one."""
-    names = sorted(path.relative_to(one) for path in one.glob(pattern) if path.name != "manifest.json")
-    if not names:
-        raise FileNotFoundError(f"{one} holds no {pattern}")
-    pairs = [(one / name, other / name) for name in names]
-    return max(0.0 if a.read_bytes() == b.read_bytes() else difference(a, b) for a, b in pairs)
+    kinds = {".safetensors": _of_tensors, ".png": _of_labels, "04_segmenter.json": _of_histories}
+    kinds["summary.json"], found = _of_scores, {}
+    for artefact, (pattern, _) in ARTEFACTS.items():
+        names = sorted(path.relative_to(one) for path in one.glob(pattern) if path.name != "manifest.json")
+        if not names:
+            raise FileNotFoundError(f"{one} holds no {pattern}")
+        difference = kinds.get(pattern) or kinds.get(Path(pattern).suffix, _of_masks)
+        pairs = [(one / name, other / name) for name in names]
+        found[artefact] = max(0.0 if a.read_bytes() == b.read_bytes() else difference(a, b) for a, b in pairs)
+    return found
 
 
 def _of_masks(one: Path, other: Path) -> float:
@@ -167,7 +158,7 @@ def _of_histories(one: Path, other: Path) -> float:
 
 def _of_scores(one: Path, other: Path) -> float:
     """Largest difference of a mean IoU."""
-    rows = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["rows"] for run in (one, other)]
+    rows = [json.loads(path.read_text(encoding="utf-8"))["rows"] for path in (one, other)]
     assert [row["name"] for row in rows[0]] == [row["name"] for row in rows[1]]
     return max(abs(a["miou"] - b["miou"]) for a, b in zip(*rows, strict=True))
 
@@ -176,7 +167,7 @@ def told(artefact: str, largest: float) -> str:
     """A cell of the table."""
     if largest == 0:
         return "equal"
-    if ARTEFACTS[artefact] == "the share of pixels":
+    if ARTEFACTS[artefact][1] == PIXELS:
         return f"{100 * largest:.2g} % of an image"
     return "other masks" if artefact == "masks" and largest == NOT_COMPARABLE else f"{largest:.1g}"
 

@@ -135,7 +135,7 @@ def read_run(path: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, place / "parameters.yaml")
     try:
-        runner.plan("fuzzed", {}, published=path.parent / "published")
+        runner.steps_of(runner.read("fuzzed", published=path.parent / "published"), {}, "fuzzed")
     except runner.Refused as refusal:
         raise ValueError(f"{path}: {refusal}") from refusal
 

@@ -203,34 +203,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--write", type=Path, help="JSON file, such as results/reliability.json")
     options = parser.parse_args()
-    rng, killed, rounds, compared = random.Random(options.seed), Counter(), 0, 0
+    rng, killed, rounds = random.Random(options.seed), Counter(), 0
     with tempfile.TemporaryDirectory(prefix="plg-torture-") as place:
-        straight = Path(place) / "straight"
-        straight.mkdir()
-        succeed(ends_within(begin(work, straight, straight / "said.log"), 3600), straight / "said.log")
-        expected = contents(straight)
+        root = Path(place) / "run"  # the same for all, because run.json names the folder of the images
+        root.mkdir()
+        succeed(ends_within(begin(work, root, root / "said.log"), 3600), root / "said.log")
+        expected = contents(root)
         with tqdm(total=options.kills, desc="kills", ascii=True) as bar:
             while killed.total() < options.kills - options.commands:
-                root = Path(place) / f"round_{rounds}"
+                shutil.rmtree(root)
                 root.mkdir()
                 one_round(root, rng, options.longest, killed, bar)
                 compare(expected, contents(root))
-                compared += len(expected)
                 rounds += 1
-                shutil.rmtree(root)
             if options.commands:
-                left_alone, ended = Path(place) / "left_alone", Path(place) / "ended"
-                one = command_round(left_alone, rng, 0, killed, bar)
-                other = command_round(ended, rng, options.commands, killed, bar)
-                if one != other:
-                    raise Lost(f"the grid's rows differ: {one}, {other}")
-                rounds += 1
-    found = {
-        "kills": killed.total(),
-        "rounds": rounds,
-        "files_compared": compared,
-        "by_stage": dict(killed.most_common()),
-    }
+                left_alone = command_round(Path(place) / "left_alone", rng, 0, killed, bar)
+                ended = command_round(Path(place) / "ended", rng, options.commands, killed, bar)
+                if left_alone != ended:
+                    raise Lost(f"the grid's rows differ: {left_alone}, {ended}")
+    found = {"kills": killed.total(), "rounds": rounds + (options.commands > 0)}
+    found |= {"files_compared": rounds * len(expected), "by_stage": dict(killed.most_common())}
     print(json.dumps(found, indent=2))
     if options.write:
         known = files.read_json(options.write) if options.write.exists() else {}
