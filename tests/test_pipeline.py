@@ -91,7 +91,7 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
     broken = tmp_path / "broken_world"
     shutil.copytree(world, broken)
     hidden = [path for path in (broken / "labels").glob("*.png") if not path.name.startswith("labelled")]
-    assert len(hidden) == 4
+    assert len(hidden) >= 4  # other tests may have drawn test images too
     for path in hidden:
         path.write_bytes(b"not for reading")
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "blind"))
