@@ -113,7 +113,10 @@ def literal(text: str, where: str) -> Any:
 def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> Recipe:
     """Read the file of a run, and the parameters of its notebooks."""
     runs = sorted(path.parent.name for path in published.glob("*/parameters.yaml"))
-    file = published / choices.one_of(run, runs, "run") / "parameters.yaml"
+    try:
+        file = published / choices.one_of(run, runs, "run") / "parameters.yaml"
+    except ValueError as error:
+        raise Refused(f"{error}. A new run is a new file results/RUN/parameters.yaml") from error
     values = literal("\n".join(files.read_lines(file)), str(file)) or {}
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}; write lines of `name: value`")

@@ -137,7 +137,7 @@ def test_a_wrong_run_is_refused(toy, text, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tyo"], "no run (a file results/RUN/parameters.yaml) 'tyo', only "),
+        (["tyo"], "no run 'tyo', only "),
         (["toy", "-p", "rat", "1"], "did you mean 'rate'?"),
         (["toy", "-p", "rate", "[1"], "the value of rate is not readable YAML"),
         (["toy", "-p", "data_root", "/nowhere"], "data_root is /nowhere, and there is no /nowhere: correct the path"),
