@@ -15,11 +15,12 @@ _unsaved: set[Path] = set()
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex. An edit that keeps both size and time of change to the nanosecond goes unnoticed."""
     path, memory = os.path.abspath(path), _memory()
-    status = os.stat(path)
-    known = _sums[memory].get(path)
-    if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
-        known = _sums[memory][path] = [status.st_size, status.st_mtime_ns, files.sha256(path)]
-        _unsaved.add(memory)
+    with files.reading(path, "a readable file", "put it back, or leave it out"):
+        status = os.stat(path)
+        known = _sums[memory].get(path)
+        if known is None or known[:2] != [status.st_size, status.st_mtime_ns]:
+            known = _sums[memory][path] = [status.st_size, status.st_mtime_ns, files.sha256(path)]
+            _unsaved.add(memory)
     return known[2]
 
 

@@ -124,6 +124,8 @@ def stage(
     device: recorded only: the same work on another device is the same work
     """
     folder = Path(folder)
+    for parent in map(Path, parents):
+        _refuse_other_photos(parent, dataset)
     identity = {
         "stage": folder.name,
         "parameters": files.plain(parameters),
@@ -326,6 +328,18 @@ def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
 def _made_from(folder: Path) -> dict[str, str]:
     """For each image, a digest of what a stage's files about it were made from."""
     return {Path(name).stem: digest(parts)[:16] for name, parts in _outputs_of(folder).items() if parts}
+
+
+def _refuse_other_photos(parent: Path, dataset: Dataset) -> None:
+    """Refuse an earlier stage that has seen other photos under these names: what follows would mix the two."""
+    made_from = {Path(name).stem: parts.get("photo") for name, parts in _outputs_of(parent).items()}
+    samples = [sample for split in SPLITS for sample in getattr(dataset, split) if made_from.get(sample.id)]
+    changed = [sample.id for sample in samples if made_from[sample.id] != sample.content[:16]]
+    if changed:
+        raise ValueError(
+            f"{parent} was made from other photos than there are now: {len(changed)} differ, e.g. {changed[0]}. "
+            "Run the notebook that makes it again"
+        )
 
 
 def _inputs_sha256(dataset: Dataset, parents: Sequence[str | Path], learns_from: Sequence[str]) -> str:

@@ -87,6 +87,19 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     assert made_again(results, before) == {}
 
 
+def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path, results):
+    """Notebook 03 alone, after a photo was edited: the labels of 02 are of the photo as it was."""
+    folder = photos(tmp_path / "own", range(4), labelled=2)
+    parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
+    do_stages(parameters)
+    edited = next((results / "labels_enhanced").glob("*.png")).stem
+    files.write_image(folder / "photos" / f"{edited}.png", colour_squares(9, side=16).image)
+    later = {name: value for name, value in parameters.items() if name not in ("mask_model", "sure_from")}
+    with pytest.raises(ValueError, match=f"labels_zero_shot was made from other photos .* 1 differ, e.g. {edited}"):
+        do_stages(later)
+    do_stages(parameters)
+
+
 def test_an_edited_truth_trains_the_networks_again(tmp_path, results):
     folder = photos(tmp_path / "own", range(5), labelled=2)
     parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))

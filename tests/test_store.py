@@ -39,7 +39,7 @@ def todo_of(stage, ids=IDS, together=1, **contents):
 
 def work(folder, ids=IDS, *, finish=True, contents=None, **options):
     """A stage that writes one file for each image; returns the ids it had to do."""
-    stage = opened(folder, **options)
+    stage = opened(folder, **{"dataset": data_of(**contents or {})} | options)
     todo = todo_of(stage, ids, **contents or {})
     for id in todo:
         files.write_json(stage.path(id, ".json"), id)
