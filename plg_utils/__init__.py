@@ -56,4 +56,4 @@ import warnings
 # clip imports pkg_resources, which says that it is going to be removed: in a notebook that looks like an error.
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
