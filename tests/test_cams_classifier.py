@@ -201,6 +201,10 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="is not a file that cams.classifier.train wrote"):
         classifier.load(path, CLASSES)
+    for notes in ("{", "[]", "{}", '{"classes": 1}'):
+        save_file({"a": torch.zeros(1)}, path, {"classifier": notes})
+        with pytest.raises(ValueError, match="is not a file that cams.classifier.train wrote: train again"):
+            classifier.load(path, CLASSES)
     path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="is not a file that cams.classifier.train wrote"):
         classifier.load(path, CLASSES)

@@ -327,3 +327,9 @@ def test_a_file_must_come_with_its_model(tmp_path):
         sam.load(str(path))
     with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
         sam.load("sam_vit_x")
+
+
+@pytest.mark.parametrize("name", ["sam", "sam_official"])
+def test_the_weights_of_another_network_are_refused(name):
+    with pytest.raises(ValueError, match="which SAM is miniature_clip"):
+        mask_models.build(name, checkpoint="miniature_clip")

@@ -177,10 +177,11 @@ def load(path: str | Path, classes: Classes) -> Classifier:
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {})["classifier"])
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is not a file that cams.classifier.train wrote") from error
+        trained = [str(name) for name in notes.pop("classes")]
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a file that cams.classifier.train wrote: train again") from error
     names = [classes.names[index] for index in classes.foreground]
-    if (trained := notes.pop("classes")) != names:
+    if trained != names:
         raise ValueError(f"{path} was trained for {', '.join(trained)}, not for {', '.join(names)}: train again")
     model = network(classes, **notes)
     files.read_weights(path, model)

@@ -80,7 +80,8 @@ def settings(
     **options,
 ) -> dict:
     """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`."""
-    chosen = DEFAULTS.get(checkpoint or "miniature_sam", OFFICIAL) | {"crop_n_layers": crop_n_layers}
+    is_miniature = checkpoint in (None, "miniature_sam")
+    chosen = (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL) | {"crop_n_layers": crop_n_layers}
     chosen |= {name: value for name, value in options.items() if value is not None}
     if point_grids is None:
         if not density > 0:
