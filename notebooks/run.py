@@ -30,7 +30,6 @@ from typing import Any
 from unittest import mock
 
 import grid
-import pandas as pd
 
 from plg_utils import choices, files
 
@@ -392,11 +391,12 @@ def report(folder: Path) -> str:
     """What a finished run has to show: mean IoU from stage to stage, and where to look."""
     lines = []
     if (folder / "summary.json").is_file():
-        rows = pd.DataFrame(
-            files.read_json(folder / "summary.json")["rows"], columns=["name", "images", "split", "miou"]
-        )
-        lines = [rows.to_string(index=False, float_format="{:.1%}".format), ""]
-        lines = ["no truth to compare with: look at the pictures"] if rows.empty else lines
+        rows = files.read_json(folder / "summary.json")["rows"]
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            miou = "-" if row["miou"] is None else f"{row['miou']:.1%}"
+            lines.append(f"{row['name']:{width}}  {miou:>8}  {row['images']} {row['split']} images")
+        lines = [f"{'':{width}}  mean IoU", *lines, ""] if rows else ["no truth to compare with: look at the pictures"]
     for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
         if found := sorted(map(str, folder.glob(pattern))):
             lines.append(f"{title + ':':10} {', '.join([found[0], *(Path(path).name for path in found[1:])])}")

@@ -144,6 +144,7 @@ class Row:
     labels: str | None
     options: dict[str, str]
     title: str
+    trained_by: str | None = None  # the method that notebook 04 must have trained for it; None: it needs none
 
 
 def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
@@ -154,7 +155,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
-        "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets"),
+        "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels"),
     }
     for mode, ending, called in (("paper", "", "SAM's borders"), ("official", "_official", "SEPL's official code")):
@@ -164,7 +165,8 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     for name in [*METHODS, *(name for name in own if name not in METHODS)]:
         method = method_of(name)
         source = labeller if method.labels else None
-        rows[f"predictions_{name}"] = Row("segmenter", method.method or name, source, method.options, method.title)
+        what = "segmenter", method.method or name, source, method.options, method.title
+        rows[f"predictions_{name}"] = Row(*what, trained_by=name)
     return rows
 
 

@@ -341,7 +341,7 @@ def test_a_failing_notebook_stops_the_run_and_says_where(calls):
 def test_a_finished_run_shows_its_results_and_leaves_no_old_copies(calls):
     code, out, err = calls["worked"]
     assert code == 0 and "a warning" in err
-    assert out.splitlines()[-5].split() == ["raw", "7", "unlabelled", "45.7%"]
+    assert out.splitlines()[-5].split() == ["raw", "45.7%", "7", "unlabelled", "images"]
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["page:", "pictures:", "notebooks:"]
     assert str(calls["page"]) in out and "45.7" in calls["page"].read_text(encoding="utf-8")
     assert "00_works.ipynb" in calls["left"] and "01_fails.ipynb" not in calls["left"]
