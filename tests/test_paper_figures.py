@@ -78,8 +78,8 @@ def test_only_seeds_of_one_run_are_averaged():
 def test_a_name_has_what_the_grid_varies_and_options_only_if_needed():
     rows = [row("x", 0.5, axes={"rule": rule}) for rule in ("r1", "r2")]
     rows += [row("y", 0.5, options={"k": 1}), row("y", 0.6, options={"k": 2}), row("z", 0.5, options={"k": 1})]
-    rows += [row("z", 0.5, checkpoint="best_val")]
-    expected = ["x (rule=r1)", "x (rule=r2)", "y (k=1)", "y (k=2)", "z", "z (checkpoint=best_val)"]
+    rows += [row("z", 0.5, checkpoint="best")]
+    expected = ["x (rule=r1)", "x (rule=r2)", "y (k=1)", "y (k=2)", "z", "z (checkpoint=best)"]
     assert [name for name, _, _ in names(rows)] == expected
 
 
