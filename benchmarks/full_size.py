@@ -3,10 +3,10 @@
     python benchmarks/full_size.py --root /path/to/VOC2012                     # SAM ViT-B, CLIP ViT-B/16, R101, CPU
     python benchmarks/full_size.py --sam vit_h --device cuda --batch-size 8    # drawn scenes of VOC's size
 
-Random weights are written in the official formats (SAM's .pth, OpenAI's TorchScript archive in half precision, timm's
-safetensors) and then loaded by path, as anybody's would be, by notebooks 00 to 05 with the parameters of the run
-voc_92 but for what is given here. The labels mean nothing; that each has its photo's size is checked. The measured
-seconds and memory of each stage, from the stages' manifests, are written to results/full_size.
+Random weights are written to files (SAM's .pth, a state dict of CLIP in half precision, timm's safetensors) and loaded
+by path, like your own, by notebooks 00 to 05 with the parameters of the run voc_92, except for what is given here. The
+labels mean nothing; each must have its photo's size. The seconds and memory of each stage, from the manifests, are
+written to results/full_size.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--sam", default="vit_b", choices=("vit_b", "vit_l", "vit_h"))
     parser.add_argument("--density", type=float, default=0.25, help="factor of SAM's 32 points per side")
     parser.add_argument("--encoder", default="resnet101s", help="of the segmenter, a name of timm")
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=2, help="CutMix needs two images")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="cpu")
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def write_weights(folder: Path, sam: str, encoder: str) -> dict[str, Path]:
-    """Write random weights in the official formats; return where."""
+    """Write random weights to files; return where."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     paths = {
@@ -119,25 +119,9 @@ def write_weights(folder: Path, sam: str, encoder: str) -> dict[str, Path]:
     torch.save(sam_model_registry[sam]().state_dict(), paths["sam"])
     network = CLIP(**CLIP_B16)
     convert_weights(network)  # to half precision, as OpenAI's
-    torch.jit.script(archive_of(network)).save(paths["clip"])
+    torch.save(network.state_dict(), paths["clip"])
     safetensors.torch.save_file(timm.create_model(encoder).state_dict(), paths["encoder"])
     return paths
-
-
-def archive_of(network: CLIP) -> torch.nn.Module:
-    """Weights of a CLIP as modules that only hold them, with the three numbers that OpenAI's archives hold beside."""
-    numbers = {name: torch.tensor(CLIP_B16[name]) for name in ("context_length", "vocab_size")}
-    numbers["input_resolution"] = torch.tensor(CLIP_B16["image_resolution"])
-    archive = torch.nn.Module()
-    for name, value in (network.state_dict() | numbers).items():
-        *path, last = name.split(".")
-        holder = archive
-        for part in path:
-            if not hasattr(holder, part):
-                holder.add_module(part, torch.nn.Module())
-            holder = getattr(holder, part)
-        holder.register_buffer(last, value.detach().clone())
-    return archive
 
 
 def draw_photos(root: Path) -> Path:
@@ -154,7 +138,7 @@ def draw_photos(root: Path) -> Path:
 
 
 def check_sizes(root: Path, results: Path) -> None:
-    """Stop if a label map has not the size of its photo."""
+    """Stop if the size of a label map is not that of its photo."""
     maps = sorted(results.glob("labels_*/*.png")) + sorted(results.glob("predictions_*/*.png"))
     assert maps, f"{results} holds no label map"
     for path in maps:
