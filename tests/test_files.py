@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import class_files, datasets, figures, files, run_lengths
+from plg_utils import choices, class_files, datasets, figures, files, run_lengths
 from plg_utils.records import IGNORE
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
@@ -167,3 +167,13 @@ def test_a_written_class_file_gives_equal_classes(tmp_path):
         assert class_files.read(tmp_path / "a.yaml") == classes
     with pytest.raises(ValueError, match="do not fit a class file, so .*a.yaml was not written"):
         class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
+
+
+def test_a_long_list_of_names_does_not_hide_the_hint():
+    names = [f"name_{index}" for index in range(choices.MANY + 1)]
+    with pytest.raises(ValueError, match="there is no run 'nam_3'; did you mean 'name_3'"):
+        choices.one_of("nam_3", names, "run")
+    with pytest.raises(ValueError, match="no run 'x', only name_0, .*name_20$"):  # nothing is near: all are listed
+        choices.one_of("x", names, "run")
+    with pytest.raises(ValueError, match="no run 'nam_3', only name_2, name_3; did you mean"):
+        choices.one_of("nam_3", names[2:4], "run")
