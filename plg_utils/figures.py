@@ -271,6 +271,29 @@ def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
 
 
 @_figure
+def schedule(table: Sequence[dict], warm_up: int, seconds: Sequence[float]) -> Figure:
+    """Loss and time of a training with a warm-up, which is shaded.
+
+    table: rows of "step" and "total"; warm_up: its number of steps, or 0; seconds: of the warm-up and of the rest
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.1))
+    for steps in ([row for row in table if row["step"] <= warm_up], [row for row in table if row["step"] > warm_up]):
+        if steps:
+            points = [(row["step"], row["total"]) for row in steps]
+            left.plot(*zip(*points, strict=True), color=STAGES["enhanced"], marker="o", markevery=[-1], markersize=4)
+    last = table[-1]["step"]
+    right.plot([0, warm_up, last], [0, seconds[0], sum(seconds)], color=STAGES["enhanced"], marker="o", markersize=4)
+    left.set(ylabel="total loss", ylim=(0, None))
+    right.set(ylabel="seconds", ylim=(0, None))
+    for axis in (left, right):
+        axis.axvspan(0, warm_up, color=INK, alpha=0.08, linewidth=0)
+        axis.set(xlabel="step", xlim=(0, None))
+    if warm_up:
+        left.annotate("warm-up", (warm_up / 2, 0.94), xycoords=("data", "axes fraction"), ha="center", va="top")
+    return figure
+
+
+@_figure
 def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figure:
     """One term of the loss of several trainings in one plot; series: training -> (step, value) pairs."""
     figure, axis = plt.subplots(figsize=(5.2, 2.4))

@@ -77,6 +77,7 @@ class Method:
 
 TARGETS = ("threshold", "passes", "smoothing", "loss_options")
 ZERO_SHOT = {"refine_target": "zero_shot"}
+SHARP = "labels_enhanced_sepl"  # the enhanced labels with SAM's borders
 _A = partial(Method, loss="unimatch", takes=TARGETS, fixed=ZERO_SHOT, method="paper_a")
 METHODS = {
     "supervised": Method("supervised only", "supervised"),
@@ -95,22 +96,23 @@ METHODS = {
         "UniMatch with fading, sure zero-shot labels", "semivl", ("threshold", "passes"),
         labels="labels_zero_shot_sure", method="semivl", options={"labels": "sure"},
     ),
-    "direct": Method("raw zero-shot labels as targets", "unimatch", TARGETS, ZERO_SHOT, RAW),
+    "direct": Method("raw zero-shot labels", "unimatch", TARGETS, ZERO_SHOT, RAW),
     # What the two networks of paper A cost together.
     "direct_long": Method(
         "raw zero-shot labels, twice the steps", "unimatch", TARGETS, ZERO_SHOT, RAW,
         times_steps=2, method="direct", options={"steps": "twice"},
     ),
     "fusion": Method("the refined network itself", "unimatch", TARGETS, labels=RAW, network="refined"),
-    "paper_a": _A("paper A: enhanced labels", labels="labels_enhanced"),
-    "paper_a_sepl": _A("paper A with SAM's borders", labels="labels_enhanced_sepl", options={"labels": "sepl"}),
-    "paper_a_warm": _A(
-        "paper A, from refined network", labels="labels_enhanced", start="refined", options={"start": "refined"}
+    # The plain reading of the paper, then one change and the other, then both: our default.
+    "paper_a_plain": _A(
+        "paper A, plain reading", labels="labels_enhanced", options={"borders": "the network's", "start": "fresh"}
     ),
-    "paper_a_sepl_warm": _A(
-        "paper A, SAM's borders, from refined network", labels="labels_enhanced_sepl",
-        start="refined", options={"labels": "sepl", "start": "refined"},
+    "paper_a_fresh": _A("paper A, second network fresh", labels=SHARP, options={"start": "fresh"}),
+    "paper_a_soft": _A(
+        "paper A, the network's borders", labels="labels_enhanced", start="refined",
+        options={"borders": "the network's"},
     ),
+    "paper_a": _A("paper A", labels=SHARP, start="refined"),
     "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
 }  # fmt: skip
 
@@ -123,9 +125,8 @@ def method_of(name: str) -> Method:
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Refuse a method that notebook 04 cannot train."""
-    known = [name for name, method in METHODS.items() if method.network is None]
-    known += [name for name in losses.choices() if name not in known]
+    """Refuse a method that there is not."""
+    known = [*METHODS, *(name for name in losses.choices() if name not in METHODS)]
     for name in names:
         choices.one_of(name, known, "method")
 
@@ -152,15 +153,15 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     raw = labels_of(labeller)
     title = "zero-shot labels" if labeller == "segment_match" else f"labels of {labeller}"
     fused = {"refine_target": "fusion"}
+    sharp, official = fused | {"sepl": "paper"}, fused | {"sepl": "official"}
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
-        "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels"),
+        "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
+        SHARP: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
+        f"{SHARP}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
     }
-    for mode, ending, called in (("paper", "", "SAM's borders"), ("official", "_official", "SEPL's official code")):
-        options = fused | {"sepl": mode}
-        rows[f"labels_enhanced_sepl{ending}"] = Row("enhanced", labeller, labeller, options, f"enhanced, {called}")
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
     for name in [*METHODS, *(name for name in own if name not in METHODS)]:
         method = method_of(name)
@@ -442,6 +443,7 @@ class Training:
     smoothing: float
     passes: str
     loss_options: dict
+    warm_up: int | None
     steps: int
     batch_size: int
     crop_size: int
@@ -464,7 +466,6 @@ class Training:
     def settings(self, run: Run) -> dict[str, Any]:
         """Keyword arguments of `training.fit`."""
         return {
-            "steps": self.steps,
             "batch_size": self.batch_size,
             "crop_size": self.crop_size,
             "scale": self.resize_range,
@@ -481,11 +482,18 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network, its stage, and the rows of its training."""
+    """A trained network, its stage, and the rows of its training, with those of its warm-up before."""
 
     stage: store.Stage
     network: torch.nn.Module
     history: list[dict[str, float]]
+    warm_up: "Trained | None" = None
+
+    @property
+    def seconds(self) -> list[float]:
+        """What the warm-up took, 0 if there was none, and what the rest took."""
+        parts = [part.stage.folder / "manifest.json" for part in (self.warm_up, self) if part]
+        return [0.0] * (2 - len(parts)) + [files.read_json(path)["wall_seconds"] for path in parts]
 
 
 @stage_function
@@ -518,32 +526,72 @@ def steps_of_epoch(images: int, batch_size: int) -> int:
 
 
 def _train(run: Run, how: Training, name: str, method: Method, labeller: str, threshold: float) -> Trained:
-    """Open the stage of a network, train it, write its weights."""
-    data, options, settings = run.data, loss_of(method, how, threshold), how.settings(run)
+    """Train the network of a method, after a warm-up on undisturbed views if the run has one.
+
+    The warm-up is the same for every method: the network learns the labels that the method has, from weak views, one
+    pass a step. Methods with the same labels and the same start share it, in a folder of its own.
+    """
     source = labels_of(labeller) if method.labels == RAW else method.labels
-    alone = method.loss == "supervised"
-    if alone:  # twice the labelled images, so that a step looks at as many images as the others' (UniMatch does so)
+    if source == SHARP and run.data.classes.background != 0:
+        source = "labels_enhanced"  # SEPL needs a background, see `sharpen`
+    fit = partial(_fit, run, how, source=source, learns_from=method.learns_from)
+    start, warm_up, first = method.start, None, 0
+    steps = how.steps * method.times_steps
+    if method.epochs:  # a schedule of its own, without a warm-up; for `supervised`, whose batch is doubled
+        steps = method.epochs * max(1, steps_of_epoch(len(run.data.labelled), 2 * how.batch_size))
+    elif how.warm_up:
+        labels = source or ("truth" if "unlabelled" in method.learns_from else "labelled")
+        parts = ["warm_up", labels, *(["from", start] if start else [])]
+        parts += [f"x{method.times_steps}"] if method.times_steps > 1 else []
+        loss, options = ("weak", {"smoothing": how.smoothing}) if source else ("supervised", {})
+        first = how.warm_up * method.times_steps
+        warm_up = fit("_".join(parts), loss, options, start=start, steps=first + steps, part=(0, first))
+        start = warm_up.stage.folder.name
+    part = (first, first + steps)
+    trained = fit(name, method.loss, loss_of(method, how, threshold), start=start, steps=part[1], part=part)
+    return replace(trained, history=[*(warm_up.history if warm_up else ()), *trained.history], warm_up=warm_up)
+
+
+def _fit(
+    run: Run,
+    how: Training,
+    name: str,
+    loss: str,
+    options: dict[str, Any],
+    *,
+    source: str | None,
+    learns_from: Sequence[str],
+    start: str | None,
+    steps: int,
+    part: tuple[int, int],
+) -> Trained:
+    """Open the stage of a network, train it with one loss, write its weights.
+
+    source: folder of the unlabelled images' label maps; start: folder of the network to go on from
+    steps, part: see `training.fit`
+    """
+    data, settings = run.data, how.settings(run)
+    if alone := loss == "supervised":
+        # Twice the labelled images, so that a step looks at as many images as the others' (UniMatch does so).
         settings["batch_size"] *= 2
-    settings["steps"] *= method.times_steps
-    if method.epochs:
-        settings["steps"] = method.epochs * max(1, steps_of_epoch(len(data.labelled), settings["batch_size"]))
+    settings |= {"steps": steps, "part": part, "strong_views": loss not in ("weak", "supervised")}
     stage = run.stage(
         name,
-        {"segmenter": how.segmenter, **how.segmenter_options, "loss": method.loss, **options, **settings},
+        {"segmenter": how.segmenter, **how.segmenter_options, "loss": loss, **options, **settings},
         classes=True,
         seed=how.seed,
         checkpoints=[segmenters.checkpoint(how.segmenter, **how.segmenter_options)],
-        parents=[parent for parent in (source, method.start) if parent],
-        learns_from=method.learns_from,
+        parents=[parent for parent in (source, start) if parent],
+        learns_from=learns_from,
     )
     stage.register(["state.safetensors", "network.safetensors"])
     network = how.network(data.classes.num_classes)
-    if method.start:
-        files.read_weights(run.folder / method.start / "network.safetensors", network)
+    if start:
+        files.read_weights(run.folder / start / "network.safetensors", network)
     history = training.fit(
         network,
-        losses.build(method.loss, **options),
-        run.images if "unlabelled" in method.learns_from else data.labelled,
+        losses.build(loss, **options),
+        run.images if "unlabelled" in learns_from else data.labelled,
         () if alone else data.unlabelled,
         pseudo_label=(lambda sample: run.label_of(source, sample)) if source else None,
         device=run.chip,
@@ -553,7 +601,7 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
         **settings,
     )
     files.write_weights(stage.folder / "network.safetensors", network)
-    return Trained(stage.finish(steps=settings["steps"]), network, history)
+    return Trained(stage.finish(steps=part[1] - part[0]), network, history)
 
 
 @stage_function
@@ -579,11 +627,9 @@ def _predictor(run: Run, how: Training, network: str) -> Callable:
 def predict_all(run: Run, training: Training, *, methods: Sequence[str], evaluated: Sequence[str]) -> list[str]:
     """The label maps of all networks on the splits `evaluated`; that of `direct` relabels the unlabelled images too.
 
-    returns: the methods; fusion is among them if there is a refined network
+    returns: the methods
     """
-    networks = {method: f"network_{method}" for method in methods}
-    if (run.folder / "refined" / "network.safetensors").exists():
-        networks["fusion"] = "refined"
+    networks = {method: method_of(method).network or f"network_{method}" for method in methods}
     for method, network in networks.items():
         predict(run, training, f"predictions_{method}", network=network, splits=evaluated)
     if "direct" in methods:
@@ -596,18 +642,19 @@ def relabel(run: Run, training: Training) -> store.Stage:
     return predict(run, training, "labels_enhanced", network="refined", splits=["unlabelled"])
 
 
-def sharpen(run: Run, *, labeller: str) -> list[store.Stage]:
-    """SAM's borders for the enhanced labels: paper B's rule chooses masks by them. labels_enhanced_sepl*/ID.png.
+def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] = ()) -> list[store.Stage]:
+    """SAM's borders for the enhanced labels: paper B's rule chooses masks by them. labels_enhanced_sepl/ID.png.
 
-    By the rule of the paper's text and by that of its code; and the labels from before the refinement by the first, to
-    know whether the network has a part in what comes out.
+    borders_too: what else to make, to compare: "official", by the rule of paper B's code instead of that of its text;
+        "zero_shot", of the labels from before the refinement, to know whether the network has a part in the gain
     """
+    also = {"official": ("labels_enhanced", "_official", "official"), "zero_shot": (labels_of(labeller), "", "paper")}
+    passes = [also[choices.one_of(name, list(also), "entry of borders_too")] for name in borders_too]
     if run.data.classes.background != 0:
         return []  # the rule needs background to be class 0
-    raw = labels_of(labeller)
-    passes = [("labels_enhanced", "", "paper"), ("labels_enhanced", "_official", "official"), (raw, "", "paper")]
     return [
-        merge(run, f"{cue}_sepl{ending}", cue=cue, mode=mode, splits=["unlabelled"]) for cue, ending, mode in passes
+        merge(run, f"{cue}_sepl{ending}", cue=cue, mode=mode, splits=["unlabelled"])
+        for cue, ending, mode in [("labels_enhanced", "", "paper"), *passes]
     ]
 
 
@@ -849,7 +896,7 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
     if "refine_target" in parameters:
         yield from (call(function, training=how) for function in (refine, relabel))
         yield call(sharpen)
-    for method in parameters.get("methods", ()):
+    for method in (name for name in parameters.get("methods", ()) if not method_of(name).network):
         yield f"{call(train, training=how, method=method)} {method}"
     if "methods" in parameters:
         yield call(predict_all, training=how)

@@ -45,9 +45,11 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     power: float = 0.9,
+    part: tuple[int, int] | None = None,
     ema: float | None = None,
     scale: tuple[float, float] = (0.5, 2.0),
     cutmix_partner: str = "batch",
+    strong_views: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
@@ -66,8 +68,11 @@ def fit(
     batch_size: labelled images of a step, and as many unlabelled ones; crop_size: pixels; scale: of the weak view
     lr: of the encoder; everything else learns head_lr_factor times as fast; optimizer: "sgd" or "adamw" (whose first
         beta is the momentum)
+    part: (first, last): do only these steps of the training, counted from 0, last not included; what is random in them
+        and the decay of lr are those of the whole. None: all
     ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
     cutmix_partner: what CutMix pastes: "batch", another image of the batch, or "view", another view of the same image
+    strong_views: False draws weak views alone, for a loss that looks at no others
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
     compiled: let torch.compile make both halves of the network faster, which takes minutes at the beginning
     workers: processes that draw views; cache_bytes: images kept decoded, in each of them
@@ -83,9 +88,9 @@ def fit(
     share = distributed.rows(batch_size) if distributed.count() > 1 else None
     settings = {
         "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
-        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "ema": ema,
-        "scale": scale, "cutmix_partner": cutmix_partner, "seed": seed, "precision": precision,
-        "channels_last": channels_last, "compiled": compiled, "log_every": log_every,
+        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "part": part,
+        "ema": ema, "scale": scale, "cutmix_partner": cutmix_partner, "strong_views": strong_views, "seed": seed,
+        "precision": precision, "channels_last": channels_last, "compiled": compiled, "log_every": log_every,
         "loss": str(getattr(loss, "settings", "")),
         "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
         "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
@@ -97,6 +102,9 @@ def fit(
         raise ValueError(f"lr={lr} and head_lr_factor={head_lr_factor} must be above 0, ema={ema} None or from 0 to 1")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
+    first, last = part or (0, steps)
+    if not 0 <= first < last <= steps:
+        raise ValueError(f"part is {part}; right are two of {steps} steps, the first and the one after the last")
     one_of(precision, PRECISIONS, "precision")
     one_of(cutmix_partner, ("batch", "view"), "cutmix_partner")
     model = distributed.share_statistics(model, device)
@@ -104,24 +112,25 @@ def fit(
     optimiser = build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
     factors = [group["lr"] / lr for group in optimiser.param_groups]
     average = Average(model, ema) if ema is not None else None
-    history, unfinished, start = load_state(state_file, settings, model, optimiser, average)
+    history, unfinished, done = load_state(state_file, settings, model, optimiser, average)
+    start = max(first, done)
     batches = Batches(
         labelled, unlabelled, pseudo_label,
-        steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner, seed=seed,
-        cache_bytes=cache_bytes, share=share,
+        steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner,
+        strong_views=strong_views, seed=seed, cache_bytes=cache_bytes, share=share,
     )  # fmt: skip
     take_step = distributed.step(Compiled(model) if compiled else model, loss)
     loader = DataLoader(
-        batches, batch_size=None, sampler=range(start, steps), num_workers=workers, pin_memory=device.type == "cuda"
+        batches, batch_size=None, sampler=range(start, last), num_workers=workers, pin_memory=device.type == "cuda"
     )
     pending, saved = list(torch.tensor(unfinished, device=device)), time.monotonic()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        drawn = zip(range(start, steps), loader, strict=True)
+        drawn = zip(range(start, last), loader, strict=True)
         if progress is not None:
-            drawn = store.progress(drawn, total=steps - start, what=progress)
+            drawn = store.progress(drawn, total=last - start, what=progress)
         for step, batch in drawn:
             torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
-            batch = to_device(batch, device, channels_last) | {"progress": step / steps}
+            batch = to_device(batch, device, channels_last) | {"progress": (step - first) / (last - first)}
             rate = learning_rate(step, steps, lr, power)
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
@@ -131,10 +140,10 @@ def fit(
             terms["total"].backward()
             optimiser.step()
             if average is not None:
-                average.update(step)
+                average.update(step - first)
             pending.append(distributed.mean(torch.stack([term.detach() for term in terms.values()])))
-            ends_row = (step + 1) % log_every == 0 or step + 1 == steps
-            is_due = step + 1 == steps or time.monotonic() - saved > SAVE_SECONDS
+            ends_row = (step + 1) % log_every == 0 or step + 1 == last
+            is_due = step + 1 == last or time.monotonic() - saved > SAVE_SECONDS
             is_due = is_due and state_file is not None and distributed.is_main()
             if ends_row or is_due:
                 table = torch.stack(pending).cpu()  # waits for the device
@@ -211,6 +220,7 @@ class Batches(Dataset):
     cutmix_partner: str
     seed: int
     cache_bytes: int  # what is left of them, once images are kept
+    strong_views: bool = True
     share: Sequence[int] | None = None  # images of a batch that are handed out; all are drawn, so that each is the same
     cache: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -262,9 +272,9 @@ class Batches(Dataset):
             rng = np.random.default_rng((self.seed, step, UNLABELLED))
             samples = self.samples(step, UNLABELLED)
             batch |= self.unlabelled_views(samples, rng)
-            for name in ("boxes1", "boxes2"):
+            for name in ("boxes1", "boxes2") if self.strong_views else ():
                 batch[name] = [np.array(augment.cutmix_box(self.crop_size, rng)) for _ in samples]
-            if self.cutmix_partner == "view":
+            if self.strong_views and self.cutmix_partner == "view":
                 batch |= {f"partner_{name}": views for name, views in self.unlabelled_views(samples, rng).items()}
         if self.share is not None:
             batch = {name: [arrays[index] for index in self.share] for name, arrays in batch.items()}
@@ -275,12 +285,13 @@ class Batches(Dataset):
         return augment.weak(*self.read(sample, stream), self.crop_size, rng, scale=self.scale)
 
     def unlabelled_views(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, list[np.ndarray]]:
-        """Weak and strong views of unlabelled samples."""
+        """Weak and, if they are wanted, strong views of unlabelled samples."""
         views: dict[str, list[np.ndarray]] = {}
         for sample in samples:
             image, label, padding = self.weak(sample, UNLABELLED, rng)
-            view = {"weak": image, "strong1": augment.strong(image, rng), "strong2": augment.strong(image, rng)}
-            view["ignore"] = padding
+            view = {"weak": image, "ignore": padding}
+            if self.strong_views:
+                view |= {"strong1": augment.strong(image, rng), "strong2": augment.strong(image, rng)}
             if self.pseudo_label is not None:
                 view["pseudo_label"] = label
             for name, array in view.items():

@@ -198,6 +198,29 @@ def test_every_loss_gives_finite_named_terms_and_gradients(name):
     assert model.training
 
 
+def test_the_warm_up_equals_the_plain_loops():
+    """One pass over labelled and weak views, and the mean loss over the pixels of each that have a target."""
+    drawn, model, twin = batch(), reference_training.tiny(), reference_training.tiny()
+    terms = losses.build("weak", smoothing=0.2)(model, drawn)
+    assert model.calls == [(True, 6)]
+    logits = twin(torch.cat([drawn["image"], drawn["weak"]])).permute(0, 2, 3, 1).tolist()
+    target = torch.where(drawn["ignore"], IGNORE, drawn["pseudo_label"]).tolist()
+
+    def mean(maps, targets, smoothing):
+        pixels = [pair for rows in zip(maps, targets, strict=True) for row in zip(*rows, strict=True)
+                  for pair in zip(*row, strict=True)]  # fmt: skip
+        found = [reference_training.pixel_loss(*pair, smoothing)[0] for pair in pixels if pair[1] != IGNORE]
+        return sum(found) / len(found)
+
+    labelled, weak = mean(logits[:3], drawn["label"].tolist(), 0.0), mean(logits[3:], target, 0.2)
+    assert terms["labelled"].item() == pytest.approx(labelled, abs=1e-6)
+    assert terms["weak"].item() == pytest.approx(weak, abs=1e-6)
+    assert terms["total"].item() == pytest.approx((labelled + weak) / 2, abs=1e-6)
+    drawn.pop("pseudo_label")
+    with pytest.raises(ValueError, match="weak needs pseudo labels"):
+        losses.build("weak")(model, drawn)
+
+
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_the_three_passes_of_unimatch(refine_target, views):

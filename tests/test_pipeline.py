@@ -24,6 +24,7 @@ TINY = {
     "encoder_options": {"checkpoint": None},
     "segmenter_options": {"encoder": "miniature", "width": 8, "skip": 4},
     "threshold": 0.0,
+    "warm_up": 1,
     "steps": 1,
     "batch_size": 2,
     "crop_size": 32,
@@ -48,6 +49,7 @@ def open_run(parameters: dict) -> stages.Run:
     """The run of these parameters, with its data set."""
     both = ("labelled", "unlabelled")
     opened = {"tags_of": both} if parameters.get("cam_sources") else {}
+    opened |= {"truth_of": both} if "full" in parameters.get("methods", ()) else {}
     options = {"labelled": parameters["labelled"], "seed": parameters["seed"], **parameters["dataset_options"]}
     data = datasets.load(parameters["dataset"], **options, **opened)
     place = {name: parameters[name] for name in ("device", "images_at_once", "processes") if name in parameters}
@@ -98,15 +100,15 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
     for number in ("01", "02", "03", "04"):
         execute(number, of_world(broken))
     labels = [path.relative_to(results) for path in results.rglob("*.png") if path.parent.name != "figures"]
-    # zero-shot (labelled too), enhanced, both through SEPL (enhanced twice), five predictions, enhanced again
-    assert len(labels) == 2 + 2 + 2 + 3 * 2 + 5 * 2 + 2
+    # zero-shot (labelled too), enhanced, the same through SEPL, five networks' predictions
+    assert len(labels) == 2 + 2 + 2 + 2 + 5 * 2
     for path in labels:
         assert (tmp_path / "blind" / "tiny" / path).read_bytes() == (results / path).read_bytes(), path
     with pytest.raises(ValueError, match="not a readable label map"):
         execute("05", of_world(broken))
 
     summary = files.read_json(results / "summary.json")
-    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 11
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 8
     assert {row["stage"] for row in summary["rows"]} == {"zero_shot", "enhanced", "segmenter"}
     told = files.read_json(results / "run.json")
     assert told["parameters"]["steps"] == 1 and told["dataset_options"] == {"root": str(world), "limit": 2}
@@ -116,7 +118,9 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
 
 def test_what_the_options_reach(world, results):
     """Further options get where they are meant to; if asked, a network starts from the refined one, test is scored."""
-    parameters = of_world(world, methods=["paper_a", "paper_a_warm"], evaluated=["val", "test"], learning_rate=1e-12)
+    parameters = of_world(
+        world, methods=["fusion", "paper_a_plain", "paper_a_soft"], evaluated=["val", "test"], learning_rate=1e-12
+    )
     parameters |= {"embedding_options": {"normalise_patches": True}}
     parameters |= {"loss_options": {"weak_weight": 0.5}, "training_options": {"ema": 0.9}}
     do_stages(tiny(["02", "03"], **parameters))
@@ -130,14 +134,15 @@ def test_what_the_options_reach(world, results):
         return files.read_json(results / stage / "manifest.json")["parameters"]
 
     assert made_with("segments")["normalise_patches"] is True
-    assert made_with("network_paper_a")["weak_weight"] == made_with("refined")["weak_weight"] == 0.5
-    assert made_with("network_paper_a")["ema"] == made_with("refined")["ema"] == 0.9
-    for method, is_refined in (("paper_a_warm", True), ("paper_a", False)):
+    assert made_with("network_paper_a_soft")["weak_weight"] == made_with("refined")["weak_weight"] == 0.5
+    assert made_with("network_paper_a_soft")["ema"] == made_with("refined")["ema"] == 0.9
+    for method, is_refined in (("paper_a_soft", True), ("paper_a_plain", False)):
         trained = safetensors.numpy.load_file(results / f"network_{method}" / "network.safetensors")
         kernels = [name for name, values in refined.items() if values.ndim == 4]
         assert all(np.allclose(trained[name], refined[name], atol=1e-6) == is_refined for name in kernels)
     found = [(row["method"], row["options"], row["split"]) for row in rows if row["stage"] == "segmenter"]
-    methods = [("fusion", {}), ("paper_a", {}), ("paper_a", {"start": "refined"})]
+    names = ("fusion", "paper_a_plain", "paper_a_soft")
+    methods = [(stages.METHODS[name].method or name, stages.METHODS[name].options) for name in names]
     assert found == [(*method, split) for method in methods for split in ("val", "test")]
     with pytest.raises(ValueError, match="tset"):
         execute("04", parameters | {"evaluated": ["tset"]})
@@ -208,7 +213,10 @@ def test_three_labellers_label_the_same_images(world, results):
         wanted = "none" if name == "boxes" else "tags"
         assert files.read_json(results / f"labels_{name}" / "manifest.json")["parameters"]["supervision"] == wanted
     do_stages(tiny(["03"], **of_world(world, labeller="sepl")))
-    assert set(files.read_json(results / "refined" / "manifest.json")["parents"]) == {"labels_sepl"}
+    assert set(files.read_json(results / "refined" / "manifest.json")["parents"]) == {
+        "labels_sepl",
+        "warm_up_labels_sepl",
+    }
 
 
 def test_a_folder_of_photos_needs_no_label_at_all(tmp_path, results, capsys):

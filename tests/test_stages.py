@@ -1,10 +1,14 @@
 """The stages on real files: what an edit, another option or another set of photos makes again, and what it leaves."""
 
+import json
+from inspect import signature
+
 import pytest
+from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, tiny
 
 from conftest import colour_squares
-from plg_utils import distributed, files, store
+from plg_utils import distributed, files, stages, store, training
 
 SINGLE = ["masks", "segments", "labels_zero_shot"]
 
@@ -81,7 +85,7 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     files.write_image(folder / "photos" / f"{seen}.png", colour_squares(8, side=16).image)
     do_stages(parameters)
     # A val image: no network learns from it.
-    assert made_again(results, before) == {"predictions_supervised": [seen], "predictions_fusion": [seen]}
+    assert made_again(results, before) == {"predictions_supervised": [seen]}
     before = stamps(results)
     do_stages(parameters)
     assert made_again(results, before) == {}
@@ -111,6 +115,61 @@ def test_an_edited_truth_trains_the_networks_again(tmp_path, results):
     again = made_again(results, before)
     assert {"refined", "labels_enhanced", "network_supervised"} <= again.keys()
     assert not again.keys() & set(SINGLE)  # the threshold is fixed
+
+
+def made_with(results, stage):
+    return files.read_json(results / stage / "manifest.json")
+
+
+def training_of(parameters):
+    return stages.Training(**{name: parameters[name] for name in signature(stages.Training).parameters})
+
+
+def test_methods_with_the_same_labels_share_a_warm_up(world, results):
+    methods = ["supervised", "supervised_epochs", "unimatch", "direct_long", "paper_a_plain", "paper_a", "full"]
+    parameters = tiny(["02", "03", "04"], **of_world(world, methods=methods, warm_up=2, steps=3))
+    here = do_stages(parameters)
+    raw, soft, sharp = "labels_zero_shot", "labels_enhanced", "labels_enhanced_sepl"
+    of = {  # network: its warm-up and the labels, start and images of that
+        "refined": (f"warm_up_{raw}", [raw]),
+        "network_supervised": ("warm_up_labelled", []),
+        "network_unimatch": ("warm_up_labelled", []),
+        "network_direct_long": (f"warm_up_{raw}_x2", [raw]),
+        "network_paper_a_plain": (f"warm_up_{soft}", [soft]),
+        "network_paper_a": (f"warm_up_{sharp}_from_refined", [sharp, "refined"]),
+        "network_full": ("warm_up_truth", []),
+    }
+    for network, (warm_up, parents) in of.items():
+        first, then = (made_with(results, name) for name in (warm_up, network))
+        times = 2 if network == "network_direct_long" else 1
+        assert list(first["parents"]) == parents
+        assert list(then["parents"]) == [*parents[:1], warm_up]
+        assert (first["counts"]["steps"], then["counts"]["steps"]) == (2 * times, 3 * times)
+        assert first["parameters"]["steps"] == then["parameters"]["steps"] == 5 * times  # one decay of the rate
+        assert (first["parameters"]["part"], then["parameters"]["part"]) == ([0, 2 * times], [2 * times, 5 * times])
+        assert first["parameters"]["loss"] == ("weak" if parents else "supervised")
+        assert first["learns_from"] == then["learns_from"]
+        settings = ("lr", "optimizer", "crop_size", "scale", "momentum", "segmenter")
+        assert all(first["parameters"].get(name) == then["parameters"].get(name) for name in settings)
+    assert {path.name for path in results.glob("warm_up*")} == {warm_up for warm_up, _ in of.values()}
+    assert made_with(results, "network_supervised_epochs")["parents"] == {}
+    found = stages.train(here, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
+    assert [row["step"] for row in found.history] == [2, 5] and "weak" in found.history[0]
+    assert len(found.seconds) == 2 and min(found.seconds) > 0
+
+
+def test_a_network_goes_on_from_its_warm_up_and_without_one_from_its_own_start(world, results):
+    parameters = tiny(["02", "04"], **of_world(world, methods=["unimatch"], warm_up=2))
+    here, digests = do_stages(parameters), []
+    for warm_up in (2, None):
+        how = training_of(parameters | {"warm_up": warm_up})
+        stages.train(here, how, "unimatch", labeller="segment_match", confidence=0.95)
+        with safe_open(results / "network_unimatch" / "state.safetensors", framework="np") as file:
+            digests.append(json.loads(file.metadata()["training"])["settings"]["initial weights"])
+    fresh = training_of(parameters).network(here.data.classes.num_classes)
+    warm = training_of(parameters).network(here.data.classes.num_classes)
+    files.read_weights(results / "warm_up_labelled" / "network.safetensors", warm)
+    assert digests == [training.digest(warm), training.digest(fresh)] and digests[0] != digests[1]
 
 
 def test_photos_read_at_another_size_are_other_photos(tmp_path, results, capsys):

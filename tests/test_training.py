@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -198,6 +199,21 @@ def test_a_loss_that_is_not_a_number_names_step_and_images_and_is_in_no_state(tm
     assert all(name in str(error.value) for name in names)
 
 
+def test_two_parts_are_the_whole(tmp_path):
+    """Images, views, dropout and learning rate of the second half are those of the whole; SGD without memory."""
+    options = {"steps": 6, "momentum": 0.0}
+    whole, first = reference_training.tiny(), reference_training.tiny()
+    rows = fit(whole, **options)
+    halves = [*fit(first, **options, part=(0, 4)), *fit(first, **options, part=(4, 6), state_file=tmp_path / "state")]
+    assert halves == rows and training.digest(first) == training.digest(whole)
+    again = reference_training.tiny()
+    fit(again, **options, part=(0, 4))
+    assert fit(again, **options, part=(4, 6), state_file=tmp_path / "state") == rows[2:]  # it was finished
+    for part in ((4, 4), (3, 7), (-1, 2)):
+        with pytest.raises(ValueError, match=re.escape(f"part is {part}; right are two of 6 steps")):
+            fit(again, **options, part=part)
+
+
 def batches_of(labelled, unlabelled, **options):
     arguments = {"steps": 9, "batch_size": 3, "crop_size": 8, "scale": (0.5, 2.0), "cutmix_partner": "batch", "seed": 0}
     return training.Batches(labelled, unlabelled, colour_label, **{**arguments, "cache_bytes": 10**6, **options})
@@ -237,6 +253,8 @@ def test_batches_are_as_the_losses_expect_them():
     own = {name for name in views if not name.startswith("partner_")}
     assert set(views) - own == {f"partner_{name}" for name in ("weak", "strong1", "strong2", "ignore", "pseudo_label")}
     assert (views["partner_weak"] != views["weak"]).any()
+    weak = batches_of(squares(4), squares(5, truth=False), cutmix_partner="view", strong_views=False)[0]
+    assert set(weak) == {"image", "label", "weak", "ignore", "pseudo_label"}
     alone = batches_of(squares(2), ())[0]
     assert set(alone) == {"image", "label"}
 
