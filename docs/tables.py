@@ -21,7 +21,8 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 SUPERVISED, UNIMATCH = "supervised only", "UniMatch, no zero-shot labels"
-LONG, WARM = "raw zero-shot labels, twice the steps", "paper A, SAM's borders, from refined network"
+LONG, PAPER, PLAIN = "raw zero-shot labels, twice the steps", "paper A", "paper A, plain reading"
+RAW, SOFT, SHARP = "zero-shot labels", "enhanced labels, the network's borders", "enhanced labels, SAM's borders"
 MIOU = "mean IoU (%)"
 WORDS = ("six_templates", "bare", "no_background_words")  # class files of ablation_words
 
@@ -36,6 +37,7 @@ RUNS = {
     },
     "Your own photos": {"my_photos": "[README](../README.md#your-own-photos)"},
     "More of the storybook": {
+        "demo_seeds": "[the demo, explained](../docs/results.md#the-demo-explained)",
         "storybook_labelled": "[more labelled scenes](../docs/results.md#more-labelled-scenes)",
         "storybook_converged": "[twice as long](../docs/results.md#twice-as-long)",
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
@@ -94,6 +96,15 @@ def demo() -> str:
     return markdown(["what", "counted on", MIOU], lines)
 
 
+def seeds() -> str:
+    """The demo with three seeds: mean, spread and each of them."""
+    lines = []
+    for (stage, name), of in rows("demo_seeds").groupby(["stage", "name"], sort=False):
+        each = [f"{100 * miou:.1f}" for miou in of.sort_values("seed").miou]
+        lines.append([name, "unlabelled" if stage != "segmenter" else "val", percent(of.miou), *each])
+    return markdown(["what", "counted on", MIOU, "seed 0", "1", "2"], lines)
+
+
 def ladder(*grids: str) -> str:
     """Every method with twelve labelled scenes: label maps, then networks, each from worst to best."""
     order = ["zero_shot", "enhanced", "segmenter"]
@@ -105,8 +116,8 @@ def ladder(*grids: str) -> str:
 
 def labelled() -> str:
     """Four networks with 12, 24 and 48 labelled scenes."""
-    found = scores(once(rows("storybook_table", "storybook_more", "storybook_labelled")), "name", "labelled")
-    lines = [[name, *(found[name, count] for count in (12, 24, 48))] for name in (SUPERVISED, UNIMATCH, LONG, WARM)]
+    found = scores(once(rows("storybook_table", "storybook_labelled")), "name", "labelled")
+    lines = [[name, *(found[name, count] for count in (12, 24, 48))] for name in (SUPERVISED, UNIMATCH, LONG, PAPER)]
     return markdown(["network, 200 val images", "12 labelled", "24", "48"], lines)
 
 
@@ -342,25 +353,21 @@ def numbers() -> dict[str, str]:
     found["memory_gb"] = f"{max(commands[name]['peak_memory_mb'] for name in ('demo', 'test')) * 2**20 / 1e9:.1f}"
 
     one = {row["name"]: row for row in read("demo/summary.json")["rows"]}
-    names = {"raw": "zero-shot labels", "raw_sepl": "zero-shot labels through SEPL", "enhanced": "enhanced labels"}
-    names |= {"sharp": "enhanced, SAM's borders", "official": "enhanced, SEPL's official code"}
-    names |= {
-        "supervised": SUPERVISED,
-        "paper": "paper A: enhanced labels",
-        "direct": "raw zero-shot labels as targets",
-    }
+    names = {"raw": RAW, "soft": SOFT, "sharp": SHARP, "supervised": SUPERVISED, "unimatch": UNIMATCH, "long": LONG}
+    names |= {"paper": PAPER, "plain": PLAIN}
     found |= {f"demo_{key}": f"{100 * one[name]['miou']:.1f}" for key, name in names.items()}
-    found["demo_missed"] = f"{100 * one[names['raw']]['miou_uncovered_missed']:.1f}"
-    found["demo_uncovered"] = f"{1 / (1 - one[names['raw']]['coverage']):.0f}"
+    found["demo_missed"] = f"{100 * one[RAW]['miou_uncovered_missed']:.1f}"
+    found["demo_uncovered"] = f"{1 / (1 - one[RAW]['coverage']):.0f}"
 
     every = once(rows("storybook_table", "storybook_more", "storybook_labelled"))
     mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
-    raw = mean[12, names["raw"]]
-    for key in ("enhanced", "sharp"):  # share of the raw labels' error that is gone
-        found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - raw) / (100 - raw):.0f}"
-    pairs = {"paper_unimatch": (12, names["paper"], UNIMATCH), "double_paper": (12, LONG, names["paper"])}
-    pairs |= {f"unimatch_{count}": (count, UNIMATCH, SUPERVISED) for count in (12, 24, 48)}
-    pairs |= {"warm_double": (12, WARM, LONG), "warm_unimatch_48": (48, WARM, UNIMATCH)}
+    for key in ("soft", "sharp"):  # share of the raw labels' error that is gone
+        found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - mean[12, RAW]) / (100 - mean[12, RAW]):.0f}"
+    pairs = {f"unimatch_{count}": (count, UNIMATCH, SUPERVISED) for count in (12, 24, 48)}
+    pairs |= {f"paper_long_{count}": (count, PAPER, LONG) for count in (12, 24, 48)}
+    pairs |= {f"paper_unimatch_{count}": (count, PAPER, UNIMATCH) for count in (12, 48)} | {
+        "plain_long": (12, PLAIN, LONG)
+    }
     found |= {key: f"{mean[count, a] - mean[count, b]:.1f}" for key, (count, a, b) in pairs.items()}
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
@@ -371,7 +378,9 @@ def numbers() -> dict[str, str]:
     found |= {"two_processes": f"{two:.1f}", "four_processes": f"{four:.1f}"}
     for side in ("ours", "original"):
         stages = whole["stages_s"][side]
-        trained = sum(took for name, took in stages.items() if name == "refined" or name.startswith("network_"))
+        trained = sum(
+            took for name, took in stages.items() if name == "refined" or name.startswith(("network_", "warm_up"))
+        )
         found |= {f"vit_b_{side}": f"{large[f'{side}_s']:.0f}", f"demo_{side}": f"{whole[f'{side}_s'] / 60:.1f}"}
         found |= {f"masks_{side}": f"{stages['masks']:.0f}", f"trainings_{side}": f"{trained:.0f}"}
 
@@ -385,7 +394,20 @@ def blocks() -> dict[str, Callable[[], str]]:
     """What fills each block, by its name."""
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
-        for table in (demo, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations, training)
+        for table in (
+            demo,
+            seeds,
+            labelled,
+            labellers,
+            trust,
+            networks,
+            camvid,
+            presets,
+            passes,
+            review,
+            ablations,
+            training,
+        )
         + (miniatures, bench, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table", "storybook_more")

@@ -110,6 +110,19 @@ def heat_picture(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return np.round(0.4 * image + 0.6 * glow).astype(np.uint8)
 
 
+def change_picture(image: np.ndarray, before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Show on a greyed image (H, W, 3) uint8 which pixels of its label map became right (green) or wrong (red).
+
+    before, after, truth: (H, W) uint8; void pixels of the truth stay grey
+    """
+    picture = np.repeat(image.mean(axis=2, keepdims=True) * 0.45 + 110, 3, axis=2)
+    right = [(label == truth) & (truth != IGNORE) for label in (before, after)]
+    wrong = [(label != truth) & (truth != IGNORE) for label in (before, after)]
+    for pixels, shade in ((wrong[0] & right[1], (42, 157, 83)), (right[0] & wrong[1], (209, 73, 91))):
+        picture[pixels] = shade
+    return picture.astype(np.uint8)
+
+
 def feature_picture(features: np.ndarray) -> np.ndarray:
     """Show a feature map (D, h, w) by its three strongest directions, as red, green and blue: (h, w, 3) uint8."""
     depth, height, width = features.shape

@@ -75,7 +75,7 @@ class Method:
     network: str | None = None  # folder of the network; None: network_NAME
 
 
-TARGETS = ("threshold", "passes", "smoothing", "loss_options")
+TARGETS = ("threshold", "passes", "smoothing", "weak_weight", "loss_options")
 ZERO_SHOT = {"refine_target": "zero_shot"}
 SHARP = "labels_enhanced_sepl"  # the enhanced labels with SAM's borders
 _A = partial(Method, loss="unimatch", takes=TARGETS, fixed=ZERO_SHOT, method="paper_a")
@@ -441,6 +441,7 @@ class Training:
     segmenter: str
     segmenter_options: dict
     smoothing: float
+    weak_weight: float | None
     passes: str
     loss_options: dict
     warm_up: int | None
@@ -516,6 +517,7 @@ def train(run: Run, training: Training, method: str, *, labeller: str, confidenc
 def loss_of(method: Method, training: Training, threshold: float) -> dict[str, Any]:
     """Options of a method's loss, in a run with this training."""
     given = {"threshold": threshold, "passes": training.passes, "smoothing": training.smoothing}
+    given |= {"weak_weight": training.weak_weight} if training.weak_weight else {}
     options = method.fixed | {name: given[name] for name in method.takes if name in given}
     return options | (training.loss_options if "loss_options" in method.takes else {})
 

@@ -188,7 +188,8 @@ def test_the_mask_model_the_encoder_and_the_method_of_the_text_work(world, tmp_p
     exec(code, vars(stages))  # noqa: S102  the lines of our own README
     training = stages.Training(
         segmenter="deeplabv3plus", segmenter_options={"encoder": "miniature", "width": 8, "skip": 4},
-        smoothing=0.1, passes="exact", loss_options={}, steps=1, batch_size=2, crop_size=32, resize_range=(0.5, 2.0),
+        smoothing=0.1, weak_weight=None, passes="exact", loss_options={}, warm_up=None, steps=1, batch_size=2,
+        crop_size=32, resize_range=(0.5, 2.0),
         optimizer="adamw", learning_rate=1e-3, head_lr_factor=1.0, training_options={}, precision="fp32",
         channels_last=False, compiled=False, workers=0, seed=0,
     )  # fmt: skip

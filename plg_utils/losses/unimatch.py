@@ -54,13 +54,15 @@ def build(
     one_of(passes, PASSES, "passes")
     options = {"smoothing": smoothing, "gate": gate, "weights": weights}
     options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing}
-    predicts = refine_target != "zero_shot" or bool(gate) or weak_weight > 0
+    predicts = refine_target != "zero_shot" or bool(gate)
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:
             raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
         return unimatch_loss(
-            **views(model, batch, predicts=predicts, feature_dropout=feature_dropout, passes=passes),
+            **views(
+                model, batch, predicts=predicts, weak=weak_weight > 0, feature_dropout=feature_dropout, passes=passes
+            ),
             **targets(batch),
             refine_target=refine_target,
             threshold=schedule(threshold, batch),
@@ -71,11 +73,18 @@ def build(
 
 
 def views(
-    model: nn.Module, batch: dict[str, torch.Tensor], *, predicts: bool, feature_dropout: float, passes: str
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    *,
+    predicts: bool,
+    weak: bool = False,
+    feature_dropout: float,
+    passes: str,
 ) -> dict[str, torch.Tensor | None]:
     """Take the passes of a step: all logits that `unimatch_loss` asks for.
 
-    predicts: whether the loss needs the model's predictions; if not, logits_weak and logits_partner are None
+    predicts: whether the loss needs the model's predictions; if not, logits_partner is None, and logits_weak too unless
+        `weak` asks for it
     feature_dropout: part of the encoder's channels that the third view loses
     passes: "exact" takes UniMatch's three: the images that CutMix pastes in evaluation mode; labelled and weak views,
         clean and with dropped features; the two strong views. "fast" takes two: the prediction of the pasted images
@@ -95,12 +104,12 @@ def views(
     kept = slice(0, None) if passes == "exact" else slice(labelled, None)
     parts = [labelled, unlabelled] if passes == "exact" else [unlabelled]
     dropped = [distributed.dropout2d(maps[kept], feature_dropout, parts) for maps in features]
-    if passes == "fast" and not predicts:  # the loss needs no clean weak view
+    if passes == "fast" and not (predicts or weak):  # the loss needs no clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
     sizes = len(features[0]) - labelled, len(dropped[0]) - unlabelled
     logits_labelled, logits_weak, _, logits_feature = logits.split([labelled, *sizes, unlabelled])
-    logits_weak = logits_weak if predicts else None
+    logits_weak = logits_weak if predicts or weak else None
     if predicts and passes == "fast":
         logits_partner = others(logits_weak.detach())
 
