@@ -24,6 +24,7 @@ SMALL = {
     "run": "small",
     "dataset_options": {"limit": 8},
     "labelled": 4,
+    "warm_up": None,
     "steps": 12,
     "batch_size": 4,
     "crop_size": 64,

@@ -40,6 +40,7 @@ SMALL = {
     "run": "torture",
     "dataset_options": {"limit": 8},
     "labelled": 4,
+    "warm_up": 6,
     "steps": 12,
     "batch_size": 2,
     "crop_size": 48,
