@@ -23,10 +23,7 @@ LABEL = np.zeros((6, 8), np.uint8)
 LABEL[2:4, 2:5] = 1
 LABEL[5, 7] = 255
 SURE = diagnosis.reliability(diagnosis.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
-LADDER = [
-    {"stage": "enhanced", "name": "a", "miou": (0.5, 0.7, 0.6)},
-    {"stage": "segmenter", "name": "b", "miou": 0.2},
-]
+LADDER = [{"stage": "enhanced", "name": "a", "miou": (0.5, 0.7, 0.6)}, {"stage": "segmenter", "name": "b", "miou": 0.2}]
 GRID = {"a": {12: [0.5, 0.6, 0.7], 24: [0.7, 0.9], 48: [0.8]}, "b": {24: [0.2, 0.4]}}
 SEEDS = {"a": [[0.1, 0.2], [0.3, np.nan]], "b": [0.5, 0.6]}
 

@@ -20,18 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from plg_utils import (
-    augment,
-    class_files,
-    datasets,
-    diagnosis,
-    files,
-    labels,
-    losses,
-    metrics,
-    run_lengths,
-    statistics,
-)
+from plg_utils import augment, class_files, datasets, diagnosis, files, labels, losses, metrics, run_lengths, statistics
 from plg_utils.datasets import voc
 from plg_utils.generators import sepl
 from plg_utils.records import IGNORE, Masks

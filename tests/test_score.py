@@ -13,11 +13,7 @@ from PIL import Image
 from plg_utils import files, metrics, score
 
 CLASSES = "{background: [], classes: [{name: cat}, {name: dog}]}"
-TRUTH = {
-    "a": [[0, 0, 1, 1], [255, 0, 1, 1]],
-    "b": [[0, 2, 2, 0], [0, 2, 2, 0]],
-    "c": [[0, 0, 0, 0], [0, 0, 1, 1]],
-}
+TRUTH = {"a": [[0, 0, 1, 1], [255, 0, 1, 1]], "b": [[0, 2, 2, 0], [0, 2, 2, 0]], "c": [[0, 0, 0, 0], [0, 0, 1, 1]]}
 PREDICTIONS = {
     "a": [[0, 0, 1, 255], [0, 0, 1, 1]],
     "b": [[0, 2, 2, 0], [0, 1, 2, 0]],
