@@ -272,11 +272,11 @@ def move(**image):
 JSON = "images/squares_0.json"
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json does not exist.*give a folder"),
-    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json was changed.*restore it"),
+    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that was written.*restore it"),
     "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json does not exist.*save the image again"),
-    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "squares_0.json is no file of labelme"),
+    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "squares_0.json is not a file of labelme"),
     "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"of an image of \(9, 24\), not"),
     "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "images/x.json is not in index.json"),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
@@ -456,7 +456,7 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
         (["mine", "--labels", "labels_enhanced"], "it has labels_boxes, labels_zero_shot: run notebooks/run.py mine"),
         (["mine", "--least", "0"], "--least is 0: give a number from 1 on"),
         (["mine", "--ids", "03", "x"], "--ids names x: these are no unlabelled images of mine"),
-        (["bare"], "bare/run.json does not hold the run's parameters.*run notebooks/run.py bare again"),
+        (["bare"], "bare/run.json is not the record of a run.*run notebooks/run.py bare again"),
     ],
 )
 def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):
