@@ -272,11 +272,11 @@ def move(**image):
 JSON = "images/squares_0.json"
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json does not exist.*give a folder"),
-    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that was written.*restore it"),
+    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that.*restore it"),
     "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json does not exist.*save the image again"),
-    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "squares_0.json is not a file of labelme"),
+    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
     "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"of an image of \(9, 24\), not"),
     "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "images/x.json is not in index.json"),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
