@@ -150,8 +150,8 @@ BAD_LISTS = [
     (b"a\nb\na\n", "lists a more than once: give each image one line"),
     (b"\n", "is empty"),
     (b"a\nq\n", "holds no PNG for q of the list of ids"),
-    (b"\xff\xfe\x00", "not a readable list"),
-    (None, "not a readable list"),
+    (b"\xff\xfe\x00", "list.txt is not text in UTF-8"),
+    (None, "list.txt does not exist"),
 ]
 
 
