@@ -7,6 +7,7 @@ so units do not matter and nothing is tuned. Notebook 06 measures whether the sc
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -95,9 +96,7 @@ def combine(signals: dict[str, Sequence[float]]) -> np.ndarray:
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's rank correlation of two series of M values; nan if one of them is constant."""
-    first, second = (ranks(values) - (len(values) - 1) / 2 for values in (one, other))
-    scale = np.sqrt((first**2).sum() * (second**2).sum())
-    return float((first * second).sum() / scale) if scale else float("nan")
+    return float(pd.Series(ranks(one)).corr(pd.Series(ranks(other))))
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -105,8 +104,7 @@ def ranks(values: Sequence[float]) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are nan and have no rank. Leave them out")
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[which]
+    return pd.Series(values).rank().to_numpy() - 1
 
 
 def filled(labels: Sequence[np.ndarray], num_classes: int, background: int) -> np.ndarray:
