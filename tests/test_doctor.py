@@ -51,9 +51,6 @@ def test_packages(monkeypatch):
         monkeypatch.setattr(metadata, "version", other)
         only(doctor.packages(), level, text, remedy=".venv/.ready")
     monkeypatch.setattr(metadata, "version", version)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "version_info", (3, 9, 1))
-        only(doctor.packages(), "stop", "Python is 3.9.1", ">=3.11", remedy="PYTHON=")
     monkeypatch.setitem(sys.modules, "clip", ModuleType("clip"))  # as the package for the clipboard
     only(doctor.packages(), "stop", "OpenAI's package", "tokenize", remedy="pip uninstall clip")
 

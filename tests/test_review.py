@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from conftest import COLOURS, colour_squares
 from plg_utils import datasets, files, review, store, trust
 from plg_utils.datasets import storybook
-from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
+from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
 
 THINGS = Classes(("sky", "road"), (("the sky",), ("a road",)), ((10, 20, 30), (200, 100, 0)), None)  # no background
 RING = np.zeros((7, 7), np.uint8)  # with a region in a hole, and regions that touch at corners only
@@ -333,8 +333,10 @@ def test_what_cannot_be_written_is_refused(change, says, tmp_path):
 
 
 def make_stage(run, name, data, labels, finish=True):
-    stage = store.stage(run / name, parameters={}, dataset=data)
-    for sample in stage.todo([sample for sample in data.unlabelled if sample.id in labels], [".png"]):
+    """A stage of a run that holds these label maps, id -> (H, W) uint8."""
+    stage = store.stage(run / name, parameters={"name": name}, dataset=data)
+    samples = [sample for split in SPLITS for sample in getattr(data, split) if sample.id in labels]
+    for sample in stage.todo(samples, [".png"]):
         files.write_label(stage.path(sample.id, ".png"), labels[sample.id], data.classes.colours)
     if finish:
         stage.finish()
