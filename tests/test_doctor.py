@@ -183,6 +183,7 @@ def test_data(own, tiny_root):
     fine(doctor.data(none)[1])
     only(doctor.data(none | {"methods": ["direct"]})[1], "stop", "no image is labelled", remedy="-p labelled N")
     only(doctor.data(own | {"dataset_options": {"rot": 1}})[1], "stop", "no option 'rot'")
+    only(doctor.data(own | {"dataset_options": own["dataset_options"] | {"labels": 3}})[1], "stop", "not int")
 
 
 def test_bad_files_of_the_data(own, tiny_root):

@@ -82,6 +82,7 @@ def tiny(world, results):
     truth = {sample.id: sample.truth() for sample in data.unlabelled}
     make_stage(folder, "labels_zero_shot", data, {id: np.where(label == 0, 255, label) for id, label in truth.items()})
     make_stage(folder, "labels_enhanced", data, {id: np.zeros_like(label) for id, label in truth.items()})
+    make_stage(folder, "labels_of_other_images", data, {})  # it has no map of the images that are shown
     for name in ("predictions_a_loss_of_mine", "predictions_supervised"):
         make_stage(folder, name, data, {sample.id: sample.truth() for sample in data.val})
     write_run(folder, "storybook", options)
