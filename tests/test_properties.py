@@ -43,23 +43,6 @@ dense_masks = st.tuples(st.integers(0, 5), sizes).flatmap(lambda drawn: arrays(b
 # Formats
 
 
-@law(40)
-@given(dense_masks)
-def test_run_lengths_are_those_of_coco_and_of_plain_loops(dense):
-    masks = Masks.from_dense(dense)
-    np.testing.assert_array_equal(masks.dense(), dense)
-    assert masks.areas().tolist() == [int(mask.sum()) for mask in dense]
-    for mask, rle, runs in zip(dense, masks.rles, masks.runs, strict=True):
-        assert coco.decode(rle).astype(bool).tolist() == mask.tolist()
-        expected, inside = [0], False
-        for pixel in mask.ravel(order="F").tolist():
-            if pixel != inside:
-                expected.append(0)
-                inside = pixel
-            expected[-1] += 1
-        assert runs.tolist() == expected
-
-
 @law(200)
 @given(st.text("".join(map(chr, range(40, 115))), max_size=8), st.integers(1, 6), st.integers(1, 6))
 def test_any_text_is_run_lengths_or_refused(text, height, width):
