@@ -44,15 +44,10 @@ def _maps_in(folder: Path) -> dict[str, Path]:
     """PNG files of a folder by their names without suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one that holds label maps as PNG")
-    maps: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            if path.stem in maps:
-                raise ValueError(f"{folder} holds both {maps[path.stem].name} and {path.name}: remove one")
-            maps[path.stem] = path
-    if not maps:
-        raise ValueError(f"{folder} holds no PNG: label maps must be directly in it, as ID.png")
-    return maps
+    paths = datasets.files_in(folder, (".png",), "label map")
+    if twice := files.repeated(path.stem for path in paths):
+        raise ValueError(f"{folder} holds two PNG called {twice[0]}: remove one")
+    return {path.stem: path for path in paths}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -5,12 +5,14 @@ so units do not matter and nothing is tuned. Notebook 06 measures whether the sc
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from plg_utils import metrics
 from plg_utils.records import IGNORE, Masks, PseudoLabel
 
 
@@ -22,12 +24,9 @@ def agreement(labels: Sequence[np.ndarray], num_classes: int, *, background: int
     """
     maps = filled(labels, num_classes, background)
     found = np.eye(len(maps))
-    for one in range(len(maps)):
-        for other in range(one):
-            pairs = np.bincount(maps[one].ravel() * num_classes + maps[other].ravel(), minlength=num_classes**2)
-            pairs = pairs.reshape(num_classes, num_classes)
-            union = pairs.sum(axis=0) + pairs.sum(axis=1) - pairs.diagonal()
-            found[one, other] = found[other, one] = (pairs.diagonal()[union > 0] / union[union > 0]).mean()
+    for one, other in combinations(range(len(maps)), 2):
+        both, first, second = metrics.margins(metrics.confusion(maps[one], maps[other], num_classes), "miss", None)
+        found[one, other] = found[other, one] = metrics.known_mean(metrics.shares(both, first + second - both))
     return found
 
 

@@ -116,13 +116,13 @@ def label(path, values):
 
 BAD = {
     "no folder": (lambda w: w.start.__setitem__(0, f"{w.root}/nowhere"), "nowhere is not a folder: give one"),
-    "no PNG": (lambda w: [path.unlink() for path in w.given.glob("*")], "given holds no PNG: label maps must be"),
+    "no PNG": (lambda w: [path.unlink() for path in w.given.glob("*")], "given holds no label map whose name ends in .png"),
     "other names": (
         lambda w: [path.rename(w.given / f"x{path.name}") for path in w.given.glob("*")],
         "xa, xb, xc, but",
     ),
     "many missing": (lambda w: [label(w.truth / f"{id}.png", [[0]]) for id in "defgh"], r"d, e, f, ... \(5 in all\)"),
-    "two of a name": (lambda w: (w.given / "a.PNG").write_text(""), "holds both a.PNG and a.png: remove one"),
+    "two of a name": (lambda w: (w.given / "a.PNG").write_text(""), "given holds two PNG called a: remove one"),
     "no classes": (lambda w: w.start.__setitem__(3, "pets"), "--classes pets is neither one of .*voc nor the path"),
     "class file": (lambda w: (w.root / "pets.yaml").write_text("classes: 3"), "pets.yaml: `classes` must be a list"),
     "size": (lambda w: label(w.given / "b.png", np.zeros((4, 2))), r"b.png .*\(4, 2\): score"),
