@@ -250,11 +250,9 @@ def test_a_paper_s_colours_differ_in_grey_and_to_the_colour_blind():
 
 
 def test_no_two_lines_or_bars_differ_in_colour_alone():
-    keys = ("color", "marker", "linestyle", "hatch")
-    styles = figures._styles("abcdefghij", *keys, paper=3.3)
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == 10
-    assert len({(style["color"], style["hatch"]) for style in styles}) == 10
-    for one, other in [*itertools.combinations(styles[:5], 2), *itertools.pairwise(styles)]:
+    for kind in ("linestyle", "hatch"):
+        assert len({(look["color"], look[kind]) for look in figures.LOOKS}) == 10
+    for one, other in [*itertools.combinations(figures.LOOKS[:5], 2), *itertools.pairwise(figures.LOOKS)]:
         assert one["color"] != other["color"] and one["marker"] != other["marker"] and one["hatch"] != other["hatch"]
     with pytest.raises(ValueError, match="11 lines or bars, and at most 10 look different"):
-        figures._styles("abcdefghijk", *keys, paper=3.3)
+        figures.class_bars({letter: [0.5] for letter in "abcdefghijk"}, ["x"], paper=3.3)
