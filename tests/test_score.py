@@ -118,7 +118,7 @@ BAD = {
     "no folder": (lambda w: w.start.__setitem__(0, f"{w.root}/nowhere"), "nowhere is not a folder: give one"),
     "no PNG": (
         lambda w: [path.unlink() for path in w.given.glob("*")],
-        "given holds no label map whose name ends in .png",
+        "given holds no label map whose name",
     ),
     "other names": (
         lambda w: [path.rename(w.given / f"x{path.name}") for path in w.given.glob("*")],
