@@ -52,7 +52,7 @@ def data_set(dataset: Dataset) -> list[Row]:
     every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
     for split, sample in store.progress(every, what=f"reading {dataset.name}"):
         splits_of[sample.id.casefold()].append(split)  # some file systems do not distinguish A from a
-        problems, truth = _read(sample, dataset.classes)
+        problems, truth = read(sample, dataset.classes)
         for finding, message in problems.items():
             cases["stop", finding].append((split, message))
         with_map[split] += truth is not None
@@ -85,7 +85,7 @@ def data_set(dataset: Dataset) -> list[Row]:
     return sorted(rows, key=lambda row: LEVELS.index(row[0]))
 
 
-def _read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
+def read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
     """Problems of a sample with their messages, and its label map, None if that is not open or broken."""
     problems, size = {}, None
     try:
@@ -121,7 +121,7 @@ def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:
             warnings.simplefilter("always")
             try:
                 dataset = datasets.load(name, **{"truth_of": SPLITS, "on_bad_image": "when_read"} | options | more)
-            except (OSError, ValueError) as error:
+            except (OSError, TypeError, ValueError) as error:
                 rows = rows or [("stop", "the data set cannot be loaded", 1, str(error))]
                 continue
         texts = [str(warning.message) for warning in said if issubclass(warning.category, UserWarning)]

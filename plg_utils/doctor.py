@@ -6,12 +6,11 @@ Nothing is downloaded, and the run's folder is left alone: the stages do a few i
 import importlib
 import math
 import os
+import platform
 import re
 import shutil
-import sys
 import time
 import tomllib
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,9 +27,8 @@ import pandas as pd
 import psutil
 import torch
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
-from plg_utils import checkpoints, choices, datasets, devices, encoders, files, masks, segmenters, stages
+from plg_utils import check, checkpoints, choices, devices, encoders, files, masks, segmenters, stages
 from plg_utils.records import SPLITS, Dataset
 
 Parameters = Mapping[str, Any]  # of the notebooks of a run, by name
@@ -73,13 +71,10 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def packages() -> list[Finding]:
-    """Compare Python and the packages that pyproject.toml names with requirements.lock."""
+    """Compare the packages that pyproject.toml names with requirements.lock. An old Python cannot import this file."""
     project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lock = (files.ROOT / "requirements.lock").read_text(encoding="utf-8")
-    found, python = [], ".".join(map(str, sys.version_info[:3]))
-    if python not in SpecifierSet(project["requires-python"]):
-        text = f"Python is {python}, and pyproject.toml asks for {project['requires-python']}"
-        found.append(Finding("stop", "python", text, "rm -r .venv && make doctor PYTHON=/path/to/a/newer/python3"))
+    found = []
     for wanted in map(Requirement, project["dependencies"]):
         locked, version, runs = re.findall(rf"^{wanted.name}==([^\s;\\]+)", lock, re.MULTILINE), "not installed", False
         with suppress(metadata.PackageNotFoundError):
@@ -93,7 +88,7 @@ def packages() -> list[Finding]:
     except Exception as error:  # another package of this name may raise anything
         text = f"import clip does not give OpenAI's package ({type(error).__name__}: {error})"
         found.append(Finding("stop", "packages", text, f"pip uninstall clip, rename your own clip.py, then {AGAIN}"))
-    return found or [Finding("ok", "packages", f"Python {python}, packages as in requirements.lock")]
+    return found or [Finding("ok", "packages", f"Python {platform.python_version()}, packages as in requirements.lock")]
 
 
 def device(parameters: Parameters) -> list[Finding]:
@@ -178,9 +173,8 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
 
     returns: findings, and the options whose weights are not here, each with the bytes to download as far as is known
     """
-    found, absent = [], {}
+    found, absent, named = [], {}, {}
     try:
-        named = {}
         for option in [option for option in MODELS if option in parameters]:
             named[option] = stages.checkpoint_of(_module(parameters, option).build, parameters[option])
         if parameters.get("detector") == "grounding_dino":
@@ -191,12 +185,12 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
         if "segmenter" in parameters:
             options = parameters["segmenter_options"]
             named["segmenter_options"] = segmenters.checkpoint(parameters["segmenter"], **options)
-        for option, name in named.items():
-            level, text, remedy, size = _look_at(name)
-            found.append(Finding(level, "weights", f"{option}: {text}", remedy))
-            absent |= {} if size is None else {option: size}
     except (TypeError, ValueError) as error:
-        found.append(Finding("stop", "weights", str(error), "correct this option of the run"))
+        return [Finding("stop", "weights", str(error), "correct this option of the run")], {}
+    for option, name in named.items():
+        level, text, remedy, size = _look_at(name)
+        found.append(Finding(level, "weights", f"{option}: {text}", remedy))
+        absent |= {} if size is None else {option: size}
     return found, absent
 
 
@@ -212,48 +206,36 @@ def _look_at(name: str | Path | None) -> tuple[str, str, str, int | None]:
         return "ok", "random weights, as the run asks for", "", None
     try:
         known = checkpoints.known(name)
-        if known and (known.address or known.hub):
-            place = checkpoints.place_of(known)
-            if not all(part.is_file() for part in ([place / file for file in known.files] if known.hub else [place])):
-                source = known.address or f"{', '.join(known.files)} of {known.hub} on the Hugging Face hub"
-                size = f"{known.size / GB:.2f} GB" if known.size else "its size is not known"
-                remedy = f"without access to it, fetch it on another machine and put it at {place}"
-                remedy += f"; its SHA-256 is {known.sha256}" if known.sha256 else ""
-                return (
-                    "warning",
-                    f"{known.name} is not here. The run downloads {source} ({size})",
-                    remedy,
-                    known.size or 0,
-                )
-        checkpoints.locate(name)  # all files are here, so that this only compares the SHA-256
+        place = known and checkpoints.place_of(known)
+        needed = [place / file for file in known.files] if known and known.hub else [place]
+        if not known or not (known.address or known.hub) or all(file.is_file() for file in needed):
+            checkpoints.locate(name)  # all files are here, so that this only compares the SHA-256
+            return "ok", f"{name} is here, {'verified' if known else 'a file of your own'}", "", None
     except (OSError, ValueError) as error:
         return "stop", str(error), "do as it says, or name other weights", 0
-    return "ok", f"{name} is here, {'verified' if known else 'a file of your own'}", "", None
+    source = known.address or f"{', '.join(known.files)} of {known.hub} on the Hugging Face hub"
+    size = f"{known.size / GB:.2f} GB" if known.size else "its size is not known"
+    remedy = f"without access to it, fetch it on another machine and put it at {place}"
+    remedy += f"; its SHA-256 is {known.sha256}" if known.sha256 else ""
+    return "warning", f"{known.name} is not here. The run downloads {source} ({size})", remedy, known.size or 0
 
 
 def data(parameters: Parameters) -> tuple[Dataset | None, list[Finding]]:
     """Load the data set as the run does, None if that fails, and read a few photos and label maps."""
     options = {name: parameters[name] for name in ("labelled", "seed")} | parameters["dataset_options"]
-    options["tags_of"] = SPLITS[:2] if parameters.get("cam_sources") else ()
+    options = {"on_bad_image": None, "tags_of": SPLITS[:2] if parameters.get("cam_sources") else ()} | options
     opened = SPLITS[:2] if "full" in parameters.get("methods", ()) else SPLITS[:1]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            loaded = datasets.load(parameters["dataset"], truth_of=opened, **options)
-            readable = datasets.load(parameters["dataset"], truth_of=SPLITS[:3], **options)
-        except (OSError, TypeError, ValueError) as error:
-            remedy = "do as it says; if the folder is somewhere else: -p data_root /path/to/it"
-            return None, [Finding("stop", "data", f"the data set cannot be loaded: {error}", remedy)]
-    texts = dict.fromkeys(str(item.message) for item in said if issubclass(item.category, UserWarning))
-    found = [Finding("warning", "data", text, "look at these files before a long run") for text in texts]
+    (loaded, rows), (readable, more) = (
+        check.load(parameters["dataset"], options | {"truth_of": splits}) for splits in (opened, SPLITS[:3])
+    )
+    rows = dict.fromkeys(rows + more)  # the second time says the same again
+    if refused := [f"{finding}: {text}" for level, finding, _, text in rows if level == "stop"]:
+        remedy = "do as it says; if the folder is somewhere else: -p data_root /path/to/it"
+        return None, [Finding("stop", "data", text, remedy) for text in refused]
+    found = [Finding("warning", "data", text, "look at these files before a long run") for *_, text in rows]
     chosen = [sample for split in SPLITS[:3] for sample in _spaced(getattr(readable, split), READ)]
-    for sample in chosen:
-        try:
-            sample.image()
-            if sample.read_truth:
-                sample.truth()  # which also compares its size with that of the photo
-        except (OSError, ValueError) as error:
-            found.append(Finding("stop", "data", str(error), "export this file again, or take it off the list"))
+    problems = (problem for sample in chosen for problem in check.read(sample, readable.classes)[0].items())
+    found += [Finding("stop", "data", message, check.FIXES[problem]) for problem, message in problems]
     if {"refine_target", "methods"} & parameters.keys() and not loaded.labelled:
         remedy = "-p labelled N, or a line `notebooks: [01_data, 02_zero_shot_labels]` in parameters.yaml"
         found.append(Finding("stop", "data", "no image is labelled, and training needs labelled images", remedy))

@@ -220,12 +220,10 @@ def gallery(
 def _number(axis: plt.Axes, region: np.ndarray, number: int) -> None:
     """Write a number where a region (H, W) bool is thickest, if there is room for it."""
     stride = max(1, max(region.shape) // 64)  # a coarse grid is enough to place a digit
-    inner = np.pad(region[::stride, ::stride], 1)
-    peeled = 0
+    inner, peeled = np.pad(region[::stride, ::stride], 1), 0
     while inner.any():
         last, peeled = inner, peeled + 1
-        inner = inner.copy()
-        inner[1:-1, 1:-1] &= last[:-2, 1:-1] & last[2:, 1:-1] & last[1:-1, :-2] & last[1:-1, 2:]
+        inner = inner & ~borders(inner)
     if peeled < 3:  # of 64 or so: thinner than the digit
         return
     rows, columns = np.nonzero(last)

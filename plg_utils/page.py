@@ -36,10 +36,12 @@ def html(folder: Path) -> str:
     """Return the page of the run in `folder`."""
     paths = [folder / name for name in ("summary.json", "05_evaluation.json")]
     summary, evaluation = (files.read_json(path) if path.is_file() else {} for path in paths)
-    rows = []
+    rows, errors, kinds = [], [], diagnosis.OUTCOMES[:-1]
     for row in summary.get("rows") or []:
         name = row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())])
         rows.append(row | {"name": str(name)})
+        if pixels := row.get("wrong_pixels"):
+            errors.append((str(name), [pixels[kind] / max(1, sum(pixels.values())) for kind in kinds]))
     galleries, classes, remark = pictures(folder, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
     if classes and set(names) == set(classes.names):
@@ -55,8 +57,8 @@ def html(folder: Path) -> str:
         remark=remark,
         fills=[(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in fills],
         names=names,
-        kinds=diagnosis.OUTCOMES[:-1],
-        errors=[(row["name"], _shares(row["wrong_pixels"])) for row in rows if row.get("wrong_pixels")],
+        kinds=kinds,
+        errors=errors,
         stages=summary.get("manifest") or manifests(folder),
     )
 
@@ -64,11 +66,6 @@ def html(folder: Path) -> str:
 def manifests(folder: Path) -> dict[str, dict]:
     """Return the manifests of a run's stages, by the names of their folders."""
     return {path.parent.name: files.read_json(path) for path in sorted(folder.glob("*/manifest.json"))}
-
-
-def _shares(pixels: dict[str, int]) -> list[float]:
-    """Return the share of all pixels that each kind of error has."""
-    return [pixels[kind] / max(1, sum(pixels.values())) for kind in diagnosis.OUTCOMES[:-1]]
 
 
 def versions(stages: dict[str, dict]) -> dict[str, str]:
@@ -108,9 +105,7 @@ def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | 
     return galleries, data.classes, "" if galleries else "There are no label maps of the unlabelled or val images."
 
 
-def _gallery(
-    folder: Path, data: Dataset, rows: Sequence[dict], done: Sequence[str], split: str, shown: int
-) -> dict | None:
+def _gallery(folder: Path, data: Dataset, rows: Sequence[dict], done: list[str], split: str, shown: int) -> dict | None:
     """Return the first images of a split, those with a truth if there are any, with their finished label maps."""
     prefix = "labels_" if split == "unlabelled" else "predictions_"
     samples = ([sample for sample in getattr(data, split) if sample.read_truth] or getattr(data, split))[:shown]
@@ -118,14 +113,12 @@ def _gallery(
     def place(stage: str) -> int:
         """Position in summary.json: labels_zero_shot belongs to a row by its stage, labels_sepl by its method."""
         title = stage.removeprefix(prefix)
-        belongs = (title.startswith((str(row.get("method")), str(row.get("stage")))) for row in rows)
-        return next((k for k, belonging in enumerate(belongs) if belonging), len(rows))
+        belongs = [title.startswith((str(row.get("method")), str(row.get("stage")))) for row in rows]
+        return [*belongs, True].index(True)
 
-    def complete(stage: str) -> bool:
-        return all((folder / stage / f"{sample.id}.png").exists() for sample in samples)
-
-    stages = [stage for stage in done if stage.startswith(prefix) and complete(stage)]
-    stages.sort(key=lambda stage: (place(stage), stage))
+    needed = {f"{sample.id}.png" for sample in samples}
+    whole = [stage for stage in done if needed <= {path.name for path in (folder / stage).iterdir()}]
+    stages = sorted((stage for stage in whole if stage.startswith(prefix)), key=lambda stage: (place(stage), stage))
     if not stages or not samples:
         return None
     return {

@@ -29,7 +29,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from plg_utils import class_files, encoders, figures, files, labels, metrics, trust
+from plg_utils import choices, class_files, encoders, figures, files, labels, metrics, trust
 from plg_utils.generators import segment_match
 from plg_utils.records import Classes, Dataset, Masks, Sample
 
@@ -86,9 +86,9 @@ class Lab:
         margins = np.full(len(embeddings), np.nan, np.float32)
         if len(owner.unique()) > 1:
             margins = trust.margins(embeddings, texts, owner, background=background)
-        matrix = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
-        for truth, label in zip(self.truths, painted, strict=False):  # the first images are those with a truth
-            matrix += metrics.confusion(truth, label, classes.num_classes)
+        pairs = zip(self.truths, painted, strict=False)  # the first images are those with a truth
+        nothing = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
+        matrix = sum((metrics.confusion(*pair, classes.num_classes) for pair in pairs), nothing)
         iou, unknown = metrics.scores(matrix, background=background), self._unknown(classes)
         return Outcome(classes, threshold, painted, assigned.numpy(), margins, iou.mean_iou, iou.iou, unknown)
 
@@ -153,9 +153,9 @@ def load(
     dataset: Dataset,
     encode: Any,
     *,
-    made_with: Mapping[str, Any] | None = None,
+    made_with: dict | None = None,
     scored: int | None = None,
-    shown: int = 0,
+    shown=0,
 ) -> Lab:
     """Read what notebook 02 wrote into the folder of a run, about its labelled images and some unlabelled ones.
 
@@ -171,8 +171,8 @@ def load(
             raise ValueError(f"{folder / stage} is not finished: {remedy}")
         parameters[stage] = manifest["parameters"]
     found = parameters["segments"]
-    if made_with is not None and files.plain(dict(made_with)) != found:
-        raise ValueError(f"{folder / 'segments'} was made with {found}, not with {dict(made_with)}: {remedy}")
+    if made_with is not None and files.plain(made_with) != found:
+        raise ValueError(f"{folder / 'segments'} was made with {found}, not with {made_with}: {remedy}")
     labelled = dataset.labelled[:scored]
     looked_at = min(shown // 2, len(labelled))
     samples = (*labelled, *dataset.unlabelled[: shown - looked_at])
@@ -180,20 +180,13 @@ def load(
         raise ValueError(f"there is no image to try words on: {dataset.name} has {len(dataset.labelled)} labelled ones")
     masks = tuple(files.read_masks(folder / "masks" / f"{sample.id}.json") for sample in samples)
     embeddings = tuple(files.read_embeddings(folder / "segments" / f"{sample.id}.safetensors") for sample in samples)
-    for sample, *pair in zip(samples, masks, embeddings, strict=True):
-        if len(pair[0]) != len(pair[1]):
-            counts = f"{len(pair[0])} masks and {len(pair[1])} embeddings"
-            raise ValueError(f"{sample.id} has {counts} in {folder}: {remedy}")
-    return Lab(
-        classes=dataset.classes,
-        how=parameters["labels_zero_shot"],
-        samples=samples,
-        masks=masks,
-        segment_embeddings=embeddings,
-        truths=tuple(sample.truth() for sample in labelled) if all(sample.read_truth for sample in labelled) else (),
-        shown=(*range(looked_at), *range(len(labelled), len(samples))),
-        encode=encode,
-    )
+    for sample, *(one, other) in zip(samples, map(len, masks), map(len, embeddings), strict=True):
+        if one != other:
+            raise ValueError(f"{sample.id} has {one} masks and {other} embeddings in {folder}: {remedy}")
+    truths = tuple(sample.truth() for sample in labelled) if all(sample.read_truth for sample in labelled) else ()
+    looked_at = (*range(looked_at), *range(len(labelled), len(samples)))
+    how = parameters["labels_zero_shot"]
+    return Lab(dataset.classes, how, samples, masks, embeddings, truths, looked_at, encode)
 
 
 def same_as_written(lab: Lab, outcome: Outcome, folder: str | Path) -> int:
@@ -250,8 +243,7 @@ def edit(
     """
     edited = dict(zip(classes.names, classes.words, strict=True))
     for name in (*(words or {}), *(add or {})):
-        if name not in edited:
-            raise ValueError(f"there is no class {name!r}, only {', '.join(classes.names)}")
+        choices.one_of(name, classes.names, "class")
     edited |= words or {}
     edited |= {name: (*edited[name], *more) for name, more in (add or {}).items()}
     owners: dict[str, str] = {}

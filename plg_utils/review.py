@@ -44,21 +44,18 @@ WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in diffe
 
 def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
-    starts = np.ones(label.shape, dtype=bool)  # where a run begins: pixels of one value, side by side in a row
-    starts[:, 1:] = label[:, 1:] != label[:, :-1]
-    runs = starts.ravel().cumsum().reshape(label.shape) - 1
-    touch = (label[1:] == label[:-1]) & (starts[1:] | starts[:-1])
-    upper, lower = runs[:-1][touch], runs[1:][touch]
-    root = np.arange(runs[-1, -1] + 1)  # for each run: a run of its region, whose number is not larger
-    while (root[upper] != root[lower]).any():
-        smaller = np.minimum(root[upper], root[lower])
-        np.minimum.at(root, root[upper], smaller)
-        np.minimum.at(root, root[lower], smaller)
+    place = np.arange(label.size).reshape(label.shape)
+    below, right = label[1:] == label[:-1], label[:, 1:] == label[:, :-1]
+    one = np.concatenate([place[1:][below], place[:, 1:][right]])  # pixels of the same value as `other`, beside them
+    other = np.concatenate([place[:-1][below], place[:, :-1][right]])
+    root = place.ravel().copy()  # for each pixel: a pixel of its region; in the end the first one
+    while (root[one] != root[other]).any():
+        smaller = np.minimum(root[one], root[other])
+        np.minimum.at(root, root[one], smaller)
+        np.minimum.at(root, root[other], smaller)
         root = root[root]
-    region, values = root[runs], label[starts]
-    for first in np.unique(root):
-        if values[first] != _nothing(classes):
-            yield int(values[first]), region == first
+    for first in np.unique(root[label.ravel() != _nothing(classes)]):
+        yield int(label.flat[first]), root.reshape(label.shape) == first
 
 
 def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
@@ -170,11 +167,9 @@ def read(source: str | Path, *, forms: Sequence[str] = FORMS) -> tuple[list[Revi
     """
     source = Path(source)
     index = files.read_json(source / "index.json", "give a folder that was written by this command")
-    try:
+    with files.reading(source / "index.json", "the index that was written", "restore it from a copy"):
         sizes = {files.check_stem(entry["id"]): tuple(entry["size"]) for entry in index["images"]}
         written = {entry["id"]: (entry["trust"], entry["sha256"]["png"]) for entry in index["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{source / 'index.json'} was changed ({error!r}): restore it from a copy") from error
     classes = class_files.read(source / "classes.yaml")
     coco = _instances.read(source / "coco.json") if "coco" in forms else None
     listed = {f"{coco.path}, {id}": id for id in coco.sizes} if coco else {}
@@ -253,13 +248,11 @@ def _read_coco(coco: _instances.Instances, id: str, classes: Classes, size: tupl
 
 def read_labelme(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     """The label map (H, W) uint8 of a file of labelme, its shapes painted in their order, a later over an earlier."""
-    content = files.read_json(path, "save the image again in labelme")
-    label = np.full(size, _nothing(classes), dtype=np.uint8)
-    try:
+    remedy, label = "save the image again in labelme", np.full(size, _nothing(classes), dtype=np.uint8)
+    content = files.read_json(path, remedy)
+    with files.reading(path, "a file of labelme", remedy):
         found, shapes = (content["imageHeight"], content["imageWidth"]), content["shapes"]
         names = [shape["label"] for shape in shapes]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of labelme ({error!r}): save the image again in labelme") from error
     if found != size:
         raise ValueError(f"{path} is of an image of {found}, not {size} (height, width): open the photo of {path.stem}")
     for number, (name, shape) in enumerate(zip(names, shapes, strict=True), start=1):
@@ -393,12 +386,11 @@ def _write_out(options: argparse.Namespace) -> None:
     if count < 1:
         raise ValueError(f"--least is {count}: give a number from 1 on")
     remedy = f"run notebooks/run.py {run.name} again, which writes it and skips what is done"
-    try:
-        made = files.read_json(run / "run.json", remedy)["parameters"]
-        name, draw, device = made["dataset"], {key: made[key] for key in ("labelled", "seed")}, made["device"]
-        draw, encoder, encoder_options = draw | made["dataset_options"], made["encoder"], made["encoder_options"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{run / 'run.json'} does not hold the run's parameters ({error!r}): {remedy}") from error
+    content = files.read_json(run / "run.json", remedy)
+    with files.reading(run / "run.json", "the record of a run", remedy):
+        made = content["parameters"]
+        draw = {key: made[key] for key in ("labelled", "seed")} | made["dataset_options"]
+        name, encoder, encoder_options, device = (made[k] for k in ("dataset", "encoder", "encoder_options", "device"))
     data = datasets.load(name, **draw)
     ranked, trusts = least_trusted(
         run, labels, data, lambda: encoders.build(encoder, device=str(devices.choose(device)), **encoder_options)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from plg_utils import class_files, datasets, files, metrics
@@ -43,15 +44,10 @@ def _maps_in(folder: Path) -> dict[str, Path]:
     """PNG files of a folder by their names without suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one that holds label maps as PNG")
-    maps: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            if path.stem in maps:
-                raise ValueError(f"{folder} holds both {maps[path.stem].name} and {path.name}: remove one")
-            maps[path.stem] = path
-    if not maps:
-        raise ValueError(f"{folder} holds no PNG: label maps must be directly in it, as ID.png")
-    return maps
+    paths = datasets.files_in(folder, (".png",), "label map")
+    if twice := files.repeated(path.stem for path in paths):
+        raise ValueError(f"{folder} holds two PNG called {twice[0]}: remove one")
+    return {path.stem: path for path in paths}
 
 
 def _some(names: Sequence[str]) -> str:
@@ -127,11 +123,8 @@ def _score(options: argparse.Namespace, classes: Classes) -> None:
 
 def _listed(path: Path) -> list[str]:
     """Ids of a text file, one in each line."""
-    try:
-        ids = [line.strip() for line in files.read_lines(path) if line.strip()]
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a readable list of ids ({error}); give a text file, one id a line") from error
-    repeated = [id for id in dict.fromkeys(ids) if ids.count(id) > 1]
+    ids = [line.strip() for line in files.read_lines(path) if line.strip()]
+    repeated = files.repeated(ids)
     if repeated or not ids:
         problem = f"lists {_some(repeated)} more than once" if repeated else "is empty"
         raise ValueError(f"{path} {problem}: give each image one line")
@@ -140,19 +133,16 @@ def _listed(path: Path) -> list[str]:
 
 def _table(classes: Classes, by_class: dict[str, np.ndarray], scores: Scores, missed: Scores, images: int) -> str:
     """The scores in percent, as text."""
-
-    def percent(value: float) -> str:
-        return f"{'-' if np.isnan(value) else f'{100 * value:.2f}':>10}"
-
-    width = max(12, *map(len, classes.names))
-    lines = [f"{'class':{width}}{'IoU %':>10}{'precision':>10}{'recall':>10}{'pixels':>12}"]
-    rows = zip(classes.names, *by_class.values(), scores.confusion.sum(axis=1), strict=True)
-    lines += [f"{name:{width}}{''.join(map(percent, values))}{pixels:>12,}" for name, *values, pixels in rows]
+    table = 100 * pd.DataFrame(by_class, classes.names).rename(columns={"iou": "IoU %"})
+    table["pixels"] = [f"{pixels:,}" for pixels in scores.confusion.sum(axis=1)]
     counted = "a miss" if classes.background is None else "background (the default number)"
-    lines.append(f"{'mean IoU':{width}}{percent(scores.mean_iou)}  uncovered pixels as {counted}")
-    lines.append(f"{'':{width}}{percent(missed.mean_iou)}  uncovered pixels as a miss")
-    lines.append(f"{'coverage':{width}}{percent(scores.coverage)}")
-    return "\n".join([*lines, f"{'images':{width}}{images:>10,}"])
+    return "\n".join([
+        table.to_string(float_format="{:.2f}".format, na_rep="-"),
+        f"mean IoU {100 * scores.mean_iou:.2f}  uncovered pixels as {counted}",
+        f"         {100 * missed.mean_iou:.2f}  uncovered pixels as a miss",
+        f"coverage {100 * scores.coverage:.2f}",
+        f"images   {images:,}",
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

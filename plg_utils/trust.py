@@ -5,11 +5,14 @@ so units do not matter and nothing is tuned. Notebook 06 measures whether the sc
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from plg_utils import metrics
 from plg_utils.records import IGNORE, Masks, PseudoLabel
 
 
@@ -21,12 +24,9 @@ def agreement(labels: Sequence[np.ndarray], num_classes: int, *, background: int
     """
     maps = filled(labels, num_classes, background)
     found = np.eye(len(maps))
-    for one in range(len(maps)):
-        for other in range(one):
-            pairs = np.bincount(maps[one].ravel() * num_classes + maps[other].ravel(), minlength=num_classes**2)
-            pairs = pairs.reshape(num_classes, num_classes)
-            union = pairs.sum(axis=0) + pairs.sum(axis=1) - pairs.diagonal()
-            found[one, other] = found[other, one] = (pairs.diagonal()[union > 0] / union[union > 0]).mean()
+    for one, other in combinations(range(len(maps)), 2):
+        both, first, second = metrics.margins(metrics.confusion(maps[one], maps[other], num_classes), "miss", None)
+        found[one, other] = found[other, one] = metrics.known_mean(metrics.shares(both, first + second - both))
     return found
 
 
@@ -95,9 +95,7 @@ def combine(signals: dict[str, Sequence[float]]) -> np.ndarray:
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's rank correlation of two series of M values; nan if one of them is constant."""
-    first, second = (ranks(values) - (len(values) - 1) / 2 for values in (one, other))
-    scale = np.sqrt((first**2).sum() * (second**2).sum())
-    return float((first * second).sum() / scale) if scale else float("nan")
+    return float(pd.Series(ranks(one)).corr(pd.Series(ranks(other))))
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -105,8 +103,7 @@ def ranks(values: Sequence[float]) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are nan and have no rank. Leave them out")
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[which]
+    return pd.Series(values).rank().to_numpy() - 1
 
 
 def filled(labels: Sequence[np.ndarray], num_classes: int, background: int) -> np.ndarray:

@@ -1,7 +1,5 @@
 """plg_utils.check: each kind of broken file is found, named and counted; only what stops a run gives exit code 1."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +10,6 @@ from plg_utils import check, datasets, files
 from plg_utils.check import main
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 PHOTO, LABEL = "photos that cannot be read", "label maps that cannot be used"
 ZEROS = np.zeros(SIZE, dtype=np.uint8)
 
@@ -169,14 +166,3 @@ def test_other_data_sets(folder, capsys):
     assert main(["storybook", "--root", str(folder / "storybook"), "limit", "1"]) == 0
     # The files are twice as large as what is read: that is no error.
     assert main(["camvid", "--root", str(tiny_camvid(folder / "camvid")), "labelled", "8", "shrink", "2"]) == 0
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: no real photos are at hand")
-def test_the_shared_photos(folder, capsys):
-    assert main(["voc", "--root", str(SHARED / "voc_sample"), "labelled", "20"]) == 0
-    root, classes = SHARED / "coco_sample", str(datasets.CLASS_FILES / "voc.yaml")
-    call = ["folder", "--root", str(root / "images"), "labels", str(root / "instances.json"), "classes", classes]
-    assert main([*call, "labelled", "12"]) == 0
-    printed = capsys.readouterr().out
-    assert "couch (" in printed  # VOC says sofa: the warning names it
-    assert "52 with a label map" in printed

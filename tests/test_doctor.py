@@ -51,9 +51,6 @@ def test_packages(monkeypatch):
         monkeypatch.setattr(metadata, "version", other)
         only(doctor.packages(), level, text, remedy=".venv/.ready")
     monkeypatch.setattr(metadata, "version", version)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "version_info", (3, 9, 1))
-        only(doctor.packages(), "stop", "Python is 3.9.1", ">=3.11", remedy="PYTHON=")
     monkeypatch.setitem(sys.modules, "clip", ModuleType("clip"))  # as the package for the clipboard
     only(doctor.packages(), "stop", "OpenAI's package", "tokenize", remedy="pip uninstall clip")
 
@@ -119,54 +116,43 @@ def test_disks_are_added_up_and_must_be_writable(tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """An empty folder of checkpoints; a download fails the test."""
-
-    def refuse(*_, **__):
-        raise AssertionError("the doctor downloads nothing")
-
+    """A folder of checkpoints with half of SAM's ViT-L and a repository that a person filled; a download fails."""
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr(checkpoints, "fetch", refuse)
-    monkeypatch.setattr(checkpoints, "_fetch_from_hub", refuse)
+    for name in ("fetch", "_fetch_from_hub"):
+        monkeypatch.setattr(checkpoints, name, lambda *_, **__: pytest.fail("the doctor downloads nothing"))
+    for name in ("sam_vit_l_0b3195.pth", "hub/timm/by_hand/model.safetensors"):
+        (tmp_path / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints" / name).write_bytes(b"a few bytes")
     return tmp_path / "checkpoints"
 
 
-def masks_with(**options):
-    return doctor.weights({"mask_model": "sam", "mask_options": options})
+SAM_H = checkpoints.LISTED["sam_vit_h"]
+WEIGHTS = [
+    ({"checkpoint": "miniature_sam"}, "ok", "miniature_sam is here, verified", ""),
+    ({"density": 0.7}, "ok", "miniature_sam is here", ""),  # without the key it is the model's default, not random
+    ({"checkpoint": None}, "ok", "random weights", ""),
+    ({"checkpoint": __file__}, "ok", "a file of your own", ""),
+    ({"checkpoint": "hub:timm/by_hand"}, "ok", "is here", ""),
+    ({"checkpoint": "sam_vit_h"}, "warning", f"{SAM_H.address} (2.56 GB)", "put it at {}/sam_vit_h_4b8939.pth"),
+    ({"checkpoint": "sam_vit_h"}, "warning", "sam_vit_h is not here", SAM_H.sha256),
+    ({"checkpoint": "sam_vit_b"}, "warning", "size is not known", ""),
+    ({"checkpoint": "hub:timm/resnet50"}, "warning", "model.safetensors of timm/resnet50", "{}/hub/timm/resnet50"),
+    ({"checkpoint": "sam_vit_l"}, "stop", checkpoints.LISTED["sam_vit_l"].sha256, "do as it says"),
+    ({"checkpoint": "sam_vit_z"}, "stop", "neither a file nor a checkpoint", "other weights"),
+]
 
 
-def test_weights_that_are_here_or_to_be_downloaded(offline, tmp_path):
-    (tmp_path / "own.pth").write_bytes(b"mine")
-    for options, text in (
-        ({"checkpoint": "miniature_sam"}, "miniature_sam is here, verified"),
-        ({"density": 0.7}, "miniature_sam is here"),  # without the key it is the default of the model, not random
-        ({"checkpoint": None}, "random weights"),
-        ({"checkpoint": str(tmp_path / "own.pth")}, "a file of your own"),
-    ):
-        found, absent = masks_with(**options)
-        fine(found)
-        assert text in found[0].text and not absent
-    found, absent = masks_with(checkpoint="sam_vit_h")
-    known = checkpoints.LISTED["sam_vit_h"]
-    only(found, "warning", known.address, "2.56 GB", remedy=f"put it at {offline}/sam_vit_h_4b8939.pth")
-    assert absent == {"mask_options": known.size} and known.sha256 in found[0].remedy
-    only(masks_with(checkpoint="sam_vit_b")[0], "warning", "size is not known")
-    place = offline / "hub" / "timm" / "resnet50"
-    found, absent = masks_with(checkpoint="hub:timm/resnet50")
-    only(found, "warning", "model.safetensors of timm/resnet50", remedy=str(place))
-    place.mkdir(parents=True)
-    (place / "model.safetensors").write_bytes(b"by hand")
-    fine(masks_with(checkpoint="hub:timm/resnet50")[0])
+@pytest.mark.parametrize(("options", "level", "text", "remedy"), WEIGHTS)
+def test_weights(options, level, text, remedy, offline):
+    (found,), absent = doctor.weights({"mask_model": "sam", "mask_options": options})
+    assert (found.level, text in found.text, remedy.format(offline) in found.remedy) == (level, True, True), found
+    known = checkpoints.LISTED.get(options.get("checkpoint")) if level == "warning" else None
+    assert absent == ({} if level == "ok" else {"mask_options": (known and known.size) or 0})
 
 
-def test_weights_that_are_wrong(offline, monkeypatch, tmp_path):
-    only(masks_with(checkpoint="sam_vit_z")[0], "stop", "neither a file nor a checkpoint", remedy="other weights")
-    offline.mkdir()
-    (offline / "sam_vit_b_01ec64.pth").write_bytes(b"half of it")
-    found, absent = masks_with(checkpoint="sam_vit_b")
-    only(found, "stop", files.sha256(offline / "sam_vit_b_01ec64.pth"), checkpoints.LISTED["sam_vit_b"].sha256)
-    assert list(absent) == ["mask_options"]
+def test_options_of_weights_that_are_wrong(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoints, "MINIATURE", tmp_path)
-    only(masks_with()[0], "stop", "sam.safetensors is missing", "git")
+    only(doctor.weights({"mask_options": {}})[0], "stop", "sam.safetensors is missing", "git")
     smp = {"segmenter": "smp", "segmenter_options": {"encoder": "resnet34", "pretrained": "imagenot"}}
     only(doctor.weights(smp)[0], "stop", "imagenot", remedy="correct this option")
 
@@ -197,6 +183,7 @@ def test_data(own, tiny_root):
     fine(doctor.data(none)[1])
     only(doctor.data(none | {"methods": ["direct"]})[1], "stop", "no image is labelled", remedy="-p labelled N")
     only(doctor.data(own | {"dataset_options": {"rot": 1}})[1], "stop", "no option 'rot'")
+    only(doctor.data(own | {"dataset_options": own["dataset_options"] | {"labels": 3}})[1], "stop", "not int")
 
 
 def test_bad_files_of_the_data(own, tiny_root):
@@ -348,7 +335,7 @@ def test_the_notebook(world, tmp_path, monkeypatch, offline, capsys):
     hours = {row["preset"]: row["hours"] for row in found["presets"]}
     assert list(hours) == ["as it is", "fast", "balanced", "paper"] and hours["fast"] < hours["balanced"]
     assert "Presets are estimates" in found["text"] and "0 would stop the run" in capsys.readouterr().out
-    assert not (tmp_path / "demo").exists() and not offline.exists()
+    assert not (tmp_path / "demo").exists()
     nowhere = {"dataset": "voc", "dataset_options": {"root": str(tmp_path / "nowhere")}}
     found = examine(tmp_path, monkeypatch, **nowhere)
     assert [each["subject"] for each in found["findings"] if each["level"] == "stop"] == ["data"]

@@ -23,10 +23,7 @@ LABEL = np.zeros((6, 8), np.uint8)
 LABEL[2:4, 2:5] = 1
 LABEL[5, 7] = 255
 SURE = diagnosis.reliability(diagnosis.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
-LADDER = [
-    {"stage": "enhanced", "name": "a", "miou": (0.5, 0.7, 0.6)},
-    {"stage": "segmenter", "name": "b", "miou": 0.2},
-]
+LADDER = [{"stage": "enhanced", "name": "a", "miou": (0.5, 0.7, 0.6)}, {"stage": "segmenter", "name": "b", "miou": 0.2}]
 GRID = {"a": {12: [0.5, 0.6, 0.7], 24: [0.7, 0.9], 48: [0.8]}, "b": {24: [0.2, 0.4]}}
 SEEDS = {"a": [[0.1, 0.2], [0.3, np.nan]], "b": [0.5, 0.6]}
 
@@ -253,11 +250,9 @@ def test_a_paper_s_colours_differ_in_grey_and_to_the_colour_blind():
 
 
 def test_no_two_lines_or_bars_differ_in_colour_alone():
-    keys = ("color", "marker", "linestyle", "hatch")
-    styles = figures._styles("abcdefghij", *keys, paper=3.3)
-    assert len({(style["color"], style["linestyle"]) for style in styles}) == 10
-    assert len({(style["color"], style["hatch"]) for style in styles}) == 10
-    for one, other in [*itertools.combinations(styles[:5], 2), *itertools.pairwise(styles)]:
+    for kind in ("linestyle", "hatch"):
+        assert len({(look["color"], look[kind]) for look in figures.LOOKS}) == 10
+    for one, other in [*itertools.combinations(figures.LOOKS[:5], 2), *itertools.pairwise(figures.LOOKS)]:
         assert one["color"] != other["color"] and one["marker"] != other["marker"] and one["hatch"] != other["hatch"]
     with pytest.raises(ValueError, match="11 lines or bars, and at most 10 look different"):
-        figures._styles("abcdefghijk", *keys, paper=3.3)
+        figures.class_bars({letter: [0.5] for letter in "abcdefghijk"}, ["x"], paper=3.3)

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from test_review import make_stage
 
-from plg_utils import datasets, files, page, store
+from plg_utils import datasets, files, page
 from plg_utils.datasets import storybook
-from plg_utils.records import SPLITS
 
 DEMO = files.ROOT / "results" / "demo"
 VOID = {"meta", "img", "input"}
@@ -62,14 +62,6 @@ def row(name, miou, *, stage="zero_shot", split="unlabelled", **more):
     return parts | {"miou": miou, "iou": iou, "options": {}, "wrong_pixels": pixels} | more
 
 
-def write_stage(folder, name, data, labels):
-    stage = store.stage(folder / name, parameters={"name": name}, dataset=data)
-    samples = [sample for split in SPLITS for sample in getattr(data, split) if sample.id in labels]
-    for sample in stage.todo(samples, [".png"]):
-        files.write_label(stage.path(sample.id, ".png"), labels[sample.id], data.classes.colours)
-    stage.finish(images=len(labels))
-
-
 def write_run(folder, dataset, options, shown=1):
     run = {"run": folder.name, "dataset": dataset, "dataset_options": options, "labelled": 2, "seed": 0}
     files.write_json(folder / "run.json", run | {"parameters": {"shown_images": shown}, "notebooks": []})
@@ -88,10 +80,11 @@ def tiny(world, results):
     data = datasets.load("storybook", labelled=2, truth_of=("labelled", "unlabelled", "val"), **options)
     folder = results / "tiny"
     truth = {sample.id: sample.truth() for sample in data.unlabelled}
-    write_stage(folder, "labels_zero_shot", data, {id: np.where(label == 0, 255, label) for id, label in truth.items()})
-    write_stage(folder, "labels_enhanced", data, {id: np.zeros_like(label) for id, label in truth.items()})
+    make_stage(folder, "labels_zero_shot", data, {id: np.where(label == 0, 255, label) for id, label in truth.items()})
+    make_stage(folder, "labels_enhanced", data, {id: np.zeros_like(label) for id, label in truth.items()})
+    make_stage(folder, "labels_of_other_images", data, {})  # it has no map of the images that are shown
     for name in ("predictions_a_loss_of_mine", "predictions_supervised"):
-        write_stage(folder, name, data, {sample.id: sample.truth() for sample in data.val})
+        make_stage(folder, name, data, {sample.id: sample.truth() for sample in data.val})
     write_run(folder, "storybook", options)
     rows = [row("zero-shot labels", 0.5), row("enhanced labels", 0.25, stage="enhanced")]
     rows += [row("supervised", 0.75, stage="segmenter", split="val")]
@@ -164,7 +157,7 @@ def test_own_photos_have_pictures_and_no_numbers(tmp_path, results):
     files.write_image(tmp_path / "photos" / "one.jpg", storybook.draw(0).image[:70, :99])
     options = {"root": str(tmp_path / "photos"), "classes": ["fish", "house"]}
     folder = results / "mine"
-    write_stage(folder, "labels_zero_shot", datasets.load("folder", **options), {"one": np.ones((70, 99), np.uint8)})
+    make_stage(folder, "labels_zero_shot", datasets.load("folder", **options), {"one": np.ones((70, 99), np.uint8)})
     write_run(folder, "folder", options)
     files.write_json(folder / "summary.json", {"run": "mine", "dataset": "folder", "rows": [], "manifest": {}})
     read = Reader(page.html(folder))
@@ -236,7 +229,7 @@ def write_hostile_run(results, tmp_path):
         files.write_image(tmp_path / "photos" / f"{id}.png", np.full((4, 6, 3), 99, np.uint8))
     options = {"root": str(tmp_path / "photos"), "classes": list(HOSTILE)}
     data, folder = datasets.load("folder", **options), results / "hostile"
-    write_stage(folder, "labels_zero_shot", data, {sample.id: np.ones((4, 6), np.uint8) for sample in data.unlabelled})
+    make_stage(folder, "labels_zero_shot", data, {sample.id: np.ones((4, 6), np.uint8) for sample in data.unlabelled})
     write_run(folder, "folder", options, shown=9)
     iou = dict.fromkeys(("background", *HOSTILE), 0.5)
     rows = [row(name, 0.5, stage=name, split=name, iou=iou) for name in HOSTILE]

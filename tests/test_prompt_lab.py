@@ -206,7 +206,6 @@ def test_an_edit_changes_only_words_and_templates():
     ("change", "reason"),
     [
         ({"words": {"mauve": ["a sea"]}}, "no class 'mauve', only background, red"),
-        ({"words": {"red": []}}, "words of red must be a list of texts"),
         ({"words": {"red": ["a rose", "Blue "]}}, "red and blue both have the word 'blue'"),
         ({"add": {"background": ["a  sea"], "red": ["A sea"]}}, "background and red both have the word 'A sea'"),
         ({"templates": ["a photo"]}, "'a photo' needs one {}"),
@@ -221,8 +220,6 @@ def test_a_wrong_edit_is_refused(change, reason):
 def test_words_between_commas():
     words = ["a tree", "an oak", "leaves", "a dog, asleep"]
     assert prompt_lab.words_of(' a tree,an oak , ,\nleaves\n"a dog, asleep"') == words
-    with pytest.raises(ValueError, match="fix the quotes"):
-        prompt_lab.words_of('a dog, "a cat')
 
 
 word = st.text("aÉß字 ,\"'#:{}-1", min_size=1, max_size=8).map(str.strip).filter(bool)
@@ -283,7 +280,7 @@ def test_a_word_in_a_box_is_tried_at_once(panel, made, lab):
 def test_wrong_words_are_explained_and_not_saved(panel, tmp_path):
     tree = panel.words["tree"]
     for box, text, reason in (
-        (tree, "a fish", "tree and fish both have"),
+        (tree, "", "words of tree must be a list of texts"),
         (tree, '"a tree', "fix the quotes"),
         (tree, "a tree " * 60, "too long"),
         (panel.templates, "\n", "templates must be"),

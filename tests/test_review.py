@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from conftest import COLOURS, colour_squares
 from plg_utils import datasets, files, review, store, trust
 from plg_utils.datasets import storybook
-from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
+from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
 
 THINGS = Classes(("sky", "road"), (("the sky",), ("a road",)), ((10, 20, 30), (200, 100, 0)), None)  # no background
 RING = np.zeros((7, 7), np.uint8)  # with a region in a hole, and regions that touch at corners only
@@ -38,13 +38,18 @@ MAPS = {
     "checks": (np.indices((6, 7)).sum(axis=0) % 2).astype(np.uint8),
     "scene": storybook.draw(1003).label % 4,
 }
-both_kinds = pytest.mark.parametrize("classes", [COLOURS, THINGS], ids=["background", "no background"])
 
 
-def fitting(classes):
-    """The maps, with values of these classes."""
-    for name, label in MAPS.items():
-        yield name, np.where((label >= classes.num_classes) & (label != IGNORE), 1, label).astype(np.uint8)
+@pytest.fixture(params=[COLOURS, THINGS], ids=["background", "no background"])
+def kind(request):
+    """Classes, the value of pixels without annotation, the values of the names, and maps with values of these."""
+    classes = request.param
+    names = {name: value for value, name in enumerate(classes.names)} | {"void": IGNORE}
+    maps = {
+        name: np.where((label >= classes.num_classes) & (label != IGNORE), 1, label).astype(np.uint8)
+        for name, label in MAPS.items()
+    }
+    return classes, IGNORE if classes.background is None else 0, names, maps
 
 
 def grown(seed, within):
@@ -54,35 +59,49 @@ def grown(seed, within):
     return seed if (bigger == seed).all() else grown(bigger, within)
 
 
-@both_kinds
-def test_regions_are_the_connected_parts(classes):
-    for name, label in fitting(classes):
+def test_regions_are_the_connected_parts(kind):
+    classes, nothing, _, maps = kind
+    for name, label in maps.items():
         count, first = np.zeros(label.shape, int), np.arange(label.size).reshape(label.shape)
         for value, mask in review.regions(label, classes):
             assert np.array_equal(mask, grown(first == first[mask][0], label == value)), name
             count += mask
-        assert np.array_equal(count, label != (IGNORE if classes.background is None else 0)), name
+        assert np.array_equal(count, label != nothing), name
 
 
-# labelme
-
-
-@both_kinds
-def test_labelme_gives_the_same_pixels(classes, tmp_path):
-    nothing = IGNORE if classes.background is None else 0
-    values = {name: value for value, name in enumerate(classes.names)} | {"void": IGNORE}
-    for name, label in fitting(classes):
+def test_labelme_gives_the_same_pixels(kind, tmp_path):
+    """By labelme's own rule (utils/shape.py, shapes_to_label): the second point of a mask is its last pixel."""
+    classes, nothing, names, maps = kind
+    for name, label in maps.items():
         files.write_json(tmp_path / "one.json", review.labelme_json(label, classes, "one.png"))
-        content = files.read_json(tmp_path / "one.json")
         assert np.array_equal(review.read_labelme(tmp_path / "one.json", classes, label.shape), label), name
-        # By labelme's own rule (utils/shape.py, shapes_to_label): the second point of a mask is its last pixel.
         painted = np.full(label.shape, nothing, np.uint8)
-        for shape in content["shapes"]:
+        for shape in files.read_json(tmp_path / "one.json")["shapes"]:
             (x1, y1), (x2, y2) = shape["points"]
             mask = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))).astype(bool)
             assert mask.shape == (y2 + 1 - y1, x2 + 1 - x1)
-            painted[y1 : y2 + 1, x1 : x2 + 1][mask] = values[shape["label"]]
+            painted[y1 : y2 + 1, x1 : x2 + 1][mask] = names[shape["label"]]
         assert np.array_equal(painted, label), name
+
+
+def test_coco_opens_with_pycocotools_and_holds_each_region_once(kind, tmp_path):
+    classes, nothing, names, maps = kind
+    files.write_json(tmp_path / "coco.json", review.coco_json(maps, classes))
+    opened = COCO(tmp_path / "coco.json")
+    assert [image["file_name"] for image in opened.dataset["images"]] == list(maps)
+    assert [row["id"] for row in opened.dataset["categories"]] == list(range(1, len(classes.foreground) + 2))
+    for image, label in zip(opened.dataset["images"], maps.values(), strict=True):
+        drawn, count = np.full(label.shape, nothing, np.uint8), np.zeros(label.shape, int)
+        for annotation in opened.loadAnns(opened.getAnnIds(imgIds=[image["id"]])):
+            mask = opened.annToMask(annotation).astype(bool)
+            value = names[opened.loadCats([annotation["category_id"]])[0]["name"]]
+            assert (annotation["area"], annotation["iscrowd"]) == (mask.sum(), value == IGNORE)
+            drawn[mask] = value
+            count += mask
+        assert np.array_equal(drawn, label) and np.array_equal(count, label != nothing)
+
+
+# What people draw
 
 
 def shape(name, points, kind="polygon", **more):
@@ -129,33 +148,6 @@ def test_a_bad_shape_is_named_with_its_file(bad, says, tmp_path):
     with pytest.raises(ValueError, match=says) as error:
         painted(tmp_path / "a.json", bad)
     assert f"{tmp_path / 'a.json'}, shape 1" in str(error.value)
-
-
-# COCO and PNG
-
-
-@both_kinds
-def test_coco_opens_with_pycocotools_and_holds_each_region_once(classes, tmp_path):
-    labels = {f"{name}.png": label for name, label in fitting(classes) if label.size < 2000}
-    files.write_json(tmp_path / "coco.json", review.coco_json(labels, classes))
-    opened = COCO(tmp_path / "coco.json")
-    nothing = IGNORE if classes.background is None else 0
-    names = {name: value for value, name in enumerate(classes.names)} | {"void": IGNORE}
-    assert [image["file_name"] for image in opened.dataset["images"]] == list(labels)
-    assert [row["id"] for row in opened.dataset["categories"]] == list(range(1, len(classes.foreground) + 2))
-    for image in opened.dataset["images"]:
-        label = labels[image["file_name"]]
-        drawn, count = np.full(label.shape, nothing, np.uint8), np.zeros(label.shape, int)
-        annotations = opened.loadAnns(opened.getAnnIds(imgIds=[image["id"]]))
-        for annotation in annotations:
-            mask = opened.annToMask(annotation).astype(bool)
-            assert annotation["area"] == mask.sum()
-            value = names[opened.loadCats([annotation["category_id"]])[0]["name"]]
-            assert annotation["iscrowd"] == (value == IGNORE)
-            drawn[mask] = value
-            count += mask
-        assert np.array_equal(drawn, label)
-        assert np.array_equal(count, label != nothing)
 
 
 def test_a_png_with_another_palette_is_refused_and_grey_is_read(tmp_path):
@@ -272,11 +264,11 @@ def move(**image):
 JSON = "images/squares_0.json"
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json does not exist.*give a folder"),
-    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json was changed.*restore it"),
+    "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that.*restore it"),
     "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json does not exist.*save the image again"),
-    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "squares_0.json is no file of labelme"),
+    "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
     "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"of an image of \(9, 24\), not"),
     "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "images/x.json is not in index.json"),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
@@ -341,8 +333,10 @@ def test_what_cannot_be_written_is_refused(change, says, tmp_path):
 
 
 def make_stage(run, name, data, labels, finish=True):
-    stage = store.stage(run / name, parameters={}, dataset=data)
-    for sample in stage.todo([sample for sample in data.unlabelled if sample.id in labels], [".png"]):
+    """A stage of a run that holds these label maps, id -> (H, W) uint8."""
+    stage = store.stage(run / name, parameters={"name": name}, dataset=data)
+    samples = [sample for split in SPLITS for sample in getattr(data, split) if sample.id in labels]
+    for sample in stage.todo(samples, [".png"]):
         files.write_label(stage.path(sample.id, ".png"), labels[sample.id], data.classes.colours)
     if finish:
         stage.finish()
@@ -452,11 +446,9 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing"], "nothing/run.json does not exist.*: run notebooks/run.py nothing"),
         (["mine", "--labels", "labels_enhanced"], "it has labels_boxes, labels_zero_shot: run notebooks/run.py mine"),
-        (["mine", "--least", "0"], "--least is 0: give a number from 1 on"),
         (["mine", "--ids", "03", "x"], "--ids names x: these are no unlabelled images of mine"),
-        (["bare"], "bare/run.json does not hold the run's parameters.*run notebooks/run.py bare again"),
+        (["bare"], "bare/run.json is not the record of a run.*run notebooks/run.py bare again"),
     ],
 )
 def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):

@@ -13,11 +13,7 @@ from PIL import Image
 from plg_utils import files, metrics, score
 
 CLASSES = "{background: [], classes: [{name: cat}, {name: dog}]}"
-TRUTH = {
-    "a": [[0, 0, 1, 1], [255, 0, 1, 1]],
-    "b": [[0, 2, 2, 0], [0, 2, 2, 0]],
-    "c": [[0, 0, 0, 0], [0, 0, 1, 1]],
-}
+TRUTH = {"a": [[0, 0, 1, 1], [255, 0, 1, 1]], "b": [[0, 2, 2, 0], [0, 2, 2, 0]], "c": [[0, 0, 0, 0], [0, 0, 1, 1]]}
 PREDICTIONS = {
     "a": [[0, 0, 1, 255], [0, 0, 1, 1]],
     "b": [[0, 2, 2, 0], [0, 1, 2, 0]],
@@ -72,12 +68,9 @@ def test_it_runs_as_a_program_without_torch(world):
     assert done.returncode == 0 and done.stderr == "False\n" and "79.76" in done.stdout
 
 
-def test_grey_and_palette_of_any_depth_score_alike(world):
+def test_grey_maps_and_other_ends_of_names_score_alike(world):
     usual = scored(world)
     Image.fromarray(np.array(PREDICTIONS["a"], np.uint8)).save(world.given / "a.png")  # grey
-    image = Image.fromarray(np.array(PREDICTIONS["b"], np.uint8))
-    image.putpalette([0, 0, 0, 9, 9, 9, 99, 99, 99])
-    image.save(world.given / "b.png", bits=2)
     (world.given / "c.png").rename(world.given / "c.PNG")
     assert scored(world) == usual
 
@@ -123,13 +116,16 @@ def label(path, values):
 
 BAD = {
     "no folder": (lambda w: w.start.__setitem__(0, f"{w.root}/nowhere"), "nowhere is not a folder: give one"),
-    "no PNG": (lambda w: [path.unlink() for path in w.given.glob("*")], "given holds no PNG: label maps must be"),
+    "no PNG": (
+        lambda w: [path.unlink() for path in w.given.glob("*")],
+        "given holds no label map whose name",
+    ),
     "other names": (
         lambda w: [path.rename(w.given / f"x{path.name}") for path in w.given.glob("*")],
         "xa, xb, xc, but",
     ),
     "many missing": (lambda w: [label(w.truth / f"{id}.png", [[0]]) for id in "defgh"], r"d, e, f, ... \(5 in all\)"),
-    "two of a name": (lambda w: (w.given / "a.PNG").write_text(""), "holds both a.PNG and a.png: remove one"),
+    "two of a name": (lambda w: (w.given / "a.PNG").write_text(""), "given holds two PNG called a: remove one"),
     "no classes": (lambda w: w.start.__setitem__(3, "pets"), "--classes pets is neither one of .*voc nor the path"),
     "class file": (lambda w: (w.root / "pets.yaml").write_text("classes: 3"), "pets.yaml: `classes` must be a list"),
     "size": (lambda w: label(w.given / "b.png", np.zeros((4, 2))), r"b.png .*\(4, 2\): score"),
@@ -154,8 +150,8 @@ BAD_LISTS = [
     (b"a\nb\na\n", "lists a more than once: give each image one line"),
     (b"\n", "is empty"),
     (b"a\nq\n", "holds no PNG for q of the list of ids"),
-    (b"\xff\xfe\x00", "not a readable list"),
-    (None, "not a readable list"),
+    (b"\xff\xfe\x00", "list.txt is not text in UTF-8"),
+    (None, "list.txt does not exist"),
 ]
 
 

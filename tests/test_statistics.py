@@ -38,16 +38,6 @@ def test_the_bootstrap_equals_scoring_each_resample(background):
     assert found.value == pytest.approx(whole[0] - whole[1])
 
 
-def test_the_bootstrap_is_seeded_paired_and_wider_with_fewer_images():
-    one = image_matrices(0)
-    assert statistics.bootstrap(one) == statistics.bootstrap(one) != statistics.bootstrap(one, seed=1)
-    same = statistics.bootstrap(one, one)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
-    many, few = image_matrices(0, images=80), image_matrices(0, images=80)[1:8]
-    wide, narrow = (statistics.bootstrap(each) for each in (few, many[1:]))
-    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
-
-
 def test_a_resample_without_truth_is_left_out():
     one = np.zeros((2, 2, 3), int)
     one[0, 0, 0] = 5
