@@ -276,17 +276,18 @@ def measure(
     points, rows, nothing = points or {"all": 1}, [], ({}, {}, 1, "the data set cannot be loaded")
     few, many, steps, failed = _time(whole, parameters, absent, **timing) if whole else nothing
     for name, made in many.items():
-        method, number = stages.METHODS.get(name.removeprefix("network_")), made["parameters"].get("steps")
-        if not number:
+        method, trained = stages.METHODS.get(name.removeprefix("network_")), "steps" in made["parameters"]
+        if not trained:
             times = sum(len(getattr(whole, split)) for split in made["splits"])
         elif method and method.epochs:
             times = method.epochs * max(1, len(whole.labelled) // made["parameters"]["batch_size"])
         else:
-            times = parameters["classifier_steps" if name == "cam_network" else "steps"] * number / steps
+            asked = {"cam": "classifier_steps", "warm": "warm_up"}.get(name.split("_")[0], "steps")
+            times = parameters[asked] * made["count"] / steps
         often, before = points.get(name, points["all"]), few.get(name, made)
         once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])
-        written = made["bytes"] if number else made["bytes"] / max(1, made["count"]) * times
-        row = [name, times * often, "step" if number else "image"]
+        written = made["bytes"] if trained else made["bytes"] / max(1, made["count"]) * times
+        row = [name, times * often, "step" if trained else "image"]
         costs = [once * often, each, often * (once + each * times) / HOUR, often * written / GB]
         costs += [made["peak_memory_mb"], made["peak_cuda_memory_mb"], ""]
         lacking = [option for option in absent if name.startswith(NEEDS.get(option, ("no stage",)))]
@@ -318,7 +319,7 @@ def _time(
     with TemporaryDirectory() as place, patch.dict(os.environ, PLG_RESULTS=place, PLG_PROGRESS="0"):
         with patch.dict(stages.METHODS, briefly):
             begin = time.perf_counter()
-            few, _ = _rehearse(whole, small, "warm_up", 1, 1)
+            few, _ = _rehearse(whole, small, "first", 1, 1)
             slow = time.perf_counter() - begin > patience
             few = few if slow else _rehearse(whole, small, "few", 1, 1)[0]
             images, steps = (2, 2) if slow else (images, 1 + steps)
@@ -359,7 +360,8 @@ def _rehearse(whole: Dataset, parameters: dict, name: str, images: int, steps: i
     run = stages.Run(name, _cut(whole, images), parameters["device"], parameters.get("images_at_once", 8))
     made, failed = {}, ""
     try:
-        for _ in stages.everything(run, parameters | {"steps": steps, "classifier_steps": steps}):
+        counts = {"steps": steps, "classifier_steps": steps, "warm_up": steps if parameters.get("warm_up") else None}
+        for _ in stages.everything(run, parameters | counts):
             with suppress(OSError):  # let the peak begin again; outside of Linux it is that of all stages so far
                 Path("/proc/self/clear_refs").write_text("5")
             if torch.cuda.is_available():
@@ -372,7 +374,8 @@ def _rehearse(whole: Dataset, parameters: dict, name: str, images: int, steps: i
         if manifest["state"] == "done":
             ids = {Path(file).stem for file in files.read_json(path.with_name("outputs.json"))}
             parts = {split: sum(sample.id in ids for sample in getattr(run.data, split)) for split in SPLITS}
-            manifest["count"] = manifest["parameters"].get("steps") or sum(parts.values())
+            done = manifest["counts"].get("steps") or manifest["parameters"].get("steps")
+            manifest["count"] = done or sum(parts.values())
             manifest["splits"] = [split for split, count in parts.items() if count]
             manifest["bytes"] = sum(file.stat().st_size for file in path.parent.iterdir())
             made[path.parent.name] = manifest

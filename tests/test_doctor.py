@@ -278,7 +278,7 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     """All stages of paper A and of its rivals, also a method that is new, as their manifests count them."""
     monkeypatch.setitem(stages.METHODS, "mine", stages.Method("mine", "fixmatch", times_steps=3))
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    parameters = tiny(world, steps=4)
+    parameters = tiny(world, steps=4, warm_up=3)
     parameters.pop("run")
     data = doctor.data(parameters)[0]
     card, stop = doctor.measure(data, parameters, images=2, steps=1)
@@ -288,7 +288,13 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     done = {path.parent.name: files.read_json(path) for path in (tmp_path / "whole").glob("*/manifest.json")}
     counted = dict(zip(card["stage"][:-1], card["times"], strict=False))
     assert counted["network_mine"] == 12 and counted["cam_network"] == 2
-    assert counted == {name: each["parameters"].get("steps") or each["counts"]["images"] for name, each in done.items()}
+    assert counted["warm_up_labels_zero_shot"] == 3 and counted["warm_up_labels_zero_shot_x3"] == 9
+
+    def count(name, manifest):
+        of = manifest["counts"]
+        return manifest["parameters"]["steps"] if name == "cam_network" else of.get("steps") or of["images"]
+
+    assert counted == {name: count(name, manifest) for name, manifest in done.items()}
     assert (card["memory MB"] > 100).all() and card["hours"].iloc[-1] == pytest.approx(card["hours"][:-1].sum())
 
 
