@@ -288,7 +288,7 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     done = {path.parent.name: files.read_json(path) for path in (tmp_path / "whole").glob("*/manifest.json")}
     counted = dict(zip(card["stage"][:-1], card["times"], strict=False))
     assert counted["network_mine"] == 12 and counted["cam_network"] == 2
-    assert counted["warm_up_labels_zero_shot"] == 3 and counted["warm_up_labels_zero_shot_x3"] == 9
+    assert counted["warm_up_labels_zero_shot"] == 3 and counted["warm_up_labelled_x3"] == 9
 
     def count(name, manifest):
         of = manifest["counts"]
