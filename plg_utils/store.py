@@ -378,13 +378,16 @@ def to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def outdated(folder: str | Path, dataset: Dataset) -> str:
-    """Why the results of a stage do not belong to the run as it is now; "" if they do."""
+def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> str:
+    """Why the results of a stage do not belong to the run as it is now; "" if they do.
+
+    is_parent: a stage that this one was made from, which a run with another split may have signed off since
+    """
     folder = Path(folder)
     manifest = files.read_json(folder / "manifest.json")
     if manifest["state"] != "done":
         return "it is not finished"
-    if manifest["split_sha256"] not in (None, split_sha256(dataset)):
+    if not is_parent and manifest["split_sha256"] not in (None, split_sha256(dataset)):
         return "it was made for another split of the images"
     for parent, fingerprint in manifest["parents"].items():
         try:
@@ -393,7 +396,7 @@ def outdated(folder: str | Path, dataset: Dataset) -> str:
             return f"{parent}, which it was made from, is gone"
         if known != fingerprint:
             return f"it was made from an earlier {parent}"
-        if reason := outdated(folder.parent / parent, dataset):
+        if reason := outdated(folder.parent / parent, dataset, is_parent=True):
             return f"{parent}: {reason}"
     parents = [folder.parent / parent for parent in manifest["parents"]]
     if learns_from := manifest.get("learns_from"):

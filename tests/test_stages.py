@@ -104,6 +104,17 @@ def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path
     do_stages(parameters)
 
 
+def test_points_of_a_grid_may_sign_off_what_they_share_in_any_order(world, results):
+    """Masks that two splits share: the second split's manifest does not make the first one's labels outdated."""
+    first = do_stages(tiny(["02"], **of_world(world, labelled=2)))
+    labels = results / "labels_zero_shot"
+    manifest = files.read_json(results / "masks" / "manifest.json")
+    files.write_json(results / "masks" / "manifest.json", manifest | {"split_sha256": "another split"})
+    assert store.outdated(labels, first.data) == ""
+    files.write_json(labels / "manifest.json", files.read_json(labels / "manifest.json") | {"split_sha256": "another"})
+    assert "another split" in store.outdated(labels, first.data)
+
+
 def test_an_edited_truth_trains_the_networks_again(tmp_path, results):
     folder = photos(tmp_path / "own", range(5), labelled=2)
     parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))
