@@ -75,10 +75,11 @@ class Method:
     network: str | None = None  # folder of the network; None: network_NAME
 
 
-TARGETS = ("threshold", "passes", "smoothing", "weak_weight", "loss_options")
+TARGETS = ("threshold", "passes", "smoothing", "loss_options")
+LABELS = (*TARGETS, "weak_weight")  # where the target is a label: it is taught to the undisturbed view too
 ZERO_SHOT = {"refine_target": "zero_shot"}
 SHARP = "labels_enhanced_sepl"  # the enhanced labels with SAM's borders
-_A = partial(Method, loss="unimatch", takes=TARGETS, fixed=ZERO_SHOT, method="paper_a")
+_A = partial(Method, loss="unimatch", takes=LABELS, fixed=ZERO_SHOT, method="paper_a")
 METHODS = {
     "supervised": Method("supervised only", "supervised"),
     # UniMatch's own baseline, supervised.py: 80 epochs of the labelled list.
@@ -96,10 +97,10 @@ METHODS = {
         "UniMatch with fading, sure zero-shot labels", "semivl", ("threshold", "passes"),
         labels="labels_zero_shot_sure", method="semivl", options={"labels": "sure"},
     ),
-    "direct": Method("raw zero-shot labels", "unimatch", TARGETS, ZERO_SHOT, RAW),
+    "direct": Method("raw zero-shot labels", "unimatch", LABELS, ZERO_SHOT, RAW),
     # What the two networks of paper A cost together.
     "direct_long": Method(
-        "raw zero-shot labels, twice the steps", "unimatch", TARGETS, ZERO_SHOT, RAW,
+        "raw zero-shot labels, twice the steps", "unimatch", LABELS, ZERO_SHOT, RAW,
         times_steps=2, method="direct", options={"steps": "twice"},
     ),
     "fusion": Method("the refined network itself", "unimatch", TARGETS, labels=RAW, network="refined"),
@@ -441,7 +442,6 @@ class Training:
     segmenter: str
     segmenter_options: dict
     smoothing: float
-    weak_weight: float | None
     passes: str
     loss_options: dict
     warm_up: int | None
@@ -458,6 +458,7 @@ class Training:
     compiled: bool
     workers: int
     seed: int
+    weak_weight: float | None = None
 
     def network(self, num_classes: int) -> torch.nn.Module:
         """A fresh network; its random weights follow from the seed."""
@@ -894,7 +895,7 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield call(boxes)
         yield call(vote, cam_sources=sources)
     if {"refine_target", "methods"} & parameters.keys():
-        how = Training(**{name: parameters[name] for name in signature(Training).parameters})
+        how = Training(**{name: parameters[name] for name in signature(Training).parameters if name in parameters})
     if "refine_target" in parameters:
         yield from (call(function, training=how) for function in (refine, relabel))
         yield call(sharpen)

@@ -133,7 +133,9 @@ def made_with(results, stage):
 
 
 def training_of(parameters):
-    return stages.Training(**{name: parameters[name] for name in signature(stages.Training).parameters})
+    return stages.Training(
+        **{name: parameters[name] for name in signature(stages.Training).parameters if name in parameters}
+    )
 
 
 def test_methods_with_the_same_labels_share_a_warm_up(world, results):
@@ -160,6 +162,8 @@ def test_methods_with_the_same_labels_share_a_warm_up(world, results):
         assert (first["parameters"]["part"], then["parameters"]["part"]) == ([0, 2 * times], [2 * times, 5 * times])
         assert first["parameters"]["loss"] == ("weak" if parents else "supervised")
         assert first["learns_from"] == then["learns_from"]
+        is_label = then["parameters"].get("refine_target") == "zero_shot"  # not the network's own prediction
+        assert then["parameters"].get("weak_weight") == (0.5 if is_label else None)
         settings = ("lr", "optimizer", "crop_size", "scale", "momentum", "segmenter")
         assert all(first["parameters"].get(name) == then["parameters"].get(name) for name in settings)
     assert {path.name for path in results.glob("warm_up*")} == {warm_up for warm_up, _ in of.values()}
