@@ -362,7 +362,7 @@ CASES += cases("run.py", {},
     ("gets -p with fewer steps than one", runner("demo -p steps -1"), "steps is -1", "from 1 on"),
     ("gets -p with a number for a file", runner("demo -p class_file 5"), "class_file is 5", "path of a file"),
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
-    ("gets --keep without a grid", runner("demo --keep"), "add -g NAME VALUES"))
+    ("gets --against without a grid", runner("demo --against full"), "add -g NAME VALUES"))
 CASES += cases("doctor.py", {},
     ("does not know the run", doctor_of("dmo"), "did you mean 'demo'"),
     ("gets -p with a misspelt parameter", doctor_of("demo -p stpes 5"), "did you mean 'steps'"),
