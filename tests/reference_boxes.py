@@ -52,22 +52,6 @@ def merge(masks, boxes, classes, scores, overlap, background):
     return label, confidence
 
 
-def merge_by_maximum(masks, classes):
-    """The public code that keeps the highest class, zhaozhengChen/SAM_WSSS; its classes here start at 1."""
-    merged = np.zeros(masks.shape[1:], dtype=np.int64)
-    for mask, index in zip(masks, classes, strict=True):
-        merged = np.maximum(merged, mask * index)
-    return merged
-
-
-def merge_by_overwriting(masks, classes):
-    """The public code in which a later box covers an earlier one, weixuansun/wsss_sam."""
-    merged = np.zeros(masks.shape[1:], dtype=np.int64)
-    for mask, index in zip(masks, classes, strict=True):
-        merged[mask] = index
-    return merged
-
-
 def tag_scores(views, texts, owner, background, temperature):
     """Softmax over classes and background words in each view, then the best view: one number for each class."""
     classes = sorted({index for index in owner if index != background})

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference_boxes
-import torch
 from segment_anything import SamPredictor
 from test_masks import random_images, toy_sam
 
@@ -95,16 +94,12 @@ def test_the_merge_is_that_of_plain_loops(overlap):
         np.testing.assert_array_equal(merged.label, label)
         np.testing.assert_array_equal(merged.confidence, confidence.astype(np.float32))
         assert (merged.label.dtype, merged.confidence.dtype) == (np.uint8, np.float32)
-
-
-def test_two_merges_are_those_of_public_code():
-    rng = np.random.default_rng(2)
-    for _ in range(20):
-        boxes, masks = random_boxes(rng, 8), rng.random((8, 12, 15)) < 0.4
-        by_id = box_labels.merge(masks, boxes, overlap="max_id").label
-        np.testing.assert_array_equal(by_id, reference_boxes.merge_by_maximum(masks, boxes.classes))
-        by_order = box_labels.merge(masks, boxes, overlap="detection_order").label
-        np.testing.assert_array_equal(by_order, reference_boxes.merge_by_overwriting(masks, boxes.classes))
+        if overlap != "score":  # two that are those of public code
+            by_code = np.zeros(masks.shape[1:], dtype=np.int64)
+            for mask, index in zip(masks, boxes.classes, strict=True):
+                # zhaozhengChen/SAM_WSSS keeps the highest class; in weixuansun/wsss_sam a later box covers an earlier
+                by_code = np.maximum(by_code, mask * index) if overlap == "max_id" else np.where(mask, index, by_code)
+            np.testing.assert_array_equal(merged.label, by_code)
 
 
 def test_what_no_mask_covers_is_background_or_open():
@@ -170,13 +165,18 @@ def test_masks_are_cut_to_the_box_unless_told_otherwise(squares, toys):
     assert (squares.truth % 2 > 0).sum() < (grown.label > 0).sum() < whole.label.size
 
 
-def test_an_image_without_a_tag_is_background(squares, toys, tmp_path):
+def test_tags_come_from_a_file_or_from_samples_that_are_open(squares, toys, tmp_path):
     path = tmp_path / "tags.json"
     path.write_text(json.dumps({"0": ["red"], "1": []}), encoding="utf-8")
     samples = [Sample(str(k), lambda: squares.image) for k in range(2)]
     red, nothing = generators.build("boxes", squares.classes, **toys.options | {"tags": path})(samples)
     np.testing.assert_array_equal(red.label, squares.truth == 1)
-    assert not nothing.label.any()
+    assert not nothing.label.any()  # an image without a tag is background
+    generate = generators.build("boxes", squares.classes, **toys.options | {"tags": "sample"})
+    (label,) = generate([Sample("a", lambda: squares.image, read_tags=lambda: (3,))])
+    np.testing.assert_array_equal(label.label, 3 * (squares.truth == 3))
+    with pytest.raises(TruthHidden, match="tags of a"):
+        generate([Sample("a", lambda: squares.image)])
 
 
 def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
@@ -193,36 +193,15 @@ def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
     assert reads == [1]
 
 
-def test_tags_of_samples_are_read_only_where_they_are_open(squares, toys):
-    generate = generators.build("boxes", squares.classes, **toys.options | {"tags": "sample"})
-    (label,) = generate([Sample("a", lambda: squares.image, read_tags=lambda: (3,))])
-    np.testing.assert_array_equal(label.label, 3 * (squares.truth == 3))
-    with pytest.raises(TruthHidden, match="tags of a"):
-        generate([Sample("a", lambda: squares.image)])
-
-
-def test_options_that_mean_nothing_are_refused(squares, toys):
-    def build(**options):
-        return generators.build("boxes", squares.classes, **toys.options | options)
-
-    with pytest.raises(ValueError, match="no overlap 'vote', only score, max_id"):
-        build(overlap="vote")
-    with pytest.raises(ValueError, match="tags is 'ram'; right are"):
-        build(tags="ram")
-    with pytest.raises(ValueError, match="takes none: threshold"):
-        build(tags="sample", tags_options={"threshold": 0.5})
-    with pytest.raises(ValueError, match="no detector 'yolo'"):
-        build(detector="yolo")
-
-
-def test_the_steps_work_together_on_networks(squares):
-    torch.manual_seed(0)
-    generate = generators.build("boxes", squares.classes, **box_labels.SMOKE)
-    images = random_images((24, 36), (36, 24))
-    labels = generate(images)
-    for each, image in zip(labels, images, strict=True):
-        assert each.label.shape == image.shape[:2]
-        assert set(np.unique(each.label)) <= {0, *each.boxes.classes.tolist()}
-        assert set(each.boxes.classes.tolist()) <= set(each.tags.classes.tolist())
-    (again,) = generate(images[1:])
-    np.testing.assert_array_equal(again.label, labels[1].label)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"overlap": "vote"}, "no overlap 'vote', only score, max_id"),
+        ({"tags": "ram"}, "tags is 'ram'; right are"),
+        ({"tags": "sample", "tags_options": {"threshold": 0.5}}, "takes none: threshold"),
+        ({"detector": "yolo"}, "no detector 'yolo'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(squares, toys, options, says):
+    with pytest.raises(ValueError, match=says):
+        generators.build("boxes", squares.classes, **toys.options | options)

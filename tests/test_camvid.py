@@ -104,6 +104,7 @@ def test_half_the_size_counted_by_hand(root):
 
 @pytest.mark.parametrize("count", [1, 11, 12, 46, 122])
 def test_spacing_is_even_and_seeds_differ(count):
+    """So each video gets its share, to within one frame."""
     draws = [camvid.spaced(367, count, seed) for seed in range(3)]
     for places in draws:
         assert len(places) == len(set(places)) == count
@@ -111,13 +112,6 @@ def test_spacing_is_even_and_seeds_differ(count):
         assert set(np.diff(places)) <= {367 // count, 367 // count + 1}
     assert not set(draws[0]) & set(draws[1])
     assert len({tuple(places) for places in draws}) == 3
-
-
-def test_each_video_gets_its_share(tmp_path):
-    root = tiny_camvid(tmp_path, frames=(40, 20))
-    for seed in range(3):
-        labelled = datasets.load("camvid", root=root, labelled=6, seed=seed).labelled
-        assert Counter(id.split("_")[0] for id in ids(labelled)) == {"0001TP": 4, "0006R0": 2}
 
 
 def test_lists_say_what_is_taken(root):
@@ -136,7 +130,6 @@ def test_lists_say_what_is_taken(root):
     [
         ("train/a.png", "train.txt, line 1: 'train/a.png' is not train/ID.png trainannot/ID.png"),
         ("train/a.png trainannot/b.png", "with one ID"),
-        ("val/a.png valannot/a.png", "is not train/ID.png"),
         ("train/0016E5_07961.png trainannot/0016E5_07961.png", "both in train and in val, e.g. 0016E5_07961"),
         ("train/a.png trainannot/a.png", "2 files of the labelled images in .*train.txt are not below .*a.png"),
         ("", "lists no frame"),
