@@ -114,13 +114,6 @@ def test_boxes_equal_the_walk():
             np.testing.assert_array_equal(made, [reference.boxes(region) for region in regions])
 
 
-def test_boxes_by_hand():
-    rows = ("#....", ".#...", ".....", "...#.", "...##")
-    filled = ("##...", "##...", ".....", "...##", "...##")
-    region = torch.tensor([[[sign == "#" for sign in row] for row in rows]])
-    assert clip_text.boxes(region).tolist() == [[[sign == "#" for sign in row] for row in filled]]
-
-
 # The source
 
 
@@ -167,13 +160,10 @@ def test_tags_are_asked_for_first_and_stay_closed(squares, encoder):
     assert each.tags == (1, 2, 3)
 
 
-def test_no_layer_of_attention_is_refused(squares, encoder):
-    with pytest.raises(ValueError, match="layers=0 must be at least 1; refine=False"):
-        cams.build("clip_text", squares.classes, encoder=encoder, layers=0)
-
-
 @pytest.mark.parametrize("background", [0, None])
 def test_a_class_file_without_words_of_the_background_is_refused(background):
     classes = Classes(("a", "b"), ((), ("a b",)), ((0, 0, 0), (1, 1, 1)), background=background)
     with pytest.raises(ValueError, match="no words of the background, and clip_text needs some"):
         cams.build("clip_text", classes)
+    with pytest.raises(ValueError, match="layers=0 must be at least 1; refine=False"):
+        cams.build("clip_text", classes, layers=0)

@@ -54,7 +54,7 @@ def paint(*annotations):
 def write_json(path, names, annotations, categories=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for n, name in enumerate(names)]
-    categories = CATEGORIES if categories is None else categories
+    categories = CATEGORIES[::-1] if categories is None else categories  # they are found by name, not by place
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
