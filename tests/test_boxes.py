@@ -81,25 +81,16 @@ def test_masks_stay_inside_their_boxes():
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (19, 40, 9, 30)  # 5 % of 20 pixels on each side
 
 
-@pytest.mark.parametrize("overlap", box_labels.OVERLAPS)
-def test_the_merge_is_that_of_plain_loops(overlap):
+def test_the_merge_is_that_of_plain_loops():
     rng = np.random.default_rng(1)
     for count in (0, 1, 4, 9, 9, 9):
         boxes = random_boxes(rng, count)
         masks = rng.random((count, 12, 15)) < 0.4
-        label, confidence = reference_boxes.merge(
-            masks, boxes.xyxy.tolist(), boxes.classes.tolist(), boxes.scores.tolist(), overlap, 0
-        )
-        merged = box_labels.merge(masks, boxes, overlap=overlap)
+        label, confidence = reference_boxes.merge(masks, boxes.classes.tolist(), boxes.scores.tolist(), 0)
+        merged = box_labels.merge(masks, boxes)
         np.testing.assert_array_equal(merged.label, label)
         np.testing.assert_array_equal(merged.confidence, confidence.astype(np.float32))
         assert (merged.label.dtype, merged.confidence.dtype) == (np.uint8, np.float32)
-        if overlap != "score":  # two that are those of public code
-            by_code = np.zeros(masks.shape[1:], dtype=np.int64)
-            for mask, index in zip(masks, boxes.classes, strict=True):
-                # zhaozhengChen/SAM_WSSS keeps the highest class; in weixuansun/wsss_sam a later box covers an earlier
-                by_code = np.maximum(by_code, mask * index) if overlap == "max_id" else np.where(mask, index, by_code)
-            np.testing.assert_array_equal(merged.label, by_code)
 
 
 def test_what_no_mask_covers_is_background_or_open():
@@ -196,7 +187,6 @@ def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"overlap": "vote"}, "no overlap 'vote', only score, max_id"),
         ({"tags": "ram"}, "tags is 'ram'; right are"),
         ({"tags": "sample", "tags_options": {"threshold": 0.5}}, "takes none: threshold"),
         ({"detector": "yolo"}, "no detector 'yolo'"),

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from plg_utils import encoders
+from plg_utils import checkpoints, encoders
 from plg_utils.encoders import clip
 from plg_utils.records import Classes
 
@@ -251,7 +251,9 @@ def test_unseen_words_are_told_once(small_clip):
 def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
     state = {name: weight.contiguous() for name, weight in small_clip.state_dict().items()}
     save_file(state, tmp_path / "clip.safetensors")
-    extra = {name: torch.tensor(number) for name, number in zip(clip.SETTINGS, (16, 12, 49408), strict=True)}
+    extra = {
+        name: torch.tensor(number) for name, number in zip(checkpoints.CLIP_SETTINGS, (16, 12, 49408), strict=True)
+    }
     torch.save(state | extra, tmp_path / "clip.pt")
     images = random_images((16, 16))
     expected = clip.Encoder(small_clip, **OPTIONS).images(images)[0]
