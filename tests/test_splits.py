@@ -118,11 +118,11 @@ def test_names_are_the_parts_of_the_training_images():
 @pytest.mark.parametrize(
     ("name", "split", "complaint"),
     [
-        ("voc", "1/16", "did you mean '1_16'. they are 92, 183, 366, 732, 1464, 1_4, .*u2pl_1_16$"),
-        ("voc", 1465, "split=1465 is neither a folder nor one of UniMatch's lists; did you mean '1464'"),
-        ("voc", "1_512", "neither a folder nor one"),
-        ("coco", "92", "neither a folder nor one of UniMatch's lists; .*they are 1_32, 1_64, 1_128, 1_256, 1_512$"),
-        ("voc", "/nowhere/at/all", "split='/nowhere/at/all' is neither a folder"),
+        ("voc", "1/16", "called '1/16', only 92, 183, 366, 732, 1464, 1_4, .*u2pl_1_16; did you mean '1_16'"),
+        ("voc", 1465, "no folder or list of UniMatch's called '1465', .*; did you mean '1464'"),
+        ("voc", "1_512", "no folder or list"),
+        ("coco", "92", "no folder or list of UniMatch's called '92', only 1_32, 1_64, 1_128, 1_256, 1_512$"),
+        ("voc", "/nowhere/at/all", "no folder or list of UniMatch's called '/nowhere/at/all'"),
     ],
 )
 def test_an_unknown_name_is_told(tiny_root, name, split, complaint):

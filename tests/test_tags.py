@@ -72,7 +72,7 @@ def test_the_answer_yes_or_no_is_pooled_as_the_miniature_was_trained():
 
     torch.manual_seed(0)
     views, texts = F.normalize(torch.randn(6, 4), dim=1), F.normalize(torch.randn(3, 4), dim=1)
-    scores = tags.score(views, texts, torch.arange(1, 4), rule="sigmoid", temperature=1 / 17, bias=-4.0)
+    scores = tags.score(views, texts, torch.arange(1, 4), temperature=1 / 17, bias=-4.0)
     logits = 17 * views @ texts.T - 4
     pooled = miniature.pool_regions(logits[None], torch.zeros(1, 6, dtype=torch.long), 1)[0, 0]
     np.testing.assert_allclose(scores, pooled.sigmoid(), rtol=1e-5)

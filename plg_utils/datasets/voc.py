@@ -14,8 +14,6 @@ from plg_utils.records import Dataset
 CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
 SMOKE = {"labelled": 2, "limit": 2}
 
-Entry = tuple[str, str | None]  # photo and label map, below the root; texts, since paths take as long as all the rest
-
 
 def load(
     *,
@@ -88,11 +86,11 @@ def load(
     )
 
 
-def _id(entry: Entry) -> str:
+def _id(entry: datasets.Entry) -> str:
     return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _read_list(path: Path) -> list[Entry]:
+def _read_list(path: Path) -> list[datasets.Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
     entries = []
     for where, words in datasets.read_list(path):
@@ -108,7 +106,9 @@ def _read_list(path: Path) -> list[Entry]:
     return entries
 
 
-def _drawn_lists(root: Path, folder: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
+def _drawn_lists(
+    root: Path, folder: Path, seed: int
+) -> tuple[list[datasets.Entry], list[datasets.Entry], list[datasets.Entry]]:
     """Lists where train.txt or val.txt is missing: pool, photos without map, and val (a quarter of all label maps)."""
     photos = sorted(path.stem for path in datasets.files_in(root / "JPEGImages", (".jpg",)))
     if (folder / "all.txt").is_file():
