@@ -1,9 +1,10 @@
-"""Detectors: the contract of every file, regions against a flood fill, Grounding DINO against transformers."""
+"""Detectors: the contract of every file, regions against a flood fill, Grounding DINO by hand."""
 
 import builtins
 import re
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,58 +172,33 @@ def no_hub(network, monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize(("box_threshold", "text_threshold"), [(0.0, 0.0), (0.9, 0.25), (0.99, 0.99), (0.999999, 0.9)])
-def test_boxes_are_those_of_transformers(network, box_threshold, text_threshold):
-    """Oracle: post_process_grounded_object_detection, which gives a phrase to each box."""
-    model, processor = network
-    images = random_images((24, 36), (24, 36))
-    written = [grounding_dino.caption("a", ["barn", "tree Boat"]), grounding_dino.caption("b", ["House"])]
-    assert written == ["barn. tree boat.", "house."]
-    inputs = processor(images=images, text=written, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        outputs = model(**inputs)
-    official = processor.post_process_grounded_object_detection(
-        outputs, threshold=box_threshold, text_threshold=text_threshold, target_sizes=[(24, 36)] * 2
+def test_a_query_needs_a_sure_token_and_a_token_of_a_word_and_some_area_in_the_image(network):
+    words = [grounding_dino.caption("a", ["barn", "tree Boat"]), grounding_dino.caption("b", ["House"])]
+    assert words == ["barn. tree boat.", "house."]
+    tokens = network[1].tokenizer(words, padding=True, return_tensors="pt").input_ids
+    middle, rest = [0.5, 0.5, 0.5, 0.5], [0.0] * 5
+    found = [  # score of each token, box; the tokens: start, barn, dot, tree, boat, dot, end
+        ([0.1, 0.5, 0.2, 0.6, 0.1, 0.0, 0.0], middle),
+        ([0.9, 0.5, 0.2, 0.4, 0.1, 0.0, 0.0], middle),  # the start gives the score
+        ([0.1, 0.3, 0.2, 0.2, 0.1, 0.0, 0.0], middle),  # not more than 0.3
+        ([0.9, 0.25, 0.8, 0.1, 0.2, 0.9, 0.9], middle),  # no word above 0.25
+        ([0.1, 0.1, 0.31, 0.2, 0.26, 0.0, 0.0], middle),
+        ([0.0, 0.4] + rest, [0.0, 0.5, 0.5, 2.0]),  # these two are clipped to the image
+        ([0.0, 0.4] + rest, [1.0, 1.0, 1.0, 0.5]),
+        ([0.0, 0.4] + rest, [1.5, 0.5, 0.5, 0.5]),  # these two have no area in it
+        ([0.0, 0.4] + rest, [0.5, 0.5, 0.0, 0.5]),
+    ]
+    logits = torch.tensor([[*scores, 0.0] for scores, _ in found]).logit()
+    outputs = SimpleNamespace(
+        logits=torch.stack([logits] * 2), pred_boxes=torch.tensor([[box for _, box in found]] * 2)
     )
-    tokens = processor.tokenizer(written, padding=True, return_offsets_mapping=True)
-    some, thresholds = 0, {"box_threshold": box_threshold, "text_threshold": text_threshold}
-    for k in range(2):
-        words = grounding_dino.word_tokens(written[k], tokens["offset_mapping"][k])
-        assert words.tolist() == [[False, True, False, True, True, False, False], [False, True] + [False] * 5][k]
-        queries = outputs.logits[k], outputs.pred_boxes[k]
-        xyxy, scores = grounding_dino.boxes_of_queries(*queries, words, (24, 36), **thresholds)
-        kept = [n for n, phrase in enumerate(official[k]["text_labels"]) if re.search("[a-z]", phrase)]
-        limits = torch.tensor([36, 24, 36, 24])
-        expected = torch.minimum(official[k]["boxes"].clamp(min=0), limits)[kept]
-        np.testing.assert_allclose(xyxy, expected, atol=1e-3)
-        np.testing.assert_allclose(scores, official[k]["scores"][kept])
-        some += len(xyxy)
-    assert some == 16 if box_threshold == 0 else some < 16
-
-
-def queries(*scores, boxes=None):
-    """Logits of tokens with these probabilities and boxes in the middle, one row for each query."""
-    logits = torch.tensor(scores).logit()
-    return logits, torch.tensor(boxes or [[0.5, 0.5, 0.5, 0.5]] * len(scores))
-
-
-def test_a_query_needs_a_sure_token_and_a_token_of_a_word_and_some_area_in_the_image():
-    words = torch.tensor([False, True, True, True, False])
-    logits, boxes = queries(
-        (0.1, 0.5, 0.2, 0.6, 0.1, 0.0),
-        (0.9, 0.5, 0.2, 0.4, 0.1, 0.0),  # a dot's token gives the score
-        (0.1, 0.3, 0.2, 0.2, 0.1, 0.0),  # not more than 0.3
-        (0.9, 0.25, 0.2, 0.1, 0.9, 0.0),  # no word above 0.25
-        (0.1, 0.1, 0.31, 0.2, 0.1, 0.0),
+    (xyxy, scores), (of_house, _) = grounding_dino.boxes_of_queries(network[1], outputs, tokens, [(40, 80)] * 2)
+    np.testing.assert_allclose(scores, [0.6, 0.9, 0.31, 0.4, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(xyxy, [[20, 10, 60, 30]] * 3 + [[0, 0, 20, 40], [40, 30, 80, 40]])
+    assert len(of_house) == 4  # its only word is the token after the start
+    ((xyxy, scores), _) = grounding_dino.boxes_of_queries(
+        network[1], outputs, tokens, [(40, 80)] * 2, box_threshold=0.95
     )
-    xyxy, scores = grounding_dino.boxes_of_queries(logits, boxes, words, (40, 80))
-    np.testing.assert_allclose(scores, [0.6, 0.9, 0.31], rtol=1e-5)
-    np.testing.assert_allclose(xyxy, [[20, 10, 60, 30]] * 3)
-    places = [[0.0, 0.5, 0.5, 2.0], [1.0, 1.0, 1.0, 0.5], [1.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.0, 0.5]]
-    logits, boxes = queries(*[(0.9,)] * 4, boxes=places)
-    xyxy, _ = grounding_dino.boxes_of_queries(logits, boxes, torch.tensor([True]), (40, 80))
-    np.testing.assert_allclose(xyxy, [[0, 0, 20, 40], [40, 30, 80, 40]])
-    xyxy, scores = grounding_dino.boxes_of_queries(logits, boxes, torch.tensor([True]), (40, 80), box_threshold=0.95)
     assert (len(scores), xyxy.shape) == (0, (0, 4))
 
 
