@@ -5,6 +5,7 @@ import pytest
 import reference_cams as reference
 import torch
 from safetensors.torch import save_file
+from test_masks import random_images
 
 from plg_utils import cams, training
 from plg_utils.cams import classifier
@@ -51,10 +52,6 @@ def colour_label(sample):
     return (np.argmax(sample.image(), axis=2) + 1) * (sample.image().max(axis=2) > 0)
 
 
-def random_images(count, size):
-    return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-
-
 # CAMs
 
 
@@ -62,7 +59,7 @@ def random_images(count, size):
 @pytest.mark.parametrize("scales", [(1.0,), (0.5,), (1.0, 0.5, 1.5)])
 def test_cams_equal_the_loop(tiny, scales, flip):
     model = tiny(CLASSES).eval()
-    images, tags = random_images(3, (10, 13)), [(3,), (), (1, 2)]
+    images, tags = np.stack(random_images(*[(10, 13)] * 3)), [(3,), (), (1, 2)]
     options = {"scales": scales, "flip": flip}
     made = classifier.cams(model, images, tags, **options)
     for image, of_image, maps in zip(images, tags, made, strict=True):
@@ -82,7 +79,7 @@ def test_a_logit_is_the_mean_of_its_activations(tiny):
 
 
 def test_images_of_all_sizes_come_back_in_their_order(tiny):
-    images = [random_images(1, size)[0] for size in ((8, 12), (12, 8), (8, 12), (9, 9), (8, 12))]
+    images = random_images((8, 12), (12, 8), (8, 12), (9, 9), (8, 12))
     tags = [(1,), (2, 3), (), (1, 2), (3,)]
     options = {"weights": None, "batch_size": 2, "scales": (1.0, 0.5)}
     cue = cams.build("classifier", CLASSES, tags=lambda items: tags, **options)

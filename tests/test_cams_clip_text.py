@@ -5,6 +5,7 @@ import pytest
 import reference_cams as reference
 import torch
 from clip.model import VisionTransformer
+from test_masks import random_images
 from torch import nn
 
 from plg_utils import cams
@@ -121,11 +122,6 @@ def test_boxes_equal_the_walk():
 def encoder():
     """The miniature with random weights."""
     return clip.build(checkpoint=None, batch_size=2, resize="keep", image_size=32)
-
-
-def random_images(*sizes):
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 @pytest.mark.parametrize("options", [{}, {"refine": False}, {"layers": 1}])

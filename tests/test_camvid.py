@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_coco import ids
 
 from plg_utils import datasets, files
 from plg_utils.datasets import camvid
@@ -27,10 +28,6 @@ def tiny_camvid(root, frames=(5, 3)):
             files.write_image(root / part / f"{name}.png", np.full((6, 8, 3), value, dtype=np.uint8))
             files.write_label(root / f"{part}annot" / f"{name}.png", label)
     return root
-
-
-def ids(samples):
-    return [sample.id for sample in samples]
 
 
 @pytest.fixture
@@ -158,7 +155,8 @@ def test_a_broken_photo_is_found_at_half_the_size(root, monkeypatch, tmp_path):
         datasets.load("camvid", root=root, labelled=2, shrink=2, on_bad_image="stop")
     with pytest.warns(UserWarning, match="0016E5_07961.png is not a readable image"):
         data = datasets.load("camvid", root=root, labelled=2, shrink=2, on_bad_image="skip")
-    assert ids(data.val) == ["0016E5_07959"]
+    assert (ids(data.val), data.left_out) == (["0016E5_07959"], ("0016E5_07961",))
+    assert len(datasets.load("camvid", root=root, labelled=2, shrink=2).val) == 2  # a published set: only if asked for
 
 
 @needs_shared

@@ -6,17 +6,14 @@ from inspect import Parameter, signature
 import numpy as np
 import pytest
 from test_camvid import tiny_camvid
-from test_coco import CAR, CAT, PERSON, SIZE, box, note, tiny_coco, write_json, write_photos
+from test_coco import CAR, CAT, PERSON, SIZE, box, ids, note, tiny_coco, write_json, write_photos
+from test_splits import lines, write
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import folder as folder_file
 from plg_utils.records import IGNORE, SPLITS, TruthHidden
 
 OPTIONS = {"root", "labelled", "seed", "truth_of", "limit"}
-
-
-def ids(samples):
-    return [sample.id for sample in samples]
 
 
 @pytest.fixture
@@ -90,15 +87,6 @@ def test_class_files_in_the_package():
 # PASCAL VOC
 
 
-def write_list(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
-
-
-def lines(numbers):
-    return [f"JPEGImages/{number:02d}.jpg SegmentationClass/{number:02d}.png" for number in numbers]
-
-
 def test_voc_without_lists_draws_them(tiny_root):
     few, more = (datasets.load("voc", root=tiny_root, labelled=count) for count in (2, 4))
     assert len(few.val) == 1  # a quarter of six
@@ -106,7 +94,7 @@ def test_voc_without_lists_draws_them(tiny_root):
     assert set(ids(few.labelled)) < set(ids(more.labelled))
     assert set(ids(few.unlabelled)) >= {"06", "07"}  # they have no label map
     assert len(few.labelled) + len(few.unlabelled) + len(few.val) == 8
-    write_list(tiny_root / "ImageSets" / "Segmentation" / "all.txt", ["00", "01", "02", "03"])
+    write(tiny_root / "ImageSets" / "Segmentation" / "all.txt", "00\n01\n02\n03\n")
     listed = datasets.load("voc", root=tiny_root, labelled=3)
     assert set(ids(listed.labelled) + ids(listed.val)) == {"00", "01", "02", "03"}
     assert len(datasets.load("voc", root=tiny_root, labelled="1/2").labelled) == 2  # of three, rounded up
@@ -114,11 +102,11 @@ def test_voc_without_lists_draws_them(tiny_root):
 
 def test_voc_with_its_own_lists(tiny_root):
     lists = tiny_root / "ImageSets" / "Segmentation"
-    write_list(lists / "train.txt", ["00", "01", "02"])
-    write_list(lists / "val.txt", ["04", "05"])
+    write(lists / "train.txt", "00\n01\n02\n")
+    write(lists / "val.txt", "04\n05\n")
     dataset = datasets.load("voc", root=tiny_root, labelled=3)
     assert (ids(dataset.labelled), ids(dataset.unlabelled), ids(dataset.val)) == (["00", "01", "02"], [], ["04", "05"])
-    write_list(lists / "train_aug.txt", ["00", "01", "02", "03"])
+    write(lists / "train_aug.txt", "00\n01\n02\n03\n")
     dataset = datasets.load("voc", root=tiny_root, labelled=1, limit=1)
     assert len(ids(dataset.unlabelled)) == len(ids(dataset.val)) == 1
     assert ids(datasets.load("voc", root=tiny_root, labelled=3).unlabelled) == ["03"]
@@ -126,12 +114,12 @@ def test_voc_with_its_own_lists(tiny_root):
 
 def test_voc_with_unimatch_lists(tiny_root, tmp_path):
     split = tmp_path / "splits" / "2"
-    write_list(split / "labeled.txt", lines([3, 1]))
-    write_list(split.parent / "val.txt", lines([5]))
-    write_list(split.parent / "train_aug.txt", lines([0, 1, 2, 3]))
+    write(split / "labeled.txt", lines([3, 1]))
+    write(split.parent / "val.txt", lines([5]))
+    write(split.parent / "train_aug.txt", lines([0, 1, 2, 3]))
     dataset = datasets.load("voc", root=tiny_root, split=split, labelled=2)
     assert (ids(dataset.labelled), ids(dataset.unlabelled), ids(dataset.val)) == (["03", "01"], ["00", "02"], ["05"])
-    write_list(split / "unlabeled.txt", [*lines([4]), "JPEGImages/07.jpg"])
+    write(split / "unlabeled.txt", lines([4]) + "JPEGImages/07.jpg\n")
     dataset = datasets.load("voc", root=tiny_root, split=split, labelled=2, truth_of=("unlabelled",))
     assert ids(dataset.unlabelled) == ["04", "07"]
     assert dataset.unlabelled[0].truth().shape == (16, 24)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_masks import random_images
 
 from plg_utils import checkpoints, detectors
 from plg_utils.detectors import Boxes, clip_boxes, grounding_dino
@@ -20,11 +21,6 @@ CLASSES = Classes(
     ((), ("a house", "barn"), ("a tree",), ("a boat",)),
     ((0, 0, 0),) * 4,
 )
-
-
-def random_images(*sizes):
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 # Every detector
@@ -245,14 +241,8 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
         thresholds = {"box_threshold": 0.0, "text_threshold": 0.0}
         (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **thresholds)(images, tags)
         np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
-    assert checkpoints.sha256_of(folder) == checkpoints.sha256_of("grounding_dino_tiny")
-    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
-    with pytest.raises(ValueError, match="tokenizer.json is not the file that was first used"):
-        grounding_dino.load("grounding_dino_tiny")
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks model.safetensors of IDEA-Research/grounding-dino-tiny"):
-        grounding_dino.load("grounding_dino_tiny")
     with pytest.raises(FileNotFoundError, match="could not be loaded .*it needs config.json, model.safetensors"):
         grounding_dino.load(folder)
     with pytest.raises(FileNotFoundError, match="neither a folder nor one of grounding_dino_tiny, grounding_dino_base"):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from clip.model import CLIP, VisionTransformer
 from PIL import Image
 from safetensors.torch import save_file
+from test_masks import random_images
 from torch import nn
 
 from plg_utils import checkpoints, encoders
@@ -22,11 +23,6 @@ from plg_utils.records import Classes
 NAMES = sorted(path.stem for path in Path(encoders.__file__).parent.glob("[a-z]*.py"))
 OPTIONS = {"features": "plain", "depth": 1, "iterations": 1, "temperature": None, "image_size": 16}
 OPTIONS |= {"resize": "squash", "precision": "fp32", "batch_size": 2}
-
-
-def random_images(*sizes):
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
 @pytest.fixture(scope="module")

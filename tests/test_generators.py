@@ -39,12 +39,14 @@ def colour_squares(seed):
 class ColourEncoder:
     """A word is its colour, a feature the mean colour of 3 x 3 pixels."""
 
+    colours, side = COLOURS, 3
+
     def images(self, images):
         pixels = [torch.tensor(image).permute(2, 0, 1)[None].float() / 255 for image in images]
-        return [F.avg_pool2d(image, 3)[0] for image in pixels]
+        return [F.avg_pool2d(image, self.side)[0] for image in pixels]
 
     def texts(self, phrases):
-        return F.normalize(torch.tensor([COLOURS[phrase] for phrase in phrases]).float(), dim=1)
+        return F.normalize(torch.tensor([self.colours[phrase] for phrase in phrases]).float(), dim=1)
 
     def class_embeddings(self, classes):
         return encoders.class_embeddings(self.texts, classes)

@@ -2,14 +2,12 @@
 
 import contextlib
 import io
-import json
 import os
 
 import grid
 import nbformat
 import pytest
 import run
-from test_pipeline import TINY
 
 from plg_utils import files
 
@@ -339,19 +337,3 @@ def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp
     write_notebook(tmp_path / "changed.ipynb", PARAMETERS, WORK, "steps + 2")
     assert "has changed" in run.outdated(copy, run.Step(tmp_path / "changed.ipynb", parameters), run_file)
     assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters), run_file)
-
-
-def test_stages_are_done_without_notebooks(world, tmp_path, monkeypatch, capsys):
-    """As torchrun calls it, here with one process; the published run, a small world."""
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    changes = {name: TINY[name] for name in ("labelled", "threshold", "mask_options", "encoder_options")}
-    changes |= {"dataset_options": {"root": str(world), "limit": 2}, "cam_sources": ["clip_text"]}
-    more = [text for name, value in changes.items() for text in ("-p", name, json.dumps(value))]
-    assert run.main(["compare_labellers", *more, "--stages"]) == 0
-    assert capsys.readouterr().out.split("\n")[:4] == ["masks", "segments", "labels", "cams clip_text"]
-    folder = tmp_path / "compare_labellers"
-    assert (folder / "labels_ensemble" / "manifest.json").exists() and not (folder / "notebooks").exists()
-    content = files.read_json(folder / "run.json")
-    assert content["parameters"]["labelled"] == 2 and content["dataset"] == "storybook"
-    assert run.main(["storybook_more", "--stages"]) == 2
-    assert "start the grid several times" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import pytest
 import reference_boxes
 import torch
 import torch.nn.functional as F
+from test_generators import ColourEncoder
 
-from plg_utils import encoders, tags
+from plg_utils import tags
 from plg_utils.records import Classes, Sample, TruthHidden
 
 CLASSES = Classes(
@@ -22,25 +23,18 @@ COLOURS = {"white": (1, 1, 1), "black": (0.05, 0.05, 0.05), "red": (1, 0, 0), "p
 COLOURS |= {"green": (0, 1, 0), "blue": (0, 0, 1)}
 
 
-class ColourEncoder:
+class Encoder(ColourEncoder):
     """A word is its colour, a patch of 4 x 4 pixels its mean colour, the class token the mean of all."""
+
+    colours, side = COLOURS, 4
 
     def __init__(self, **of_model):
         self.seen = []
         self.model = type("Model", (), of_model)
 
-    def images(self, images):
-        return [F.avg_pool2d(torch.tensor(image).permute(2, 0, 1)[None].float(), 4)[0] for image in images]
-
     def class_tokens(self, images):
         self.seen.append(len(images))
         return [torch.tensor(image).float().mean(dim=(0, 1)) for image in images]
-
-    def texts(self, phrases):
-        return F.normalize(torch.tensor([COLOURS[phrase] for phrase in phrases]).float(), dim=1)
-
-    def class_embeddings(self, classes):
-        return encoders.class_embeddings(self.texts, classes)
 
 
 def picture(*places, size=(16, 16)):
@@ -88,7 +82,7 @@ def test_small_things_are_seen_by_some_view(views):
     The sigmoid, of dense views, does not know background words: white must be unlike each word, and pink is not.
     """
     classes = replace(CLASSES, words=(CLASSES.words[0], ("red",), *CLASSES.words[2:])) if views == "dense" else CLASSES
-    encoder = ColourEncoder(**YES_OR_NO if views == "dense" else {"logit_scale": YES_OR_NO["logit_scale"]})
+    encoder = Encoder(**YES_OR_NO if views == "dense" else {"logit_scale": YES_OR_NO["logit_scale"]})
     tag = tags.by_clip(classes, encoder=encoder)
     blue, small, none = tag([picture(("blue", slice(0, 16), slice(0, 8))), SMALL, picture()])
     assert blue.classes.tolist() == [3]
@@ -108,7 +102,7 @@ def test_the_crops_are_half_as_long_and_overlap_by_half():
     assert [(crop[1].start, crop[1].stop) for crop in crops[:3]] == [(0, 8), (4, 12), (8, 16)]
     assert len(tags.crop_slices((1, 1))) == 10
     image = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
-    (views,) = tags.embed_crops(ColourEncoder(), [image])
+    (views,) = tags.embed_crops(Encoder(), [image])
     assert views.shape == (10, 3)
     np.testing.assert_allclose(views[6], image[2:6, 8:16].mean(axis=(0, 1)), rtol=1e-5)
 
