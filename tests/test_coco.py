@@ -141,12 +141,9 @@ BROKEN = {  # segmentation, and what the error says
     "bool": ([[True, 0, 3, 0, 3, 3]], "the coordinate True"),
     "not a number": ([[float("nan"), 0, 3, 0, 3, 3]], "the coordinate nan"),
     "far away": ([[0, 0, 17, 0, 3, 3]], "the coordinate 17, not a number in or near the image .6, 8."),
-    "counts do not decode": ({"size": [6, 8], "counts": "~~~"}, "does not occur in run lengths"),
     "counts too few": ({"size": [6, 8], "counts": "11"}, "add up to 2, the image has 48"),
-    "size": ({"size": [8, 6], "counts": "`1"}, r"of size \(8, 6\), the image has \(6, 8\)"),
     "list too few": ({"size": [6, 8], "counts": [40, 7]}, "add up to 47, the image has 48"),
     "list negative": ({"size": [6, 8], "counts": [50, -2]}, "neither a text nor a list of numbers"),
-    "null": (None, "not COCO's form"),
 }
 
 

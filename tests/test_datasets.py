@@ -229,21 +229,6 @@ def test_categories_are_found_by_name_then_by_words():
         folder_file.class_of("pet", twice)
 
 
-def test_only_open_objects_are_painted_and_kept(objects, tmp_path, monkeypatch):
-    options = {"classes": ["cat", "person", "car"], "labelled": "1/2", "val": 1}
-    data = objects(**options)
-    assert (len(data.labelled), len(data.unlabelled), len(data.val)) == (1, 2, 1)
-    (cache,) = (tmp_path / "data" / "folder_labels").iterdir()
-    assert [path.stem for path in cache.glob("*.png")] == ids(data.labelled)
-    for sample in (*data.unlabelled, *data.val):
-        with pytest.raises(TruthHidden):
-            sample.truth()
-    objects(**options | {"classes": ["cat", "Person", "car"]})
-    assert len(list(cache.parent.iterdir())) == 2  # other names, other maps
-    monkeypatch.setattr("plg_utils.datasets._instances.paint", None)  # what is there is not painted again
-    objects(**options)
-
-
 def test_other_words_give_other_maps_and_without_a_background_nothing_is_void(objects, tmp_path):
     """The same names and colours: what differs is which category they take."""
     path, truths = tmp_path / "words.yaml", []

@@ -265,14 +265,3 @@ def test_bad_cue_maps_and_options_are_refused_before_masks_are_made():
     refused([], r"covers=2\.0", covers=2.0)
     with pytest.raises(ValueError, match="background is 0, not None"):
         generators.build("sepl", Classes(("a",), (("a",),), ((0, 0, 0),), background=None), cams="nowhere")
-
-
-def test_masks_of_sam_by_name(squares):
-    from plg_utils.masks import sam  # torch takes seconds to import, and the other tests need none
-
-    (untrained,) = sam.build(**sam.SMOKE)([squares.image])
-    generate = generators.build(
-        "sepl", squares.classes, cams=lambda items: [squares.truth], masks="sam", masks_options=sam.SMOKE
-    )
-    (made,) = generate([squares.image])
-    np.testing.assert_array_equal(made.label, sepl.merge(squares.truth, untrained.dense(), 4))
