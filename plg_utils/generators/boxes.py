@@ -36,11 +36,6 @@ class BoxLabel(PseudoLabel):
     tags: Tags
     boxes: Boxes
 
-    @property
-    def without_box(self) -> tuple[int, ...]:
-        """Tags that the detector did not find, and that were therefore dropped."""
-        return tuple(index for index in self.tags.classes.tolist() if index not in self.boxes.classes)
-
 
 def build(
     classes: Classes,

@@ -99,12 +99,11 @@ def settings(
 
 
 def build_box_prompter(
-    *, checkpoint: str | None = "miniature_sam", model: str | None = None, multimask: bool = False, device: str = "cpu"
+    *, checkpoint: str | None = "miniature_sam", model: str | None = None, device: str = "cpu"
 ) -> Prompt:
-    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`.
+    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`; it gives its single mask for each.
 
     checkpoint, model, device: as for `build`
-    multimask: take the best of SAM's three masks by the IoU that it predicts, instead of its single mask
     returns: a function of images (H, W, 3) uint8 RGB, and for each its boxes (N, 4) xyxy pixels, to a pair for each
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
@@ -123,9 +122,8 @@ def build_box_prompter(
             return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
         predictor.set_image(image)
         asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
-        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
-        every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
-        return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()
+        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=False)
+        return masks[:, 0].cpu().numpy(), predicted_iou[:, 0].float().cpu().numpy()
 
     return prompt
 
