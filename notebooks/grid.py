@@ -273,21 +273,19 @@ def make(grid: Grid, execute_all: Callable[..., bool]) -> list[str]:
     """
     from plg_utils import store  # torch takes seconds to import
 
-    failed, elsewhere = [], []
+    failed = []
     for point in store.progress(grid.points, what=grid.run):
         with lock(grid.folder / "locks" / f"{point.name}.lock") as holder:
-            if holder:
-                elsewhere.append(f"{point.name} is being made by {holder}")
-                continue
             content, reason = finished(grid, point)
-            if content is None:
+            if holder:
+                print(f"{point.name} is being made by {holder}", flush=True)
+            elif content is None:
                 print(f"{point.name}: is made again, {reason}\n" if reason else "", end="", flush=True)
                 try:
                     failed += [] if make_point(grid, point, execute_all) else [point.name]
                 except (OSError, ValueError, KeyError) as error:  # not of a notebook: of its folder or summary
                     print(f"{point.name} failed\n    {type(error).__name__}: {error}", file=sys.stderr)
                     failed.append(point.name)
-    print(*elsewhere, sep="\n", end="\n" if elsewhere else "", flush=True)
     if failed:
         print(f"{len(failed)} of {len(grid.points)} points failed: {' '.join(failed)}", file=sys.stderr)
     return failed
@@ -301,14 +299,12 @@ def collect(grid: Grid) -> dict:
 
     Where a row has a column of that name already, as `labelled`, the grid's value stands.
     """
-    done = {point.name: finished(grid, point)[0] for point in grid.points}
-    rows = [
-        row | {"point": point.name} | files.plain(point.values)
-        for point in grid.points
-        if done[point.name]
-        for row in without_repeats(done[point.name]["rows"])
-    ]
-    missing = [name for name, content in done.items() if not content]
+    rows, missing = [], []
+    for point in grid.points:
+        content, _ = finished(grid, point)
+        missing += [] if content else [point.name]
+        own = without_repeats(content["rows"]) if content else []
+        rows += [row | {"point": point.name} | files.plain(point.values) for row in own]
     return {"run": grid.run, "grid": grid.axes, "points": len(grid.points), "missing": missing, "rows": rows}
 
 

@@ -251,10 +251,8 @@ def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any
 
 def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], folder: Path, published: Path) -> grid.Grid:
     """All points of a run's grid, which keeps its results in `folder` and publishes into `published`."""
-    points = []
-    for chosen in grid.combinations(axes):
-        name = grid.name_of(chosen)
-        points.append(grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)))
+    named = {grid.name_of(chosen): chosen for chosen in grid.combinations(axes)}
+    points = [grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)) for name, chosen in named.items()]
     return grid.Grid(recipe.run, axes, points, folder, published, recipe.shared)
 
 
