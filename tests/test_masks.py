@@ -83,7 +83,6 @@ def recorded(official):
 
 
 GRID = {  # what is changed of KEEP_ALL, and sizes of images
-    "crop_n_layers": [0, 1],
     "box_nms_thresh": [0.7, 1.0],
     "thresholds": [{}, {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.925}],
     "points_per_batch": [2, 64],
@@ -93,64 +92,30 @@ GRID = {  # what is changed of KEEP_ALL, and sizes of images
 
 @pytest.mark.parametrize("case", list(itertools.product(*GRID.values())), ids=str)
 def test_masks_are_those_of_the_package_in_its_order(toy, case):
-    crop_n_layers, box_nms_thresh, thresholds, points_per_batch, size = case
+    box_nms_thresh, thresholds, points_per_batch, size = case
     image = random_images(size)[0]
-    options = KEEP_ALL | thresholds | {"crop_n_layers": crop_n_layers, "box_nms_thresh": box_nms_thresh}
+    options = KEEP_ALL | thresholds | {"box_nms_thresh": box_nms_thresh}
     (segments,) = sam.build(**options, points_per_batch=points_per_batch)([image])
     official = SamAutomaticMaskGenerator(toy, **options, points_per_batch=4).generate(image)
     assert official
     agree(segments, recorded(official))
-    assert crop_n_layers or (np.diff(segments.predicted_iou) <= 0).all()
+    assert (np.diff(segments.predicted_iou) <= 0).all()
     assert all(isinstance(rle["counts"], str) for rle in segments.rles)
     assert segments.areas().tolist() == [int(coco.area(rle)) for rle in segments.rles]
     (same,) = sam_official.build(**options)([image])
     agree(segments, same)
 
 
-CROPS = [
-    {"crop_overlap_ratio": 0.1},
-    {"crop_overlap_ratio": 0.6, "crop_nms_thresh": 0.3},
-    {"crop_n_points_downscale_factor": 2},
-    {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_nms_thresh": 1.0},
-    {"points_per_side": None, "point_grids": [np.array([[0.3, 0.6], [0.8, 0.2]]), np.array([[0.5, 0.5]])]},
-    {"points_per_side": None, "point_grids": [np.array([[0.2, 0.9], [0.1, 0.5], [0.5, 0.5]])], "crop_n_layers": 0},
-]
-
-
-@pytest.mark.parametrize("changed", CROPS, ids=str)
-def test_crops_and_points_are_those_of_the_package(toy, changed):
-    options = KEEP_ALL | {"crop_n_layers": 1, "points_per_side": 4} | changed
+def test_crops_are_looked_at_by_the_package(toy):
+    options = KEEP_ALL | {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.1}
     image = random_images((26, 34))[0]
     expected = recorded(SamAutomaticMaskGenerator(toy, **options).generate(image))
-    for name in ("sam", "sam_official"):
-        (found,) = mask_models.build(name, **options)([image])
-        agree(found, expected)
+    agree(sam_official.build(**options)([image])[0], expected)
+    with pytest.raises(ValueError, match="crop_n_layers is no option of sam: .* the mask model sam_official"):
+        sam.build(**options)
 
 
-def test_point_grids_that_do_not_fit_are_refused():
-    grid = [[0.5, 0.5]]
-    for options, message in (
-        ({"point_grids": [grid], "points_per_side": 3}, "leave points_per_side and density out"),
-        ({"point_grids": [grid], "crop_n_layers": 1}, r"give 2 of them \(crop_n_layers \+ 1\)"),
-        ({"point_grids": []}, r"point_grids are \[\]"),
-        ({"point_grids": [[0.5, 0.5]]}, r"point_grids are \[\(2,\)\]"),
-        ({"point_grids": [[[16, 16]]]}, "from 0 to 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sam.settings(None, 1.0, **options)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
-        {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.5},
-        {"point_grids": [np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.3, 0.7]), axis=2).reshape(-1, 2)]},
-        {"min_mask_region_area": 30},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, {"min_mask_region_area": 30}], ids=str)
 def test_the_miniature_finds_what_the_package_finds(options):
     data = datasets.load("storybook", labelled=2, limit=2)
     images = [sample.image() for sample in (*data.labelled, *data.unlabelled)]
@@ -229,14 +194,12 @@ def test_of_masks_that_agree_without_small_regions_the_unchanged_stay():
     assert kept_changed > 10
 
 
-@pytest.mark.parametrize("name", ["sam", "sam_official"])
-def test_small_regions_can_be_left_out(toy, name):
+@pytest.mark.parametrize(("name", "box"), [("sam", 0.6), ("sam", 0.9), ("sam_official", 0.9)])
+def test_small_regions_can_be_left_out(toy, name, box):
     image = random_images((20, 30))[0]
-    for box, crop in ((0.7, 0.8), (0.9, 0.7)):
-        options = KEEP_ALL | {"crop_n_layers": 1, "box_nms_thresh": box, "crop_nms_thresh": crop}
-        (whole,) = mask_models.build(name, **options)([image])
-        (found,) = mask_models.build(name, **options, min_mask_region_area=5)([image])
-        assert found.rles == _everything.without_small_regions(whole, 5, max(box, crop)).rles != whole.rles
+    (whole,) = mask_models.build(name, **KEEP_ALL, box_nms_thresh=box)([image])
+    (found,) = mask_models.build(name, **KEEP_ALL, box_nms_thresh=box, min_mask_region_area=5)([image])
+    assert found.rles == _everything.without_small_regions(whole, 5, max(box, 0.7)).rles != whole.rles
 
 
 def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
@@ -268,9 +231,11 @@ def test_small_masks_are_dropped_and_many_are_looked_at_in_parts(toy, monkeypatc
 
 
 def test_an_image_without_masks_is_an_empty_record(toy):
-    for crop_n_layers in (0, 1):
-        options = KEEP_ALL | {"pred_iou_thresh": 1e9, "crop_n_layers": crop_n_layers}
-        (nothing,) = sam.build(**options)(random_images((20, 30)))
+    options = KEEP_ALL | {"pred_iou_thresh": 1e9}
+    for (nothing,) in (
+        sam.build(**options)(random_images((20, 30))),
+        sam_official.build(**options, crop_n_layers=1)(random_images((20, 30))),
+    ):
         assert len(nothing) == 0
         assert nothing.dense().shape == (0, 20, 30)
         assert nothing.predicted_iou.dtype == np.float32
