@@ -35,7 +35,7 @@ def label(maps, tags, threshold, background=0):
     return found
 
 
-def classifier_cams(model, image, tags, scales, flip):
+def classifier_cams(model, image, tags, scales):
     """CAMs (C, H, W) of one image (H, W, 3) uint8, class by class and place by place."""
     size = image.shape[:2]
     weights = model.classifier.weight.detach().numpy()[:, :, 0, 0]  # (classes, D)
@@ -43,7 +43,7 @@ def classifier_cams(model, image, tags, scales, flip):
     for scale in scales:
         width, height = round(size[1] * scale), round(size[0] * scale)
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-        for mirrored in [False, True] if flip else [False]:
+        for mirrored in (False, True):
             seen = resized[:, ::-1] if mirrored else resized
             pixels = np.array([(seen[:, :, c] / 255 - MEAN[c]) / STD[c] for c in range(3)])
             with torch.no_grad():
