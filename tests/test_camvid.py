@@ -74,6 +74,7 @@ def test_counted_by_hand():
     assert camvid.spaced(12, 3, 2) == [0, 4, 8]
     assert camvid.spaced(12, 3, 4) == camvid.spaced(12, 3, 0)
     assert camvid.spaced(7, 2, 0) == [1, 4]  # 3 or 4 apart
+    assert camvid.spaced(8, 3, 0) == [1, 3, 6]  # over all of the row
     assert camvid.spaced(5, 5, 3) == [0, 1, 2, 3, 4]
     assert camvid.spaced(5, 0, 3) == []
 
