@@ -138,12 +138,10 @@ def differences(path: Path, point: Point) -> str:
     try:
         content, now = files.read_json(path), point.identity
         found = [] if content["notebooks"] == now["notebooks"] else [f"notebooks: {content['notebooks']}"]
-        for key in ("point", "parameters"):
-            one, other = dict(content[key]), now[key]
-            names = [name for name in dict.fromkeys([*other, *one]) if name not in NOT_COUNTED]  # they are in run.json
-            differ = [name for name in names if not same(one.get(name), other.get(name))]
-            found += [f"{name}: {one.get(name)!s:.40}, now {other.get(name)!s:.40}" for name in differ]
-        return "; ".join(dict.fromkeys(found))  # a parameter of the grid stands in both
+        then, now = ({**which["point"], **which["parameters"]} for which in (content, now))
+        names = [name for name in {**now, **then} if name not in NOT_COUNTED]  # these are in run.json
+        differ = [name for name in names if not same(then.get(name), now.get(name))]
+        return "; ".join(found + [f"{name}: {then.get(name)!s:.40}, now {now.get(name)!s:.40}" for name in differ])
     except (OSError, KeyError, TypeError, ValueError) as error:
         return f"it does not say how it was made ({type(error).__name__}: {error})"
 
@@ -153,10 +151,10 @@ def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
     reasons = []
     for path in (folder / "points" / f"{point.name}.json" for folder in (grid.folder, grid.published)):
         if path.is_file():
-            other = differences(path, point)
-            content = {} if other else files.read_json(path)
-            if isinstance(content.get("rows"), list):
-                return content, str(path)
+            if not (other := differences(path, point)):
+                content = files.read_json(path)
+                if isinstance(content.get("rows"), list):
+                    return content, str(path)
             reasons.append(f"{path} was made otherwise ({other or 'it holds no rows'})")
     return None, "; ".join(reasons)
 
@@ -170,16 +168,15 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 
     def stated(key: str, stages: dict) -> Any:
         """What the stages say: one value if they agree, else a list."""
-        values = [stage[key] for stage in stages.values() if stage.get(key) is not None]
-        found = [value for index, value in enumerate(values) if value not in values[:index]]
-        return found[0] if len(found) == 1 else found
+        values = {json.dumps(stage[key]): stage[key] for stage in stages.values() if stage.get(key) is not None}
+        return values.popitem()[1] if len(values) == 1 else list(values.values())
 
     made = {key: stated(key, manifests) for key in ("git_commit", "device", "threads", "classes_sha256", "packages")}
     made |= {"split_sha256": stated("split_sha256", own), "stages": {}, "checkpoints": {}}
     made |= {"wall_seconds": 0, "shared_wall_seconds": 0, "peak_memory_mb": 0, "peak_cuda_memory_mb": 0}
     for name, stage in manifests.items():
-        made["stages"][name] = {key: stage.get(key) for key in ("fingerprint", "wall_seconds")}
-        made["stages"][name]["shared"] = name not in own
+        kept = {key: stage.get(key) for key in ("fingerprint", "wall_seconds")}
+        made["stages"][name] = kept | {"shared": name not in own}
         made["checkpoints"] |= stage.get("checkpoints") or {}
         made["wall_seconds" if name in own else "shared_wall_seconds"] += stage.get("wall_seconds") or 0
         for key in ("peak_memory_mb", "peak_cuda_memory_mb"):
@@ -214,23 +211,21 @@ def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
-        holder = ""
         try:
             fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            if wait_for:
-                print(f"waits for {holder} with {wait_for}", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-                holder = ""
+            if not wait_for:
+                yield holder
+                return
+            print(f"waits for {holder} with {wait_for}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise ValueError(f"{path} cannot be locked ({error}): let PLG_RESULTS name a disk that can") from error
-        if not holder:
-            file.truncate(0)  # what is appended then stands at the start
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        yield holder
+        file.truncate(0)  # what is appended then stands at the start
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield ""
 
 
 @contextmanager
@@ -246,7 +241,7 @@ def alone(grid: Grid, point: Point, step: Any) -> Iterator[None]:
 # Making
 
 
-def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool], *, keep: bool) -> bool:
+def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool]) -> bool:
     """Run the notebooks of a point, write its json and remove its folder; whether all went well.
 
     The folder is gone on with if an interrupted session of the same point left it.
@@ -267,33 +262,30 @@ def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool], *, ke
     if not (folder / "summary.json").is_file():
         raise ValueError("it left no summary.json: add the notebook that writes it, 05_evaluation")
     files.write_json(grid.folder / "points" / f"{point.name}.json", record(grid, point, folder))
-    if not keep:
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
     return True
 
 
-def make(grid: Grid, execute_all: Callable[..., bool], *, keep: bool = False) -> list[str]:
+def make(grid: Grid, execute_all: Callable[..., bool]) -> list[str]:
     """Make the points that are to do, one after the other; return the names of those that failed.
 
     execute_all: (steps, folder, around) -> whether all went well; holds around(step) while it executes a step
     """
     from plg_utils import store  # torch takes seconds to import
 
-    failed, elsewhere = [], []
+    failed = []
     for point in store.progress(grid.points, what=grid.run):
         with lock(grid.folder / "locks" / f"{point.name}.lock") as holder:
-            if holder:
-                elsewhere.append(f"{point.name} is being made by {holder}")
-                continue
             content, reason = finished(grid, point)
-            if content is None:
+            if holder:
+                print(f"{point.name} is being made by {holder}", flush=True)
+            elif content is None:
                 print(f"{point.name}: is made again, {reason}\n" if reason else "", end="", flush=True)
                 try:
-                    failed += [] if make_point(grid, point, execute_all, keep=keep) else [point.name]
+                    failed += [] if make_point(grid, point, execute_all) else [point.name]
                 except (OSError, ValueError, KeyError) as error:  # not of a notebook: of its folder or summary
                     print(f"{point.name} failed\n    {type(error).__name__}: {error}", file=sys.stderr)
                     failed.append(point.name)
-    print(*elsewhere, sep="\n", end="\n" if elsewhere else "", flush=True)
     if failed:
         print(f"{len(failed)} of {len(grid.points)} points failed: {' '.join(failed)}", file=sys.stderr)
     return failed
@@ -344,15 +336,12 @@ def table(content: dict, against: str | None = None) -> str:
         frame.miou -= frame.pair.map(reference.set_index("pair").miou)
         frame = frame.drop(reference.index).dropna(subset="miou")
     lines = []
-    for what, own in frame.groupby(list(tables.What._fields), sort=False, dropna=False) if rows else ():
+    for what, own in frame.groupby(list(tables.What._fields), sort=False, dropna=False) if len(frame) else ():
         title, sign = (f"- {against}", "+") if against else ("mIoU %", "")
-        line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own)}
-        line[title] = f"{100 * own.miou.mean():{sign}.1f} ± {100 * own.miou.std():.1f}".replace("nan", "-")
-        if against:
-            line["each seed"] = "  ".join(
-                f"{seed}: {100 * gain:+.1f}" for seed, gain in own.set_index("seed").miou.items()
-            )
-        lines.append(line)
+        text = f"{100 * own.miou.mean():{sign}.1f} ± {100 * own.miou.std():.1f}".replace("nan", "-")
+        seeds = "  ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in zip(own.seed, own.miou, strict=True))
+        line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own), title: text}
+        lines.append(line | ({"each seed": seeds} if against else {}))
     return pd.DataFrame(lines, dtype=object).to_string(index=False) if lines else "no rows to compare"
 
 
@@ -369,7 +358,7 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
         print(f"{len(found)} points: {done} done, {len(found) - done} to do")
         return 0
     grid.writers  # noqa: B018  what cannot be shared is refused before any work
-    failed = [] if options.publish else make(grid, execute_all, keep=options.keep)
+    failed = [] if options.publish else make(grid, execute_all)
     content = collect(grid)
     if options.publish:  # a point that was published before and is not here now stays
         if len(content["missing"]) == len(grid.points):
@@ -379,9 +368,8 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
                 files.write_json(grid.published / "points" / f"{point.name}.json", done)
     path = (grid.published if options.publish else grid.folder) / "grid.json"
     files.write_json(path, content)
-    print(f"\n{table(content)}")
-    if options.against:
-        print(f"\n{table(content, options.against)}")
+    for against in [None, options.against] if options.against else [None]:
+        print(f"\n{table(content, against)}")
     print(f"\nrows: {path}")
     if content["missing"]:
         print(f"{len(content['missing'])} of {len(grid.points)} points are not done: {' '.join(content['missing'])}")

@@ -39,13 +39,9 @@ PRESETS = NOTEBOOKS / "presets.yaml"
 Refused = ValueError  # every refusal says what would be right
 KERNEL_START = 600  # seconds; a busy machine may need minutes
 SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
-BELONGS_TO = {  # a mapping, and the parameter that names the thing it belongs to
-    "dataset_options": "dataset",
-    "mask_options": "mask_model",
-    "encoder_options": "encoder",
-    "segmenter_options": "segmenter",
-    "detector_options": "detector",
-}
+# A mapping, and the parameter that names the thing it belongs to.
+BELONGS_TO = {f"{name}_options": name for name in ("dataset", "encoder", "segmenter", "detector")}
+BELONGS_TO["mask_options"] = "mask_model"
 COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
 environment = partial(mock.patch.dict, os.environ)  # variables while a block runs, for the kernels that it starts
 
@@ -102,11 +98,7 @@ class Loader(files.PlainYaml):
 
 
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def literal(text: str, where: str) -> Any:
-    """Read YAML as Python's numbers, texts, lists and mappings."""
-    return files.parse_yaml(text, where, Loader)
+literal = partial(files.parse_yaml, loader=Loader)  # (text, where) -> Python's numbers, texts, lists and mappings
 
 
 def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) -> Recipe:
@@ -116,7 +108,7 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
         file = published / choices.one_of(run, runs, "run") / "parameters.yaml"
     except ValueError as error:
         raise Refused(f"{error}. A new run is a new file results/RUN/parameters.yaml") from error
-    values = literal("\n".join(files.read_lines(file)), str(file)) or {}
+    values = literal("\n".join(files.read_lines(file)), file) or {}
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}; write lines of `name: value`")
     axes, chosen, shared = values.pop("grid", None) or {}, values.pop("notebooks", None), values.pop("shared", None)
@@ -142,7 +134,7 @@ def all_defaults_of(recipe: Recipe) -> dict[str, Any]:
 
 def presets() -> dict[str, dict[str, Any]]:
     """The presets: name -> parameters, and in `times` factors of parameters."""
-    return literal(PRESETS.read_text(encoding="utf-8"), str(PRESETS))
+    return literal(PRESETS.read_text(encoding="utf-8"), PRESETS)
 
 
 def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,9 +148,10 @@ def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
         if mapping and not isinstance(value, str | list):
             raise Refused(f"{name} is {value!r}, a {type(value).__name__}; give the path of a file or folder")
         if mapping and isinstance(value, str):
-            value, given_as = str(Path(value).expanduser().absolute()), value
-            if not Path(value).exists():
-                raise Refused(f"{name} is {given_as}, and there is no {value}: correct the path")
+            path = Path(value).expanduser().absolute()
+            if not path.exists():
+                raise Refused(f"{name} is {value}, and there is no {path}: correct the path")
+            value = str(path)
         changes |= joined(changes, {mapping: {key: value}} if mapping else {name: value}, {})
     return changes
 
@@ -258,10 +251,8 @@ def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any
 
 def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], folder: Path, published: Path) -> grid.Grid:
     """All points of a run's grid, which keeps its results in `folder` and publishes into `published`."""
-    points = []
-    for chosen in grid.combinations(axes):
-        name = grid.name_of(chosen)
-        points.append(grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)))
+    named = {grid.name_of(chosen): chosen for chosen in grid.combinations(axes)}
+    points = [grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)) for name, chosen in named.items()]
     return grid.Grid(recipe.run, axes, points, folder, published, recipe.shared)
 
 
@@ -329,7 +320,7 @@ def printed(outputs: list, count: int) -> list:
             data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
         if output.output_type == "execute_result":
             output.execution_count = count
-        if kept and output.output_type == "stream" and kept[-1].output_type == "stream":
+        if kept and output.output_type == kept[-1].output_type == "stream":
             kept[-1].text += output.text  # where a text is cut depends on the moment
         else:
             kept.append(output)
@@ -398,8 +389,8 @@ def report(folder: Path) -> str:
             lines.append(f"{row['name']:{width}}  {miou:>8}  {row['images']} {row['split']} images")
         lines = [f"{'':{width}}  mean IoU", *lines, ""] if rows else ["no truth to compare with: look at the pictures"]
     for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
-        if found := sorted(map(str, folder.glob(pattern))):
-            lines.append(f"{title + ':':10} {', '.join([found[0], *(Path(path).name for path in found[1:])])}")
+        if found := sorted(folder.glob(pattern)):
+            lines.append(f"{title + ':':10} {', '.join([str(found[0]), *(path.name for path in found[1:])])}")
     return "\n".join(lines)
 
 
@@ -461,7 +452,6 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
     add("-g", **several, metavar=("NAME", "VALUES"), help="run with each of these values: 12,24,48 or a YAML list")
     add("--dry-run", action="store_true", help="list what would be executed, execute nothing")
     add("--stages", action="store_true", help="do the slow stages without notebooks; of several processes by torchrun")
-    add("--keep", action="store_true", help="keep the folder of each finished point of a grid")
     add("--against", metavar="METHOD", help="of a grid: differences to this method, seed by seed")
     add("--publish", action="store_true", help="copy the finished run into results/RUN, execute nothing")
     options = command.parse_args(arguments)
@@ -476,8 +466,8 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
             raise Refused(f"--stages is of single runs, and {options.run} is a grid: start the grid several times")
         if axes:
             return grid.main(grid_of(recipe, axes, changes, folder, target), options, execute_all)
-        if options.keep or options.against:
-            raise Refused(f"--keep and --against are of grids, and {options.run} is none: add -g NAME VALUES")
+        if options.against:
+            raise Refused(f"--against is of grids, and {options.run} is none: add -g NAME VALUES")
         steps = steps_of(recipe, changes, options.run)
         if options.dry_run:
             print("\n".join(f"{step.notebook.stem}  {step.parameters}" for step in steps))

@@ -34,18 +34,8 @@ from plg_utils import checkpoints as weights
 from plg_utils import class_files, contents, devices, distributed, files
 from plg_utils.records import SPLITS, Dataset, Sample
 
-PACKAGES = (
-    "torchvision",
-    "segment-anything",
-    "openai-clip",
-    "timm",
-    "segmentation-models-pytorch",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "pycocotools",
-)
+PACKAGES = "torchvision segment-anything openai-clip timm segmentation-models-pytorch transformers safetensors"
+PACKAGES += " numpy pillow pycocotools"
 REMEDY = "delete the folder, and the stage starts again"
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
@@ -204,7 +194,7 @@ class Stage:
         return [sample for sample in samples if sample.id in ids]
 
     def _todo(self, samples: Sequence[Sample], suffixes: Sequence[str], together: int) -> set[str]:
-        made_from = {sample.id: self._parts(sample) for sample in samples}
+        made_from = {sample.id: _parts_of(sample, self._parents) for sample in samples}
         contents.save()
         changed = self.register({f"{id}{suffix}": parts for id, parts in made_from.items() for suffix in suffixes})
         changed = {id for id in made_from if any(f"{id}{suffix}" in changed for suffix in suffixes)}
@@ -217,11 +207,6 @@ class Stage:
             return id in changed or all(path.exists() and path.stat().st_size > 0 for path in paths)
 
         return changed | {id for group in groups if not all(map(complete, group)) for id in group}
-
-    def _parts(self, sample: Sample) -> dict[str, str]:
-        """What the files of an image are made from: its photo, and what earlier stages made of it."""
-        of_parents = {name: made[sample.id] for name, made in self._parents.items() if sample.id in made}
-        return {"photo": sample.content[:16]} | of_parents
 
     def register(self, names: Iterable[str] | dict[str, dict[str, str]]) -> list[str]:
         """Declare files that the stage will write; only these does it ever remove.
@@ -304,8 +289,7 @@ class Stage:
         done = [path for name in names if (path := self.folder / name).is_file() and path.parent == self.folder]
         for path in (*partials, *done):
             path.unlink()
-        for name in ("outputs.json", "outputs.txt"):
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / "outputs.json").unlink(missing_ok=True)
         return len(done)
 
     def _partials(self) -> list[Path]:
@@ -316,9 +300,7 @@ class Stage:
 
 def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
     """Files that a stage declared, each with what it is made from."""
-    path, old = folder / "outputs.json", folder / "outputs.txt"  # the second was written before version 0.2
-    if old.exists():
-        return {name: {} for name in old.read_text(encoding="utf-8").splitlines()}
+    path = folder / "outputs.json"
     outputs = files.read_json(path, REMEDY) if path.exists() else {}
     if not isinstance(outputs, dict) or not all(isinstance(parts, dict) for parts in outputs.values()):
         raise ValueError(f"{path} is no list of a stage's files; {REMEDY}")
@@ -330,11 +312,29 @@ def _made_from(folder: Path) -> dict[str, str]:
     return {Path(name).stem: digest(parts)[:16] for name, parts in _outputs_of(folder).items() if parts}
 
 
+def _changed(folder: Path, dataset: Dataset, parents: dict[str, dict[str, str]]) -> dict[str, list[str]]:
+    """Images that a stage's files were made from, and what of each has changed since: its photo, or a parent's files.
+
+    parents: name -> id: what its files stem from, `_made_from`
+    """
+    by_id = {Path(name).stem: parts for name, parts in _outputs_of(folder).items() if parts}
+    changed = {}
+    for sample in [sample for split in SPLITS for sample in getattr(dataset, split) if sample.id in by_id]:
+        then, now = by_id[sample.id], _parts_of(sample, parents)
+        changed[sample.id] = [part for part in {**now, **then} if then.get(part) != now.get(part)]
+    return {id: parts for id, parts in changed.items() if parts}
+
+
+def _parts_of(sample: Sample, parents: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What the files of an image are made from: its photo, and what earlier stages made of it."""
+    return {"photo": sample.content[:16]} | {
+        name: made[sample.id] for name, made in parents.items() if sample.id in made
+    }
+
+
 def _refuse_other_photos(parent: Path, dataset: Dataset) -> None:
     """Refuse an earlier stage that has seen other photos under these names: what follows would mix the two."""
-    made_from = {Path(name).stem: parts.get("photo") for name, parts in _outputs_of(parent).items()}
-    samples = [sample for split in SPLITS for sample in getattr(dataset, split) if made_from.get(sample.id)]
-    changed = [sample.id for sample in samples if made_from[sample.id] != sample.content[:16]]
+    changed = [id for id, parts in _changed(parent, dataset, {}).items() if "photo" in parts]
     if changed:
         raise ValueError(
             f"{parent} was made from other photos than there are now: {len(changed)} differ, e.g. {changed[0]}. "
@@ -404,13 +404,8 @@ def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> s
         if can_tell and manifest["inputs_sha256"] != _inputs_sha256(dataset, parents, learns_from):
             return "photos or labels have changed since"
         return ""
-    outputs, of_parents = _outputs_of(folder), {parent.name: _made_from(parent) for parent in parents}
-    by_id = {Path(name).stem: parts for name, parts in outputs.items() if parts}
-    for sample in [sample for split in SPLITS for sample in getattr(dataset, split) if sample.id in by_id]:
-        now = {"photo": sample.content[:16]}
-        now |= {name: made[sample.id] for name, made in of_parents.items() if sample.id in made}
-        if by_id[sample.id] != now:
-            return f"{sample.id} has changed since ({', '.join(k for k in now if by_id[sample.id].get(k) != now[k])})"
+    for id, parts in _changed(folder, dataset, {parent.name: _made_from(parent) for parent in parents}).items():
+        return f"{id} has changed since ({', '.join(parts)})"
     return ""
 
 
@@ -458,7 +453,7 @@ def digest(content: Any) -> str:
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that make the numbers."""
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, as +cu130
-    for package in PACKAGES:
+    for package in PACKAGES.split():
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions

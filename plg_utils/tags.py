@@ -42,7 +42,7 @@ def by_clip(
     """Load CLIP and embed the words of the classes once.
 
     A network with a `logit_bias` was taught to answer yes or no for each patch: its views are dense, its scores by the
-    rule "sigmoid". Others get crops and "softmax", see `score`.
+    sigmoid. Others get crops and the softmax, see `score`.
 
     encoder: the name of a file in encoders/, or what it has built already
     threshold: score from which on a class is a tag; the best class always is one. At 0.5 a view is more of the class
@@ -50,8 +50,8 @@ def by_clip(
     """
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     bias = getattr(getattr(encode, "model", None), "logit_bias", None)
-    how = {"rule": "softmax"} if bias is None else {"rule": "sigmoid", "bias": float(bias.detach())}
-    how |= {"background": classes.background, "temperature": own_temperature(encode)}
+    how = {"background": classes.background, "temperature": own_temperature(encode)}
+    how |= {} if bias is None else {"bias": float(bias.detach())}
     texts = encode.class_embeddings(classes)
 
     @torch.no_grad()
@@ -121,20 +121,19 @@ def score(
     owner: torch.Tensor,
     *,
     background: int | None = 0,
-    rule: str = "softmax",
     temperature: float = 0.01,
-    bias: float = 0.0,
+    bias: float | None = None,
 ) -> torch.Tensor:
     """Score the foreground classes of one image by its views.
 
     views: (V, D) embeddings of any length, text_embeddings: (K', D), owner: (K',) the class of each word
-    rule: "softmax": in each view the softmax of cosine / temperature over the classes and the background words; the
-        class takes the best view. "sigmoid": the answer of a network with a bias, sigmoid of the logarithm of the mean
-        over the views of exp(cosine / temperature + bias), near the best view too; background words are not read
+    bias: None: in each view the softmax of cosine / temperature over the classes and the background words; the class
+        takes the best view. Of a network that has one: the sigmoid of the logarithm of the mean over the views of
+        exp(cosine / temperature + bias), near the best view too; background words are not read
     returns: (F,) in [0, 1], the foreground classes in rising order
     """
     classes, others = class_cosines(views, text_embeddings, owner, background=background)
-    if rule == "sigmoid":
+    if bias is not None:
         logits = classes / temperature + bias
         return (logits.logsumexp(dim=0) - np.log(len(logits))).sigmoid()
     return (torch.cat([classes, others], dim=1) / temperature).softmax(dim=1)[:, : classes.shape[1]].amax(dim=0)

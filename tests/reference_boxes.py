@@ -34,38 +34,17 @@ def inside_box(masks, boxes, dilation):
     return kept
 
 
-def merge(masks, boxes, classes, scores, overlap, background):
-    """Ask each pixel which of the masks on it wins: label and confidence, (H, W) each."""
+def merge(masks, classes, scores, background):
+    """Ask each pixel which of the masks on it has the highest score, or comes last: label and confidence (H, W)."""
     label = np.full(masks.shape[1:], background)
     confidence = np.ones(masks.shape[1:])
-    rank = {
-        "score": lambda n: (scores[n], n),
-        "max_id": lambda n: (classes[n], scores[n], n),
-        "detection_order": lambda n: (n,),
-    }[overlap]
     for y in range(masks.shape[1]):
         for x in range(masks.shape[2]):
             here = [n for n in range(len(masks)) if masks[n, y, x]]
             if here:
-                winner = max(here, key=rank)
+                winner = max(here, key=lambda n: (scores[n], n))
                 label[y, x], confidence[y, x] = classes[winner], scores[winner]
     return label, confidence
-
-
-def merge_by_maximum(masks, classes):
-    """The public code that keeps the highest class, zhaozhengChen/SAM_WSSS; its classes here start at 1."""
-    merged = np.zeros(masks.shape[1:], dtype=np.int64)
-    for mask, index in zip(masks, classes, strict=True):
-        merged = np.maximum(merged, mask * index)
-    return merged
-
-
-def merge_by_overwriting(masks, classes):
-    """The public code in which a later box covers an earlier one, weixuansun/wsss_sam."""
-    merged = np.zeros(masks.shape[1:], dtype=np.int64)
-    for mask, index in zip(masks, classes, strict=True):
-        merged[mask] = index
-    return merged
 
 
 def tag_scores(views, texts, owner, background, temperature):

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 from reference import upsampled
+from reference_boxes import components
 from torch import nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,7 +35,7 @@ def label(maps, tags, threshold, background=0):
     return found
 
 
-def classifier_cams(model, image, tags, scales, flip):
+def classifier_cams(model, image, tags, scales):
     """CAMs (C, H, W) of one image (H, W, 3) uint8, class by class and place by place."""
     size = image.shape[:2]
     weights = model.classifier.weight.detach().numpy()[:, :, 0, 0]  # (classes, D)
@@ -42,7 +43,7 @@ def classifier_cams(model, image, tags, scales, flip):
     for scale in scales:
         width, height = round(size[1] * scale), round(size[0] * scale)
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-        for mirrored in [False, True] if flip else [False]:
+        for mirrored in (False, True):
             seen = resized[:, ::-1] if mirrored else resized
             pixels = np.array([(seen[:, :, c] / 255 - MEAN[c]) / STD[c] for c in range(3)])
             with torch.no_grad():
@@ -132,27 +133,11 @@ def refined(maps, similar, cut=0.4):
 
 
 def boxes(region):
-    """Smallest boxes around the connected parts of a region (h, w) bool, by walking from cell to cell."""
-    height, width = region.shape
-    filled, visited = np.zeros_like(region), np.zeros_like(region)
-    for y in range(height):
-        for x in range(width):
-            if not region[y, x] or visited[y, x]:
-                continue
-            part, waiting = [], [(y, x)]
-            visited[y, x] = True
-            while waiting:
-                cell = waiting.pop()
-                part.append(cell)
-                for down in (-1, 0, 1):
-                    for across in (-1, 0, 1):
-                        near = cell[0] + down, cell[1] + across
-                        inside = 0 <= near[0] < height and 0 <= near[1] < width
-                        if inside and region[near] and not visited[near]:
-                            visited[near] = True
-                            waiting.append(near)
-            rows, columns = [cell[0] for cell in part], [cell[1] for cell in part]
-            filled[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
+    """Smallest boxes around the connected parts of a region (h, w) bool."""
+    filled = np.zeros_like(region)
+    for part in components(region):
+        rows, columns = zip(*part, strict=True)
+        filled[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1] = True
     return filled
 
 

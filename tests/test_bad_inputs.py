@@ -362,7 +362,7 @@ CASES += cases("run.py", {},
     ("gets -p with fewer steps than one", runner("demo -p steps -1"), "steps is -1", "from 1 on"),
     ("gets -p with a number for a file", runner("demo -p class_file 5"), "class_file is 5", "path of a file"),
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
-    ("gets --keep without a grid", runner("demo --keep"), "add -g NAME VALUES"))
+    ("gets --against without a grid", runner("demo --against full"), "add -g NAME VALUES"))
 CASES += cases("doctor.py", {},
     ("does not know the run", doctor_of("dmo"), "did you mean 'demo'"),
     ("gets -p with a misspelt parameter", doctor_of("demo -p stpes 5"), "did you mean 'steps'"),
@@ -738,15 +738,3 @@ def test_a_photo_that_no_check_saw_is_named_when_it_is_read(many, monkeypatch):
     monkeypatch.setattr(Image, "open", closed)
     with pytest.raises(ValueError, match=r"3 of 19 photos cannot be read[\s\S]*02.jpg may not be read by this user"):
         load_many()
-
-
-def test_published_sets_are_looked_at_if_asked_for(place):
-    write(VOC | {"voc/JPEGImages/d.jpg": b""})
-    load = partial(datasets.load, "voc", root="voc", labelled=1)
-    assert len(load().val) == 2
-    with pytest.raises(ValueError, match="1 of 4 photos cannot be read"):
-        load(on_bad_image="stop")
-    Path("voc/JPEGImages/d.jpg").unlink()  # in the list, and not in the folder
-    with pytest.warns(UserWarning, match="d.jpg does not exist"):
-        data = load(on_bad_image="skip")
-    assert (ids(data)["val"], data.left_out) == (["c"], ("d",))

@@ -5,6 +5,7 @@ import pytest
 import reference_cams as reference
 import torch
 from clip.model import VisionTransformer
+from test_masks import random_images
 from torch import nn
 
 from plg_utils import cams
@@ -114,13 +115,6 @@ def test_boxes_equal_the_walk():
             np.testing.assert_array_equal(made, [reference.boxes(region) for region in regions])
 
 
-def test_boxes_by_hand():
-    rows = ("#....", ".#...", ".....", "...#.", "...##")
-    filled = ("##...", "##...", ".....", "...##", "...##")
-    region = torch.tensor([[[sign == "#" for sign in row] for row in rows]])
-    assert clip_text.boxes(region).tolist() == [[[sign == "#" for sign in row] for row in filled]]
-
-
 # The source
 
 
@@ -130,16 +124,10 @@ def encoder():
     return clip.build(checkpoint=None, batch_size=2, resize="keep", image_size=32)
 
 
-def random_images(*sizes):
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-
-
-@pytest.mark.parametrize("options", [{}, {"refine": False}, {"layers": 1}])
-def test_images_of_all_sizes_come_back_in_their_order(squares, encoder, options):
+def test_images_of_all_sizes_come_back_in_their_order(squares, encoder):
     pictures = random_images((20, 30), (30, 20), (20, 30), (25, 25), (20, 30))
     tags = [(1,), (2, 3), (), (1, 2), (3,)]
-    cue = cams.build("clip_text", squares.classes, encoder=encoder, tags=lambda items: tags, **options)
+    cue = cams.build("clip_text", squares.classes, encoder=encoder, tags=lambda items: tags)
     text, owner = encoder.class_embeddings(squares.classes)
     scale = encoder.model.logit_scale.exp().item()
     made = cue.scores(pictures)
@@ -149,9 +137,9 @@ def test_images_of_all_sizes_come_back_in_their_order(squares, encoder, options)
         if not of_image:
             continue
         inputs = encoder.preprocess(picture, encoder.network_size(picture.shape[:2]))[None]
-        how = {"background": 0, "scale": scale, "layer": "ln_post", "layers": options.get("layers", 3)}  # 2/3 of four
+        how = {"background": 0, "scale": scale, "layer": "ln_post", "layers": 3}  # 2/3 of four
         (small,), (similar,) = clip_text.grad_cam(encoder.model.visual, inputs, [of_image], text, owner, **how)
-        small = clip_text.refined(small, similar) if options.get("refine", True) else small
+        small = clip_text.refined(small, similar)
         expected = [reference.upsampled(one[None].numpy(), picture.shape[:2])[0] for one in small]
         np.testing.assert_allclose(each.maps, expected, atol=2e-3)
     for each, label in zip(made, cue(pictures), strict=True):
@@ -165,11 +153,6 @@ def test_tags_are_asked_for_first_and_stay_closed(squares, encoder):
         cue(samples)
     (each,) = cams.build("clip_text", squares.classes, encoder=encoder, tags="all").scores(samples)
     assert each.tags == (1, 2, 3)
-
-
-def test_no_layer_of_attention_is_refused(squares, encoder):
-    with pytest.raises(ValueError, match="layers=0 must be at least 1; refine=False"):
-        cams.build("clip_text", squares.classes, encoder=encoder, layers=0)
 
 
 @pytest.mark.parametrize("background", [0, None])

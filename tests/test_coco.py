@@ -54,7 +54,7 @@ def paint(*annotations):
 def write_json(path, names, annotations, categories=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"id": n, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for n, name in enumerate(names)]
-    categories = CATEGORIES if categories is None else categories
+    categories = CATEGORIES[::-1] if categories is None else categories  # they are found by name, not by place
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
@@ -97,14 +97,6 @@ def load(tmp_path, monkeypatch):
 # Painting
 
 
-def test_classes_are_the_json_order():
-    assert CLASSES.num_classes == 81
-    assert (CLASSES.names[1], CLASSES.names[12], CLASSES.names[80]) == ("person", "stop sign", "toothbrush")
-    assert len(CLASSES.words[0]) == 23
-    assert [list(colour) for colour in CLASSES.colours] == files.voc_palette()[:81].tolist()
-    assert (VALUES[CAT], VALUES[90]) == (16, 80)
-
-
 def test_the_smaller_is_on_top_and_of_equal_ones_the_later():
     large, small = note(CAR, box(0, 0, 6, 4), id=1), note(CAT, box(2, 1, 4, 3), id=2)
     expected = np.zeros(SIZE, dtype=np.uint8)
@@ -143,20 +135,15 @@ def test_no_annotation_several_polygons_and_run_lengths_in_both_forms():
 
 BROKEN = {  # segmentation, and what the error says
     "no polygon": ([], "it has no polygon"),
-    "two corners": ([[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
-    "one of two is broken": (box(0, 0, 2, 2) + [[1, 2]], "three corners or more"),
+    "one of two is broken": (box(0, 0, 2, 2) + [[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
     "flat list": ([0, 0, 3, 0, 3, 3], "the polygon 0 is not"),
     "text": ([["0", 0, 3, 0, 3, 3]], "the coordinate '0', not a number in or near the image"),
     "bool": ([[True, 0, 3, 0, 3, 3]], "the coordinate True"),
-    "infinite": ([[float("inf"), 0, 3, 0, 3, 3]], "the coordinate inf"),
     "not a number": ([[float("nan"), 0, 3, 0, 3, 3]], "the coordinate nan"),
     "far away": ([[0, 0, 17, 0, 3, 3]], "the coordinate 17, not a number in or near the image .6, 8."),
-    "counts do not decode": ({"size": [6, 8], "counts": "~~~"}, "does not occur in run lengths"),
     "counts too few": ({"size": [6, 8], "counts": "11"}, "add up to 2, the image has 48"),
-    "size": ({"size": [8, 6], "counts": "`1"}, r"of size \(8, 6\), the image has \(6, 8\)"),
     "list too few": ({"size": [6, 8], "counts": [40, 7]}, "add up to 47, the image has 48"),
     "list negative": ({"size": [6, 8], "counts": [50, -2]}, "neither a text nor a list of numbers"),
-    "null": (None, "not COCO's form"),
 }
 
 
@@ -184,13 +171,6 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
     with pytest.raises(ValueError, match="its category 12"):
         samples["000000000002"].truth()
     assert not samples["000000000003"].truth().any()
-
-
-def test_categories_are_found_by_name(load, tmp_path):
-    root = tiny_coco(tmp_path)
-    cats = [note(0, box(0, 0, 2, 2), image=number) for number in range(8)]
-    write_json(root / "instances.json", [f"{number:012d}.jpg" for number in range(8)], cats, [{"id": 0, "name": "cat"}])
-    assert np.unique(load(root=root, labelled=6).labelled[0].truth()).tolist() == [0, 16]
 
 
 # The cache
@@ -250,27 +230,20 @@ def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("year", [2014, 2017])
-def test_the_official_layout(load, tmp_path, year):
+def test_the_official_layout_also_below_images_and_what_is_missing(load, tmp_path, year):
+    with pytest.raises(FileNotFoundError, match=f"neither train{year}, val{year} and annotations, nor images"):
+        load(root=tmp_path, year=year)
     data = load(root=official(tmp_path, year=year), labelled=2, year=year, limit=2)
     assert (len(data.labelled), len(data.unlabelled), len(data.val), len(data.test)) == (2, 2, 2, 0)
     assert data.labelled[0].truth().shape == SIZE
     assert data.labelled[0].image().shape == (*SIZE, 3)
-    other = {2014: 2017, 2017: 2014}[year]
-    with pytest.raises(FileNotFoundError, match=f"has neither train{other}"):
-        load(root=tmp_path, year=other)
-
-
-def test_the_layout_with_images_above_and_what_is_missing(load, tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither train2017, val2017 and annotations, nor images"):
-        load(root=tmp_path)
-    official(tmp_path)
     (tmp_path / "images").mkdir()
-    for part in ("train2017", "val2017"):
-        (tmp_path / part).rename(tmp_path / "images" / part)
-    assert len(load(root=tmp_path, labelled="1/3").labelled) == 2
-    (tmp_path / "annotations" / "instances_val2017.json").unlink()
-    with pytest.raises(FileNotFoundError, match="has no annotations/instances_val2017.json"):
-        load(root=tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / f"{part}{year}").rename(tmp_path / "images" / f"{part}{year}")
+    assert len(load(root=tmp_path, labelled="1/3", year=year).labelled) == 2
+    (tmp_path / "annotations" / f"instances_val{year}.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no annotations/instances_val{year}.json"):
+        load(root=tmp_path, year=year)
     with pytest.raises(ValueError, match="year=2015"):
         load(root=tmp_path, year=2015)
 
@@ -307,7 +280,6 @@ def test_unimatch_lists(load, tmp_path, recwarn):
 @pytest.mark.parametrize(
     ("labelled", "val", "complaint"),
     [
-        ([1, 1], [100], "labelled lists 1 ids more than once"),
         ([1, 2], [2], "1 images are both in labelled and in val, e.g. 000000000002"),
         ([1, 9], [100], "1 images of .*labeled.txt are not in .*train2017, e.g. 000000000009"),
         ([1, 2], [1000], "1 images of .*val.txt are not in .*val2017"),

@@ -93,10 +93,6 @@ def toy(tmp_path, monkeypatch):
     return world
 
 
-def points_left(toy):
-    return sorted(path.name for path in (toy.folder / "points").iterdir())
-
-
 # What a grid expands to
 
 
@@ -138,8 +134,6 @@ def test_names_are_safe_and_differ_where_values_do():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-g", "stebs", "1,2"], "did you mean 'steps'"),
-        (["-p", "seed", "2"], "seed is in the grid and changed by -p: give its values by -g"),
         (["-g", "seed", "0", "-g", "seed", "1"], "-g seed is given 2 times: write all its values in one list"),
         (["-g", "steps", ""], "the grid has steps: []; give a list of at least one value"),
         (["-g", "steps", "1,,2"], "the list of steps is not readable YAML"),
@@ -147,29 +141,19 @@ def test_names_are_safe_and_differ_where_values_do():
         (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice: keep one"),
         (["--publish"], "no point of toy is finished: run first"),
         (["--stages"], "toy is a grid: start the grid several times"),
+        (f"{GRID}\nshared: masks", "`shared` in"),
+        (f"{GRID}\nshared: [segments]", "segments cannot be shared: no notebook of the run has dataset, "),
     ],
+    ids=str,
 )
 def test_a_wrong_grid_is_refused(toy, arguments, says):
+    """By the command line, or by the file; more of these are in test_bad_inputs."""
+    if isinstance(arguments, str):
+        write_run(toy.folders, arguments)
+        arguments = []
     code, out, err = toy.call(*arguments)
     assert (code, out, toy.executed) == (2, "", []) and says in err
     assert not toy.folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("grid: [seed]", "`grid` in"),
-        ("grid: {seed: 3}", "the grid has seed: 3; give a list"),
-        ("grid: {seed: [0]}\nseed: 1", "has seed both as a parameter and in its grid: keep one"),
-        (f"{GRID}\nshared: masks", "`shared` in"),
-        (f"{GRID}\nshared: [refined]", "refined cannot be shared; these can: masks, segments, cam_network"),
-        (f"{GRID}\nshared: [segments]", "segments cannot be shared: no notebook of the run has dataset, "),
-    ],
-)
-def test_a_wrong_file_is_refused(toy, text, says):
-    write_run(toy.folders, text)
-    code, _, err = toy.call()
-    assert code == 2 and says in err and toy.executed == []
 
 
 # Making
@@ -178,7 +162,7 @@ def test_a_wrong_file_is_refused(toy, text, says):
 def test_each_point_leaves_one_small_json_and_is_made_once(toy):
     assert toy.call()[0] == 0
     assert [name for _, name in toy.executed] == [name for name in NAMES for _ in range(2)]
-    assert points_left(toy) == [f"{name}.json" for name in NAMES]
+    assert sorted(os.listdir(toy.folder / "points")) == [f"{name}.json" for name in NAMES]
     point = toy.point(NAMES[1])
     assert point["point"] == {"labelled": 12, "seed": 1} and point["parameters"]["steps"] == 3  # a default
     assert [row["miou"] for row in point["rows"]] == pytest.approx([0.12, 0.1])
@@ -193,7 +177,8 @@ def test_each_point_leaves_one_small_json_and_is_made_once(toy):
     assert sorted(toy.masks) == ["labelled_0", "labelled_1", "unlabelled_0", "unlabelled_1", "unlabelled_2"]
     (toy.folder / "points" / f"{NAMES[2]}.json").unlink()
     toy.executed.clear()
-    toy.call("--keep")
+    toy.failing.add(NAMES[2])
+    toy.call()
     assert toy.executed == [("01_labels", NAMES[2]), ("02_training", NAMES[2])]
     link = toy.folder / "points" / NAMES[2] / "masks"
     assert not os.path.isabs(os.readlink(link)) and link.resolve().parent == (toy.folder / "shared").resolve()
@@ -213,31 +198,15 @@ def test_what_stages_disagree_in_is_listed_and_shared_time_is_apart(toy, tmp_pat
     assert made["split_sha256"] == "own"
 
 
-def test_another_device_is_no_other_work(toy):
+def test_a_point_made_otherwise_is_named_and_made_again(toy):
     toy.call()
     toy.executed.clear()
-    toy.call("-p", "device", "cpu", "-p", "images_at_once", "2", "-p", "processes", "2")
-    assert toy.executed == []
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [("yaml", "steps: 3, now 200"), ("notebooks", "notebooks: ["), ("new parameter", "ema: None, now 0.9")],
-)
-def test_a_point_made_otherwise_is_named_and_made_again(toy, change, says):
-    toy.call()
-    toy.executed.clear()
-    if change == "yaml":
-        write_run(toy.folders, f"{GRID}\nsteps: 200")
-    elif change == "notebooks":
-        write_run(toy.folders, f"{GRID}\nnotebooks: [02_training]")
-    else:
-        write_notebook(toy.folders["notebooks"] / "02_training.ipynb", f"{TRAINING}\nema = 0.9", 'print("trains")')
-    listed = toy.call("--dry-run")[1]
-    assert listed.count(says) == 4 and "4 points: 0 done, 4 to do" in listed
-    if change == "yaml":
-        out = toy.call()[1]
-        assert out.count(f"is made again, {toy.folder}") == 4 and says in out and len(toy.executed) == 8
+    for text, says in (("notebooks: [02_training]", "notebooks: ["), ("steps: 200", "steps: 3, now 200")):
+        write_run(toy.folders, f"{GRID}\n{text}")
+        listed = toy.call("--dry-run")[1]
+        assert listed.count(says) == 4 and "4 points: 0 done, 4 to do" in listed
+    out = toy.call()[1]
+    assert out.count(f"is made again, {toy.folder}") == 4 and says in out and len(toy.executed) == 8
 
 
 def test_a_broken_json_is_named_and_made_again(toy):
@@ -279,7 +248,9 @@ def test_a_failing_point_is_named_and_the_others_go_on(toy):
     assert code == 1 and "ValueError: the loss is not a number" in err
     assert str(toy.folder / "points" / NAMES[1] / "notebooks" / "02_training.partial.ipynb") in err
     assert f"1 of 4 points failed: {NAMES[1]}" in err and f"1 of 4 points are not done: {NAMES[1]}" in out
-    assert points_left(toy) == sorted([NAMES[1], *(f"{name}.json" for name in NAMES if name != NAMES[1])])
+    assert sorted(os.listdir(toy.folder / "points")) == sorted(
+        [NAMES[1], *(f"{name}.json" for name in NAMES if name != NAMES[1])]
+    )
     toy.failing.clear()
     toy.executed.clear()
     assert toy.call()[0] == 0
@@ -296,9 +267,8 @@ def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
     stale.mkdir()
     toy.call()
     assert stale.exists()  # the same parameters: it is gone on with
-    toy.failing.clear()
     write_run(toy.folders, f"{GRID}\nsteps: 200")
-    _, out, _ = toy.call("--keep")
+    _, out, _ = toy.call()
     assert f"{NAMES[0]}: starts again, steps: 3, now 200" in out
     assert not stale.exists()
 
@@ -331,19 +301,19 @@ def test_a_killed_process_leaves_what_another_goes_on_with(toy, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     code, out, _ = toy.call()
-    assert code == 0 and "starts again" not in out and points_left(toy) == [f"{name}.json" for name in NAMES]
+    assert code == 0 and "starts again" not in out
+    assert sorted(os.listdir(toy.folder / "points")) == [f"{name}.json" for name in NAMES]
     assert "labelled_0" in toy.masks and "unlabelled_0" not in toy.masks
 
 
-def test_a_point_that_another_process_makes_is_left_to_it(toy):
+def test_a_point_that_another_makes_is_left_to_it_and_a_notebook_that_writes_a_shared_stage_runs_alone(
+    toy, monkeypatch
+):
     with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:
         assert holder == ""
         code, out, _ = toy.call()
     assert code == 0 and f"{NAMES[0]} is being made by process {os.getpid()} on " in out
     assert {name for _, name in toy.executed} == set(NAMES[1:])
-
-
-def test_the_notebook_that_writes_a_shared_stage_runs_alone(toy, monkeypatch):
     held = {}
 
     def execute(step, prints):
@@ -355,7 +325,7 @@ def test_the_notebook_that_writes_a_shared_stage_runs_alone(toy, monkeypatch):
         toy.execute(step, prints)
 
     monkeypatch.setattr(run, "execute", execute)
-    toy.call("-g", "seed", "0", "-g", "labelled", "12")
+    toy.call("-g", "seed", "0", "-g", "labelled", "12")  # the first point
     assert held == {"01_labels": [True], "02_training": [False]}
 
 
@@ -372,29 +342,24 @@ def test_points_with_other_masks_get_another_folder_and_empty_none(toy):
     assert len(toy.masks) == 2 * 5
 
 
-def test_an_option_that_is_off_by_default_leaves_finished_points_done(toy):
+def test_another_device_and_an_option_that_is_off_by_default_leave_finished_points_done(toy):
     toy.call()
     toy.executed.clear()
     write_notebook(toy.folders["notebooks"] / "02_training.ipynb", f"{TRAINING}\nema = None", 'print("trains")')
-    toy.call()
+    toy.call("-p", "device", "cpu", "-p", "images_at_once", "2", "-p", "processes", "2")
     assert toy.executed == []
     toy.call("-p", "ema", "0.9")
     assert len(toy.executed) == 8
 
 
 def test_what_reaches_a_shared_stage_are_the_parameters_of_its_functions():
-    images = {"dataset", "dataset_options"}
-    assert grid.reaching("masks") == images | {"mask_model", "mask_options"}
-    clip = {"encoder", "encoder_options", "embedding_options"}
-    assert grid.reaching("segments") == grid.reaching("masks") | clip
-    network = grid.reaching("cam_network")
+    masks, segments, network = (grid.reaching(stage) for stage in ("masks", "segments", "cam_network"))
+    assert masks == {"dataset", "dataset_options", "mask_model", "mask_options"}
+    assert segments == masks | {"encoder", "encoder_options", "embedding_options"}
     assert {"labelled", "seed", "classifier_steps"} <= network and "device" not in network
     for stage in grid.MADE_BY:  # the notebooks have all of them
         assert grid.reaching(stage) <= {name for path in run.NOTEBOOKS.glob("0*.ipynb") for name in run.defaults(path)}
-
-
-def test_notebook_02_writes_masks_and_segments_and_06_the_cams():
-    two, six = "02_zero_shot_labels", "06_compare_labellers"
+    two, six = "02_zero_shot_labels", "06_compare_labellers"  # the first notebooks that write them
     for name, more in (("labeller_networks", {"cam_network": six}), ("demo", {})):  # 00 has these too, for one image
         points = run.grid_of(run.read(name), {"seed": [0]}, {}, run.NOTEBOOKS, run.NOTEBOOKS)
         assert points.writers == {"masks": two, "segments": two} | more
@@ -452,11 +417,9 @@ def test_a_method_with_changed_options_is_compared_with_the_plain_one():
     assert "(steps=twice)" in twice and "+10.0" in twice and "unimatch" in unimatch and "-10.0" in unimatch
     with pytest.raises(ValueError, match="no row of the method 'direct'"):
         cells(rows[1:], "direct")
-
-
-def test_a_row_that_was_added_gives_way_to_the_same_of_the_evaluation():
-    mine, added = row("direct", 0, 0.5), row("direct", 0, 0.4) | {"added": "06"}
-    other = row("direct", 0, 0.6, options={"cam": "clip_text"}) | {"added": "06"}
+    # A row that was added gives way to the same one of the evaluation.
+    mine, added = rows[0], row("direct", 0, 0.4, added="06")
+    other = row("direct", 0, 0.6, options={"cam": "clip_text"}, added="06")
     assert grid.without_repeats([added, mine, other]) == [mine, other]
     assert grid.without_repeats([added]) == [added]
 

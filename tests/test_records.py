@@ -9,44 +9,23 @@ from pycocotools import mask as coco
 from plg_utils import files
 from plg_utils.records import Classes, Masks
 
-THREE_MASKS = np.array(
-    [
-        [[1, 1, 0], [0, 0, 0]],
-        [[0, 0, 0], [0, 1, 1]],
-        [[0, 0, 0], [0, 0, 0]],
-    ],
-    dtype=bool,
-)
+THREE_MASKS = np.array([[[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]]], dtype=bool)
 
 
 def test_masks_by_hand():
     masks = Masks.from_dense(THREE_MASKS, predicted_iou=[0.9, 0.8, 0.7])
-    assert len(masks) == 3
-    assert masks.size == (2, 3)
+    assert (len(masks), masks.size) == (3, (2, 3))
     assert masks.areas().tolist() == [2, 2, 0]
     assert masks.boxes()[:2].tolist() == [[0, 0, 2, 1], [1, 1, 2, 1]]  # left, top, width, height
     assert masks.predicted_iou.dtype == np.float32
     assert np.isnan(masks.stability).all()
-    np.testing.assert_array_equal(masks.dense(), THREE_MASKS)
+    for chosen, indices in (([0, 1, 2], [0, 1, 2]), ([2, 0], [2, 0]), (masks.areas() > 0, [0, 1])):
+        taken = masks.take(chosen)
+        np.testing.assert_array_equal(taken.dense(), THREE_MASKS[indices])
+        np.testing.assert_allclose(taken.predicted_iou, np.array([0.9, 0.8, 0.7])[indices])
     assert masks.dense().dtype == bool
-
-
-def test_masks_are_taken_by_index_or_where_true():
-    masks = Masks.from_dense(THREE_MASKS, predicted_iou=[0.9, 0.8, 0.7])
-    turned = masks.take([2, 0])
-    np.testing.assert_array_equal(turned.dense(), THREE_MASKS[[2, 0]])
-    np.testing.assert_allclose(turned.predicted_iou, [0.7, 0.9])
-    kept = masks.take(masks.areas() > 0)
-    np.testing.assert_array_equal(kept.dense(), THREE_MASKS[:2])
-    np.testing.assert_allclose(kept.predicted_iou, [0.9, 0.8])
-    assert len(masks.take([])) == 0
-
-
-def test_no_masks_have_the_size_of_the_image():
-    masks = Masks.from_dense(np.zeros((0, 4, 5), dtype=bool))
-    assert masks.dense().shape == (0, 4, 5)
-    assert masks.areas().shape == (0,)
-    assert masks.boxes().shape == (0, 4)
+    for none in (masks.take([]), Masks.from_dense(THREE_MASKS[:0])):
+        assert (none.dense().shape, none.areas().shape, none.boxes().shape) == ((0, 2, 3), (0,), (0, 4))
 
 
 def test_classes_know_their_background():

@@ -47,8 +47,9 @@ def random_case(rng):
 
 
 def test_official_equals_the_loop_in_2000_cases():
+    """And in 200 at other thresholds."""
     rng = np.random.default_rng(0)
-    differ = dict.fromkeys(sepl.VARIANTS, 0)
+    differ = dict.fromkeys([*sepl.VARIANTS, "imp"], 0)
     outputs = {}
     for number in range(2000):
         label, masks, num_classes = random_case(rng)
@@ -61,14 +62,8 @@ def test_official_equals_the_loop_in_2000_cases():
             differ[variant] += not np.array_equal(merged, label)
         shuffled = masks[rng.permutation(len(masks))]  # the last variant, the default, stands for all
         assert np.array_equal(sepl.merge(label, shuffled, num_classes), expected), number
-        differ["imp2 is not imp"] = differ.get("imp2 is not imp", 0) + (
-            not np.array_equal(outputs["max_iou_imp"], outputs["max_iou_imp2"])
-        )
+        differ["imp"] += not np.array_equal(outputs["max_iou_imp"], outputs["max_iou_imp2"])
     assert min(differ.values()) > 100, f"the cases show too little: {differ}"
-
-
-def test_official_equals_the_loop_at_other_thresholds():
-    rng = np.random.default_rng(1)
     for _ in range(200):
         label, masks, num_classes = random_case(rng)
         inside, covers = rng.choice([0.0, 0.25, 0.5, 0.75]), rng.choice([0.25, 0.5, 0.75, 1.0])
@@ -76,63 +71,6 @@ def test_official_equals_the_loop_at_other_thresholds():
             expected = reference.official(label, masks, num_classes, variant, inside, covers)
             merged = sepl.merge(label, masks, num_classes, variant=variant, inside=inside, covers=covers)
             np.testing.assert_array_equal(merged, expected)
-
-
-def test_half_of_a_mask_is_not_enough_and_0_85_of_a_region_is():
-    cue = row("1" * 20 + "0" * 20)
-    half, more = rows("#" * 10 + "." * 10 + "#" * 10 + "." * 10, "#" * 10 + "." * 10 + "#" * 9 + "." * 11)
-    assert not sepl.merge(cue, half[None], 2, variant="max_iou").any()
-    np.testing.assert_array_equal(sepl.merge(cue, more[None], 2, variant="max_iou"), more)
-    enough, less = rows("#" * 17 + "..." + "#" * 20, "#" * 16 + "...." + "#" * 20)  # 17 / 20 = 0.85
-    for variant in ("max_iou", "max_iou_imp"):
-        assert not sepl.merge(cue, enough[None], 2, variant=variant)[enough].any()
-    np.testing.assert_array_equal(sepl.merge(cue, enough[None], 2), np.ones_like(cue))
-    np.testing.assert_array_equal(sepl.merge(cue, less[None], 2), row("0" * 16 + "1111" + "0" * 20))
-
-
-def test_quirk_1_a_consumed_mask_is_no_cover_for_a_later_class():
-    cue, mask = row("1112200"), rows("#####..")  # 60 % class 1, 40 % class 2
-    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant="max_iou"), row("1111100"))
-    for variant in ("max_iou_imp", "max_iou_imp2"):
-        np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant=variant), row("1112200"))
-    later = row("2221100")  # the other way round: class 1 comes first, and to it the mask is still on offer
-    np.testing.assert_array_equal(sepl.merge(later, mask, 3, variant="max_iou_imp"), row("2222200"))
-
-
-def test_quirk_2_cue_pixels_under_an_unselected_mask_become_background():
-    cue, mask = row("1111000000"), rows("...#######")
-    for variant in ("max_iou_imp", "max_iou_imp2"):
-        np.testing.assert_array_equal(sepl.merge(cue, mask, 2, variant=variant), row("1110000000"))
-    assert not sepl.merge(cue, mask, 2, variant="max_iou").any()
-
-
-def test_quirk_3_the_lowest_class_wins_a_mask_that_two_accept():
-    cue, mask = row("1122222"), rows("#######")  # all of class 1, but most of it is class 2
-    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, variant="max_iou_imp"), row("2222222"))
-    np.testing.assert_array_equal(sepl.merge(cue, mask, 3), row("1122222"))  # class 2 keeps its pixels, by quirk 1
-    np.testing.assert_array_equal(sepl.merge(row("1122200"), mask, 3), row("1122211"))
-    np.testing.assert_array_equal(sepl.merge(row("1122200"), mask, 3, "paper"), row("2222222"))
-
-
-def test_quirk_4_the_order_of_the_masks_does_not_matter_and_the_higher_class_is_on_top():
-    cue, masks = row("1110222"), rows("####...", "...####")
-    for order in ([0, 1], [1, 0]):
-        np.testing.assert_array_equal(sepl.merge(cue, masks[order], 3), row("1112222"))
-
-
-def test_quirk_5_what_is_no_class_becomes_background():
-    cue = row("1v3702")
-    for masks in (rows(), rows("......"), rows("....##")):
-        merged = sepl.merge(cue, masks.reshape(-1, 1, 6), 3)
-        np.testing.assert_array_equal(merged[0, :4], [1, 0, 0, 0])
-
-
-def test_quirk_6_without_masks_the_cue_stays_or_nothing_does():
-    cue, none = row("012v"), np.zeros((0, 1, 4), dtype=bool)
-    for variant in ("max_iou_imp", "max_iou_imp2"):
-        np.testing.assert_array_equal(sepl.merge(cue, none, 3, variant=variant), row("0120"))
-    assert not sepl.merge(cue, none, 3, variant="max_iou").any()
-    np.testing.assert_array_equal(sepl.merge(cue, none, 3, "paper"), cue)
 
 
 @pytest.mark.parametrize("mode", sepl.MODES)
@@ -161,6 +99,53 @@ def test_masks_in_any_order_of_memory_are_not_written_to(mode):
         np.testing.assert_array_equal(masks, before[1])
 
 
+# By hand
+
+IMP, IMP2 = ("max_iou_imp",), ("max_iou_imp", "max_iou_imp2")
+HALF, MORE = "#" * 10 + "." * 10 + "#" * 10 + "." * 10, "#" * 10 + "." * 10 + "#" * 9 + "." * 11
+TWENTY = "1" * 20 + "0" * 20
+BY_HAND = [  # what it shows, cue, masks, variants of the official code or the paper's rule, result
+    ("half of a mask is not enough", TWENTY, [HALF], ("max_iou",), "0" * 40),
+    ("more than half is", TWENTY, [MORE], ("max_iou",), MORE.replace("#", "1").replace(".", "0")),
+    ("0.85 of a region is enough", TWENTY, ["#" * 17 + "..." + "#" * 20], sepl.VARIANTS[2:], "1" * 40),
+    ("0.80 is not", TWENTY, ["#" * 16 + "...." + "#" * 20], sepl.VARIANTS[2:], "0" * 16 + "1111" + "0" * 20),
+    ("0.85 is a rule of the last variant", TWENTY, ["#" * 17 + "..." + "#" * 20], ("max_iou",), "0" * 40),
+    # The six quirks of the official code, and what the paper's rule does there.
+    ("quirk 1: a consumed mask", "1112200", ["#####.."], ("max_iou",), "1111100"),
+    ("quirk 1: is no cover for a later class", "1112200", ["#####.."], IMP2, "1112200"),
+    ("quirk 1: to the first class it is on offer", "2221100", ["#####.."], IMP, "2222200"),
+    ("a cue pixel stays only where no mask is", "1112200", ["#####.."], "paper", "1111100"),
+    ("so it does not under a mask of no class", "1100000", [".######"], "paper", "1000000"),
+    ("quirk 2: background under an unselected mask", "1111000000", ["...#######"], IMP2, "1110000000"),
+    ("quirk 2: nothing is kept", "1111000000", ["...#######"], ("max_iou",), "0000000000"),
+    ("quirk 3: all of class 1, most of it class 2", "1122222", ["#######"], IMP, "2222222"),
+    ("quirk 3: class 2 keeps its pixels, by quirk 1", "1122222", ["#######"], sepl.VARIANTS[2:], "1122222"),
+    ("quirk 3: the lowest class wins", "1122200", ["#######"], sepl.VARIANTS[2:], "1122211"),
+    ("the class of most pixels wins", "1122200", ["#######"], "paper", "2222222"),
+    ("of equal ones the lower class", "2211", ["####"], "paper", "1111"),
+    ("quirk 4: the higher class is on top", "1110222", ["####...", "...####"], sepl.VARIANTS[2:], "1112222"),
+    ("quirk 4: in any order", "1110222", ["...####", "####..."], sepl.VARIANTS[2:], "1112222"),
+    ("the better mask is on top: 4/5 and 3/4", "11112220", ["#####...", "....####"], "paper", "11111222"),
+    ("not so in the official code", "11112220", ["#####...", "....####"], sepl.VARIANTS[2:], "11112222"),
+    ("half and half: no rule holds", "11112220", ["####....", "....###.", "...##..."], "paper", "11112220"),
+    ("alike: the lower class is on top", "2220111", ["####...", "...####"], "paper", "2221111"),
+    ("quirk 5: what is no class is background", "1v3702", ["......"], sepl.VARIANTS[2:], "100002"),
+    ("void stays unless a mask claims it", "11vv000v", ["###.....", "...##...", "......#."], "paper", "111v000v"),
+    ("quirk 6: without masks the cue stays", "012v", [], IMP2, "0120"),
+    ("quirk 6: or nothing does", "012v", [], ("max_iou",), "0000"),
+    ("without masks all stays", "012v", [], "paper", "012v"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cue", "masks", "how", "expected"), [case[1:] for case in BY_HAND], ids=[c[0] for c in BY_HAND]
+)
+def test_by_hand(cue, masks, how, expected):
+    masks = rows(*masks) if masks else np.zeros((0, 1, len(cue)), dtype=bool)
+    for options in [{"mode": "paper"}] if how == "paper" else [{"variant": variant} for variant in how]:
+        np.testing.assert_array_equal(sepl.merge(row(cue), masks, 3, **options), row(expected))
+
+
 # The paper's rule
 
 
@@ -181,33 +166,6 @@ def test_paper_equals_the_loop_over_a_grid_of_thresholds():
                 np.testing.assert_array_equal(shuffled, expected)
                 differs += not np.array_equal(merged, sepl.merge(label, masks, num_classes, **options))
     assert differs > 100, f"the modes differ in {differs} cases only"
-
-
-def test_paper_the_lower_class_wins_a_mask_that_two_overlap_alike():
-    np.testing.assert_array_equal(sepl.merge(row("2211"), rows("####"), 3, "paper"), row("1111"))
-
-
-def test_paper_the_mask_that_lies_better_in_its_region_is_on_top():
-    cue = row("11112220")
-    masks = rows("#####...", "....####")  # 4/5 in class 1, 3/4 in class 2
-    np.testing.assert_array_equal(sepl.merge(cue, masks, 3, "paper"), row("11111222"))
-    np.testing.assert_array_equal(sepl.merge(cue, masks, 3), row("11112222"))
-    alike = rows("####....", "....###.", "...##...")  # the third: half in class 1, half in class 2, no rule holds
-    np.testing.assert_array_equal(sepl.merge(cue, alike, 3, "paper"), row("11112220"))
-    np.testing.assert_array_equal(sepl.merge(row("2220111"), rows("####...", "...####"), 3, "paper"), row("2221111"))
-
-
-def test_paper_a_cue_pixel_stays_only_where_no_mask_is():
-    cue, mask = row("1112200"), rows("#####..")
-    np.testing.assert_array_equal(sepl.merge(cue, mask, 3, "paper"), row("1111100"))  # unlike quirk 1
-    np.testing.assert_array_equal(sepl.merge(row("1100000"), rows(".######"), 3, "paper"), row("1000000"))
-
-
-def test_paper_void_stays_unless_an_accepted_mask_claims_it():
-    cue = row("11vv000v")
-    np.testing.assert_array_equal(
-        sepl.merge(cue, rows("###.....", "...##...", "......#."), 2, "paper"), row("111v000v")
-    )
 
 
 # What is refused
@@ -291,7 +249,7 @@ def test_images_without_id_are_labelled_too_and_each_is_read_once():
     assert len(reads) == 1
 
 
-def test_bad_cue_maps_are_refused_before_masks_are_made():
+def test_bad_cue_maps_and_options_are_refused_before_masks_are_made():
     samples, cues, _ = squares_of_two_sizes()
 
     def segment(images):
@@ -304,21 +262,6 @@ def test_bad_cue_maps_are_refused_before_masks_are_made():
     refused([cues["one"], cues["two"].T[:2]], r"of two has the size \(2, 3\), image and masks have \(3, 3\)")
     refused([cues["one"] * 9, cues["two"]], r"the cue map of one holds the values \[9\]", mode="paper")
     refused([cues["one"]], "zip")
-
-
-def test_bad_options_are_refused_before_anything_is_loaded():
-    with pytest.raises(ValueError, match=r"covers=2\.0"):
-        generators.build("sepl", CLASSES, cams="nowhere", masks="nothing", covers=2.0)
+    refused([], r"covers=2\.0", covers=2.0)
     with pytest.raises(ValueError, match="background is 0, not None"):
         generators.build("sepl", Classes(("a",), (("a",),), ((0, 0, 0),), background=None), cams="nowhere")
-
-
-def test_masks_of_sam_by_name(squares):
-    from plg_utils.masks import sam  # torch takes seconds to import, and the other tests need none
-
-    (untrained,) = sam.build(**sam.SMOKE)([squares.image])
-    generate = generators.build(
-        "sepl", squares.classes, cams=lambda items: [squares.truth], masks="sam", masks_options=sam.SMOKE
-    )
-    (made,) = generate([squares.image])
-    np.testing.assert_array_equal(made.label, sepl.merge(squares.truth, untrained.dense(), 4))

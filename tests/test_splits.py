@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_checkpoints import Site
-from test_coco import official, tiny_coco
+from test_coco import ids, official, tiny_coco
 
 from plg_utils import checkpoints, datasets, files
 from plg_utils.datasets import _splits, coco, voc
@@ -20,10 +20,6 @@ CLASSIC = {"92": 92, "183": 183, "366": 366, "732": 732, "1464": 1464}
 BLENDED = {"1_16": 662, "1_8": 1323, "1_4": 2646}
 COCO = {"1_512": 232, "1_256": 463, "1_128": 925, "1_64": 1849, "1_32": 3697}
 PASCAL = CLASSIC | BLENDED | {f"u2pl_{name}": count for name, count in BLENDED.items()}
-
-
-def ids(samples):
-    return [sample.id for sample in samples]
 
 
 def lines(numbers):
@@ -72,38 +68,6 @@ def test_the_lists_themselves(data_root):
         assert len(set(coco._read_list(lists.val))) == 5000
 
 
-@needs_lists
-def test_counts_of_voc(data_root, tmp_path):
-    """Empty files stand for the labelled photos and maps; the others are not opened before they are read."""
-    data_root.mkdir()
-    (data_root / "splits").symlink_to(SHARED)
-    listed = (SHARED / "pascal" / "92" / "labeled.txt").read_text().split()
-    for path in listed:
-        write(tmp_path / "voc" / path, "")
-    data = datasets.load("voc", root=tmp_path / "voc", split="92")
-    assert (len(data.labelled), len(data.unlabelled), len(data.val)) == (92, 10490, 1449)
-    assert not set(ids(data.labelled)) & set(ids(data.unlabelled))
-    assert ids(data.labelled) == [Path(path).stem for path in listed[::2]]  # in the list's order
-    assert data.provenance == "the 92 labelled images are UniMatch's list pascal/92 (commit 0324f3d)"
-
-
-@needs_lists
-def test_counts_of_coco(data_root, tmp_path, monkeypatch):
-    """The photos of one list are only said to be there."""
-    data_root.mkdir()
-    (data_root / "splits").symlink_to(SHARED)
-    listed = {part: SHARED / "coco" / path for part, path in (("train", "1_512/labeled.txt"), ("val", "val.txt"))}
-    photos = {part: [Path(word) for word in path.read_text().split()[::2]] for part, path in listed.items()}
-    photos["train"] += [Path(f"train2017/extra_{number}.jpg") for number in range(7)]
-    for part in photos:
-        (tmp_path / f"{part}2017").mkdir()
-        write(tmp_path / "annotations" / f"instances_{part}2017.json", "{}")  # not read: no truth is open
-    monkeypatch.setattr(coco, "_photos", lambda folder: {path.stem: path for path in photos[folder.name[:-4]]})
-    data = datasets.load("coco", root=tmp_path, split="1_512", truth_of=())
-    assert (len(data.labelled), len(data.unlabelled), len(data.val)) == (232, 7, 5000)
-    assert data.provenance == "the 232 labelled images are UniMatch's list coco/1_512 (commit 0324f3d)"
-
-
 def test_names_are_the_parts_of_the_training_images():
     assert _splits.names("pascal") == [*CLASSIC, "1_4", "1_8", "1_16", "u2pl_1_4", "u2pl_1_8", "u2pl_1_16"]
     assert set(_splits.names("coco")) == set(COCO)
@@ -118,11 +82,11 @@ def test_names_are_the_parts_of_the_training_images():
 @pytest.mark.parametrize(
     ("name", "split", "complaint"),
     [
-        ("voc", "1/16", "did you mean '1_16'. they are 92, 183, 366, 732, 1464, 1_4, .*u2pl_1_16$"),
-        ("voc", 1465, "split=1465 is neither a folder nor one of UniMatch's lists; did you mean '1464'"),
-        ("voc", "1_512", "neither a folder nor one"),
-        ("coco", "92", "neither a folder nor one of UniMatch's lists; .*they are 1_32, 1_64, 1_128, 1_256, 1_512$"),
-        ("voc", "/nowhere/at/all", "split='/nowhere/at/all' is neither a folder"),
+        ("voc", "1/16", "called '1/16', only 92, 183, 366, 732, 1464, 1_4, .*u2pl_1_16; did you mean '1_16'"),
+        ("voc", 1465, "no folder or list of UniMatch's called '1465', .*; did you mean '1464'"),
+        ("voc", "1_512", "no folder or list"),
+        ("coco", "92", "no folder or list of UniMatch's called '92', only 1_32, 1_64, 1_128, 1_256, 1_512$"),
+        ("voc", "/nowhere/at/all", "no folder or list of UniMatch's called '/nowhere/at/all'"),
     ],
 )
 def test_an_unknown_name_is_told(tiny_root, name, split, complaint):
@@ -179,7 +143,10 @@ def test_coco_has_no_train_list_to_fetch(server, tmp_path):
     assert asked(server) == ["/coco/1_512/labeled.txt", "/coco/val.txt"]
 
 
-def test_a_list_that_is_another_one_is_refused(server, data_root, tiny_root):
+def test_a_list_that_is_another_one_is_refused(server, data_root, tiny_root, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="labeled.txt gives more than 10 bytes"):
+        patch.setattr(_splits, "LARGEST", 10)
+        datasets.load("voc", root=tiny_root, split="92")
     server.pages["/pascal/92/labeled.txt"] = (lines([3]).encode(), {})
     with pytest.raises(FileNotFoundError, match=f"expected sha256:{_splits.SHA256['pascal/92/labeled.txt']} but got"):
         datasets.load("voc", root=tiny_root, split="92")
@@ -212,16 +179,6 @@ def test_each_published_file_has_its_address(monkeypatch, tiny_root):
             datasets.load("voc", root=tiny_root, split=split)
         listed = [line.strip() for line in str(error.value).splitlines() if line.startswith(f"  {address}")]
         assert listed == [f"{address}/{file}" for file in (f"{name}/labeled.txt", "val.txt", "train_aug.txt")]
-
-
-def test_what_is_fetched_is_small_and_https(server, data_root, tiny_root, monkeypatch):
-    monkeypatch.setattr(_splits, "LARGEST", 10)
-    with pytest.raises(FileNotFoundError, match="labeled.txt gives more than 10 bytes"):
-        datasets.load("voc", root=tiny_root, split="92")
-    monkeypatch.setattr(checkpoints, "ALLOWED", ("https://",))
-    with pytest.raises(FileNotFoundError, match="labeled.txt is not an https address"):
-        datasets.load("voc", root=tiny_root, split="92")
-    assert not list(data_root.rglob("*.txt"))
 
 
 # How many of a list are labelled, and what is said of it

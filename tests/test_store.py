@@ -59,18 +59,12 @@ def test_a_stage_goes_on_where_it_stopped(tmp_path, capsys):
     assert (manifest(tmp_path)["state"], manifest(tmp_path)["counts"]) == ("done", {"images": 3})
     (tmp_path / "b.json").unlink()
     assert todo_of(opened(tmp_path)) == ["b"]
+    # Names reach the disk before bytes that were not forced there: after a loss of power the last files may be empty.
+    (tmp_path / "b.json").write_bytes(b"")
+    assert work(tmp_path) == ["b"] and (tmp_path / "b.json").read_text() == '"b"\n'
     (tmp_path / "manifest.json").unlink()
     assert work(tmp_path) == IDS
-    assert "starts again, 2 files removed; manifest.json is missing" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", [[], {"state": "done"}, {"state": "over", "fingerprint": "1"}])
-def test_what_is_no_manifest_is_refused(content, tmp_path):
-    files.write_json(tmp_path / "first" / "manifest.json", content)
-    with pytest.raises(ValueError, match="manifest.json is no manifest of a stage: delete it"):
-        work(tmp_path / "first")
-    with pytest.raises(ValueError, match="manifest.json is no manifest of a stage: delete it"):
-        work(tmp_path / "second", parents=[tmp_path / "first"])
+    assert "starts again, 3 files removed; manifest.json is missing" in capsys.readouterr().err
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -81,14 +75,6 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         os.utime(path, (time.time() - age,) * 2)
     work(tmp_path)
     assert [path.exists() for path in paths] == [False, True, True]  # the second may be at work, the third is another's
-
-
-def test_files_that_a_loss_of_power_left_empty_are_made_again(tmp_path):
-    """Names reach the disk before bytes that were not forced there: the last files of a stage are there, but empty."""
-    work(tmp_path)
-    (tmp_path / "b.json").write_bytes(b"")
-    assert work(tmp_path) == ["b"]
-    assert (tmp_path / "b.json").read_text() == '"b"\n'
 
 
 def test_what_others_rest_on_is_forced_to_the_disk(tmp_path, monkeypatch):
@@ -126,8 +112,7 @@ def test_what_goes_through_a_network_together_is_done_together_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"parameters": {"points": 32}}, "parameters.points: 16, now 32"),
-        ({"parameters": {"points": 16, "layers": 1}}, "parameters.layers: None, now 1"),
+        ({"parameters": {"points": 32, "layers": 1}}, "parameters.layers: None, now 1; parameters.points: 16, now 32"),
         ({"seed": 1}, "seed: None, now 1"),
     ],
 )
@@ -220,14 +205,6 @@ def test_a_manifest_says_how_it_was_made(tmp_path):
     assert content["git_commit"] is None or len(content["git_commit"].removesuffix("-dirty")) == 40
 
 
-def test_a_run_stays_below_the_results(monkeypatch, tmp_path):
-    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    assert store.run_folder("demo") == tmp_path / "demo"
-    for name in ("", "..", "../demo", "/demo"):
-        with pytest.raises(ValueError, match="cannot be a file name"):
-            store.run_folder(name)
-
-
 SWITCH = """
 import json, os, random, numpy, torch
 from plg_utils import devices, store
@@ -266,11 +243,9 @@ def test_the_switch_is_off_unless_it_is_asked_for(monkeypatch):
 def test_devices():
     assert devices.choose("cpu") == torch.device("cpu")
     assert devices.choose("auto").type in {"cpu", "cuda", "mps"}
-    for name in ("gpu", "cuda:x"):
-        with pytest.raises(ValueError, match="is not known"):
+    for name, says in (("cuda:x", "is not known"), ("cuda:99", "'cuda:99' was asked for, but torch .* sees none; use")):
+        with pytest.raises(ValueError, match=says):
             devices.choose(name)
-    with pytest.raises(ValueError, match="'cuda:99' was asked for, but torch .* sees none; use 'auto' or 'cpu'"):
-        devices.choose("cuda:99")
 
 
 def test_the_next_batch_is_read_while_one_is_worked_on():
@@ -311,23 +286,18 @@ def test_progress_goes_to_stderr_and_in_a_notebook_that_a_person_runs_to_stdout(
     assert said("0") == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("has", "right"),
-    [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16")],
-)
-def test_half_precision_is_taken_where_the_processor_has_it(has, right, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-    cpu = torch.device("cpu")
-    assert [devices.precision(name, cpu) for name in ("auto", "fp32", "bf16")] == [right, "fp32", "bf16"]
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_half_precision_is_taken_where_the_gpu_has_it(native, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert devices.precision("auto", torch.device("cuda")) == ("bf16" if native else "fp32")
+def test_half_precision_is_taken_where_the_chip_has_it(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has, right in (
+        ({}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert [devices.precision(name, cpu) for name in ("auto", "fp32", "bf16")] == [right, "fp32", "bf16"]
+    for native, right in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, n=native: n or including_emulation
+        )
+        assert devices.precision("auto", cuda) == right
     assert devices.precision("auto", torch.device("mps")) == "fp32"
-
-
-def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match='precision is "fp16"; right are "fp32", "bf16" and "auto"'):
-        devices.precision("fp16", torch.device("cpu"))

@@ -8,8 +8,9 @@ import pytest
 import reference_boxes
 import torch
 import torch.nn.functional as F
+from test_generators import ColourEncoder
 
-from plg_utils import encoders, tags
+from plg_utils import tags
 from plg_utils.records import Classes, Sample, TruthHidden
 
 CLASSES = Classes(
@@ -22,25 +23,18 @@ COLOURS = {"white": (1, 1, 1), "black": (0.05, 0.05, 0.05), "red": (1, 0, 0), "p
 COLOURS |= {"green": (0, 1, 0), "blue": (0, 0, 1)}
 
 
-class ColourEncoder:
+class Encoder(ColourEncoder):
     """A word is its colour, a patch of 4 x 4 pixels its mean colour, the class token the mean of all."""
+
+    colours, side = COLOURS, 4
 
     def __init__(self, **of_model):
         self.seen = []
         self.model = type("Model", (), of_model)
 
-    def images(self, images):
-        return [F.avg_pool2d(torch.tensor(image).permute(2, 0, 1)[None].float(), 4)[0] for image in images]
-
     def class_tokens(self, images):
         self.seen.append(len(images))
         return [torch.tensor(image).float().mean(dim=(0, 1)) for image in images]
-
-    def texts(self, phrases):
-        return F.normalize(torch.tensor([COLOURS[phrase] for phrase in phrases]).float(), dim=1)
-
-    def class_embeddings(self, classes):
-        return encoders.class_embeddings(self.texts, classes)
 
 
 def picture(*places, size=(16, 16)):
@@ -72,7 +66,7 @@ def test_the_answer_yes_or_no_is_pooled_as_the_miniature_was_trained():
 
     torch.manual_seed(0)
     views, texts = F.normalize(torch.randn(6, 4), dim=1), F.normalize(torch.randn(3, 4), dim=1)
-    scores = tags.score(views, texts, torch.arange(1, 4), rule="sigmoid", temperature=1 / 17, bias=-4.0)
+    scores = tags.score(views, texts, torch.arange(1, 4), temperature=1 / 17, bias=-4.0)
     logits = 17 * views @ texts.T - 4
     pooled = miniature.pool_regions(logits[None], torch.zeros(1, 6, dtype=torch.long), 1)[0, 0]
     np.testing.assert_allclose(scores, pooled.sigmoid(), rtol=1e-5)
@@ -88,7 +82,7 @@ def test_small_things_are_seen_by_some_view(views):
     The sigmoid, of dense views, does not know background words: white must be unlike each word, and pink is not.
     """
     classes = replace(CLASSES, words=(CLASSES.words[0], ("red",), *CLASSES.words[2:])) if views == "dense" else CLASSES
-    encoder = ColourEncoder(**YES_OR_NO if views == "dense" else {"logit_scale": YES_OR_NO["logit_scale"]})
+    encoder = Encoder(**YES_OR_NO if views == "dense" else {"logit_scale": YES_OR_NO["logit_scale"]})
     tag = tags.by_clip(classes, encoder=encoder)
     blue, small, none = tag([picture(("blue", slice(0, 16), slice(0, 8))), SMALL, picture()])
     assert blue.classes.tolist() == [3]
@@ -108,17 +102,9 @@ def test_the_crops_are_half_as_long_and_overlap_by_half():
     assert [(crop[1].start, crop[1].stop) for crop in crops[:3]] == [(0, 8), (4, 12), (8, 16)]
     assert len(tags.crop_slices((1, 1))) == 10
     image = np.random.default_rng(0).integers(0, 256, (9, 16, 3), dtype=np.uint8)
-    (views,) = tags.embed_crops(ColourEncoder(), [image])
+    (views,) = tags.embed_crops(Encoder(), [image])
     assert views.shape == (10, 3)
     np.testing.assert_allclose(views[6], image[2:6, 8:16].mean(axis=(0, 1)), rtol=1e-5)
-
-
-def test_the_miniature_tags():
-    words = Classes(CLASSES.names, ((), ("a house",), ("a tree",), ("a boat",)), CLASSES.colours)
-    for each in tags.by_clip(words, encoder_options={"checkpoint": None})([SMALL, picture(size=(12, 20))]):
-        assert set(each.classes.tolist()) <= {1, 2, 3}
-        assert (np.diff(each.classes) > 0).all()
-        assert ((0 <= each.scores) & (each.scores <= 1)).all()
 
 
 def test_the_threshold_is_reached_by_equality_and_the_best_always_stays():
@@ -142,25 +128,17 @@ def test_tags_of_a_file_are_found_by_the_id(tmp_path, suffix):
     assert [each.scores.tolist() for each in found] == [[], [1], [1, 1]]
 
 
-def test_files_of_tags_that_do_not_fit_are_refused(tmp_path):
+def test_what_has_no_tags_is_refused(tmp_path):
+    """Files that are none are in test_bad_inputs."""
     path = tmp_path / "tags.yaml"
-
-    def read(text):
-        path.write_text(text, encoding="utf-8")
-        return tags.read(path, CLASSES)
-
-    for text, message in (
-        ("a: [red, purple]", "unknown names: purple; the classes are red, green, blue"),
-        ("a: [background]", "unknown names: background"),
-        ("a: red", "must hold {id:"),
-        ("a: [red", "not readable YAML"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            read(text)
+    path.write_text("a: [background]", encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown names: background"):
+        tags.read(path, CLASSES)
+    path.write_text("a: [red]", encoding="utf-8")
     with pytest.raises(ValueError, match="lacks the tags of: b"):
-        read("a: [red]")(samples("a", "b"))
+        tags.read(path, CLASSES)(samples("a", "b"))
     with pytest.raises(TypeError, match="by the id of a Sample"):
-        read("a: [red]")([SMALL])
+        tags.read(path, CLASSES)([SMALL])
 
 
 def test_tags_of_samples_are_those_that_the_loader_opened():

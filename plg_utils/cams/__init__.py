@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plg_utils import choices, labels, metrics
+from plg_utils import choices, detectors, labels, metrics
 from plg_utils.records import Classes, Sample
 
 Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
@@ -108,12 +108,7 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
             raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
         answers = [sample.tags() for sample in samples] if tags == "given" else tags(samples)
         answers = [tuple(sorted({int(index) for index in answer})) for answer in answers]
-        unknown = {index for answer in answers for index in answer} - {*classes.foreground}
-        if unknown or len(answers) != len(samples):
-            raise ValueError(
-                f"the tags are {answers!r:.200}; each of the {len(samples)} images needs a list of classes, of "
-                f"{list(classes.foreground)}"
-            )
+        detectors.check_tags(answers, classes, len(samples))
         return answers
 
     return ask

@@ -194,7 +194,6 @@ def build(
     weights: str | Path | None,
     tags: str | TagSource = "given",
     scales: Sequence[float] = SCALES,
-    flip: bool = True,
     threshold: float = THRESHOLD,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
@@ -202,7 +201,7 @@ def build(
     """Load a trained classifier.
 
     weights: the file that `train` wrote; None: the miniature untrained
-    tags: which classes are asked for, see `cams.tagger`; scales, flip: see `cams`
+    tags: which classes are asked for, see `cams.tagger`; scales: see `cams`
     threshold: of the background, in [0, 1]; batch_size: images of one size that share a pass
     """
     if not len(scales) or min(scales) <= 0:
@@ -216,7 +215,7 @@ def build(
 
         def show(together: list[int]) -> list[np.ndarray]:
             batch = np.stack([training.check_image(images[index], f"image {index}") for index in together])
-            return cams(model, batch, [found[index] for index in together], scales=scales, flip=flip)
+            return cams(model, batch, [found[index] for index in together], scales=scales)
 
         return list(map(Cams, found, by_size([image.shape[:2] for image in images], batch_size, show)))
 
@@ -225,17 +224,12 @@ def build(
 
 @torch.no_grad()
 def cams(
-    model: Classifier,
-    images: np.ndarray,
-    tags: Sequence[Sequence[int]],
-    *,
-    scales: Sequence[float] = SCALES,
-    flip: bool = True,
+    model: Classifier, images: np.ndarray, tags: Sequence[Sequence[int]], *, scales: Sequence[float] = SCALES
 ) -> list[np.ndarray]:
     """Class activation maps: the classifier's scores at each place, cut off at 0 and summed over sizes of the image.
 
     images: (B, H, W, 3) uint8 RGB of one size, tags: the classes asked for in each; model: in evaluation mode
-    scales: factors of the image's size; flip: add the mirror image's maps
+    scales: factors of the image's size; at each the maps of the mirror image are added
     returns: (C, H, W) float32 in [0, 1] for each image, C classes in the order of its tags
     """
     size = images.shape[1:3]
@@ -247,7 +241,7 @@ def cams(
         resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
         inputs = torch.from_numpy(np.stack([np.asarray(image) for image in resized])).to(device)
         inputs = augment.normalise(inputs.permute(0, 3, 1, 2))
-        for mirrored in (False, True)[: 1 + flip]:
+        for mirrored in (False, True):
             maps = model.activations(inputs.flip(-1)).flip(-1) if mirrored else model.activations(inputs)
             for total, of_image, chosen in zip(sums, maps.relu(), columns, strict=True):
                 if chosen:

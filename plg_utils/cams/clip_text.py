@@ -32,25 +32,19 @@ def build(
     encoder: str | object = "clip",
     encoder_options: dict | None = None,
     tags: str | TagSource = "given",
-    refine: bool = True,
-    layers: int | None = None,
     threshold: float = THRESHOLD,
 ) -> ScoredCue:
     """Load CLIP and embed the words of the classes once.
 
     encoder: "clip", or an encoder that it has built; its image_size and resize hold, its dense features are not used
     tags: which classes are asked for, see `cams.tagger`
-    refine, layers: let the mean attention of so many last layers refine the maps; None: two thirds of them, CLIP-ES's 8
-        of 12
     threshold: of the background, in [0, 1]
     """
-    if layers is not None and layers < 1:
-        raise ValueError(f"layers={layers} must be at least 1; refine=False leaves the attention out")
     if classes.background is None or not classes.words[classes.background]:
         raise ValueError("the class file has no words of the background, and clip_text needs some: add them")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     texts = encode.class_embeddings(classes)
-    layers = (layers or round(LAYERS * len(encode.model.visual.transformer.resblocks))) if refine else 0
+    layers = round(LAYERS * len(encode.model.visual.transformer.resblocks))
     how = {"background": classes.background, "scale": encode.model.logit_scale.exp().item()}
     how |= {"layer": encode.cam_layer, "layers": layers}
     tags_of = tagger(tags, classes)
@@ -68,8 +62,9 @@ def build(
         for tags, image, (maps, attention) in zip(found, images, by_size(sizes, encode.batch_size, ask), strict=True):
             large = torch.zeros(0, *image.shape[:2])
             if tags:
-                maps = refined(maps, attention) if refine else maps
-                large = F.interpolate(maps[None], image.shape[:2], mode="bilinear", align_corners=False)[0]
+                large = F.interpolate(
+                    refined(maps, attention)[None], image.shape[:2], mode="bilinear", align_corners=False
+                )[0]
             made.append(Cams(tags, large.cpu().numpy()))
         return made
 

@@ -207,7 +207,8 @@ def photo(
     )
 
 
-Entry = tuple[str | Path, str | Path | None]  # a photo and its label map below the root; None: it has no label map
+# A photo and its label map below the root, None: it has no label map. Of many thousands paths take longer than texts.
+Entry = tuple[str | Path, str | Path | None]
 
 
 def from_pairs(

@@ -8,10 +8,9 @@ train2017 without them. PASCAL VOC has three families: 92 to 1464 are parts of V
 
 import warnings
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
-from plg_utils import checkpoints, datasets, files
+from plg_utils import checkpoints, choices, datasets, files
 
 COMMIT = "0324f3d"  # of github.com/LiheYoung/UniMatch, MIT licence
 ADDRESS = f"https://raw.githubusercontent.com/LiheYoung/UniMatch/{COMMIT}/splits"
@@ -87,10 +86,7 @@ def find(split: str | int | Path, family: str) -> Lists:
         return _published(family, name)
     folder = Path(str(split)).expanduser()
     if not folder.is_dir():
-        near = get_close_matches(str(split), names(family), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join(names(family))
-        raise ValueError(f"split={split!r} is neither a folder nor one of UniMatch's lists; {hint}they are {known}")
+        choices.one_of(str(split), names(family), "folder or list of UniMatch's called")
     val = next((path for path in (folder / "val.txt", folder.parent / "val.txt") if path.is_file()), None)
     if val is None or not (folder / "labeled.txt").is_file():
         raise FileNotFoundError(f"{folder} has no labeled.txt, or neither it nor {folder.parent} has val.txt")

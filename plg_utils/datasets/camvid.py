@@ -20,8 +20,6 @@ CLASS_FILE = datasets.CLASS_FILES / "camvid.yaml"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SMOKE = {"labelled": 2, "limit": 2}
 
-Entry = tuple[Path, Path]  # photo and label map
-
 
 def load(
     *,
@@ -127,7 +125,7 @@ def _video_and_frame(stem: str) -> tuple[str, int, str]:
     return video, int(frame or 0), stem
 
 
-def _entries(root: Path, part: str) -> list[Entry]:
+def _entries(root: Path, part: str) -> list[datasets.Entry]:
     """Photos and label maps of train, val or test: those of the list if there is one, else all.
 
     The lists of the SegNet tutorial have the folders of its authors in front (/SegNet/CamVid/train/ID.png): only the

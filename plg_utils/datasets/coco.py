@@ -53,8 +53,7 @@ def load(
         supervised works): numbers of the two do not compare
     split: a list of UniMatch's by its name, 1_512 to 1_32 (`_splits`: fetched if missing), or a folder with lists in
         its format: labeled.txt, and here or one level up val.txt; lines are "train2017/ID.jpg masks/ID.png", of which
-        the id counts: label maps are made here. Unlabelled is the rest of train. If fewer are `labelled` than it
-        lists, these are drawn from it by the seed, with a warning: they are not the published list any more
+        the id counts: label maps are made here. Unlabelled is the rest of train; `labelled`: see `Lists.choose`
     cache: folder of the label maps, by default `coco_labels` in the data folder; a subfolder is named after the content
         of the json and the rule of painting
 

@@ -14,8 +14,6 @@ from plg_utils.records import Dataset
 CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
 SMOKE = {"labelled": 2, "limit": 2}
 
-Entry = tuple[str, str | None]  # photo and label map, below the root; texts, since paths take as long as all the rest
-
 
 def load(
     *,
@@ -30,12 +28,10 @@ def load(
 
     root: folder with JPEGImages and SegmentationClass, by default `VOC2012` in the data folder
     labelled: how many images have labels, or a part such as "1/8"; drawn by the seed, 12 are among the 24. With
-        `split`, None for all that it lists, and a part is a part of all training images (1/8 of 10,582 are the 1,323 of
-        1_8). Without it, None for 92, and a part is a part of the images that could be labelled
+        `split` see `Lists.choose`; without it, None for 92, and a part is a part of the images that could be labelled
     split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
         missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
-        unlabeled.txt or train_aug.txt, of which the labelled ones are left out. If fewer are `labelled` than it lists,
-        these are drawn from it by the seed, with a warning: they are not the published list any more
+        unlabeled.txt or train_aug.txt, of which the labelled ones are left out
 
     The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: put them
     into SegmentationClass.
@@ -88,11 +84,11 @@ def load(
     )
 
 
-def _id(entry: Entry) -> str:
+def _id(entry: datasets.Entry) -> str:
     return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _read_list(path: Path) -> list[Entry]:
+def _read_list(path: Path) -> list[datasets.Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
     entries = []
     for where, words in datasets.read_list(path):
@@ -108,7 +104,9 @@ def _read_list(path: Path) -> list[Entry]:
     return entries
 
 
-def _drawn_lists(root: Path, folder: Path, seed: int) -> tuple[list[Entry], list[Entry], list[Entry]]:
+def _drawn_lists(
+    root: Path, folder: Path, seed: int
+) -> tuple[list[datasets.Entry], list[datasets.Entry], list[datasets.Entry]]:
     """Lists where train.txt or val.txt is missing: pool, photos without map, and val (a quarter of all label maps)."""
     photos = sorted(path.stem for path in datasets.files_in(root / "JPEGImages", (".jpg",)))
     if (folder / "all.txt").is_file():

@@ -37,10 +37,6 @@ class Boxes:
             raise ValueError(f"boxes need one class and one score each, not {counts}")
         return boxes
 
-    def take(self, chosen: Sequence[int] | np.ndarray) -> "Boxes":
-        """Keep the boxes at these indices, or where a bool array (N,) is true, in the order given."""
-        return Boxes.of(self.xyxy[chosen], self.classes[chosen], self.scores[chosen])
-
 
 Detect = Callable[[Sequence[np.ndarray], Sequence[Sequence[int]]], list[Boxes]]
 

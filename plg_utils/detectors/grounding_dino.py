@@ -7,13 +7,13 @@ as "a cat. a kitten.", as in the public code of this chain (zhaozhengChen/SAM_WS
     pip install "plg-utils[grounding]"      installs transformers
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torchvision.ops import box_convert
 
 from plg_utils import checkpoints, devices
 from plg_utils.detectors import Boxes, Detect, check_tags
@@ -22,6 +22,7 @@ from plg_utils.records import Classes
 
 if TYPE_CHECKING:
     from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+    from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoObjectDetectionOutput
 
 SMOKE = {"box_threshold": 0.0, "text_threshold": 0.0}
 
@@ -56,18 +57,14 @@ def build(
         def ask(together: list[int]) -> list[Boxes]:
             pictures = [images[asked[place][0]] for place in together]
             texts = [captions[asked[place][1]] for place in together]
-            tokens = processor.tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
+            tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
             count, limit = tokens.input_ids.shape[1], model.config.max_text_len
             if count > limit:
                 raise ValueError(f"a caption has {count} tokens, over {limit}: {max(texts, key=len)!r:.200}")
-            words = map(word_tokens, texts, tokens.pop("offset_mapping").tolist())
             pixels = processor.image_processor(images=pictures, return_tensors="pt")
             outputs = model(**tokens.to(model.device), **pixels.to(model.device))
-            queries = outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
-            return [
-                boxes_of_queries(*of_caption, picture.shape[:2], **thresholds)
-                for *of_caption, picture in zip(*queries, words, pictures, strict=True)
-            ]
+            sizes = [picture.shape[:2] for picture in pictures]
+            return boxes_of_queries(processor, outputs, tokens.input_ids, sizes, **thresholds)
 
         found = by_size([images[image].shape[:2] for image, _ in asked], batch_size, ask)
         parts = [[np.zeros((0, 6))] for _ in images]  # columns: box, score, class
@@ -88,38 +85,35 @@ def caption(name: str, words: Sequence[str]) -> str:
     return " ".join(f"{word.lower()}." for word in words)
 
 
-def word_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Which tokens of a caption belong to its words, (T,) bool: not the dots, the special tokens and the padding.
-
-    offsets: of T tokens, the first letter and the one behind the last, as the tokenizer gives them
-    """
-    return torch.tensor([text[first:end] not in ("", ".") for first, end in offsets])
-
-
 def boxes_of_queries(
-    logits: torch.Tensor,
-    boxes: torch.Tensor,
-    words: torch.Tensor,
-    size: tuple[int, int],
+    processor: "GroundingDinoProcessor",
+    outputs: "GroundingDinoObjectDetectionOutput",
+    tokens: torch.Tensor,
+    sizes: Sequence[tuple[int, int]],
     *,
     box_threshold: float = 0.3,
     text_threshold: float = 0.25,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) xyxy pixels and scores (N,) of one image and caption, in the order of the queries.
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Boxes (N, 4) xyxy pixels and scores (N,) of each image and its caption, in the order of the queries.
 
     A query counts if any token scores more than box_threshold, which is then the score of its box, and a token of a
-    word more than text_threshold: else the authors' phrase would be empty.
+    word more than text_threshold: else its phrase, which transformers makes of such tokens, is empty.
 
-    logits: (Q, T') of T tokens, then -inf, boxes: (Q, 4) centre x, centre y, width, height as parts of the image
-    words: (T,) bool, tokens of words; size: (H, W) of the image, to which boxes are clipped
+    tokens: (B, T) of the captions; sizes: (H, W) of the images, to which boxes are clipped
     """
-    scores = logits.sigmoid()
-    score = scores.amax(dim=1)  # (Q,)
-    named = scores[:, : len(words)].masked_fill(~words, -1).amax(dim=1) > text_threshold
-    limits = boxes.new_tensor([size[1], size[0]] * 2)
-    xyxy = torch.minimum((box_convert(boxes, "cxcywh", "xyxy") * limits).clamp(min=0), limits)
-    kept = (score > box_threshold) & named & (xyxy[:, 2:] > xyxy[:, :2]).all(dim=1)  # with some area
-    return xyxy[kept].numpy(), score[kept].numpy()
+    found = processor.post_process_grounded_object_detection(
+        outputs, tokens, threshold=box_threshold, text_threshold=text_threshold, target_sizes=list(sizes)
+    )
+    boxes = []
+    for of_image, (height, width) in zip(found, sizes, strict=True):
+        limits = torch.tensor([width, height] * 2)
+        xyxy = torch.minimum(of_image["boxes"].float().cpu().clamp(min=0), limits)
+        phrases = of_image["text_labels"][: len(xyxy)]  # of no query there is one, empty
+        named = [re.sub(r"\[(CLS|SEP|PAD)\]|[.\s]", "", phrase) != "" for phrase in phrases]
+        kept = torch.tensor(named, dtype=torch.bool)
+        kept &= (xyxy[:, 2:] > xyxy[:, :2]).all(dim=1)  # with some area
+        boxes.append((xyxy[kept].numpy(), of_image["scores"].float().cpu()[kept].numpy()))
+    return boxes
 
 
 def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "GroundingDinoProcessor"]:

@@ -31,7 +31,6 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
 OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1", "resize_by": "pil"}  # GEM's, CLIP-ES's, the package's
 SENTENCES = 256  # encoded at once
-SETTINGS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files hold beside the weights
 
 
 def build(
@@ -39,23 +38,17 @@ def build(
     checkpoint: str | None = "miniature_clip",
     features: str | None = None,
     depth: int | None = None,
-    iterations: int = 1,
-    temperature: float | None = None,
     image_size: int | None = None,
-    resize: str = "squash",
     device: str = "cpu",
-    precision: str = "fp32",
-    batch_size: int = 16,
+    **options,
 ) -> "Encoder":
     """Load a CLIP and say how its images are read.
 
     checkpoint: a name of `checkpoints` ("miniature_clip", "ViT-B/16", ...), a file, or None: the miniature untrained
     features: "plain" or "gem"
     depth: gem wraps the last depth - 1 blocks, and depth 1 is plain; None: 7, or as many as there are
-    iterations, temperature: see `self_self_attention`
     image_size: pixels, a multiple of the patch
-    resize: "squash" to a square of image_size, as GEM does, or "keep" the aspect, the short side becoming image_size
-    device: see `devices.choose`; precision: "fp32", or "bf16" for autocast of the images
+    device: see `devices.choose`; options: the further fields of `Encoder`
     A None of features or image_size is the value in OPENAI, or in `miniature.DEFAULTS`.
     """
     defaults = DEFAULTS.get(checkpoint or "miniature_clip", OPENAI)
@@ -65,14 +58,10 @@ def build(
         model,
         features=features or defaults["features"],
         depth=min(GEM_DEPTH, layers + 1) if depth is None else depth,
-        iterations=iterations,
-        temperature=temperature,
         image_size=image_size or defaults["image_size"],
-        resize=resize,
-        precision=precision,
-        batch_size=batch_size,
         cam_layer=defaults["layer"],
         resize_by=defaults["resize_by"],
+        **options,
     )
 
 
@@ -82,7 +71,6 @@ def load(checkpoint: str | None) -> CLIP:
     if checkpoint in (None, "miniature_clip"):
         return miniature.load(path)
     state = checkpoints.load_clip_state(path)
-    state = {name: weight for name, weight in state.items() if name not in SETTINGS}
     if "visual.proj" not in state:
         raise ValueError(f"{checkpoint} has no vision transformer, so no patch tokens; use a ViT such as ViT-B/16")
     model = build_model(dict(state)).float()  # the package halves the weights, so they are loaded again in full
@@ -97,12 +85,12 @@ class Encoder:
     model: CLIP = field(kw_only=False)
     features: str
     depth: int
-    iterations: int
-    temperature: float | None
     image_size: int
-    resize: str
-    precision: str
-    batch_size: int
+    iterations: int = 1  # this and the next: see `self_self_attention`
+    temperature: float | None = None
+    resize: str = "squash"  # to a square of image_size, as GEM does; "keep": the short side becomes image_size
+    precision: str = "fp32"  # "bf16" for autocast of the images
+    batch_size: int = 16
     cam_layer: str = OPENAI["layer"]  # where cams/clip_text takes its gradient
     resize_by: str = OPENAI["resize_by"]  # "pil", whole grey values; "torch", as the miniature learned
 

@@ -1,7 +1,7 @@
 """Paper C's labels, made without any human label: CLIP tags the image, a detector boxes the tags, SAM cuts them out.
 
 "Enhancing Weakly Supervised Semantic Segmentation with Multi-modal Foundation Models: An End-to-End Approach",
-arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked, which mask is on top) is an option.
+arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked) is an option.
 
 A pixel in no mask is background, because the tags name everything that the image shows. Paper A's segments have no such
 list, and leave those pixels open.
@@ -22,7 +22,6 @@ from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
 from plg_utils.tags import Tags
 
-OVERLAPS = ("score", "max_id", "detection_order")
 SMOKE = {
     "tags_options": {"encoder_options": clip.SMOKE},
     "detector_options": {"encoder_options": clip.SMOKE},
@@ -37,11 +36,6 @@ class BoxLabel(PseudoLabel):
     tags: Tags
     boxes: Boxes
 
-    @property
-    def without_box(self) -> tuple[int, ...]:
-        """Tags that the detector did not find, and that were therefore dropped."""
-        return tuple(index for index in self.tags.classes.tolist() if index not in self.boxes.classes)
-
 
 def build(
     classes: Classes,
@@ -53,7 +47,6 @@ def build(
     masks: str | sam.Prompt = "sam",
     masks_options: dict | None = None,
     dilation: float | None = 0.05,
-    overlap: str = "score",
 ) -> Generate:
     """Load what tags, boxes and cuts out.
 
@@ -63,9 +56,7 @@ def build(
     masks: "sam", see `masks.sam.build_box_prompter`, or what that has built already
     tags_options, detector_options, masks_options: of what is built here
     dilation: see `inside_box`; None keeps what SAM says outside of the box
-    overlap: which mask is on top, see `painting_order`
     """
-    choices.one_of(overlap, OVERLAPS, "overlap")
     if tags != "clip" and tags_options:
         raise ValueError(f'tags_options are of "clip", and {tags!r} takes none: {", ".join(tags_options)}')
     if tags in ("clip", "sample"):
@@ -91,7 +82,7 @@ def build(
         for of_image, boxes, (of_boxes, _) in zip(tagged, found, prompted, strict=True):
             if dilation is not None:
                 of_boxes = inside_box(of_boxes, boxes.xyxy, dilation)
-            merged = merge(of_boxes, boxes, overlap=overlap, background=classes.background)
+            merged = merge(of_boxes, boxes, background=classes.background)
             labels.append(BoxLabel(merged.label, merged.confidence, of_image, boxes))
         return labels
 
@@ -113,10 +104,10 @@ def inside_box(masks: np.ndarray, boxes_xyxy: np.ndarray, dilation: float = 0.05
     return masks & rows[:, :, None] & columns[:, None, :]
 
 
-def merge(masks: np.ndarray, boxes: Boxes, *, overlap: str = "score", background: int | None = 0) -> PseudoLabel:
-    """Paint the masks of the boxes into one label map; the last one painted is on top.
+def merge(masks: np.ndarray, boxes: Boxes, *, background: int | None = 0) -> PseudoLabel:
+    """Paint the masks of the boxes into one label map; that of the highest score is on top, of equal ones the later.
 
-    masks: (N, H, W) bool; overlap: see `painting_order`
+    masks: (N, H, W) bool
     returns: a pixel in no mask is background with confidence 1, for the tags leave no other class; IGNORE with 0 if
         there is no background class. Else the confidence is the score of the box on top
     """
@@ -124,19 +115,7 @@ def merge(masks: np.ndarray, boxes: Boxes, *, overlap: str = "score", background
         raise ValueError(f"masks {masks.shape} are not (N, H, W) with one for each of {len(boxes)} boxes")
     label = np.full(masks.shape[1:], IGNORE if background is None else background, dtype=np.uint8)
     confidence = np.full(masks.shape[1:], 0 if background is None else 1, dtype=np.float32)
-    for index in painting_order(boxes, overlap):
+    for index in np.argsort(boxes.scores, kind="stable"):
         label[masks[index]] = boxes.classes[index]
         confidence[masks[index]] = boxes.scores[index].clip(0, 1)
     return PseudoLabel(label, confidence)
-
-
-def painting_order(boxes: Boxes, overlap: str = "score") -> np.ndarray:
-    """Indices of the boxes in the order in which they are painted: (N,).
-
-    overlap: which mask is on top: "score" that of the highest score; "max_id" that of the highest class, in a class
-        that of the highest score (zhaozhengChen/SAM_WSSS); "detection_order" the last that the detector gave
-        (weixuansun/wsss_sam). Of equal ones the later is on top
-    """
-    if choices.one_of(overlap, OVERLAPS, "overlap") == "score":
-        return np.argsort(boxes.scores, kind="stable")
-    return np.lexsort((boxes.scores, boxes.classes)) if overlap == "max_id" else np.arange(len(boxes))

@@ -29,31 +29,26 @@ def build(
     masks_options: dict | None = None,
     encoder: str | object = "clip",
     encoder_options: dict | None = None,
-    rule: str = "cosine",
-    temperature: float = 0.01,
-    overlap: str = "score",
     normalise_patches: bool = False,
+    **how,
 ) -> Generate:
     """Load the mask model and the encoder, and embed the words of the classes once.
 
     masks, encoder: the name of a file in masks/ or encoders/, or what it has built already
-    threshold, rule, temperature: see `labels.assign`; overlap: see `labels.paint`
+    threshold, how: rule and temperature of `labels.assign`, overlap of `labels.paint`
     normalise_patches: see `segment_embeddings`
     """
     segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     texts = encode.class_embeddings(classes)
-    how = {"threshold": threshold, "rule": rule, "temperature": temperature}
+    how |= {"threshold": threshold, "background": classes.background}
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
         segments = segment(images)
         embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
-        return [
-            label_from_embeddings(*of_image, *texts, background=classes.background, overlap=overlap, **how)
-            for of_image in zip(segments, embeddings, strict=True)
-        ]
+        return labels_from_embeddings(segments, embeddings, *texts, **how) if images else []
 
     return generate
 

@@ -24,7 +24,6 @@ VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cs
 INSIDE = 0.5  # rule (a) of that code, strict
 COVERS = 0.85  # rule (b) of that code, inclusive
 
-
 SMOKE = {
     "cams": "classifier",
     "cams_options": {"weights": None, "tags": "all", "scales": (1.0,)},
@@ -40,16 +39,14 @@ def build(
     masks: str | mask_models.Generate = "sam",
     masks_options: dict | None = None,
     mode: str = "official",
-    variant: str = "max_iou_imp2",
-    inside: float = INSIDE,
-    covers: float = COVERS,
+    **how,
 ) -> Generate:
     """Load the source of the cue maps and the mask model.
 
     cams, masks: the name of a file in cams/ or masks/, or what it has built already
-    mode, variant, inside, covers: see `merge`
+    mode, how: variant, inside and covers of `merge`
     """
-    _check_options(mode, variant, inside, covers)
+    _check_options(mode, **how)
     if classes.background != 0:
         raise ValueError(f"SEPL leaves 0 where it finds no class, so classes.background is 0, not {classes.background}")
     cue = cue_sources.build(cams, classes, **(cams_options or {})) if isinstance(cams, str) else cams
@@ -67,7 +64,7 @@ def build(
             name = item.id if isinstance(item, Sample) else f"image {number}"
             _check_label(f"the cue map of {name}", label, image.shape[:2], classes.num_classes, mode)
         labels = [
-            merge(label, of_image.dense(), classes.num_classes, mode, variant=variant, inside=inside, covers=covers)
+            merge(label, of_image.dense(), classes.num_classes, mode, **how)
             for label, of_image in zip(cues, segment(images), strict=True)
         ]
         return [PseudoLabel(label, (label != IGNORE).astype(np.float32)) for label in labels]
@@ -222,7 +219,7 @@ def _painted(packed: np.ndarray, owners: np.ndarray, pixels: int) -> np.ndarray:
 # Checks
 
 
-def _check_options(mode: str, variant: str, inside: float, covers: float) -> None:
+def _check_options(mode: str, variant: str = VARIANTS[-1], inside: float = INSIDE, covers: float = COVERS) -> None:
     choices.one_of(mode, MODES, "mode")
     choices.one_of(variant, VARIANTS, "variant")
     if mode == "paper" and variant != VARIANTS[-1]:
