@@ -22,6 +22,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from plg_utils import datasets, encoders
 from plg_utils.generators import segment_match
 from plg_utils.masks import sam, sam_official
+from plg_utils.masks._everything import SegmentEverything
 
 
 def networks_alone(network: sam.Sam, images: list[np.ndarray], points_per_side: int, at_once: int) -> None:
@@ -41,7 +42,7 @@ def networks_alone(network: sam.Sam, images: list[np.ndarray], points_per_side: 
 def thresholds_for(network: sam.Sam, image: np.ndarray, wanted: int, points_per_side: int) -> dict[str, float]:
     """Find the threshold of predicted IoU that leaves about `wanted` masks of a network with random weights."""
     rest = {"stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
-    everything = sam.SegmentEverything(network, points_per_side=points_per_side, pred_iou_thresh=0.0, **rest)
+    everything = SegmentEverything(network, points_per_side=points_per_side, pred_iou_thresh=0.0, **rest)
     found = np.sort(everything(image).predicted_iou)[::-1]
     lowest = found[min(wanted, len(found) - 1)] if len(found) else 0.0
     return {"pred_iou_thresh": max(1e-6, float(lowest)), **rest}  # at 0 or below, SAM's generator keeps all masks
@@ -66,15 +67,15 @@ def main() -> None:
     else:
         network = sam.load(options.checkpoint)
     network = network.to(options.device)
-    chosen = sam.settings(options.checkpoint, 1.0, None, None, None) | {"points_per_batch": options.points_per_batch}
+    chosen = sam.settings(options.checkpoint, 1.0) | {"points_per_batch": options.points_per_batch}
     if options.points_per_side:
         chosen["points_per_side"] = options.points_per_side
     if options.random:
         chosen |= thresholds_for(network, images[0], 100, chosen["points_per_side"])
-    ours, original = sam.SegmentEverything(network, **chosen), sam_official.Generator(
+    ours, generator = SegmentEverything(network, **chosen), sam_official.Generator(
         network, **chosen, output_mode="coco_rle"
     )  # fmt: skip
-    original = partial(sam_official.records, original)
+    original = sam_official.masks_by(generator)
 
     timed = images[: options.images]
     taken = side_by_side.seconds(

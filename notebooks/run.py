@@ -181,7 +181,7 @@ def settled(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     if name is not None:
         before, preset = known | values, presets()[name]
         factors = preset.pop("times", {})
-        preset |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if key in before}
+        preset |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if before.get(key)}
         values |= joined(before, {key: value for key, value in preset.items() if key in before}, known)
     values |= joined(known | values, changes, known)
     return {key: value for key, value in values.items() if key != "preset"}

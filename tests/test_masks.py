@@ -27,15 +27,23 @@ KEEP_ALL["stability_score_offset"] = 0.0005  # the logits of a network with rand
 def toy_sam(image_size=32, patch=8, width=8):
     """The package's own network with a few channels and random weights; its masks are of all sizes."""
     torch.manual_seed(0)
-    side = image_size // patch
-    encoder = {"embed_dim": width, "depth": 1, "num_heads": 1, "mlp_ratio": 1, "out_chans": width}
-    prompts = {"image_embedding_size": (side, side), "input_image_size": (image_size,) * 2, "mask_in_chans": 4}
-    two_way = {"depth": 1, "embedding_dim": width, "mlp_dim": 8, "num_heads": 1, "attention_downsample_rate": 1}
-    decoder = {"num_multimask_outputs": 3, "iou_head_depth": 2, "iou_head_hidden_dim": 8}
+    grid = image_size // patch
     model = Sam(
-        ImageEncoderViT(img_size=image_size, patch_size=patch, **encoder),
-        PromptEncoder(embed_dim=width, **prompts),
-        MaskDecoder(transformer=TwoWayTransformer(**two_way), transformer_dim=width, **decoder),
+        image_encoder=ImageEncoderViT(
+            img_size=image_size, patch_size=patch, embed_dim=width, depth=1, num_heads=1, mlp_ratio=1, out_chans=width
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width, image_embedding_size=(grid, grid), input_image_size=(image_size,) * 2, mask_in_chans=4
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=1, embedding_dim=width, mlp_dim=8, num_heads=1, attention_downsample_rate=1
+            ),
+            transformer_dim=width,
+            iou_head_depth=2,
+            iou_head_hidden_dim=8,
+        ),
     )
     return model.eval()
 
@@ -83,6 +91,7 @@ def recorded(official):
 
 
 GRID = {  # what is changed of KEEP_ALL, and sizes of images
+    "crop_n_layers": [0, 1],
     "box_nms_thresh": [0.7, 1.0],
     "thresholds": [{}, {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.925}],
     "points_per_batch": [2, 64],
@@ -92,36 +101,80 @@ GRID = {  # what is changed of KEEP_ALL, and sizes of images
 
 @pytest.mark.parametrize("case", list(itertools.product(*GRID.values())), ids=str)
 def test_masks_are_those_of_the_package_in_its_order(toy, case):
-    box_nms_thresh, thresholds, points_per_batch, size = case
+    crop_n_layers, box_nms_thresh, thresholds, points_per_batch, size = case
     image = random_images(size)[0]
-    options = KEEP_ALL | thresholds | {"box_nms_thresh": box_nms_thresh}
+    options = KEEP_ALL | thresholds | {"crop_n_layers": crop_n_layers, "box_nms_thresh": box_nms_thresh}
     (segments,) = sam.build(**options, points_per_batch=points_per_batch)([image])
     official = SamAutomaticMaskGenerator(toy, **options, points_per_batch=4).generate(image)
     assert official
     agree(segments, recorded(official))
-    assert (np.diff(segments.predicted_iou) <= 0).all()
+    assert crop_n_layers or (np.diff(segments.predicted_iou) <= 0).all()
     assert all(isinstance(rle["counts"], str) for rle in segments.rles)
     assert segments.areas().tolist() == [int(coco.area(rle)) for rle in segments.rles]
     (same,) = sam_official.build(**options)([image])
     agree(segments, same)
 
 
-def test_crops_are_looked_at_by_the_package(toy):
-    options = KEEP_ALL | {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.1}
+CROPS = [
+    {"crop_overlap_ratio": 0.1},
+    {"crop_overlap_ratio": 0.6, "crop_nms_thresh": 0.3},
+    {"crop_n_points_downscale_factor": 2},
+    {"crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_nms_thresh": 1.0},
+    {"points_per_side": None, "point_grids": [np.array([[0.3, 0.6], [0.8, 0.2]]), np.array([[0.5, 0.5]])]},
+    {"points_per_side": None, "point_grids": [np.array([[0.2, 0.9], [0.1, 0.5], [0.5, 0.5]])], "crop_n_layers": 0},
+]
+
+
+@pytest.mark.parametrize("changed", CROPS, ids=str)
+def test_crops_and_points_are_those_of_the_package(toy, changed):
+    options = KEEP_ALL | {"crop_n_layers": 1, "points_per_side": 4} | changed
     image = random_images((26, 34))[0]
     expected = recorded(SamAutomaticMaskGenerator(toy, **options).generate(image))
-    agree(sam_official.build(**options)([image])[0], expected)
-    with pytest.raises(ValueError, match="crop_n_layers is no option of sam: .* the mask model sam_official"):
-        sam.build(**options)
+    for name in ("sam", "sam_official"):
+        (found,) = mask_models.build(name, **options)([image])
+        agree(found, expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"min_mask_region_area": 30}], ids=str)
+@pytest.mark.parametrize("name", ["sam", "sam_official"])
+def test_point_grids_that_do_not_fit_are_refused(toy, name):
+    grid = [[0.5, 0.5]]
+    for options, message in (
+        ({"point_grids": [grid], "points_per_side": 3}, "leave points_per_side and density out"),
+        ({"point_grids": [grid], "crop_n_layers": 1}, r"give 2 of them \(crop_n_layers \+ 1\)"),
+        ({"point_grids": []}, r"point_grids are \[\]"),
+        ({"point_grids": [[0.5, 0.5]]}, r"point_grids are \[\(2,\)\]"),
+        ({"point_grids": [[[16, 16]]]}, "from 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mask_models.build(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
+        {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.5},
+        {"point_grids": [np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.3, 0.7]), axis=2).reshape(-1, 2)]},
+        {"min_mask_region_area": 30},
+    ],
+    ids=str,
+)
 def test_the_miniature_finds_what_the_package_finds(options):
     data = datasets.load("storybook", labelled=2, limit=2)
     images = [sample.image() for sample in (*data.labelled, *data.unlabelled)]
     for ours, official in zip(sam.build(**options)(images), sam_official.build(**options)(images), strict=True):
         assert len(ours) > 1
         agree(ours, official)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (32, 32), (50, 34), (7, 90)])
+def test_enlarging_is_what_the_package_does_in_two_steps(toy, size):
+    small = torch.randn(5, 16, 16)
+    everything = _everything.SegmentEverything(toy, points_per_side=1)
+    inside = everything.resize.get_preprocess_shape(*size, 32)
+    expected = toy.postprocess_masks(small[:, None], inside, size)[:, 0]
+    torch.testing.assert_close(everything.enlarge(small, size).transpose(1, 2), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_boxes_and_areas_by_the_package():
@@ -150,6 +203,14 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
     assert asked == [8, 4, 2, 2, 2, 2, 2, 1]
     with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError):
         list(everything.halving(lambda batch: greedy(batch, most=0), points))
+
+
+def test_many_masks_are_looked_at_in_parts(toy, monkeypatch):
+    image = random_images((20, 30))[0]
+    (whole,) = sam.build(**KEEP_ALL)([image])
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 20 * 30)
+    (parts,) = sam.build(**KEEP_ALL)([image])
+    assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
 
 
 def test_small_regions_are_removed_as_by_plain_loops():
@@ -195,15 +256,13 @@ def test_of_masks_that_agree_without_small_regions_the_unchanged_stay():
 
 
 @pytest.mark.parametrize("name", ["sam", "sam_official"])
-def test_small_regions_can_be_left_out(toy, name, monkeypatch):
-    image, asked, real = random_images((20, 30))[0], [], _everything.without_small_regions
-    module = _everything if name == "sam" else sam_official
-    monkeypatch.setattr(module, "without_small_regions", lambda *how: asked.append(how[1:]) or real(*how))
-    for box in (0.6, 0.9):  # of this and the package's threshold for crops, 0.7, the larger counts
-        (whole,) = mask_models.build(name, **KEEP_ALL, box_nms_thresh=box)([image])
-        (found,) = mask_models.build(name, **KEEP_ALL, box_nms_thresh=box, min_mask_region_area=5)([image])
-        assert found.rles == real(whole, 5, max(box, 0.7)).rles != whole.rles
-    assert asked == [(0, 0.7), (5, 0.7), (0, 0.9), (5, 0.9)]
+def test_small_regions_can_be_left_out(toy, name):
+    image = random_images((20, 30))[0]
+    for box, crop in ((0.7, 0.8), (0.9, 0.7)):
+        options = KEEP_ALL | {"crop_n_layers": 1, "box_nms_thresh": box, "crop_nms_thresh": crop}
+        (whole,) = mask_models.build(name, **options)([image])
+        (found,) = mask_models.build(name, **options, min_mask_region_area=5)([image])
+        assert found.rles == _everything.without_small_regions(whole, 5, max(box, crop)).rles != whole.rles
 
 
 def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
@@ -221,12 +280,9 @@ def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
     assert compiled == [encoder] and same.rles == full.rles
 
 
-def test_small_masks_are_dropped_and_many_are_looked_at_in_parts(toy, monkeypatch):
+def test_small_masks_are_dropped(toy):
     image = random_images((20, 30))[0]
     (everything,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0)([image])
-    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 20 * 30)
-    (parts,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0)([image])
-    assert parts.rles == everything.rles and (parts.stability == everything.stability).all()
     areas = everything.areas()
     cut = int(np.median(areas)) + 1
     (large,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, min_area=cut)([image])
@@ -235,11 +291,9 @@ def test_small_masks_are_dropped_and_many_are_looked_at_in_parts(toy, monkeypatc
 
 
 def test_an_image_without_masks_is_an_empty_record(toy):
-    options = KEEP_ALL | {"pred_iou_thresh": 1e9}
-    for (nothing,) in (
-        sam.build(**options)(random_images((20, 30))),
-        sam_official.build(**options, crop_n_layers=1)(random_images((20, 30))),
-    ):
+    for crop_n_layers in (0, 1):
+        options = KEEP_ALL | {"pred_iou_thresh": 1e9, "crop_n_layers": crop_n_layers}
+        (nothing,) = sam.build(**options)(random_images((20, 30)))
         assert len(nothing) == 0
         assert nothing.dense().shape == (0, 20, 30)
         assert nothing.predicted_iou.dtype == np.float32
@@ -266,11 +320,16 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
             sam.build(checkpoint="sam_vit_h", density=density)
 
 
-def test_a_file_must_come_with_its_model_and_be_that_of_a_sam(tmp_path):
+def test_a_file_must_come_with_its_model(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="'vit_b', 'vit_l' or 'vit_h'"):
         sam.load(str(path))
-    for name in ("sam", "sam_official"):
-        with pytest.raises(ValueError, match="which SAM is miniature_clip"):
-            mask_models.build(name, checkpoint="miniature_clip")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
+        sam.load("sam_vit_x")
+
+
+@pytest.mark.parametrize("name", ["sam", "sam_official"])
+def test_the_weights_of_another_network_are_refused(name):
+    with pytest.raises(ValueError, match="which SAM is miniature_clip"):
+        mask_models.build(name, checkpoint="miniature_clip")

@@ -1,8 +1,8 @@
 """SAM's automatic mask generation: the rules of its package's `SamAutomaticMaskGenerator`, at a fraction of its cost.
 
-A grid of points is asked for three masks each; what SAM predicts to be poor is dropped, then what is unstable, and the
-poorer of two whose boxes nearly agree (automatic_mask_generator.py of that package; Kirillov et al. 2023, appendix B).
-The networks are the package's own. Only sam_official.py looks at crops of the image. What is not done as it does it:
+A grid of points is asked for three masks each; what SAM predicts to be poor is dropped, then what is unstable, what
+touches the edge of a crop, and the poorer of two whose boxes nearly agree (automatic_mask_generator.py of that package;
+Kirillov et al. 2023, appendix B). The networks are the package's own. What is not done as it does it:
 
 - The image enters the decoder once and not once for each point. Its layers broadcast, so what the first of them makes
   of the image alone is made once.
@@ -18,24 +18,50 @@ sides; see tests/test_masks.py and benchmarks/bench_masks.py.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import build_point_grid
+from segment_anything.utils.amg import (
+    build_all_layer_point_grids,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+    uncrop_boxes_xyxy,
+)
 from segment_anything.utils.transforms import ResizeLongestSide
-from torchvision.ops import nms
+from torchvision.ops import box_area, nms
 
 from plg_utils.choices import one_of
 from plg_utils.labels import components
 from plg_utils.records import Masks
 
-CROP_NMS = 0.7  # the package's default: with min_mask_region_area it counts without crops too
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks that passed the tests of their crop, in a form that does not grow with the image."""
+
+    small: torch.Tensor  # (N, r, r) float32 logits, as SAM's decoder gives them
+    boxes: torch.Tensor  # (N, 4) int64, left, top, right, bottom in pixels of the whole image, the last ones included
+    predicted_iou: torch.Tensor  # (N,) float32
+    stability: torch.Tensor  # (N,) float32
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def take(self, chosen: torch.Tensor) -> "Candidates":
+        """Keep those at these indices, or where a bool tensor (N,) is true."""
+        return Candidates(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        """Put candidates behind one another."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 @dataclass
@@ -43,47 +69,76 @@ class SegmentEverything:
     """Calls give the `Masks` of an image; the fields are named as the package names them."""
 
     sam: Sam
-    points_per_side: int = 32
+    points_per_side: int | None = 32
     points_per_batch: int = 64  # halved where the device's memory does not suffice
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: list[np.ndarray] | None = None  # instead of points_per_side
     min_mask_region_area: int = 0
     precision: str = "fp32"
 
     def __post_init__(self):
-        """Lay the grid (P, 2), in 0 to 1."""
+        """Lay the grids, one for each layer of crops."""
         one_of(self.precision, ("fp32", "bf16"), "precision")
-        self.grid = build_point_grid(self.points_per_side)
+        self.grids = self.point_grids or build_all_layer_point_grids(
+            self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
+        )
         self.resize = ResizeLongestSide(self.sam.image_encoder.img_size)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Masks:
         """Segment an image (H, W, 3) uint8 RGB."""
         size = image.shape[:2]
+        crops, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
+        found = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
+        everything = Candidates.join(found)
+        kept = torch.arange(len(everything))
+        if len(crops) > 1:  # of two that agree, the one in the smaller crop
+            counts = torch.tensor([len(each) for each in found])
+            detail = torch.repeat_interleave(1 / box_area(torch.tensor(crops)), counts)
+            kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), self.crop_nms_thresh).cpu()
+        rles, first = {}, 0
+        for crop, each in zip(crops, found, strict=True):
+            here = kept[(kept >= first) & (kept < first + len(each))]
+            rles |= zip(here.tolist(), self.run_lengths(each.small[here - first], crop, size), strict=True)
+            first += len(each)
+        everything = everything.take(kept)
+        masks = Masks(
+            rles=tuple(rles[index] for index in kept.tolist()),
+            size=(int(size[0]), int(size[1])),
+            predicted_iou=everything.predicted_iou.cpu().numpy(),
+            stability=everything.stability.cpu().numpy(),
+        )
+        return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
+
+    def look(self, image: np.ndarray, crop: Sequence[int], grid: np.ndarray) -> Candidates:
+        """Ask SAM at each point of a grid (P, 2), in 0 to 1, what it sees in a crop (xyxy pixels) of an image."""
+        height, width = image.shape[:2]
+        left, top, right, bottom = crop
+        size = bottom - top, right - left
         with self.autocast():
-            embedding = self.embed(image)
-        points = torch.as_tensor(self.resize.apply_coords(self.grid * size[::-1], size), device=embedding.device)
+            embedding = self.embed(image[top:bottom, left:right])
+        points = torch.as_tensor(self.resize.apply_coords(grid * size[::-1], size), device=embedding.device)
         thresholds = [self.sam.mask_threshold + change * self.stability_score_offset for change in (1, -1)]
-        found = []  # of the masks that are kept: logits (N, r, r), boxes (N, 4), predicted IoU and stability (N,)
+        found = []
         for small, predicted_iou in self.halving(lambda batch: self.decode(embedding, batch), points):
             for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
                 logits = self.enlarge(part, size)
                 inner, outer = (count(logits > threshold) for threshold in thresholds)
-                columns = part, boxes_around(logits > self.sam.mask_threshold), predicted, inner / outer
+                boxes, stability = boxes_around(logits > self.sam.mask_threshold), inner / outer
+                chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
                 if self.stability_score_thresh > 0:
-                    columns = [column[columns[-1] >= self.stability_score_thresh] for column in columns]
-                found.append(columns)
-        small, boxes, predicted_iou, stability = map(torch.cat, zip(*found, strict=True))
-        kept = nms(boxes.float(), predicted_iou, self.box_nms_thresh)
-        masks = Masks(
-            rles=tuple(self.run_lengths(small[kept], size)),
-            size=(int(size[0]), int(size[1])),
-            predicted_iou=predicted_iou[kept].cpu().numpy(),
-            stability=stability[kept].cpu().numpy(),
-        )
-        return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, CROP_NMS))
+                    chosen &= stability >= self.stability_score_thresh
+                found.append(Candidates(part, boxes, predicted, stability).take(chosen))
+        everything = Candidates.join(found)
+        everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
+        return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop)))
 
     def embed(self, image: np.ndarray) -> torch.Tensor:
         """Image embedding (1, C, h, w) of an image (H, W, 3) uint8."""
@@ -113,7 +168,7 @@ class SegmentEverything:
         return small[good[rows]].unflatten(1, features.shape[-2:]), predicted_iou[good]
 
     def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Logits (N, r, r) in the size (H, W) of an image, as `Sam.postprocess_masks` gives them.
+        """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
 
         returns: (N, W, H), columns together in memory, as in COCO's run lengths
         """
@@ -122,12 +177,15 @@ class SegmentEverything:
         rows, columns = (resizing(small.shape[-1], side, *each).to(small) for each in zip(inside, size, strict=True))
         return torch.bmm(columns.expand(len(small), -1, -1), small.transpose(1, 2) @ rows.T)
 
-    def run_lengths(self, small: torch.Tensor, size: tuple[int, int]) -> list[dict]:
-        """Run lengths, in an image of size (H, W), of masks with logits (N, r, r)."""
-        rles = []
-        for part in small.split(self.at_once(size)):
-            masks = (self.enlarge(part, size) > self.sam.mask_threshold).cpu().numpy()
-            rles += Masks.from_dense(masks.transpose(0, 2, 1)).rles
+    def run_lengths(self, small: torch.Tensor, crop: Sequence[int], size: tuple[int, int]) -> list[dict]:
+        """Run lengths, in an image of size (H, W), of masks with logits (N, r, r) in a crop of it."""
+        left, top, right, bottom = crop
+        view, rles = (bottom - top, right - left), []
+        for part in small.split(self.at_once(view)):
+            masks = (self.enlarge(part, view) > self.sam.mask_threshold).cpu().numpy()
+            whole = np.zeros((len(masks), size[1], size[0]), dtype=bool)
+            whole[:, left:right, top:bottom] = masks
+            rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
 
     def halving(self, function: Callable, points: torch.Tensor) -> Iterator:

@@ -47,15 +47,16 @@ def build(
     Further options have the names, the meaning and, where nothing else is said, the defaults of the package:
     points_per_side: of the grid of prompts; points_per_batch: prompts that go through the decoder together, fewer
         where the device's memory does not suffice
+    point_grids: in place of a grid of points_per_side: points (P, 2), x and y from 0 to 1, for each layer of crops
     pred_iou_thresh: masks that the model itself thinks worse are dropped; 0 keeps all
     stability_score_thresh: so are those that change more if the cut moves by stability_score_offset; 0 keeps all
     box_nms_thresh: IoU of two boxes from which on the worse mask is dropped
+    crop_n_layers: layer i looks at 2^i x 2^i crops that overlap by crop_overlap_ratio of the image's short side, at
+        points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
     min_mask_region_area: pixels; smaller holes and islands of a mask are removed
     precision: "fp32", or "bf16" for autocast; not an option of the package
     The defaults of points_per_side and the first two thresholds are those in OFFICIAL, or in `miniature.DEFAULTS`.
     """
-    if crops := [name for name in options if name.startswith("crop_")]:
-        raise ValueError(f"{crops[0]} is no option of sam: crops are looked at by the mask model sam_official")
     chosen = settings(checkpoint, density, **options)
     network = load(checkpoint, model).to(devices.choose(str(device)))
     if compiled:
@@ -69,22 +70,41 @@ def build(
     return generate
 
 
-def settings(checkpoint: str | None, density: float, *, points_per_side: int | None = None, **options) -> dict:
+def settings(
+    checkpoint: str | None,
+    density: float,
+    *,
+    points_per_side: int | None = None,
+    point_grids: Sequence[np.ndarray] | None = None,
+    crop_n_layers: int = 0,
+    **options,
+) -> dict:
     """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`."""
-    if not density > 0:
-        raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
-    chosen = DEFAULTS["miniature_sam"] if checkpoint in (None, "miniature_sam") else OFFICIAL
-    chosen = chosen | {name: value for name, value in options.items() if value is not None}
-    side = chosen["points_per_side"] if points_per_side is None else points_per_side
-    return chosen | {"points_per_side": max(1, round(density * side))}
+    is_miniature = checkpoint in (None, "miniature_sam")
+    chosen = (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL) | {"crop_n_layers": crop_n_layers}
+    chosen |= {name: value for name, value in options.items() if value is not None}
+    if point_grids is None:
+        if not density > 0:
+            raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
+        side = chosen["points_per_side"] if points_per_side is None else points_per_side
+        return chosen | {"points_per_side": max(1, round(density * side))}
+    grids = [np.asarray(grid, dtype=np.float64) for grid in point_grids]
+    fit = all(grid.ndim == 2 and grid.shape[1] == 2 and (grid >= 0).all() and (grid <= 1).all() for grid in grids)
+    if not fit or len(grids) != crop_n_layers + 1 or points_per_side is not None or density != 1:
+        raise ValueError(
+            f"point_grids are {[grid.shape for grid in grids]}; give {crop_n_layers + 1} of them (crop_n_layers + 1), "
+            "each (P, 2) of x and y from 0 to 1, and leave points_per_side and density out"
+        )
+    return chosen | {"points_per_side": None, "point_grids": grids}
 
 
 def build_box_prompter(
-    *, checkpoint: str | None = "miniature_sam", model: str | None = None, device: str = "cpu"
+    *, checkpoint: str | None = "miniature_sam", model: str | None = None, multimask: bool = False, device: str = "cpu"
 ) -> Prompt:
-    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`; it gives its single mask for each.
+    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`.
 
     checkpoint, model, device: as for `build`
+    multimask: take the best of SAM's three masks by the IoU that it predicts, instead of its single mask
     returns: a function of images (H, W, 3) uint8 RGB, and for each its boxes (N, 4) xyxy pixels, to a pair for each
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
@@ -103,8 +123,9 @@ def build_box_prompter(
             return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
         predictor.set_image(image)
         asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
-        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=False)
-        return masks[:, 0].cpu().numpy(), predicted_iou[:, 0].float().cpu().numpy()
+        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
+        every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
+        return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()
 
     return prompt
 

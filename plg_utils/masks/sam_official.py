@@ -3,7 +3,7 @@
 The same masks come out of both, but for pixels whose logit is nearly 0. This one is slower; see _everything.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,13 +34,19 @@ def build(
     chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
-    nms_thresh = max(generator.box_nms_thresh, generator.crop_nms_thresh)
+    nms_thresh, segment = max(generator.box_nms_thresh, generator.crop_nms_thresh), masks_by(generator)
 
     @torch.inference_mode()
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
         found = [without_small_regions(segment(image), min_mask_region_area, nms_thresh) for image in images]
         return [masks.take(masks.areas() >= min_area) for masks in found]
+
+    return generate
+
+
+def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Masks]:
+    """The function from an image (H, W, 3) to its masks by the package's generator."""
 
     def segment(image: np.ndarray) -> Masks:
         found = generator.generate(image)
@@ -51,7 +57,7 @@ def build(
             stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
         )
 
-    return generate
+    return segment
 
 
 class Generator(SamAutomaticMaskGenerator):
