@@ -359,7 +359,7 @@ def numbers() -> dict[str, str]:
     found["demo_missed"] = f"{100 * one[RAW]['miou_uncovered_missed']:.1f}"
     found["demo_uncovered"] = f"{1 / (1 - one[RAW]['coverage']):.0f}"
 
-    every = once(rows("storybook_table", "storybook_more", "storybook_labelled"))
+    every = once(rows("storybook_table", "storybook_labelled"))
     mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
     for key in ("soft", "sharp"):  # share of the raw labels' error that is gone
         found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - mean[12, RAW]) / (100 - mean[12, RAW]):.0f}"
@@ -410,8 +410,7 @@ def blocks() -> dict[str, Callable[[], str]]:
         )
         + (miniatures, bench, scaling, kills, determinism, runs)
     }
-    tables["storybook"] = lambda: ladder("storybook_table", "storybook_more")
-    tables["converged"] = lambda: ladder("storybook_converged")
+    tables["storybook"] = lambda: ladder("storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
         name: lambda text=text: text for name, text in numbers().items()
     }

@@ -645,14 +645,14 @@ def relabel(run: Run, training: Training) -> store.Stage:
     return predict(run, training, "labels_enhanced", network="refined", splits=["unlabelled"])
 
 
-def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] = ()) -> list[store.Stage]:
+def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] | None = ()) -> list[store.Stage]:
     """SAM's borders for the enhanced labels: paper B's rule chooses masks by them. labels_enhanced_sepl/ID.png.
 
     borders_too: what else to make, to compare: "official", by the rule of paper B's code instead of that of its text;
         "zero_shot", of the labels from before the refinement, to know whether the network has a part in the gain
     """
     also = {"official": ("labels_enhanced", "_official", "official"), "zero_shot": (labels_of(labeller), "", "paper")}
-    passes = [also[choices.one_of(name, list(also), "entry of borders_too")] for name in borders_too]
+    passes = [also[choices.one_of(name, list(also), "entry of borders_too")] for name in borders_too or ()]
     if run.data.classes.background != 0:
         return []  # the rule needs background to be class 0
     return [

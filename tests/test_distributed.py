@@ -148,7 +148,7 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert done.stdout.split() == "masks segments labels cam_network cams classifier merge_cams boxes vote".split()
     known = tiny(["03"], **training | name | {"processes": 2})
-    how = stages.Training(**{field: known[field] for field in stages.Training.__dataclass_fields__})
+    how = stages.Training(**{field: known[field] for field in stages.Training.__dataclass_fields__ if field in known})
     target = {name: known[name] for name in ("labeller", "refine_target", "refine_confidence")}
     stages.refine(open_run(known), how, **target)
 

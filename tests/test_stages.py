@@ -234,19 +234,6 @@ def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsy
     ]
 
 
-def test_results_of_the_older_format_are_made_again(world, results, capsys):
-    parameters = tiny(["02"], **of_world(world))
-    do_stages(parameters)
-    for path in results.glob("*/outputs.json"):
-        path.with_suffix(".txt").write_text("\n".join(files.read_json(path)) + "\n")
-        path.unlink()
-    before = stamps(results)
-    capsys.readouterr()
-    do_stages(parameters)
-    assert {name: len(ids) for name, ids in made_again(results, before).items()} == dict.fromkeys(SINGLE, 4)
-    assert "masks: 4 of 4 images are made again" in capsys.readouterr().err
-
-
 def test_the_sure_labels_are_a_stage_too(world, results):
     do_stages(tiny(["02"], **of_world(world, sure_from=0.9)))
     assert len(list((results / "labels_zero_shot_sure").glob("*.png"))) == 4
