@@ -39,7 +39,6 @@ RUNS = {
     "More of the storybook": {
         "demo_seeds": "[the demo, explained](../docs/results.md#the-demo-explained)",
         "storybook_labelled": "[more labelled scenes](../docs/results.md#more-labelled-scenes)",
-        "storybook_converged": "[twice as long](../docs/results.md#twice-as-long)",
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
         "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
@@ -365,9 +364,8 @@ def numbers() -> dict[str, str]:
         found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - mean[12, RAW]) / (100 - mean[12, RAW]):.0f}"
     pairs = {f"unimatch_{count}": (count, UNIMATCH, SUPERVISED) for count in (12, 24, 48)}
     pairs |= {f"paper_long_{count}": (count, PAPER, LONG) for count in (12, 24, 48)}
-    pairs |= {f"paper_unimatch_{count}": (count, PAPER, UNIMATCH) for count in (12, 48)} | {
-        "plain_long": (12, PLAIN, LONG)
-    }
+    pairs |= {f"paper_unimatch_{count}": (count, PAPER, UNIMATCH) for count in (12, 48)}
+    pairs["long_plain"] = 12, LONG, PLAIN
     found |= {key: f"{mean[count, a] - mean[count, b]:.1f}" for key, (count, a, b) in pairs.items()}
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
