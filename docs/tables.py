@@ -38,7 +38,6 @@ RUNS = {
     "Your own photos": {"my_photos": "[README](../README.md#your-own-photos)"},
     "More of the storybook": {
         "demo_seeds": "[the demo, explained](../docs/results.md#the-demo-explained)",
-        "storybook_labelled": "[more labelled scenes](../docs/results.md#more-labelled-scenes)",
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
         "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
@@ -111,13 +110,6 @@ def ladder(*grids: str) -> str:
     groups.sort(key=lambda group: (order.index(group[0].stage), group[1].mean()))
     lines = [[first["name"], f"{first.images} {first.split} images", percent(miou)] for first, miou in groups]
     return markdown(["what", "counted on", MIOU], lines)
-
-
-def labelled() -> str:
-    """Four networks with 12, 24 and 48 labelled scenes."""
-    found = scores(once(rows("storybook_table", "storybook_labelled")), "name", "labelled")
-    lines = [[name, *(found[name, count] for count in (12, 24, 48))] for name in (SUPERVISED, UNIMATCH, LONG, PAPER)]
-    return markdown(["network, 200 val images", "12 labelled", "24", "48"], lines)
 
 
 def labellers() -> str:
@@ -351,22 +343,16 @@ def numbers() -> dict[str, str]:
     found = {f"{name}_minutes": f"{commands[name]['seconds'] / 60:.1f}" for name in ("demo", "test")}
     found["memory_gb"] = f"{max(commands[name]['peak_memory_mb'] for name in ('demo', 'test')) * 2**20 / 1e9:.1f}"
 
-    one = {row["name"]: row for row in read("demo/summary.json")["rows"]}
-    names = {"raw": RAW, "soft": SOFT, "sharp": SHARP, "supervised": SUPERVISED, "unimatch": UNIMATCH, "long": LONG}
-    names |= {"paper": PAPER, "plain": PLAIN}
-    found |= {f"demo_{key}": f"{100 * one[name]['miou']:.1f}" for key, name in names.items()}
-    found["demo_missed"] = f"{100 * one[RAW]['miou_uncovered_missed']:.1f}"
-    found["demo_uncovered"] = f"{1 / (1 - one[RAW]['coverage']):.0f}"
+    (raw,) = [row for row in read("demo/summary.json")["rows"] if row["name"] == RAW]
+    found |= {"demo_raw": f"{100 * raw['miou']:.1f}", "demo_missed": f"{100 * raw['miou_uncovered_missed']:.1f}"}
+    found["demo_uncovered"] = f"{1 / (1 - raw['coverage']):.0f}"
 
-    every = once(rows("storybook_table", "storybook_labelled"))
-    mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
-    for key in ("soft", "sharp"):  # share of the raw labels' error that is gone
-        found[f"error_{key}"] = f"{100 * (mean[12, names[key]] - mean[12, RAW]) / (100 - mean[12, RAW]):.0f}"
-    pairs = {f"unimatch_{count}": (count, UNIMATCH, SUPERVISED) for count in (12, 24, 48)}
-    pairs |= {f"paper_long_{count}": (count, PAPER, LONG) for count in (12, 24, 48)}
-    pairs |= {f"paper_unimatch_{count}": (count, PAPER, UNIMATCH) for count in (12, 48)}
-    pairs["long_plain"] = 12, LONG, PLAIN
-    found |= {key: f"{mean[count, a] - mean[count, b]:.1f}" for key, (count, a, b) in pairs.items()}
+    mean = 100 * rows("storybook_table").groupby("name").miou.mean()
+    for key, name in (("soft", SOFT), ("sharp", SHARP)):  # share of the raw labels' error that is gone
+        found[f"error_{key}"] = f"{100 * (mean[name] - mean[RAW]) / (100 - mean[RAW]):.0f}"
+    pairs = {"unimatch_12": (UNIMATCH, SUPERVISED), "paper_unimatch_12": (PAPER, UNIMATCH)}
+    pairs |= {"paper_long_12": (PAPER, LONG), "long_plain": (LONG, PLAIN)}
+    found |= {key: f"{mean[a] - mean[b]:.1f}" for key, (a, b) in pairs.items()}
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
     large, whole = read("bench/masks_sam_vit_b_random_cpu.json"), read("bench/demo.json")
@@ -392,20 +378,8 @@ def blocks() -> dict[str, Callable[[], str]]:
     """What fills each block, by its name."""
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
-        for table in (
-            demo,
-            seeds,
-            labelled,
-            labellers,
-            trust,
-            networks,
-            camvid,
-            presets,
-            passes,
-            review,
-            ablations,
-            training,
-        )
+        for table in (demo, seeds, labellers, trust, networks, camvid, presets, passes, review, ablations, training)
+        + (miniatures, bench, scaling, kills, determinism, runs)
         + (miniatures, bench, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table")
