@@ -380,7 +380,6 @@ def blocks() -> dict[str, Callable[[], str]]:
         table.__name__: table
         for table in (demo, seeds, labellers, trust, networks, camvid, presets, passes, review, ablations, training)
         + (miniatures, bench, scaling, kills, determinism, runs)
-        + (miniatures, bench, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
