@@ -1,5 +1,7 @@
 """plg_utils.check: each kind of broken file is found, named and counted; only what stops a run gives exit code 1."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 def look(folder, **options):
     """Rows of the check, by finding."""
     options = {"root": folder / "photos", "labels": folder / "maps", "classes": ["cat"], "truth_of": SPLITS} | options
-    return by_finding(datasets.load("folder", **options))
+    return by_finding(datasets.load("folder", on_bad_image="when_read", **options))
 
 
 def by_finding(dataset):
@@ -119,14 +121,19 @@ def test_a_json_of_objects(folder):
     assert look(folder, labels=folder / "objects.json")["pixels of cat"][1] == 3 * 16
     broken = [*cats[:1], note(CAT, [[0, 0, 3, 3]], id=9), note(CAT, box(0, 0, 2, 2), image=77, id=8)]
     write_json(folder / "objects.json", ["a.png", "b.png", "gone.png", "lost.png"], broken)
-    with pytest.warns(UserWarning, match="1 images have no label map, e.g. a: annotation 9: the polygon"):
+    with pytest.warns(UserWarning) as said:
         rows = look(folder, labels=folder / "objects.json")
+    for text in (
+        "1 images have no label map, e.g. a: annotation 9: the polygon",
+        "1 photos are listed in .*objects.json without annotation, e.g. b. They count as unlabelled",
+        "1 annotations of .*objects.json have an image_id that no image has",
+        "2 images of .*objects.json have the name of no photo and are not used, e.g. gone",
+    ):
+        assert any(re.match(text, str(warning.message)) for warning in said), text
     assert stops(rows) == {LABEL}
     assert "a has no label map: annotation 9: the polygon" in rows[LABEL][2]
     assert rows["images of the json that are not in the folder"] == ("note", 2, "e.g. gone")
     assert rows["photos that the json does not list"] == ("note", 1, "e.g. c")
-    assert rows["listed photos without annotation"] == ("warning", 1, "e.g. b")
-    assert rows["annotations of images that the json does not list"][:2] == ("warning", 1)
 
 
 # The command
