@@ -292,7 +292,7 @@ def class_of(name: str, classes: Classes) -> int | None:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return _same(re.sub(r"[\s_-]+", " ", name).strip())
 
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
