@@ -98,11 +98,11 @@ def _yolo_names(content: dict[str, Any]) -> list:
 
 def _things(names: list) -> list:
     """Names of a list without those that stand for 255 and 0 in label maps: labelme's __ignore__, void, background."""
-    names = [name.strip() if isinstance(name, str) else name for name in names]
+    names = [name.strip() if isinstance(name, str) else name for name in names]  # others may be rows of a class file
     names = names[1:] if names[:1] == ["__ignore__"] else names
     names = names[1:] if names and _is_background(names[0]) else names
     names = names[:-1] if names[-1:] == ["void"] else names  # the last name of review's names.txt
-    return [{"name": name} for name in names]
+    return [name if isinstance(name, dict) else {"name": name} for name in names]
 
 
 def _is_background(name: Any) -> bool:

@@ -20,10 +20,12 @@ import argparse
 import base64
 import hashlib
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -406,8 +408,8 @@ def _write_out(options: argparse.Namespace) -> None:
     print(
         f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first "
         f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})\n"
-        f"correct them: labelme {options.to}/images --labels {options.to}/names.txt --nodata\n"
-        f"read them:    python -m plg_utils.review --read {options.to} --to LABELS"
+        f"correct them: labelme {quote(f'{options.to}/images')} --labels {quote(f'{options.to}/names.txt')} --nodata\n"
+        f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS"
     )
 
 
@@ -425,10 +427,12 @@ def _read_back(options: argparse.Namespace) -> None:
         print(f"  {image.id}  {', '.join(image.changed) or 'untouched'}")
     if len(taken) < len(reviewed):
         print("untouched images were left out; --untouched takes them too, as looked at and right")
+    folder, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
+    labels = f"{{labels: {folder if quote(folder) == folder else json.dumps(folder)}}}"
     print(
         f"{len(taken)} label maps in {options.to}; to learn from them:\n  python notebooks/run.py RUN "
-        f"-p dataset folder -p data_root PHOTOS -p class_file {Path(options.read).absolute()}/classes.yaml "
-        f"-p labelled {len(taken)} -p dataset_options '{{labels: {Path(options.to).absolute()}}}'"
+        f"-p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "
+        f"-p labelled {len(taken)} -p dataset_options {quote(labels)}"
     )
 
 

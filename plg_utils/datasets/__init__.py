@@ -110,17 +110,17 @@ def _check_maps(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ())
                 break
         else:
             if len(empty) == len(samples) > 0:
-                problem = f"no {split} image shows a class: {_why_empty(set.union(*empty.values()))}"
+                problem = f"no {split} image shows a class: {why_empty(set.union(*empty.values()))}"
                 if refuse:
                     raise ValueError(f"{problem}. Or label other images (options labelled and seed)")
                 warnings.warn(problem, stacklevel=3)
             elif empty:
                 id, values = next(iter(empty.items()))
                 problem = f"{len(empty)} of {len(samples)} {split} images show no class, e.g. {id}"
-                warnings.warn(f"{problem}: {_why_empty(values)}", stacklevel=3)
+                warnings.warn(f"{problem}: {why_empty(values)}", stacklevel=3)
 
 
-def _why_empty(values: set[int]) -> str:
+def why_empty(values: set[int]) -> str:
     """What label maps with these values show, and what to do."""
     if values == {IGNORE}:
         return f"every pixel is void ({IGNORE}). Annotate it, or remove the label map"

@@ -121,9 +121,10 @@ def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int]
             if annotation["category_id"] not in values:
                 raise ValueError(f"its category {annotation['category_id']!r} stands for no class")
             value = IGNORE if annotation.get("iscrowd", 0) else values[annotation["category_id"]]
-            where = np.flatnonzero(decode(annotation["segmentation"], size))
-            if len(where) < 2 and isinstance(annotation["segmentation"], list):
-                _check_place(annotation["segmentation"], size)
+            segmentation = annotation.get("segmentation", [])
+            where = np.flatnonzero(decode(segmentation, size))
+            if len(where) < 2 and isinstance(segmentation, list):
+                _check_place(segmentation, size)
             layers.append((value, where))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             why = error if isinstance(error, ValueError) else f"it is not COCO's form ({error!r})"
@@ -163,7 +164,7 @@ def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
 def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
     """Refuse what is not a list of polygons [x, y, x, y, x, y, ...] in or near the image."""
     if not polygons:
-        raise ValueError("it has no polygon")
+        raise ValueError("it has no polygon; a box alone is no outline")
     near = max(size)  # pixels that a corner may be outside: pycocotools walks along each side, pixel by pixel
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
