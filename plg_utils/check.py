@@ -7,7 +7,8 @@ for instance
     python -m plg_utils.check camvid --root ~/CamVid labelled 46 shrink 2
     python -m plg_utils.check folder --root ~/photos classes "[cat, dog]" labels ~/maps
 
-Options are those of the data set's `load`, as YAML; paths are taken as they are. The exit code is 1 if a problem would stop a run, else 0.
+Options are those of the data set's `load`, as YAML; paths are taken as they are. The exit code is 1 if a problem would
+stop a run, else 0.
 
 The label maps of all splits are opened, but only to see whether a run can use them. Classes are counted in the labelled
 images alone.
@@ -65,10 +66,9 @@ def data_set(dataset: Dataset) -> list[Row]:
         if truth is not None and split == "labelled":
             pixels += values
     for split, messages in empty.items():
-        alone = len(messages) == with_map[split]
-        finding = (
-            ("stop", "no label map of a split shows a class") if alone else ("warning", "images without any class")
-        )
+        finding = "warning", "images without any class"
+        if len(messages) == with_map[split]:
+            finding = "stop", "no label map of a split shows a class"
         cases[finding] += [(split, message) for message in messages]
     for id, splits in splits_of.items():
         if len(splits) > 1:

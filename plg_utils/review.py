@@ -427,8 +427,8 @@ def _read_back(options: argparse.Namespace) -> None:
         print(f"  {image.id}  {', '.join(image.changed) or 'untouched'}")
     if len(taken) < len(reviewed):
         print("untouched images were left out; --untouched takes them too, as looked at and right")
-    folder, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
-    labels = f"{{labels: {folder if quote(folder) == folder else json.dumps(folder)}}}"
+    target, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
+    labels = f"{{labels: {target if quote(target) == target else json.dumps(target)}}}"
     print(
         f"{len(taken)} label maps in {options.to}; to learn from them:\n  python notebooks/run.py RUN "
         f"-p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "

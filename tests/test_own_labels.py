@@ -12,7 +12,7 @@ from test_coco import dense
 from test_splits import write
 
 from conftest import COLOURS, colour_squares
-from plg_utils import class_files, datasets, files, review
+from plg_utils import check, class_files, datasets, files, review
 from plg_utils.records import IGNORE, Sample
 
 SIZE = (12, 16)
@@ -94,6 +94,16 @@ def test_label_maps_without_any_class_are_refused_before_any_work(label, says):
     files.write_label(f"maps/{load(val=1).val[0].id}.png", label)
     with pytest.raises(ValueError, match=f"no val image shows a class: .*{says}"):  # stages would see it much later
         load(val=1)
+
+
+def test_the_check_says_the_same(capsys):
+    call = ["folder", "--root", "photos", "classes", "[ball, box]", "labels"]
+    write_maps(LABEL, VOID, folder="maps #2")
+    write_maps(MASK, MASK, folder="maps")
+    assert check.main([*call, "maps #2"]) == 0  # a path is no YAML
+    assert "images without any class" in capsys.readouterr().out
+    assert check.main([*call, "maps"]) == 1
+    assert "If 255 is the object" in capsys.readouterr().out
 
 
 def test_black_and_white_masks_in_a_published_layout_are_told(tiny_root):
@@ -218,6 +228,16 @@ def test_a_stray_click_among_objects_is_left_out_and_told(segmentation, more):
     assert any("1 annotations without outline and area are left out" in text for text in said)
 
 
+def test_an_object_without_outline_in_the_json_is_named():
+    rows = [*both(0), (0, 1, None, {})]
+    write_json(*rows)
+    content = files.read_json("objects.json")
+    del content["annotations"][2]["segmentation"]
+    files.write_json("objects.json", content)
+    with pytest.raises(ValueError, match="annotation 2: it has no polygon; a box alone is no outline"):
+        load("objects.json")
+
+
 def test_a_box_without_outline_is_no_click():
     box = {"bbox": [2, 2, 6, 4], "area": 24}
     for rows in ([*both(0), (0, 1, [], box)], [(0, 1, [], box)], [(0, 1, [], {})]):
@@ -335,6 +355,9 @@ def test_two_maps_of_one_photo_and_maps_of_no_photo():
     said = []
     load(said=said)
     assert any("1 label maps of maps have the name of no photo and are not used, e.g. dog" in text for text in said)
+    files.write_image("maps/p1.jpg", np.zeros((*SIZE, 3), np.uint8))
+    load(said=said)
+    assert any("1 files of maps have the name of a photo without label map, but are no PNG" in text for text in said)
     files.write_label("maps/P0.png", LABEL)
     with pytest.raises(ValueError, match=r"'P0' and 'p0' of maps could each belong to p0.jpg: rename or remove one"):
         load()
@@ -348,6 +371,7 @@ RIGHT = {  # file or list: names
     "labels.txt": ("__ignore__\n_background_\nball\nbox\n", ("ball", "box")),
     "names.txt": ("background\nball\nno\nvoid\n", ("ball", "no")),
     "list.yaml": ("- ball\n- {}\n".replace("{}", "'box '"), ("ball", "box")),
+    "rows.yaml": ("- name: ball\n- name: box\n", ("ball", "box")),
     "texts.yaml": ("background: []\nclasses: [ball, box]\n", ("ball", "box")),
     "data.yaml": ("train: images/train\nnc: 2\nnames: [ball, box]\n", ("ball", "box")),
     "mapping.yaml": ("path: x\nnames:\n  1: box\n  0: ball\n", ("ball", "box")),

@@ -178,10 +178,8 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
         raise FileNotFoundError(f"{problem}; it holds e.g. {min(paths, default='no other PNG')}")
     _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
     bare = {_same(id) for id in photos.keys() - found.values()}
-    others = sorted(
-        path.name for path in folder.iterdir() if _same(path.stem) in bare and path.suffix and path not in own
-    )
-    _warn_of_others(others, f"files of {folder} have the name of a photo without label map, but are no PNG,")
+    others = [path.name for path in folder.iterdir() if path.suffix and _same(path.stem) in bare and path not in own]
+    _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
     return {id: paths[name] for name, id in found.items()}
 
 
