@@ -54,7 +54,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
         list, and leave them out of their splits; nothing else moves. Both decode each photo of the splits once, and
         remember which could be read (`_photos`). "when_read": a stage stops at the first one that it reads. By
         default your own photos (folder) are checked, and the published sets, which come in archives, are not
-        Where photos are checked, labelled and val must show a class: else a warning says that the labelled do not
+        Where photos are checked, a split whose label maps show no class is refused, else there is a warning
     options: of that file's load; where it has no option `classes`, `classes` names a class file with other words,
         templates or colours for the same classes
     """

@@ -119,16 +119,17 @@ def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
         raise FileNotFoundError(f"{root} is not a folder: root must be the folder of your photos")
     first: dict[str, Path] = {}
     paths = datasets.files_in(root, SUFFIXES)
-    for path in sorted(paths, key=lambda path: path.suffix.lower() == ".png") if has_maps else paths:
+    if has_maps:
+        named = {_same(path.stem) for path in paths if path.suffix.lower() != ".png"}
+        paths = [path for path in paths if path.suffix.lower() != ".png" or _same(path.stem) not in named]
+    for path in paths:
         other = first.setdefault(_same(path.stem), path)
-        if has_maps and other is not path and other.suffix.lower() != ".png" and path.suffix.lower() == ".png":
-            continue
         if other is not path:
             remedy = "rename one. If one is a label map, move it into a folder that the option labels names"
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: {remedy}")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder with the name of a photo: rename it, or move it away")
-    photos = {path.stem: path for path in sorted(first.values())}
+    photos = {path.stem: path for path in first.values()}
     maps = [path.name for path in photos.values() if _looks_like_a_map(path, photos)]
     if maps:
         problem = f"{len(maps)} files of {root} look like label maps of other photos, e.g. {maps[0]}"
