@@ -453,7 +453,8 @@ def test_ids_with_spaces_and_photos_of_other_suffixes_in_vocs_layout(own_voc):
         assert sample.truth().shape == sample.image().shape[:2]
     for name in ("train", "val"):
         (own_voc / f"{name}.txt").unlink()
-    drawn = datasets.load("voc", root="voc", labelled=4)
+    with pytest.warns(UserWarning, match="has no train.txt and no val.txt: both are drawn by seed 0"):
+        drawn = datasets.load("voc", root="voc", labelled=4)
     assert len(drawn.labelled) + len(drawn.unlabelled) + len(drawn.val) == 6
     classes = write(Path("own.yaml"), "background: []\nclasses: [ball, box]").absolute()
     with pytest.raises(ValueError, match="other classes than voc: .* take the data set folder"):
