@@ -193,6 +193,7 @@ FAR = [[number + 16 for number in BALL[0]]]
         (FAR, r"all of it is outside of the image \(12, 16\)"),
         ([[-number for number in BALL[0]]], "all of it is outside"),
         (outline(-1, 2, 0, 8), "all of it is outside"),
+        (outline(2, -3, 6, 0), "all of it is outside"),
     ],
 )
 def test_polygons_of_no_pixel_of_the_image_are_refused(outline, says):
