@@ -298,6 +298,10 @@ def test_a_palette_in_another_order_is_understood_by_its_colours_or_refused():
     for palette in ((), files.voc_palette()[:3], OWN.values()):  # numbers in order, whatever colours they have
         files.write_label("maps/p0.png", LABEL, list(palette))
         np.testing.assert_array_equal(load().labelled[0].truth(), LABEL)
+    files.write_label("maps/p0.png", LABEL)  # VOC's palette is what tools write for numbers
+    classes = pets(colours=dict(zip(OWN, files.voc_palette()[[2, 1]].tolist(), strict=True)))
+    data = datasets.load("folder", root="photos", labels="maps", classes=str(classes))
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
 
 
 def test_palettes_that_differ_between_maps_are_told():
