@@ -148,7 +148,8 @@ def test_real_crowds_stay_void_and_are_told():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_corrections_survive_a_round_trip_through_cvat():
+@pytest.mark.parametrize("more", [{"attributes": {"occluded": False}}, {}], ids=["CVAT", "another tool, some masks"])
+def test_corrections_survive_a_round_trip_through_cvat(more):
     """CVAT flags each mask, writes plain counts, numbers categories anew, and may drop the folder of the photos."""
     squares, wrong = colour_squares(0), colour_squares(1)
     squares.truth[:4, :5] = IGNORE
@@ -157,7 +158,7 @@ def test_corrections_survive_a_round_trip_through_cvat():
     content = review.coco_json({"p0.png": squares.truth}, COLOURS)
     shape = squares.truth.shape
     for row, (_, mask) in zip(content["annotations"], review.regions(squares.truth, COLOURS), strict=True):
-        row |= {"segmentation": dense(mask), "iscrowd": 1, "attributes": {"occluded": False}}
+        row |= {"segmentation": dense(mask), "iscrowd": int(bool(more) or row["id"] > 1)} | more
         row["category_id"] += 10
     for row in content["categories"]:
         row["id"] += 10
