@@ -7,7 +7,8 @@ for instance
     python -m plg_utils.check camvid --root ~/CamVid labelled 46 shrink 2
     python -m plg_utils.check folder --root ~/photos classes "[cat, dog]" labels ~/maps
 
-Options are those of the data set's `load`. The exit code is 1 if a problem would stop a run, else 0.
+Options are those of the data set's `load`, as YAML; paths are taken as they are. The exit code is 1 if a problem would
+stop a run, else 0.
 
 The label maps of all splits are opened, but only to see whether a run can use them. Classes are counted in the labelled
 images alone.
@@ -24,6 +25,7 @@ from plg_utils import datasets, files
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 LEVELS = ("stop", "warning", "note")  # a run will stop; its numbers may mean something else; for information
+PATHS = ("root", "labels", "classes", "split", "cache")  # options whose values are paths, or names
 SHOWN = 3  # cases of each problem that are shown
 FIXES = {  # problem: remedy
     "the data set cannot be loaded": "do what the message says; if the folder is elsewhere: --root FOLDER",
@@ -31,7 +33,8 @@ FIXES = {  # problem: remedy
     "photos that cannot be read": "fetch or export these files again, or remove them from the folder or the list",
     "label maps that cannot be used": "correct these maps or annotations as the message says, or remove them",
     "ids used more than once": "rename one of the photos, or keep each photo in one split",
-    "labelled images without any class": "look at these label maps: every pixel is void",
+    "images without any class": "look at these label maps, and annotate what they should show, or remove them",
+    "no label map of a split shows a class": "look at these label maps, or choose others (options labelled and seed)",
     "classes that no labelled image shows": "label more images (option labelled), or other images (option seed)",
 }
 
@@ -48,6 +51,7 @@ def data_set(dataset: Dataset) -> list[Row]:
     cases: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (level, finding): split and message
     splits_of: dict[str, list[str]] = defaultdict(list)  # id: the splits that have it
     with_map: Counter = Counter()  # split: images with a label map that can be used
+    empty: dict[str, list[str]] = {"labelled": [], "val": []}  # messages of label maps without any class
     pixels = np.zeros(256, dtype=np.int64)  # of each value in the labelled images
     every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
     for split, sample in store.progress(every, what=f"reading {dataset.name}"):
@@ -56,16 +60,22 @@ def data_set(dataset: Dataset) -> list[Row]:
         for finding, message in problems.items():
             cases["stop", finding].append((split, message))
         with_map[split] += truth is not None
+        values = None if truth is None else np.bincount(truth.ravel(), minlength=256)
+        if truth is not None and split in empty and not values[list(dataset.classes.foreground)].any():
+            empty[split].append(f"{sample.id}: {datasets.why_empty({*np.flatnonzero(values).tolist()})}")
         if truth is not None and split == "labelled":
-            pixels += np.bincount(truth.ravel(), minlength=256)
-            if (truth == IGNORE).all():
-                cases["warning", "labelled images without any class"].append((split, sample.id))
+            pixels += values
+    for split, messages in empty.items():
+        finding = "warning", "images without any class"
+        if len(messages) == with_map[split]:
+            finding = "stop", "no label map of a split shows a class"
+        cases[finding] += [(split, message) for message in messages]
     for id, splits in splits_of.items():
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
 
     rows = [] if every else [("stop", "no images", 0, "every split is empty")]
-    for (level, finding), found in cases.items():
+    for (level, finding), found in ((key, found) for key, found in cases.items() if found):
         where = ", ".join(f"{split} {count}" for split, count in Counter(split for split, _ in found).items())
         messages = " | ".join(message for _, message in found[:SHOWN])
         rows.append((level, finding, len(found), f"{where}; e.g. {messages}"))
@@ -141,7 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = {} if given.root is None else {"root": given.root}
     try:
         for option, value in zip(given.options[::2], given.options[1::2], strict=True):
-            options[option] = files.parse_yaml(value, f"the value of {option}")
+            path = option in PATHS and value[:1] not in ("[", "{")  # a folder may be called `trip #2`
+            options[option] = value if path else files.parse_yaml(value, f"the value of {option}")
     except ValueError as error:
         parser.error(str(error))
     dataset, rows = load(given.name, options)

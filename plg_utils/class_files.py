@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,17 +20,23 @@ def read(path: str | Path) -> Classes:
     A YAML file with the keys `classes` (a list of {name, words, colour}, the last two optional), `templates`
     (sentences with one {} each), `background` (words for what is none of the classes) and `version`. With
     `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
-    Words are the name if not given, colours VOC's.
+    Words are the name if not given, colours VOC's. Lists of names are read too, as classes with a background: a text
+    file with one name in each line (labelme's labels.txt), a list in YAML, and YOLO's data.yaml (`names`).
     """
-    content = files.read_yaml(path)
+    lines = Path(path).suffix.lower() == ".txt"
+    content = [line.strip() for line in files.read_lines(path) if line.strip()] if lines else files.read_yaml(path)
     try:
         return parse(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def parse(content: Any) -> Classes:
-    """Check the content of a class file (see `read`)."""
+def parse(content: Any, background: Sequence[str] = ()) -> Classes:
+    """Check the content of a class file (see `read`); background: words for it, if the content is a list of names."""
+    if isinstance(content, dict) and "names" in content and "classes" not in content:
+        content = _yolo_names(content)
+    if isinstance(content, list):
+        content = {"background": list(background), "classes": _things(content)}
     _check_keys(
         content, needed={"classes"}, allowed={"version", "templates", "background", "classes"}, what="a class file"
     )
@@ -50,18 +57,65 @@ def parse(content: Any) -> Classes:
         listed = [] if content["background"] is None else content["background"]
         words.append(_texts(listed, "background", empty=True))
         colours.append(tuple(palette[0]))
-    for entry in content["classes"]:
+    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in content["classes"]]
+    chosen = [entry.get("colour") for entry in entries if isinstance(entry, dict)]
+    free = [colour for colour in palette if colour not in chosen]
+    for entry in entries:
         _check_keys(entry, needed={"name"}, allowed={"name", "words", "colour"}, what="a class")
         (name,) = _texts([entry["name"]], "name")
         names.append(name)
         words.append(_texts(entry.get("words", [name]), f"words of {name}"))
-        colours.append(_colour(entry.get("colour", palette[len(colours) % 256]), name))
+        own = palette[len(colours) % 256]  # VOC's of this value, or the next that no class has chosen
+        own = own if own not in chosen else next(colour for colour in free if tuple(colour) not in colours)
+        colours.append(_colour(entry.get("colour", own), name))
     repeated = files.repeated(names)
+    if has_background and any(_is_background(name) for name in names[1:]):
+        raise ValueError(
+            "`background` is class 0 by itself, and a class of the list has this name, too: remove it from the list. "
+            "The other classes keep their order, and are numbered from 1 on"
+        )
     if repeated:
         raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
     if len(names) > IGNORE:
         raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
+    _check_one_owner({name: {word.casefold() for word in own} for name, own in zip(names, words, strict=True)}, "word")
+    _check_one_owner({name: {colour} for name, colour in zip(names, colours, strict=True)}, "colour")
     return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
+
+
+def _yolo_names(content: dict[str, Any]) -> list:
+    """Names in YOLO's data.yaml: a list, or a mapping from 0, 1, 2 and so on."""
+    names = content["names"]
+    if isinstance(names, dict):
+        by_number = {str(number): name for number, name in names.items()}
+        names = [by_number.pop(str(number), None) for number in range(len(names))]
+        if by_number:
+            raise ValueError(f"`names` has the numbers {files.shown([*content['names']])}, which must count from 0 on")
+    if not isinstance(names, list) or content.get("nc", len(names)) != len(names):
+        raise ValueError(f"`names` must be a list of as many names as `nc` says, not {files.shown(names)}")
+    return names
+
+
+def _things(names: list) -> list:
+    """Names of a list without those that stand for 255 and 0 in label maps: labelme's __ignore__, void, background."""
+    names = [name.strip() if isinstance(name, str) else name for name in names]  # others may be rows of a class file
+    names = names[1:] if names[:1] == ["__ignore__"] else names
+    names = names[1:] if names and _is_background(names[0]) else names
+    names = names[:-1] if names[-1:] == ["void"] else names  # the last name of review's names.txt
+    return [name if isinstance(name, dict) else {"name": name} for name in names]
+
+
+def _is_background(name: Any) -> bool:
+    return isinstance(name, str) and name.strip("_ ").casefold() == "background"
+
+
+def _check_one_owner(of_classes: dict[str, set], what: str) -> None:
+    """Refuse what two classes share: a word that means both, or a colour that shows both."""
+    owner: dict[Any, str] = {}
+    for name, values in of_classes.items():
+        for value in values:
+            if owner.setdefault(value, name) != name:
+                raise ValueError(f"{owner[value]} and {name} share the {what} {value!r}: give it to one of them")
 
 
 def content_of(classes: Classes) -> dict[str, Any]:
@@ -112,7 +166,7 @@ def _texts(values: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str) or not value.strip():  # YAML reads a bare `no` or `1` as something else
             raise ValueError(f"{what} holds {files.shown(value)}, which is no text; put it in quotes")
-    return tuple(values)
+    return tuple(value.strip() for value in values)
 
 
 def _colour(value: Any, name: str) -> tuple[int, int, int]:

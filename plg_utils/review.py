@@ -20,10 +20,12 @@ import argparse
 import base64
 import hashlib
 import io
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,6 @@ from plg_utils.datasets import _instances, folder
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
 FORMS = ("png", "coco", "labelme")
-VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools: the first one that is no class is used
 WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in different ways, see notebook 06
 
 
@@ -97,9 +98,9 @@ def _nothing(classes: Classes) -> int:
 
 def _names(classes: Classes) -> dict[int, str]:
     """Names of the values of a label map."""
-    void = next((name for name in VOID if folder.class_of(name, classes) is None), None)
+    void = next((name for name in folder.VOID if folder.class_of(name, classes) is None), None)
     if void is None:
-        raise ValueError(f"{', '.join(VOID)} are all classes: no name is left for void pixels. Rename one of them")
+        raise ValueError(f"{', '.join(folder.VOID)} are all classes: no name is left for void pixels. Rename one")
     return dict(enumerate(classes.names)) | {IGNORE: void}
 
 
@@ -211,8 +212,7 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
 
 def _value_of(name: Any, classes: Classes, what: str) -> int:
     """The value in a label map of a region with this name."""
-    names, text = _names(classes), name if isinstance(name, str) else ""
-    value = IGNORE if text.strip().casefold() == names[IGNORE] else folder.class_of(text, classes)
+    names, value = _names(classes), folder.value_of(name if isinstance(name, str) else "", classes)
     if value is None:
         raise ValueError(f"{what} has the name {name!r}, which is no class: use {', '.join(names.values())[:300]}")
     return value
@@ -240,8 +240,9 @@ def _read_coco(coco: _instances.Instances, id: str, classes: Classes, size: tupl
         raise ValueError(f"{what}: it is listed more than once, not at all, or not as {size} (height, width): fix it")
     used = {str(row.get("category_id")) for row in coco.annotations[id]}
     values = {key: _value_of(name, classes, what) for key, name in coco.categories.items() if str(key) in used}
+    rows = [row | {"iscrowd": 0} for row in coco.annotations[id]]  # CVAT flags each mask; void is a category here
     try:
-        return _instances.paint(coco.annotations[id], size, values, _nothing(classes))
+        return _instances.paint(rows, size, values, _nothing(classes))
     except _instances.BrokenAnnotation as error:
         raise ValueError(f"{what}, {error}: remove it, or draw it again") from error
 
@@ -407,8 +408,8 @@ def _write_out(options: argparse.Namespace) -> None:
     print(
         f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first "
         f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})\n"
-        f"correct them: labelme {options.to}/images --labels {options.to}/names.txt --nodata\n"
-        f"read them:    python -m plg_utils.review --read {options.to} --to LABELS"
+        f"correct them: labelme {quote(f'{options.to}/images')} --labels {quote(f'{options.to}/names.txt')} --nodata\n"
+        f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS"
     )
 
 
@@ -426,10 +427,12 @@ def _read_back(options: argparse.Namespace) -> None:
         print(f"  {image.id}  {', '.join(image.changed) or 'untouched'}")
     if len(taken) < len(reviewed):
         print("untouched images were left out; --untouched takes them too, as looked at and right")
+    target, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
+    labels = f"{{labels: {target if quote(target) == target else json.dumps(target)}}}"
     print(
         f"{len(taken)} label maps in {options.to}; to learn from them:\n  python notebooks/run.py RUN "
-        f"-p dataset folder -p data_root PHOTOS -p class_file {Path(options.read).absolute()}/classes.yaml "
-        f"-p labelled {len(taken)} -p dataset_options '{{labels: {Path(options.to).absolute()}}}'"
+        f"-p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "
+        f"-p labelled {len(taken)} -p dataset_options {quote(labels)}"
     )
 
 

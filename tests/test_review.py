@@ -318,7 +318,7 @@ def test_a_persons_work_is_not_overwritten(written, tmp_path):
     [
         ({"samples": []}, "no image to write"),
         ({"label_of": lambda s: np.zeros((3, 3), np.uint8)}, r"squares_0 are \(3, 3\), its photo \(16, 24\)"),
-        ({"classes": Classes(review.VOID, (("a",),) * 3, ((0, 0, 0),) * 3)}, "Rename one"),
+        ({"classes": Classes(review.folder.VOID, (("a",),) * 3, ((0, 0, 0),) * 3)}, "Rename one"),
     ],
 )
 def test_what_cannot_be_written_is_refused(change, says, tmp_path):
@@ -402,8 +402,7 @@ def test_the_json_is_read_by_the_data_set_as_it_is_read_here(run, tmp_path):
     for label in labels.values():
         label[5:9, 2:12] = IGNORE
     review.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes)
-    with pytest.warns(UserWarning, match="void"):  # it counts void as no class, and paints it all the same
-        again = datasets.load("folder", **options, labels=str(tmp_path / "out" / "coco.json"))
+    again = datasets.load("folder", **options, labels=str(tmp_path / "out" / "coco.json"))
     assert len(again.labelled) == len(labels)
     assert all(np.array_equal(sample.truth(), labels[sample.id]) for sample in again.labelled)
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from plg_utils import class_files, contents, files
 from plg_utils.choices import choice, one_of
@@ -53,6 +54,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
         list, and leave them out of their splits; nothing else moves. Both decode each photo of the splits once, and
         remember which could be read (`_photos`). "when_read": a stage stops at the first one that it reads. By
         default your own photos (folder) are checked, and the published sets, which come in archives, are not
+        Where photos are checked, a split whose label maps show no class is refused, else there is a warning
     options: of that file's load; where it has no option `classes`, `classes` names a class file with other words,
         templates or colours for the same classes
     """
@@ -76,7 +78,57 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
             pairs = zip(getattr(dataset, split), getattr(opened, split), strict=True)
             tagged = tuple(replace(sample, read_tags=_tags(other, dataset.classes)) for sample, other in pairs)
             dataset = replace(dataset, **{split: tagged})
-    return dataset if on_bad_image == "when_read" else _without_bad(dataset, skip=on_bad_image == "skip")
+    if on_bad_image == "when_read":
+        _check_maps(dataset, refuse=False)
+        return dataset
+    dataset = _without_bad(dataset, skip=on_bad_image == "skip")
+    if dataset.labelled or dataset.val:
+        with warnings.catch_warnings(action="ignore"):  # they were said above
+            opened = module.load(**options | {"truth_of": ("labelled", "val")})  # as stages would find them later
+        _check_maps(opened, refuse=True, left_out=dataset.left_out)
+    return dataset
+
+
+def _check_maps(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> None:
+    """Read the open label maps, and refuse a split whose maps show no class at all; warn of single maps of this kind.
+
+    refuse: else only warn, and read no further than to a map that shows a class
+    """
+    foreground = set(dataset.classes.foreground)
+    for split in ("labelled", "val"):
+        samples = [sample for sample in getattr(dataset, split) if sample.read_truth and sample.path]
+        empty: dict[str, set[int]] = {}  # id: the values of a map without class
+        for sample in (sample for sample in samples if sample.id not in left_out):
+            try:
+                values = set(np.unique(sample.truth()).tolist())
+            except (OSError, ValueError):
+                if refuse:
+                    raise
+                break
+            if not values & foreground:
+                empty[sample.id] = values
+            elif not refuse:
+                break
+        else:
+            if len(empty) == len(samples) > 0:
+                problem = f"no {split} image shows a class: {why_empty(set.union(*empty.values()))}"
+                if refuse:
+                    raise ValueError(f"{problem}. Or label other images (options labelled and seed)")
+                warnings.warn(problem, stacklevel=3)
+            elif empty:
+                id, values = next(iter(empty.items()))
+                problem = f"{len(empty)} of {len(samples)} {split} images show no class, e.g. {id}"
+                warnings.warn(f"{problem}: {why_empty(values)}", stacklevel=3)
+
+
+def why_empty(values: set[int]) -> str:
+    """What label maps with these values show, and what to do."""
+    if values == {IGNORE}:
+        return f"every pixel is void ({IGNORE}). Annotate it, or remove the label map"
+    if IGNORE in values:
+        remedy = f"If {IGNORE} is the object, as in black and white masks, write the number of its class instead"
+        return f"every pixel is background or void ({IGNORE}). {remedy}"
+    return "every pixel is background. If it shows an object, annotate it"
 
 
 def _tags(opened: Sample, classes: Classes) -> Callable[[], tuple[int, ...]] | None:
@@ -99,9 +151,11 @@ def _reworded(dataset: Dataset, path: str | Path) -> Classes:
     classes, own = class_files.read(path), dataset.classes
     if (classes.names, classes.background) != (own.names, own.background):
         differ = sorted(set(classes.names) ^ set(own.names)) or ["their order"]
+        remedy = "For other classes take the data set folder (root: the photos, labels: the label maps)"
         raise ValueError(
             f"{path} has other classes than {dataset.name}: {', '.join(differ)}; the label maps hold its "
-            f"{own.num_classes} classes in this order: {', '.join(own.names)}. Change words, templates and colours only"
+            f"{own.num_classes} classes in this order: {', '.join(own.names)}. Change words, templates and colours "
+            f"only. {remedy}"
         )
     return classes
 
@@ -165,13 +219,14 @@ def photo(
     path: Path,
     truth: Path | None = None,
     *,
-    num_classes: int = 0,
+    classes: Classes | None = None,
     void: bool = False,
     origin: Path | None = None,
     root: Path | None = None,
 ) -> Sample:
     """Make the sample of a photo, and of its label map if there is one that may be seen; neither is read yet.
 
+    classes: those of the label map
     void: whether the file may hold one value more, `num_classes`, which stands for void and is read as IGNORE
     origin: the json that the label map was painted from, if it was
     root: folder that neither may lie outside of, if their names come from a list
@@ -187,9 +242,9 @@ def photo(
             raise type(error)(f"{error}; or leave out what cannot be read by {SKIP}") from error
 
     def read_truth() -> np.ndarray:
-        label = files.read_label(inside(truth), num_classes + void)
+        label = read_map(inside(truth), classes, void)
         if void:
-            label[label == num_classes] = IGNORE
+            label[label == classes.num_classes] = IGNORE
         size = files.image_size(inside(path))
         if label.shape != size:
             what = f"{truth} of {origin}" if origin else truth
@@ -205,6 +260,52 @@ def photo(
         read_truth_content=lambda: contents.sha256(inside(truth)),
         path=path,
     )
+
+
+def read_map(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
+    """Read a label map (H, W) uint8: a PNG with the numbers of the classes, or with their colours.
+
+    Colours count if the file holds no numbers (RGB), or if its palette gives numbers the colours of other classes. The
+    latter is refused if the classes have VOC's colours, which no one may have chosen: both meanings are likely then.
+    """
+    num_values, voc = classes.num_classes + void, files.voc_palette()
+    how = "a readable label map", "write it again with the stage or the tool that made it"
+    with files.reading(path, *how), Image.open(path, formats=files.FORMATS) as image:
+        palette = np.array(image.getpalette("RGB") or [] if image.mode == "P" else [], dtype=np.uint8).reshape(-1, 3)
+        kind = image.format, image.mode
+        usual = any(_starts(palette, colours) for colours in (classes.colours, voc[:num_values]))
+        coloured = kind in (("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")) and not usual
+        numbers = np.array(image) if image.mode == "P" and coloured else None  # (H, W)
+        pixels = np.array(image.convert("RGB")) if coloured else None
+    if pixels is None:
+        return files.read_label(path, num_values)
+    void_colours = [tuple(voc[IGNORE].tolist())] + ([(0, 0, 0)] if classes.background is None else [])
+    meaning = dict.fromkeys(void_colours, IGNORE) | {colour: value for value, colour in enumerate(classes.colours)}
+    colours, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+    colours = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in colours]
+    unknown = [colour for colour in colours if colour not in meaning]
+    if unknown and numbers is None:
+        raise ValueError(
+            f"{path} holds colours, not numbers, and {unknown[0]} is the colour of no class: give a class file with "
+            "these colours, or save the numbers of the classes as 8-bit grey or palette PNG"
+        )
+    if unknown:
+        return files.read_label(path, num_values)
+    label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
+    if numbers is not None and (label != numbers).any() and _starts(voc, classes.colours):
+        value = int(numbers[label != numbers][0])
+        other = int(label[label != numbers][0])
+        raise ValueError(
+            f"{path} shows the value {value} in the colour of {other}: which class it means is not known. Save the "
+            "numbers of the classes as 8-bit grey, or with the palette of the classes"
+        )
+    return label
+
+
+def _starts(palette: np.ndarray, colours: Sequence) -> bool:
+    """Whether a palette (n, 3) begins with these colours."""
+    count = min(len(palette), len(colours))
+    return count > 0 and np.array_equal(palette[:count], np.asarray(colours)[:count])
 
 
 # A photo and its label map below the root, None: it has no label map. Of many thousands paths take longer than texts.
@@ -232,7 +333,7 @@ def from_pairs(
     if missing:
         what = f"{len(missing)} files of the labelled images in {listed} are not below {root}, e.g. {missing[0]}"
         raise FileNotFoundError(f"{what}; correct the list, or fetch the files that it names{hint}")
-    read = partial(photo, num_classes=classes.num_classes, void=void, root=root)
+    read = partial(photo, classes=classes, void=void, root=root)
     samples = {}
     for split, entries in splits.items():
         kept, is_open = entries if split == "labelled" else entries[:limit], split in truth_of

@@ -6,7 +6,9 @@ and mIoU on these maps need not equal mIoU on those of other works:
 - A pixel of no object is background, or IGNORE if the classes have no background.
 - Objects are painted from the largest to the smallest, counted in pixels, so that small objects are on top. Of two
   equally large objects the later annotation is on top.
-- A crowd (`iscrowd`) is painted in the same order with IGNORE: its single objects have no outlines.
+- A crowd (`iscrowd`) is painted in the same order with IGNORE: its single objects have no outlines. Some tools flag
+  each mask of a brush so (CVAT). Where they show it, these masks are objects: each annotation of the json is flagged,
+  or the flagged one has CVAT's `attributes`.
 """
 
 import hashlib
@@ -21,7 +23,8 @@ from pycocotools import mask as coco
 from plg_utils import datasets, files, run_lengths, store
 from plg_utils.records import IGNORE, Classes, Sample
 
-RULE = "1: by descending area in pixels, then as listed; crowd is void"  # part of the name of the folder of maps
+# Part of the name of the folder of maps
+RULE = "2: by descending area in pixels, then as listed; crowd is void, unless a tool flags what a brush drew"
 LARGEST = 2**28  # pixels of an image; a larger size is a mistake, or an attempt to fill the memory
 
 
@@ -53,21 +56,55 @@ def read(path: Path) -> Instances:
         for part in ("images", "annotations", "categories"):
             if not isinstance(content[part], list):
                 raise TypeError(f"{part} is not a list")
-            twice = files.repeated(item["id"] for item in content[part]) if part != "annotations" else []
+            twice = files.repeated(_text(item["id"]) for item in content[part]) if part != "annotations" else []
             if twice:
-                raise ValueError(f"{part} have the id {twice[0]!r} more than once")
+                raise ValueError(f"{part} have the id {twice[0]} more than once")
         names = {category["id"]: category["name"] for category in content["categories"]}
         for id, name in names.items():
             if not isinstance(name, str):
                 raise TypeError(f"the name of category {id!r} is not text")
         # Tools of Windows write images\\a.jpg; a path of Windows may have both kinds of slash.
-        stems = {image["id"]: PureWindowsPath(image["file_name"]).stem for image in content["images"]}
-        sizes = {stems[image["id"]]: (image["height"], image["width"]) for image in content["images"]}
+        stems = {_text(image["id"]): PureWindowsPath(image["file_name"]).stem for image in content["images"]}
+        sizes = {stems[_text(image["id"])]: (image["height"], image["width"]) for image in content["images"]}
         by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
+        known = {_text(id): id for id in names}
+        flagged = [annotation for annotation in content["annotations"] if annotation.get("iscrowd") == 1]
+        brushed = [one for one in flagged if len(flagged) == len(content["annotations"]) or "attributes" in one]
+        for annotation in brushed:
+            annotation["iscrowd"] = 0
         for annotation in content["annotations"]:
-            by_image[stems.get(annotation["image_id"])].append(annotation)
-    strays = len(by_image.pop(None))
+            if _text(annotation.get("category_id")) in known:
+                annotation["category_id"] = known[_text(annotation["category_id"])]
+            by_image[stems.get(_text(annotation["image_id"]))].append(annotation)
+    strays, clicks = len(by_image.pop(None)), 0
+    for stem, annotations in by_image.items():
+        drawn = [annotation for annotation in annotations if not _is_click(annotation)]
+        if drawn:  # else it is not known what the image shows, and `paint` refuses it
+            clicks += len(annotations) - len(drawn)
+            by_image[stem] = drawn
+    if brushed:
+        problem = f"{path}: {len(brushed)} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew"
+        remedy = "give a real crowd the category void"
+        warnings.warn(f"{problem}. They count as objects of their categories; {remedy}", stacklevel=3)
+    if clicks:
+        warnings.warn(f"{path}: {clicks} annotations without outline and area are left out", stacklevel=3)
     return Instances(path, sizes, by_image, names, strays, frozenset(files.repeated(stems.values())))
+
+
+def _text(id: object) -> str:
+    """An id as text: tools write 1, 1.0 or "1" for the same."""
+    return str(int(id) if isinstance(id, float) and id.is_integer() else id).strip()
+
+
+def _is_click(annotation: dict) -> bool:
+    """Whether an annotation has neither an outline nor a box with an area: somebody clicked by mistake."""
+    outline, box = annotation.get("segmentation"), annotation.get("bbox")
+    flat = not isinstance(box, list) or len(box) != 4 or 0 in box[2:]
+    if isinstance(outline, dict) and isinstance(outline.get("counts"), list):
+        return len(outline["counts"]) == 1  # a mask without pixel
+    if not isinstance(outline, list) or not flat:
+        return False
+    return all(isinstance(one, list) and len({*zip(one[::2], one[1::2], strict=False)}) < 2 for one in outline)
 
 
 def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int], nothing: int = 0) -> np.ndarray:
@@ -84,7 +121,11 @@ def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int]
             if annotation["category_id"] not in values:
                 raise ValueError(f"its category {annotation['category_id']!r} stands for no class")
             value = IGNORE if annotation.get("iscrowd", 0) else values[annotation["category_id"]]
-            layers.append((value, np.flatnonzero(decode(annotation["segmentation"], size))))
+            segmentation = annotation.get("segmentation", [])
+            where = np.flatnonzero(decode(segmentation, size))
+            if len(where) < 2 and isinstance(segmentation, list):
+                _check_place(segmentation, size)
+            layers.append((value, where))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             why = error if isinstance(error, ValueError) else f"it is not COCO's form ({error!r})"
             name = annotation.get("id") if isinstance(annotation, dict) else files.shown(annotation)
@@ -123,7 +164,7 @@ def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
 def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
     """Refuse what is not a list of polygons [x, y, x, y, x, y, ...] in or near the image."""
     if not polygons:
-        raise ValueError("it has no polygon")
+        raise ValueError("it has no polygon; a box alone is no outline")
     near = max(size)  # pixels that a corner may be outside: pycocotools walks along each side, pixel by pixel
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -132,6 +173,15 @@ def _check_polygons(polygons: list, size: tuple[int, int]) -> None:
             if type(number) not in (int, float) or not -near <= number <= 2 * near:  # nan is not in between
                 where = f"not a number in or near the image {size}"
                 raise ValueError(f"a polygon has the coordinate {files.shown(number)}, {where}")
+
+
+def _check_place(polygons: list, size: tuple[int, int]) -> None:
+    """Refuse polygons that cover hardly a pixel because their numbers are no pixels of this image."""
+    x, y = ([number for polygon in polygons for number in polygon[start::2]] for start in (0, 1))
+    if max(x) <= 0 or min(x) >= size[1] or max(y) <= 0 or min(y) >= size[0]:
+        raise ValueError(f"all of it is outside of the image {size}: is it of the photo at another size?")
+    if 0 <= min(x + y) and max(x + y) <= 1 and not all(number in (0, 1) for number in x + y):
+        raise ValueError("its corners are from 0 to 1: multiply x by the width of the image, and y by the height")
 
 
 # The label maps of a json
@@ -149,7 +199,7 @@ class Painted:
     def sample(self, photo: Path) -> Sample:
         """Sample of a photo, with its label map if that was asked for."""
         label = self.cache / f"{photo.stem}.png" if photo.stem in self.broken else None
-        sample = datasets.photo(photo, label, num_classes=self.classes.num_classes, origin=self.instances)
+        sample = datasets.photo(photo, label, classes=self.classes, origin=self.instances)
         reason = self.broken.get(photo.stem)
 
         def read_truth() -> np.ndarray:

@@ -133,6 +133,8 @@ def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], li
     labelled, measured = _read_list(lists.labelled), _read_list(lists.val)
     datasets.check_disjoint(labelled=labelled, val=measured)
     for path, ids, part in ((lists.labelled, labelled, train), (lists.val, measured, val)):
+        if not ids:
+            raise ValueError(f"{path} lists no image: write an id in each line")
         missing = [id for id in ids if id not in part.photos]
         if missing:
             where = next(iter(part.photos.values())).parent

@@ -3,14 +3,22 @@
 Labels are a folder of label maps (PNG), or a json of objects in COCO's form. The json is painted by the rule of
 `_instances`, as COCO is. Its categories are matched to the classes by name, else by name or word where case, "_" and
 "-" do not matter. Objects of a category that is no class are painted, too, as background. A warning counts them: a
-category of another spelling ("sofa", where the class is "couch") is lost in the same way.
+category of another spelling ("sofa", where the class is "couch") is lost in the same way. A category called void (VOID)
+is void, unless it is a class.
+
+Names of photos, maps and images of a json are the same where they differ only in case, or in how accents are written.
 """
 
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+
+from PIL import Image
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances
@@ -19,6 +27,7 @@ from plg_utils.records import IGNORE, Classes, Dataset
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
+VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools
 
 
 def load(
@@ -38,25 +47,25 @@ def load(
     root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; without subfolders
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
-    labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void; or a file
-        .json in COCO's form, whose images have the names of the photos (folders and suffix do not matter). A photo
-        that the json lists without annotation has a label map that is all background: only list photos that a person
-        has annotated. Maps are kept in `folder_labels` in the data folder
+    labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
+        colours of a class file (`datasets.read_map`); it may be the folder of the photos, if these are no PNG. Or a
+        file .json in COCO's form, whose images have the names of the photos (folders and suffix do not matter). A
+        photo that the json lists without annotation counts as unlabelled, with a warning: tools list those that no
+        one has annotated. Maps are kept in `folder_labels` in the data folder
     labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
         after val; None for all. The rest counts as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
     """
     chosen_classes = _classes(classes, background)
     root = Path(root).expanduser() if root else files.data_root() / "photos"
-    photos = _photos(root)
     labels = Path(labels).expanduser() if labels else None
+    if labels and labels.resolve() == root.resolve():
+        labels = root
+    photos = _photos(root, has_maps=labels == root)
     is_json = labels is not None and labels.suffix.lower() == ".json" and not labels.is_dir()
-    content = _instances.read(labels) if is_json else None
+    content = _renamed(_instances.read(labels), photos) if is_json else None
     maps = _label_maps(labels, photos) if labels and not content else {}
-    mapped = sorted(photos.keys() & content.sizes.keys()) if content else sorted(maps)
-    if content and not mapped:
-        listed = f"e.g. {min(content.sizes)}" if content.sizes else "it lists none at all"
-        raise FileNotFoundError(f"{labels} lists no image with the name of a photo, {listed}")
+    mapped = _annotated(content, photos) if content else sorted(maps)
     datasets.check_count("val", val, "a number of photos with label map")
     left = len(mapped) - val
     if left < 0 or (labels and isinstance(labelled, int) and labelled > left):
@@ -75,10 +84,11 @@ def load(
     seen = dict.fromkeys(id for split in ids if split in truth_of for id in ids[split] if id in has_map)
     if content:
         painted = _painted(content, seen, chosen_classes)
-        remarks, sample = _remarks(content, photos, painted), painted.sample
+        remarks, sample = _remarks(content, photos), painted.sample
     else:
-        remarks, shown, num_classes = (), {id: maps[id] for id in seen}, chosen_classes.num_classes
-        sample = lambda photo: datasets.photo(photo, shown.get(photo.stem), num_classes=num_classes)  # noqa: E731
+        _compare_palettes([maps[id] for id in (*taught, *measured) if maps], chosen_classes.num_classes)
+        remarks, shown = (), {id: maps[id] for id in seen}
+        sample = lambda photo: datasets.photo(photo, shown.get(photo.stem), classes=chosen_classes)  # noqa: E731
     samples = {split: tuple(sample(photos[id]) for id in ids[split]) for split in ids}
     return Dataset("folder", chosen_classes, **samples, provenance=provenance, remarks=remarks)
 
@@ -91,26 +101,68 @@ def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[st
         )
     if not isinstance(background, list | tuple):
         raise ValueError(f'background={background!r} must be a list of words, such as ["wall", "sky"]')
+    if isinstance(classes, str) and "," in classes and not ("/" in classes or Path(classes).suffix):
+        classes = classes.split(",")  # cat,dog
     if isinstance(classes, str | Path):
         path = Path(classes).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f'{path} is no class file: give the path of one, or a list of names: ["{classes}"]')
         return class_files.read(path)
-    return class_files.parse({"background": list(background), "classes": [{"name": name} for name in classes]})
+    if len(classes) == 1 and isinstance(classes[0], str) and "," in classes[0]:
+        raise ValueError(f"classes={list(classes)!r} is one name with a comma: put each name into a text of its own")
+    return class_files.parse(list(classes), background)
 
 
-def _photos(root: Path) -> dict[str, Path]:
-    """Photos of a folder by id, sorted."""
+def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
+    """Photos of a folder by id, sorted; has_maps: a PNG with the name of another photo is its label map."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder: root must be the folder of your photos")
     first: dict[str, Path] = {}
-    for path in datasets.files_in(root, SUFFIXES):
-        other = first.setdefault(path.stem.casefold(), path)  # some file systems do not distinguish A from a
+    paths = datasets.files_in(root, SUFFIXES)
+    if has_maps:
+        named = {_same(path.stem) for path in paths if path.suffix.lower() != ".png"}
+        paths = [path for path in paths if path.suffix.lower() != ".png" or _same(path.stem) not in named]
+    for path in paths:
+        other = first.setdefault(_same(path.stem), path)
         if other is not path:
-            raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: rename one")
+            remedy = "rename one. If one is a label map, move it into a folder that the option labels names"
+            raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: {remedy}")
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder with the name of a photo: rename it, or move it away")
-    return {path.stem: path for path in first.values()}
+    photos = {path.stem: path for path in first.values()}
+    maps = [path.name for path in photos.values() if _looks_like_a_map(path, photos)]
+    if maps:
+        problem = f"{len(maps)} files of {root} look like label maps of other photos, e.g. {maps[0]}"
+        warnings.warn(f"{problem}: move them into a folder that the option labels names", stacklevel=4)
+    return photos
+
+
+def _looks_like_a_map(path: Path, photos: dict[str, Path]) -> bool:
+    """Whether a PNG has the name of another photo and a word (dog_mask), and few colours."""
+    parts = ((path.stem[: sign.start()], path.stem[sign.end() :]) for sign in re.finditer(r"[\W_]+", path.stem))
+    named = any(id in photos and any(map(str.isalpha, word)) for pair in parts for id, word in (pair, pair[::-1]))
+    if path.suffix.lower() != ".png" or not named:
+        return False
+    try:
+        with Image.open(path, formats=files.FORMATS) as image:
+            return image.getcolors(16) is not None
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False  # `_photos.unreadable` says why it cannot be read
+
+
+def _same(name: str) -> str:
+    """What two names have in common that differ in case, or in how accents are written (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _ids(names: Iterable[str], photos: dict[str, Path], where: Path) -> dict[str, str]:
+    """Ids of the photos that these names mean, by name; names of no photo are left out."""
+    known = {_same(id): id for id in photos}
+    found = {name: known[_same(name)] for name in names if _same(name) in known}
+    for id in files.repeated(found.values()):
+        both = " and ".join(repr(name) for name, own in found.items() if own == id)
+        raise ValueError(f"{both} of {where} could each belong to {photos[id].name}: rename or remove one")
+    return found
 
 
 def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
@@ -119,19 +171,79 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
         raise FileNotFoundError(
             f"{folder} is not a folder: labels must be the folder of your label maps, or a file .json in COCO's form"
         )
-    maps = {path.stem: path for path in datasets.files_in(folder, (".png",), "label map") if path.stem in photos}
-    if not maps:
-        raise FileNotFoundError(f"{folder} holds no PNG with the name of a photo, e.g. {min(photos)}.png")
-    return maps
+    own = set(photos.values())  # a folder may hold both
+    paths = {path.stem: path for path in datasets.files_in(folder, (".png",), "label map") if path not in own}
+    found = _ids(paths, photos, folder)
+    if not found:
+        problem = f"{folder} holds no PNG with the name of a photo, e.g. {min(photos)}.png"
+        raise FileNotFoundError(f"{problem}; it holds e.g. {min(paths, default='no other PNG')}")
+    _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
+    bare = {_same(id) for id in photos.keys() - found.values()}
+    others = [path.name for path in folder.iterdir() if path.suffix and _same(path.stem) in bare and path not in own]
+    _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
+    return {id: paths[name] for name, id in found.items()}
+
+
+def _warn_of_others(names: list[str], what: str) -> None:
+    if names:
+        warnings.warn(f"{len(names)} {what} and are not used, e.g. {names[0]}", stacklevel=4)
+
+
+def _compare_palettes(paths: list[Path], num_classes: int) -> None:
+    """Warn of label maps in which the same number has different colours: it may mean different classes."""
+    first: dict[int, tuple[tuple, Path]] = {}  # number: its colour, and the map that has it
+    for path in paths:
+        with suppress(OSError, ValueError), Image.open(path, formats=files.FORMATS) as image:
+            colours = image.getpalette("RGB") or [] if image.mode == "P" else []
+            for number, colour in enumerate(list(zip(*[iter(colours)] * 3, strict=True))[:num_classes]):
+                known, other = first.setdefault(number, (colour, path))
+                if known != colour:
+                    problem = f"{other} and {path} show the value {number} in different colours, {known} and {colour}"
+                    remedy = "write the numbers of the classes with one palette, or as 8-bit grey"
+                    warnings.warn(f"{problem}. It may mean different classes; {remedy}", stacklevel=4)
+                    return
 
 
 # Labels from a json
 
 
+def _renamed(content: _instances.Instances, photos: dict[str, Path]) -> _instances.Instances:
+    """The content of a json whose images are called as the photos are."""
+    ids = _ids(content.sizes, photos, content.path)
+    if not ids:
+        listed = f"e.g. {min(content.sizes)}" if content.sizes else "it lists none at all"
+        problem = f"{content.path} lists no image with the name of a photo, {listed}"
+        raise FileNotFoundError(f"{problem}. The photos are called e.g. {min(photos)}")
+    _warn_of_others(sorted(content.sizes.keys() - ids.keys()), f"images of {content.path} have the name of no photo")
+    return replace(
+        content,
+        sizes={ids.get(name, name): size for name, size in content.sizes.items()},
+        annotations={ids.get(name, name): rows for name, rows in content.annotations.items()},
+        repeated=frozenset(ids.get(name, name) for name in content.repeated),
+    )
+
+
+def _annotated(content: _instances.Instances, photos: dict[str, Path]) -> list[str]:
+    """Ids of the photos with an annotation; of the others no one knows whether they show nothing."""
+    listed = sorted(photos.keys() & content.sizes.keys())
+    empty = [id for id in listed if not content.annotations[id]]
+    if content.strays:
+        problem = f"{content.strays} annotations of {content.path} have an image_id that no image has"
+        warnings.warn(f"{problem}: they are left out. Export the json again, with all its images", stacklevel=3)
+    if len(empty) == len(listed):
+        remedy = "annotate them, and export the json again"
+        raise ValueError(f"{content.path} has no annotation of the {len(listed)} photos that it lists: {remedy}")
+    if empty:
+        problem = f"{len(empty)} photos are listed in {content.path} without annotation, e.g. {empty[0]}"
+        remedy = "where a person has looked and nothing is there, add a label map or an annotation of the background"
+        warnings.warn(f"{problem}. They count as unlabelled; {remedy}", stacklevel=3)
+    return sorted(set(listed) - set(empty))
+
+
 def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> _instances.Painted:
     """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class."""
     nothing = IGNORE if classes.background is None else classes.background
-    found = {id: class_of(name, classes) for id, name in content.categories.items()}
+    found = {id: value_of(name, classes) for id, name in content.categories.items()}
     if not any(value in classes.foreground for value in found.values()):
         known = ", ".join(list(content.categories.values())[:8]) or "none"
         raise ValueError(
@@ -142,6 +254,11 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
     maps = files.data_root() / "folder_labels"
     painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values)
     _instances.warn_of_broken(painted.broken, "folder")
+    categories = [row.get("category_id") for id in ids for row in content.annotations[id] if row.get("iscrowd")]
+    crowds = sum(found.get(category) in classes.foreground for category in categories)
+    if crowds:
+        problem = f"{crowds} annotations of {content.path} are crowds (iscrowd 1), which are void"
+        warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=3)
     lost = Counter(
         content.categories[annotation["category_id"]]
         for id, reason in painted.broken.items()
@@ -160,6 +277,12 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
     return painted
 
 
+def value_of(name: str, classes: Classes) -> int | None:
+    """Value in a label map of a category: that of its class (`class_of`), else IGNORE if it is a name for void."""
+    value = class_of(name, classes)
+    return IGNORE if value is None and _plain(name) in VOID else value
+
+
 def class_of(name: str, classes: Classes) -> int | None:
     """Class of a category of a json: the class of that name, else the one with a name or word that reads the same."""
     if name in classes.names:
@@ -173,18 +296,13 @@ def class_of(name: str, classes: Classes) -> int | None:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return _same(re.sub(r"[\s_-]+", " ", name).strip())
 
 
-def _remarks(
-    content: _instances.Instances, photos: dict[str, Path], painted: _instances.Painted
-) -> tuple[tuple[str, str, int, str], ...]:
-    """Rows for `plg_utils.check`: photos without annotation, and where json and folder differ."""
-    empty = [id for id, reason in painted.broken.items() if not reason and not content.annotations[id]]
+def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
+    """Rows for `plg_utils.check`: where json and folder differ."""
     absent, unlisted = sorted(content.sizes.keys() - photos.keys()), sorted(photos.keys() - content.sizes.keys())
     rows = [
-        ("warning", "listed photos without annotation", len(empty), f"e.g. {min(empty, default='')}"),
-        ("warning", "annotations of images that the json does not list", content.strays, ""),
         ("note", "images of the json that are not in the folder", len(absent), f"e.g. {min(absent, default='')}"),
         ("note", "photos that the json does not list", len(unlisted), f"e.g. {min(unlisted, default='')}"),
     ]

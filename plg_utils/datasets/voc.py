@@ -5,6 +5,7 @@
 The labelled images come from a list of UniMatch's (`split`), or are drawn at random from the train list.
 """
 
+import warnings
 from pathlib import Path, PurePosixPath
 
 from plg_utils import class_files, datasets, files
@@ -12,6 +13,7 @@ from plg_utils.datasets import _splits
 from plg_utils.records import Dataset
 
 CLASS_FILE = datasets.CLASS_FILES / "voc.yaml"
+SUFFIXES = (".jpg", ".jpeg", ".png")
 SMOKE = {"labelled": 2, "limit": 2}
 
 
@@ -37,7 +39,7 @@ def load(
     into SegmentationClass.
 
     Without `split`, the labelled images are drawn from ImageSets/Segmentation/train.txt, and the unlabelled ones are
-    the rest of train_aug.txt, or of train.txt if there is no train_aug.txt. If train.txt or val.txt is missing, a
+    the rest of train_aug.txt, or of train.txt if there is no train_aug.txt. If train.txt and val.txt are missing, a
     quarter of the images that have label maps (listed in all.txt, else found in the folder) is drawn for val by the
     seed, the labelled images are drawn from the others, and the photos without label map are unlabelled, too.
     """
@@ -50,13 +52,21 @@ def load(
     folder = root / "ImageSets" / "Segmentation"
     own = _splits.Lists(folder / "train.txt", folder / "val.txt", folder / "train_aug.txt")
     lists = own if split is None else _splits.find(split, "pascal")
-    if split is None and not (own.labelled.is_file() and own.val.is_file()):
-        pool, others, val = _drawn_lists(root, folder, seed)
+    photos = _photos(root)
+    there = [path for path in (own.labelled, own.val) if path.is_file()]
+    if split is None and len(there) == 1:
+        absent = own.val if own.labelled in there else own.labelled
+        remedy = f"add {absent.name}, or remove {there[0].name}: then both are drawn by the seed"
+        raise FileNotFoundError(f"{folder} has {there[0].name} and no {absent.name}: {remedy}")
+    if split is None and not there:
+        warnings.warn(f"{folder} has no train.txt and no val.txt: both are drawn by seed {seed}", stacklevel=2)
+        pool, others, val = _drawn_lists(folder, photos, root, seed)
     else:
-        pool, val = _read_list(lists.labelled), _read_list(lists.val)
-        others = _read_list(lists.train) if lists.train and lists.train.is_file() else []
-        if not pool:
-            raise ValueError(f"{lists.labelled} lists no image: write an id in each line")
+        pool, val = _read_list(lists.labelled, photos), _read_list(lists.val, photos)
+        others = _read_list(lists.train, photos) if lists.train and lists.train.is_file() else []
+        for path, entries in ((lists.labelled, pool), (lists.val, val)):
+            if not entries:
+                raise ValueError(f"{path} lists no image: write an id in each line")
     if split is None:
         chosen, rest, provenance = datasets.choose(pool, 92 if labelled is None else labelled, seed)
     else:
@@ -88,10 +98,20 @@ def _id(entry: datasets.Entry) -> str:
     return entry[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _read_list(path: Path) -> list[datasets.Entry]:
-    """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch)."""
+def _photos(root: Path) -> dict[str, str]:
+    """Photos in JPEGImages: id -> path below the root."""
+    found = datasets.files_in(root / "JPEGImages", SUFFIXES)
+    return {path.stem: f"JPEGImages/{path.name}" for path in sorted(found, key=lambda path: path.suffix == ".jpg")}
+
+
+def _read_list(path: Path, photos: dict[str, str] | None = None) -> list[datasets.Entry]:
+    """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch); photos: by id."""
     entries = []
     for where, words in datasets.read_list(path):
+        id = " ".join(words)
+        if photos and id in photos:  # it may have spaces and dots
+            entries.append((photos[id], f"SegmentationClass/{id}.png"))
+            continue
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
         if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
             line = " ".join(words)
@@ -105,17 +125,15 @@ def _read_list(path: Path) -> list[datasets.Entry]:
 
 
 def _drawn_lists(
-    root: Path, folder: Path, seed: int
+    folder: Path, photos: dict[str, str], root: Path, seed: int
 ) -> tuple[list[datasets.Entry], list[datasets.Entry], list[datasets.Entry]]:
-    """Lists where train.txt or val.txt is missing: pool, photos without map, and val (a quarter of all label maps)."""
-    photos = sorted(path.stem for path in datasets.files_in(root / "JPEGImages", (".jpg",)))
+    """Lists where train.txt and val.txt are missing: pool, photos without map, and val (a quarter of all maps)."""
     if (folder / "all.txt").is_file():
-        mapped = [_id(entry) for entry in _read_list(folder / "all.txt")]
+        entries = _read_list(folder / "all.txt", photos)
     else:
         maps = {path.stem for path in datasets.files_in(root / "SegmentationClass", (".png",), "label map")}
-        mapped = [id for id in photos if id in maps]
-        if not mapped:
+        entries = [(photos[id], f"SegmentationClass/{id}.png") for id in sorted(photos) if id in maps]
+        if not entries:
             raise FileNotFoundError(f"no photo of {root}/JPEGImages has a label map in SegmentationClass")
-    entries = [(f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png") for id in mapped]
     val, pool = datasets.draw(entries, len(entries) // 4, seed)
-    return pool, [(f"JPEGImages/{id}.jpg", None) for id in sorted({*photos} - {*mapped})], val
+    return pool, [(photos[id], None) for id in sorted(photos.keys() - {_id(entry) for entry in entries})], val

@@ -1,0 +1,479 @@
+"""Labels as people and tools make them: understood where the meaning is plain, else refused or told at loading."""
+
+import json
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_coco import dense
+from test_splits import write
+
+from conftest import COLOURS, colour_squares
+from plg_utils import check, class_files, datasets, files, review
+from plg_utils.records import IGNORE, Sample
+
+SIZE = (12, 16)
+LABEL = np.zeros(SIZE, np.uint8)  # ball is 1, box is 2
+LABEL[2:6, 2:8], LABEL[6:11, 9:14] = 1, 2
+OWN = {"ball": (200, 10, 10), "box": (10, 10, 200)}  # colours of a class file
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Work in a folder with four photos p0 to p3."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        files.write_image(f"photos/p{number}.jpg", np.full((*SIZE, 3), 40 * number, np.uint8))
+    return tmp_path
+
+
+def load(labels="maps", classes=("ball", "box"), said=None, **options):
+    """Load the photos with their labels; said: list that takes the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = datasets.load("folder", root="photos", labels=labels, classes=list(classes), **options)
+    if said is not None:
+        said += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    return data
+
+
+def write_maps(*labels, folder="maps", **more):
+    for number, label in enumerate(labels):
+        files.write_label(f"{folder}/p{number}.png", label, **more)
+
+
+def outline(top, left, bottom, right):
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+BALL, BOX = outline(2, 2, 6, 8), outline(6, 9, 11, 14)
+
+
+def write_json(*rows, images=4, name="p{}.jpg", ids=(int, int), names=("ball", "box", "void")):
+    """Write a json of objects; rows: (image, category, segmentation, more), ids: types of ids in images and in rows."""
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    content = {
+        "images": [{"id": ids[0](number), "file_name": name.format(number)} | size for number in range(images)],
+        "categories": [{"id": ids[0](number), "name": name} for number, name in enumerate(names, start=1)],
+        "annotations": [
+            {"id": number, "image_id": ids[1](image), "category_id": ids[1](category), "segmentation": outline} | more
+            for number, (image, category, outline, more) in enumerate(rows)
+        ],
+    }
+    files.write_json("objects.json", content)
+    return "objects.json"
+
+
+def both(image, **more):
+    return (image, 1, BALL, more), (image, 2, BOX, more)
+
+
+# Maps that show no class
+
+
+VOID, EMPTY, MASK = np.full(SIZE, IGNORE, np.uint8), np.zeros(SIZE, np.uint8), (LABEL > 0) * np.uint8(255)
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [(VOID, "every pixel is void"), (EMPTY, "background. If it shows an object"), (MASK, "If 255 is the object")],
+)
+def test_label_maps_without_any_class_are_refused_before_any_work(label, says):
+    write_maps(label, label)
+    with pytest.raises(ValueError, match=f"no labelled image shows a class: .*{says}"):
+        load()
+    write_maps(LABEL, LABEL, label)
+    said = []
+    load(said=said)
+    assert len(said) == 1 and said[0].startswith("1 of 3 labelled images show no class, e.g. p2: ") and says in said[0]
+    write_maps(LABEL, LABEL, LABEL)
+    files.write_label(f"maps/{load(val=1).val[0].id}.png", label)
+    with pytest.raises(ValueError, match=f"no val image shows a class: .*{says}"):  # stages would see it much later
+        load(val=1)
+
+
+def test_the_check_says_the_same(capsys):
+    call = ["folder", "--root", "photos", "classes", "[ball, box]", "labels"]
+    write_maps(LABEL, VOID, folder="maps #2")
+    write_maps(MASK, MASK, folder="maps")
+    assert check.main([*call, "maps #2"]) == 0  # a path is no YAML
+    assert "images without any class" in capsys.readouterr().out
+    assert check.main([*call, "maps"]) == 1
+    assert "If 255 is the object" in capsys.readouterr().out
+
+
+def test_black_and_white_masks_in_a_published_layout_are_told(tiny_root):
+    for path in (tiny_root / "SegmentationClass").iterdir():
+        files.write_label(path, (files.read_label(path) > 0) * np.uint8(255))
+    with pytest.warns(UserWarning, match="no labelled image shows a class: .* If 255 is the object"):
+        datasets.load("voc", root=tiny_root, labelled=3)
+
+
+def test_values_past_the_classes_are_refused_at_loading():
+    write_maps(LABEL, LABEL + 1)
+    with pytest.raises(ValueError, match=r"p1.png holds the values \[3\], not classes 0 to 2"):
+        load()
+
+
+# Objects of a json
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(0, 1, dense(LABEL == 1), {"iscrowd": 1}), (0, 2, dense(LABEL == 2), {"iscrowd": 1})],
+        [(0, 1, BALL, {"iscrowd": 0}), (0, 2, dense(LABEL == 2), {"iscrowd": 1, "attributes": {"occluded": False}})],
+        [(0, 1, BALL, {"iscrowd": 1}), (0, 2, BOX, {"iscrowd": 1})],
+    ],
+    ids=["all are flagged", "beside polygons of CVAT", "polygons"],
+)
+def test_masks_that_a_tool_flags_as_crowds_are_objects(rows):
+    said = []
+    data = load(write_json(*rows), said=said)
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    assert any("flagged as crowds" in text and "They count as objects" in text for text in said)
+    data = load(write_json(*rows, (0, 3, dense(LABEL == 2), {"iscrowd": 1, "attributes": {}})))
+    np.testing.assert_array_equal(data.labelled[0].truth() == IGNORE, LABEL == 2)  # the category void
+
+
+def test_real_crowds_stay_void_and_are_told():
+    said = []
+    data = load(write_json((0, 1, BALL, {}), (0, 2, dense(LABEL == 2), {"iscrowd": 1})), said=said)
+    np.testing.assert_array_equal(data.labelled[0].truth(), np.where(LABEL == 2, IGNORE, LABEL))
+    assert any("1 annotations of objects.json are crowds (iscrowd 1), which are void" in text for text in said)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("more", [{"attributes": {"occluded": False}}, {}], ids=["CVAT", "another tool, some masks"])
+def test_corrections_survive_a_round_trip_through_cvat(more):
+    """CVAT flags each mask, writes plain counts, numbers categories anew, and may drop the folder of the photos."""
+    squares, wrong = colour_squares(0), colour_squares(1)
+    squares.truth[:4, :5] = IGNORE
+    sample = Sample("p0", lambda: squares.image)
+    review.write("out", [sample], lambda sample: wrong.truth, COLOURS)
+    content = review.coco_json({"p0.png": squares.truth}, COLOURS)
+    shape = squares.truth.shape
+    for row, (_, mask) in zip(content["annotations"], review.regions(squares.truth, COLOURS), strict=True):
+        row |= {"segmentation": dense(mask), "iscrowd": int(bool(more) or row["id"] > 1)} | more
+        row["category_id"] += 10
+    for row in content["categories"]:
+        row["id"] += 10
+    assert content["images"][0]["height"] == shape[0]
+    files.write_json("out/coco.json", content)
+    ((image,), _) = review.read("out", forms=["coco"])
+    assert image.changed == ("coco",)
+    np.testing.assert_array_equal(image.label, squares.truth)
+
+
+@pytest.mark.parametrize("ids", [(int, str), (str, int), (int, float), (str, lambda number: f" {number}")])
+def test_ids_of_another_type_are_the_same_ids(ids):
+    data = load(write_json(*both(0), *both(2), ids=ids))
+    assert [sample.id for sample in data.labelled] == ["p0", "p2"]
+    np.testing.assert_array_equal(data.labelled[1].truth(), LABEL)
+
+
+def test_annotations_of_no_image_are_told_or_refused():
+    said = []
+    load(write_json(*both(0), *both(7)), said=said)
+    assert any("2 annotations of objects.json have an image_id that no image has" in text for text in said)
+    with pytest.raises(ValueError, match="objects.json has no annotation of the 4 photos that it lists"):
+        load(write_json(*both(7)))
+
+
+FAR = [[number + 16 for number in BALL[0]]]
+
+
+@pytest.mark.parametrize(
+    ("outline", "says"),
+    [
+        ([[number / 16 for number in BALL[0]]], "from 0 to 1: multiply x by the width"),
+        (FAR, r"all of it is outside of the image \(12, 16\)"),
+        ([[-number for number in BALL[0]]], "all of it is outside"),
+        (outline(-1, 2, 0, 8), "all of it is outside"),
+        (outline(2, -3, 6, 0), "all of it is outside"),
+    ],
+)
+def test_polygons_of_no_pixel_of_the_image_are_refused(outline, says):
+    with pytest.raises(ValueError, match=f"p0 has no label map: annotation 1: .*{says}"):
+        load(write_json((0, 1, BALL, {}), (0, 2, outline, {})))
+
+
+def test_photos_that_no_one_has_annotated_are_unlabelled():
+    said = []
+    data = load(write_json(*both(0), *both(3)), said=said)
+    assert [sample.id for sample in data.labelled] == ["p0", "p3"] and len(data.unlabelled) == 2
+    assert any("2 photos are listed in objects.json without annotation, e.g. p1" in text for text in said)
+    empty = load(write_json(*both(0), (1, 1, outline(0, 0, 12, 16), {}), names=("background", "ball", "box")))
+    assert [sample.id for sample in empty.labelled] == ["p0", "p1"]
+    assert not empty.labelled[1].truth().any()
+    with pytest.raises(ValueError, match="no annotation of the 4 photos"):
+        load(write_json())
+
+
+CLICKS = [
+    ([], {}),
+    ([], {"bbox": [3, 4, 0, 0], "area": 0}),
+    ([[3, 4, 3, 4, 3, 4]], {"bbox": [3, 4, 0, 0]}),
+    ({"size": list(SIZE), "counts": [192]}, {"area": 0}),
+]
+
+
+@pytest.mark.parametrize(("segmentation", "more"), CLICKS)
+def test_a_stray_click_among_objects_is_left_out_and_told(segmentation, more):
+    said = []
+    data = load(write_json(*both(0), (0, 1, segmentation, more)), said=said)
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    assert any("1 annotations without outline and area are left out" in text for text in said)
+
+
+def test_an_object_without_outline_in_the_json_is_named():
+    rows = [*both(0), (0, 1, None, {})]
+    write_json(*rows)
+    content = files.read_json("objects.json")
+    del content["annotations"][2]["segmentation"]
+    files.write_json("objects.json", content)
+    with pytest.raises(ValueError, match="annotation 2: it has no polygon; a box alone is no outline"):
+        load("objects.json")
+
+
+def test_a_box_without_outline_is_no_click():
+    box = {"bbox": [2, 2, 6, 4], "area": 24}
+    for rows in ([*both(0), (0, 1, [], box)], [(0, 1, [], box)], [(0, 1, [], {})]):
+        with pytest.raises(ValueError, match="p0 has no label map: annotation .: it has no polygon"):
+            load(write_json(*rows))
+
+
+# Colours and palettes
+
+
+def pets(path="pets.yaml", colours=OWN):
+    rows = [{"name": name, "colour": list(colour)} for name, colour in colours.items()]
+    return write(Path(path), json.dumps({"background": [], "classes": rows}))
+
+
+def coloured(label, colours):
+    return np.array([(0, 0, 0), *colours, *[(0, 0, 0)] * 252, (224, 224, 192)], np.uint8)[label]
+
+
+def save(image, path="maps/p0.png", mode=None):
+    Path(path).parent.mkdir(exist_ok=True)
+    (Image.fromarray(image).convert(mode) if mode else Image.fromarray(image)).save(path)
+
+
+def swapped(label, colours, path="maps/p0.png"):
+    """Save a palette PNG whose numbers are in another order than the classes: the last first."""
+    order = np.array([2, 1, 0], np.uint8)
+    image = Image.fromarray(order[label])
+    image.putpalette(np.array([(0, 0, 0), *colours], np.uint8)[order].tobytes())
+    Path(path).parent.mkdir(exist_ok=True)
+    image.save(path)
+
+
+WITH_VOID = LABEL.copy()
+WITH_VOID[0] = IGNORE
+
+
+@pytest.mark.parametrize("mode", [None, "RGBA"])
+def test_colours_of_the_classes_are_understood(mode):
+    save(coloured(WITH_VOID, OWN.values()), mode=mode)
+    data = datasets.load("folder", root="photos", labels="maps", classes=str(pets()))
+    np.testing.assert_array_equal(data.labelled[0].truth(), WITH_VOID)
+    save(coloured(LABEL, files.voc_palette()[1:3].tolist()), mode=mode)  # VOC's colours, of a list of names
+    np.testing.assert_array_equal(load().labelled[0].truth(), LABEL)
+    save(coloured(LABEL, [(1, 2, 3), (200, 10, 10)]), mode=mode)
+    with pytest.raises(ValueError, match=r"p0.png holds colours, not numbers, and \(1, 2, 3\) is the colour of no"):
+        load()
+
+
+def test_a_palette_in_another_order_is_understood_by_its_colours_or_refused():
+    swapped(LABEL, OWN.values())
+    data = datasets.load("folder", root="photos", labels="maps", classes=str(pets()))
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    swapped(LABEL, files.voc_palette()[1:3].tolist())
+    with pytest.raises(ValueError, match="p0.png shows the value 2 in the colour of 0: which class it means is not"):
+        load()
+    for palette in ((), files.voc_palette()[:3], OWN.values()):  # numbers in order, whatever colours they have
+        files.write_label("maps/p0.png", LABEL, list(palette))
+        np.testing.assert_array_equal(load().labelled[0].truth(), LABEL)
+    files.write_label("maps/p0.png", LABEL)  # VOC's palette is what tools write for numbers
+    classes = pets(colours=dict(zip(OWN, files.voc_palette()[[2, 1]].tolist(), strict=True)))
+    data = datasets.load("folder", root="photos", labels="maps", classes=str(classes))
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+
+
+def test_palettes_that_differ_between_maps_are_told():
+    for number, colours in enumerate(([(9, 9, 9), (8, 8, 8)], [(8, 8, 8), (9, 9, 9)])):
+        files.write_label(f"maps/p{number}.png", LABEL, [(0, 0, 0), *colours])
+    said = []
+    load(said=said)
+    assert any("p0.png and maps/p1.png show the value 1 in different colours" in text for text in said)
+    write_maps(LABEL, LABEL)
+    said.clear()
+    load(said=said)
+    assert not said
+
+
+# Names
+
+
+def test_maps_among_the_photos():
+    write_maps(LABEL, LABEL, folder="photos")
+    data = load("photos/../photos")
+    assert [sample.id for sample in data.labelled] == ["p0", "p1"] and len(data.unlabelled) == 2
+    assert data.labelled[0].path.suffix == ".jpg"
+    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    with pytest.raises(ValueError, match=r"p0.jpg and p0.png of photos would share .* the option labels names"):
+        datasets.load("folder", root="photos", classes=["ball"])
+
+
+@pytest.mark.parametrize("name", ["p0_mask", "p0-label", "mask_p0"])
+def test_what_looks_like_a_map_of_another_photo_is_told(name):
+    files.write_label(f"photos/{name}.png", LABEL)
+    files.write_image("photos/p0_copy.png", np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8))
+    with pytest.warns(UserWarning, match=f"1 files of photos look like label maps of other photos, e.g. {name}.png"):
+        datasets.load("folder", root="photos", classes=["ball"])
+
+
+@pytest.mark.parametrize(
+    ("photo", "other"),
+    [("été", "été"), ("Forêt", "FORÊT"), ("IMG_1", "img_1"), ("Straße", "straße")],
+)
+def test_names_that_differ_in_case_or_accents_are_the_same(photo, other):
+    photo = unicodedata.normalize("NFD", photo)
+    other = unicodedata.normalize("NFC", other)
+    files.write_image(f"photos/{photo}.jpg", np.zeros((*SIZE, 3), np.uint8))
+    files.write_label(f"maps/{other}.png", LABEL)
+    said = []
+    for labels in ("maps", write_json(*both(0), images=1, name=f"{other}.jpg")):
+        data = load(labels, said=said)
+        assert [sample.id for sample in data.labelled] == [photo]
+        np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    assert not said
+
+
+def test_two_maps_of_one_photo_and_maps_of_no_photo():
+    write_maps(LABEL)
+    files.write_label("maps/dog.png", LABEL)
+    said = []
+    load(said=said)
+    assert any("1 label maps of maps have the name of no photo and are not used, e.g. dog" in text for text in said)
+    files.write_image("maps/p1.jpg", np.zeros((*SIZE, 3), np.uint8))
+    load(said=said)
+    assert any("1 files of maps have the name of a photo without label map, but are no PNG" in text for text in said)
+    files.write_label("maps/P0.png", LABEL)
+    with pytest.raises(ValueError, match=r"'P0' and 'p0' of maps could each belong to p0.jpg: rename or remove one"):
+        load()
+    with pytest.raises(FileNotFoundError, match="with the name of a photo, e.g. x0-p0. The photos are called e.g. p0"):
+        load(write_json(*both(0), images=1, name="x{0}-p{0}.jpg"))
+
+
+# Lists of classes
+
+RIGHT = {  # file or list: names
+    "labels.txt": ("__ignore__\n_background_\nball\nbox\n", ("ball", "box")),
+    "names.txt": ("background\nball\nno\nvoid\n", ("ball", "no")),
+    "list.yaml": ("- ball\n- {}\n".replace("{}", "'box '"), ("ball", "box")),
+    "rows.yaml": ("- name: ball\n- name: box\n", ("ball", "box")),
+    "texts.yaml": ("background: []\nclasses: [ball, box]\n", ("ball", "box")),
+    "data.yaml": ("train: images/train\nnc: 2\nnames: [ball, box]\n", ("ball", "box")),
+    "mapping.yaml": ("path: x\nnames:\n  1: box\n  0: ball\n", ("ball", "box")),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_class_lists_of_other_tools_are_read(name):
+    text, names = RIGHT[name]
+    classes = class_files.read(write(Path(name), text))
+    assert (classes.names, classes.background) == (("background", *names), 0)
+    assert classes.words == ((), *((own,) for own in names))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("cat,dog", ("cat", "dog")),
+        ("cat, dog ,cow", ("cat", "dog", "cow")),
+        (["background", "cat"], ("cat",)),
+        (["__ignore__", "_background_", "cat"], ("cat",)),
+        (["cat ", "dog"], ("cat", "dog")),
+        (["pot, pan", "dog"], ("pot, pan", "dog")),
+    ],
+)
+def test_lists_of_names_as_people_write_them(given, names):
+    assert datasets.load("folder", root="photos", classes=given).classes.names == ("background", *names)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("[cat, 'cat ']", "more than once: cat"),
+        ("[cat, Cat]", "cat and Cat share the word 'cat'"),
+        ("[cat, background]", "`background` is class 0 by itself.*remove it from the list"),
+        ("{classes: [{name: cat, words: [cat, pet]}, {name: dog, words: [' Pet']}]}", "cat and dog share the word"),
+        ("{background: [wall], classes: [cat, wall]}", "background and wall share the word 'wall'"),
+        ("{classes: [{name: a, colour: [1, 2, 3]}, {name: b, colour: [1, 2, 3]}]}", r"a and b share the colour \(1, 2"),
+        ("{background: [], classes: [{name: a, colour: [0, 0, 0]}]}", "background and a share the colour"),
+        ("{names: {1: cat, 2: dog}}", r"the numbers \[1, 2\], which must count from 0"),
+        ("{names: [cat], nc: 2}", "as many names as `nc` says"),
+        ("{names: {0: cat, 1: no}}", "False, which is no text"),
+    ],
+)
+def test_class_lists_of_two_meanings_are_refused(given, says):
+    with pytest.raises(ValueError, match=f"own.yaml: .*{says}"):
+        class_files.read(write(Path("own.yaml"), given))
+
+
+def test_one_name_with_a_comma_and_colours_that_a_class_has_chosen():
+    with pytest.raises(ValueError, match="is one name with a comma: put each name into a text of its own"):
+        datasets.load("folder", root="photos", classes=["cat,dog"])
+    chosen = class_files.parse({"classes": ["a", "b", {"name": "c", "colour": [128, 0, 0]}]})  # VOC's second
+    assert chosen.colours == ((0, 0, 0), tuple(files.voc_palette()[2]), (128, 0, 0))
+
+
+# VOC's layout with photos of one's own
+
+
+@pytest.fixture
+def own_voc():
+    """Write six photos in VOC's layout: names with spaces, four suffixes, val.txt with two."""
+    names = ["IMG 1", "IMG 2 copy", "c", "d.v2", "e", "f"]
+    for number, (name, suffix) in enumerate(zip(names, ("jpg", "png", "JPG", "jpg", "jpeg", "jpg"), strict=True)):
+        drawn = colour_squares(number)
+        files.write_image(f"voc/JPEGImages/{name}.{suffix}", drawn.image)
+        files.write_label(f"voc/SegmentationClass/{name}.png", drawn.truth)
+    lists = Path("voc/ImageSets/Segmentation")
+    write(lists / "train.txt", "\n".join(names[:4]) + "\n")
+    write(lists / "val.txt", "\n".join(names[4:]) + "\n")
+    return lists
+
+
+def test_ids_with_spaces_and_photos_of_other_suffixes_in_vocs_layout(own_voc):
+    data = datasets.load("voc", root="voc", labelled=4, truth_of=("labelled", "val"))
+    assert [sample.id for sample in data.labelled] == ["IMG 1", "IMG 2 copy", "c", "d.v2"]
+    assert [sample.id for sample in data.val] == ["e", "f"]
+    for sample in (*data.labelled, *data.val):
+        assert sample.truth().shape == sample.image().shape[:2]
+    for name in ("train", "val"):
+        (own_voc / f"{name}.txt").unlink()
+    with pytest.warns(UserWarning, match="has no train.txt and no val.txt: both are drawn by seed 0"):
+        drawn = datasets.load("voc", root="voc", labelled=4)
+    assert len(drawn.labelled) + len(drawn.unlabelled) + len(drawn.val) == 6
+    classes = write(Path("own.yaml"), "background: []\nclasses: [ball, box]").absolute()
+    with pytest.raises(ValueError, match="other classes than voc: .* take the data set folder"):
+        datasets.load("voc", root="voc", classes=classes, labelled=1)
+
+
+def test_a_missing_or_empty_val_txt_is_no_other_split(own_voc):
+    write(own_voc / "val.txt", "\n")
+    with pytest.raises(ValueError, match="val.txt lists no image: write an id in each line"):
+        datasets.load("voc", root="voc", labelled=1)
+    (own_voc / "val.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="has train.txt and no val.txt: add val.txt, or remove train.txt"):
+        datasets.load("voc", root="voc", labelled=1)
+    (own_voc / "train.txt").rename(own_voc / "val.txt")
+    with pytest.raises(FileNotFoundError, match="has val.txt and no train.txt"):
+        datasets.load("voc", root="voc", labelled=1)
