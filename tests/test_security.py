@@ -202,7 +202,7 @@ def test_a_json_s_file_names_only_tell_which_photo_is_meant(tmp_path):
             {"id": 2, "file_name": "/etc/passwd", "height": 1, "width": 1},
         ],
         "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 5, 1, 5, 5]]}],
     }
     files.write_json(tmp_path / "own.json", content)
     data = datasets.load("folder", root=tmp_path / "photos", classes=["cat"], labels=tmp_path / "own.json", labelled=1)
