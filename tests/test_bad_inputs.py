@@ -217,7 +217,7 @@ CASES += cases("photo", PHOTOS,
     ("is a folder among photos", {"photos/d.png": DIR}, "d.png", "rename"),
     ("is broken, as another one is", {"photos/b.png": "no", "photos/d.jpg": "no"}, "2 of 4", "b.png", "d.jpg", "skip"),
     ("has a name that is too long", {f"photos/{'x' * 210}.png": PHOTO}, "xxxx", "Shorten"),
-    ("has an invisible character in its name", {"photos/a\u202fb.png": PHOTO}, "u202f", "Rename"),
+    ("has a line separator in its name", {"photos/a\u2028b.png": PHOTO}, "LINE SEPARATOR", "Rename"),
     ("has the name of a manifest", {"photos/manifest.png": PHOTO}, "manifest.json", "Rename"), call=load_folder)
 
 CASES += of_file("label map", read_label, "a.png", "",
@@ -336,7 +336,7 @@ CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, ba
     ("is not YAML", "steps: [", "parameters.yaml", "YAML", "line 1"),
     ("is a list", "- steps", "parameters.yaml", "`name: value`"),
     ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean 'steps'"),
-    ("has a word for a number", "steps: many", "steps is 'many'", "default 120"),
+    ("has a word for a number", "steps: many", "steps is 'many'", "default 160"),
     ("sets the name of the run", "run: other", "`run`", "first argument"),
     ("names an unknown notebook", "notebooks: [99_none]", "99_none.ipynb", "correct"),
     ("has a parameter twice", "steps: 5\nsteps: 6", "parameters.yaml", "'steps'", "keep one"),
@@ -676,8 +676,8 @@ def test_bad_photos_are_skipped_if_asked_for(many):
 @pytest.mark.filterwarnings("ignore")
 def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch):
     """The others are tried again; the memory itself may be broken, or a place where nothing can be written."""
-    tried, read = [], files.read_image
-    monkeypatch.setattr(files, "read_image", lambda path: tried.append(path.name) or read(path))
+    tried, read = [], files.read_photo
+    monkeypatch.setattr(files, "read_photo", lambda path: tried.append(path.name) or read(path))
 
     def left_out_and_tried() -> tuple[list[str], list[str]]:
         tried.clear()
@@ -690,7 +690,7 @@ def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch
     (memory,) = Path("data/checked_photos").iterdir()
     write({memory: "["})
     assert len(left_out_and_tried()[1]) == 20
-    assert len(json.loads(memory.read_text())["photos"]) == 18
+    assert len(json.loads(memory.read_text())["read"]) == 18
     monkeypatch.setenv("PLG_DATA", str(Path("photos/00.jpg/x").absolute()))
     assert left_out_and_tried()[0] == ["05", "13"]
 

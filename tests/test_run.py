@@ -212,7 +212,7 @@ def test_the_presets_are_of_parameters_that_notebooks_have():
     for name, values in run.presets().items():
         run.check(recipe, {key: value for key, value in values.items() if key != "times"})
         settled = run.settled(recipe, {"preset": name})
-        assert settled["steps"] == round(120 * values["times"]["steps"])
+        assert settled["steps"] == round(160 * values["times"]["steps"])
         assert settled["mask_options"] == {"checkpoint": "miniature_sam"} | values["mask_options"]
     run.check(recipe, {"labelled": "1/8"})  # a part of the images
 

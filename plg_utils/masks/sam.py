@@ -139,5 +139,6 @@ def load(checkpoint: str | None, model: str | None = None) -> Sam:
     if model not in ("vit_b", "vit_l", "vit_h"):
         raise ValueError(f"which SAM is {checkpoint}? Say model='vit_b', 'vit_l' or 'vit_h', not {model!r}")
     sam = sam_model_registry[model]()
-    sam.load_state_dict(checkpoints.load_sam_state(path))
+    shapes = {name: weight.shape for name, weight in sam.state_dict().items()}
+    sam.load_state_dict(checkpoints.unwrap(path, checkpoints.load_sam_state(path), shapes, f"SAM {model}"))
     return sam.eval()

@@ -1,0 +1,267 @@
+"""What comes out of cameras, disks and other people's programs is read right, or refused with the true reason."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from segment_anything import sam_model_registry
+
+from plg_utils import checkpoints, files
+from plg_utils.datasets import _photos
+from plg_utils.encoders import clip
+from plg_utils.masks import sam
+
+H, W = 40, 60
+PHOTO = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+RAMP = np.linspace(0, 1, H * W).reshape(H, W)
+
+
+# Kinds of files
+
+
+def tiff(values: np.ndarray, extra: int = 0, grey: bool = False) -> bytes:
+    """A TIFF of any number of bands (H, W, C), of which the last `extra` have no meaning."""
+    height, width, bands = values.shape
+    rows = {256: width, 257: height, 259: 1, 262: 1 if grey else 2, 277: bands, 278: height, 279: values.nbytes}
+    lists = {258: [8 * values.itemsize] * bands, 338: [0] * extra}
+    start = 8 + 2 + 12 * (len(rows) + 1 + 1 + bool(extra)) + 4
+    body, entries = b"", {}
+    for tag, items in lists.items():
+        packed = struct.pack(f"<{len(items)}H", *items)
+        if len(packed) > 4:
+            entries[tag] = struct.pack("<HHII", tag, 3, len(items), start + len(body))
+            body += packed
+        elif items:
+            entries[tag] = struct.pack("<HHI", tag, 3, len(items)) + packed.ljust(4, b"\0")
+    entries |= {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in rows.items()}
+    entries[273] = struct.pack("<HHII", 273, 4, 1, start + len(body))
+    listed = b"".join(entries[tag] for tag in sorted(entries))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + listed + bytes(4) + body + values.tobytes()
+
+
+def png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours (H, W, 3)."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def deep(low: float, high: float, colours: int = 1) -> np.ndarray:
+    """A ramp (H, W, C) of 16-bit values."""
+    return (low + (high - low) * RAMP)[..., None].repeat(colours, axis=2).astype("<u2")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1023), (0, 4095), (200, 3000), (30_000, 33_000)])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_by_the_values_in_use(low, high, suffix, tmp_path):
+    """Of a microscope, say: a division by 256 would leave 16 grey values of 4,096, all nearly black."""
+    values = deep(low, high)[..., 0]
+    values[0, 0] = 65_535  # a defect
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    image, remark = files.read_photo(tmp_path / f"a.{suffix}")
+    assert np.abs(image[..., 1].astype(float) - 255 * RAMP)[1:].max() < 2
+    assert remark.startswith("16-bit values:")
+
+
+def test_sixteen_bits_that_are_all_in_use_keep_their_brightness(tmp_path):
+    for name, values in {"ramp": deep(9_000, 60_000), "flat": deep(50_000, 50_000)}.items():
+        Image.fromarray(values[..., 0]).save(tmp_path / f"{name}.png")
+        image, remark = files.read_photo(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(image, (values >> 8).repeat(3, axis=2))
+        assert remark == ""
+
+
+@pytest.mark.parametrize("form", [png, tiff])
+def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
+    (tmp_path / "bright").write_bytes(form(deep(0, 65_535, 3)))
+    np.testing.assert_array_equal(files.read_image(tmp_path / "bright"), deep(0, 65_535, 3) >> 8)
+    (tmp_path / "dark").write_bytes(form(deep(0, 4_095, 3)))
+    with pytest.raises(ValueError, match=r"dark is not a readable image \(16-bit colours that use .*8-bit RGB"):
+        files.read_image(tmp_path / "dark")
+
+
+@pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
+def test_bands_that_are_no_colours_are_left_out_with_a_word_or_refused(bands, grey, tmp_path):
+    values = np.random.default_rng(1).integers(0, 256, (H, W, bands), dtype=np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff(values, extra=bands - 1 if grey else bands - 3, grey=grey))
+    if grey:
+        with pytest.raises(ValueError, match=r"a\.tif is not a readable image .*export it again as 8-bit RGB"):
+            files.read_photo(tmp_path / "a.tif")
+    else:
+        image, remark = files.read_photo(tmp_path / "a.tif")
+        np.testing.assert_array_equal(image, values[..., :3])
+        assert remark == f"the bands R, G, B are taken, and {bands - 3} more left out"
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "AVIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_size_and_image_agree_in_every_format(form, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = orientation
+    Image.fromarray(PHOTO).save(tmp_path / "a", form, exif=exif)
+    expected = (W, H) if orientation > 4 else (H, W)
+    assert files.read_image(tmp_path / "a").shape[:2] == files.image_size(tmp_path / "a") == expected
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
+def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
+    """Said, but for the two that a phone puts into a JPEG."""
+    flat = [Image.new("RGB", (W, H), colour) for colour in ("red", "blue")]
+    flat[0].save(tmp_path / "a", form, save_all=True, append_images=flat[1:])
+    image, remark = files.read_photo(tmp_path / "a")
+    assert np.abs(image - [255.0, 0, 0]).max() < 4
+    assert remark == ("" if form == "MPO" else "the first of 2 pages or frames is taken")
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(50)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
+    """And which photos are changed: again in each run, though they are not read again."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.JPG"):
+        Image.fromarray(PHOTO).save(root / name)
+    for name in ("g.heic", "h.HEIC", "j.cr2", "none", "labels.json", ".hidden"):
+        (root / name).write_bytes(HEIC)
+    Image.fromarray(deep(0, 4095)[..., 0]).save(root / "deep.png")
+    paths = [root / name for name in ("a.jpg", "b.JPG", "deep.png")]
+    for _ in range(2):
+        with pytest.warns(UserWarning) as said:
+            assert _photos.unreadable(paths) == {}
+        texts = [str(warning.message) for warning in said]
+        assert [text for text in texts if "deep.png: 16-bit values" in text]
+        assert f"{root}: 4 files left out: 2 heic, 1 cr2, 1 without suffix; 1 folder not searched: sub" in texts[-1]
+        monkeypatch.setattr(files, "read_photo", None)
+
+
+# Names
+
+GOOD = (
+    "3.45.12\u202fPM",
+    "a\u00a0b",
+    "a\u3000b",
+    "\U0001f468\u200d\U0001f469",
+    "\u0645\u06cc\u200c\u062e",
+    "cafe\u0301",
+)
+GOOD += ("100% #1 (a&b)", "$5 or $10", "it's", "[1]", "x<y>")
+BAD = {"a\u2028b": "LINE SEPARATOR", "a\nb": "control character", "a\x1bb": "control character", "a\udcffb": "control"}
+
+
+@pytest.mark.parametrize("stem", GOOD)
+def test_names_that_systems_allow_are_ids(stem):
+    assert files.check_stem(stem) == stem
+
+
+@pytest.mark.parametrize("stem", BAD)
+def test_a_name_that_cannot_be_used_is_refused_with_its_sign(stem):
+    with pytest.raises(ValueError, match=f"cannot be a file name: it holds .*{BAD[stem]}.*Rename it"):
+        files.check_stem(stem)
+
+
+def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    paths = [tmp_path / name for name in ("a.png", "a\u2028b.png")]
+    for path in paths:
+        Image.fromarray(PHOTO).save(path)
+    bad = _photos.unreadable(paths)
+    assert list(bad) == paths[1:] and "LINE SEPARATOR" in bad[paths[1]]
+
+
+# Checkpoint files
+
+
+@pytest.fixture(scope="module")
+def small_sam():
+    """A state dict with the names of SAM vit_b, every weight one number."""
+    names = sam_model_registry["vit_b"]().state_dict()
+    return {name: torch.full((), float(index)) for index, name in enumerate(names)}
+
+
+def unwrap(path: Path, state: dict) -> dict:
+    shapes = {name: weight.shape for name, weight in state.items()}
+    return checkpoints.unwrap(path, checkpoints.load_sam_state(path), shapes, "SAM vit_b")
+
+
+def prefixed(prefix: str, state: dict) -> dict:
+    return {prefix + name: weight for name, weight in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]}
+WRAPPED = {
+    "plain": lambda state: state,
+    "model and optimizer": lambda state: {
+        "model": state,
+        "optimizer": OPTIMIZER,
+        "epoch": 3,
+    },
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "parallel training": lambda state: prefixed("module.", state),
+    "compiled": lambda state: prefixed("_orig_mod.", state),
+    "lightning": lambda state: {"state_dict": prefixed("model.", state), "hyper_parameters": {"lr": 0.1}},
+    "twice": lambda state: {"checkpoint": {"model": prefixed("module._orig_mod.", state)}},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_weights_are_found(kind, small_sam, tmp_path):
+    torch.save(WRAPPED[kind](small_sam), tmp_path / "a.pth")
+    assert unwrap(tmp_path / "a.pth", small_sam) == small_sam
+
+
+STRANGE = {
+    "MobileSAM": lambda state: state | {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2)},
+    "SAM with the names of transformers": lambda state: prefixed("vision_encoder.", state) | {"mask_decoder.x": 1},
+    "SAM 2": lambda state: {"model": {"image_encoder.trunk.pos_embed": torch.zeros(2)}},
+    "the state of an optimizer": lambda state: OPTIMIZER,
+    "CLIP": lambda state: {"visual.proj": torch.zeros(2)},
+    "SAM vit_b": lambda state: state | {"image_encoder.blocks.0.lora.a": torch.zeros(2)},  # an adapter: not dropped
+    "SAM vit_l": lambda state: state | {"image_encoder.blocks.23.norm1.bias": torch.zeros(2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_weights_of_another_network_are_refused_in_a_line(kind, small_sam, tmp_path):
+    torch.save(STRANGE[kind](small_sam), tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=f"a.pth does not hold the weights of SAM vit_b.*it seems to be {kind}: "
+    ) as error:
+        unwrap(tmp_path / "a.pth", small_sam)
+    assert len(str(error.value)) < 700 + len(str(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_two_copies_of_the_weights_are_not_chosen_from(small_sam, tmp_path):
+    torch.save({"model": small_sam, "ema": small_sam}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="in `model`, `ema`: save"):
+        unwrap(tmp_path / "a.pth", small_sam)
+
+
+@pytest.mark.parametrize("load", [lambda path: sam.load(path, "vit_b"), clip.load])
+def test_both_networks_say_what_a_file_seems_to_be(load, tmp_path):
+    save_file({"vision_model.embeddings.x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match="model.safetensors does not hold .*CLIP with the names of transformers"
+    ) as error:
+        load(str(tmp_path / "model.safetensors"))
+    assert len(str(error.value)) < 700 + len(str(tmp_path))
+
+
+def test_a_file_that_would_run_code_is_not_advised_to_be_run(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(
+        ValueError, match=r"whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
+    ) as error:
+        checkpoints.load_sam_state(tmp_path / "whole.pt")
+    assert "weights_only" not in str(error.value)
