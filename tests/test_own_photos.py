@@ -4,6 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
-from plg_utils import checkpoints, files
+from plg_utils import checkpoints, figures, files
+from plg_utils import masks as mask_models
 from plg_utils.datasets import _photos
 from plg_utils.encoders import clip
 from plg_utils.masks import sam
+from plg_utils.records import Classes
 
 H, W = 40, 60
 PHOTO = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
@@ -178,6 +181,47 @@ def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
         Image.fromarray(PHOTO).save(path)
     bad = _photos.unreadable(paths)
     assert list(bad) == paths[1:] and "LINE SEPARATOR" in bad[paths[1]]
+
+
+# Figures
+
+
+@pytest.mark.parametrize("name", ["Ba$$in", "sale_$5_or_$10", "$20_bill"])
+def test_a_figure_takes_a_dollar_as_it_is(name, tmp_path):
+    figure = figures.gallery([[PHOTO], [PHOTO[:, :, 0]]], [name], classes(name))
+    figures.save(figure, tmp_path / "a.png")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {name}
+    assert not any(text.get_parse_math() for text in figure.findobj(plt.Text) if text.get_text() == name)
+
+
+def classes(name: str) -> Classes:
+    """256 classes of this name."""
+    return Classes((name,) * 256, ((),) * 256, ((0, 0, 0),) * 256)
+
+
+def test_a_gallery_of_strips_or_of_nothing_has_a_size_that_can_be_drawn(tmp_path):
+    for rows, titles in (
+        ([[np.zeros((900, 3, 3), np.uint8)], [np.zeros((3, 900, 3), np.uint8)]], ["a"]),
+        ([[], []], []),
+    ):
+        figure = figures.gallery(rows, titles)
+        figures.save(figure, tmp_path / "a.png")
+        assert max(figure.get_size_inches()) < 12
+
+
+# Strips
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (1, 500), (16, 16)])
+@pytest.mark.parametrize("model", ["sam", "sam_official"])
+def test_masks_of_strips_have_their_size(model, size):
+    """The network's 128 pixels of 900 leave less than half a pixel of 3."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    find = mask_models.build(model, points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    (masks,) = find([image])
+    assert masks.size == size and masks.dense().shape[1:] == size
+    prompted, scores = sam.build_box_prompter()([image], [np.array([[0, 0, size[1], size[0]]])])[0]
+    assert prompted.shape == (1, *size) and scores.shape == (1,)
 
 
 # Checkpoint files
