@@ -127,13 +127,13 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError as error:
         remedy = remedy.removeprefix("delete it and ")
         raise FileNotFoundError(f"{path} does not exist. It should be {what}: {remedy}") from error
-    except IsADirectoryError as error:
-        raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
     except PermissionError as error:
         raise PermissionError(f"{path} may not be read by this user: change its permissions, or {remedy}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
     except Exception as error:  # of a damaged file the libraries raise nearly anything
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).replace(f" {str(path)!r}", "")
         raise ValueError(f"{path} is not {what} ({reason[:300] or type(error).__name__}); {remedy}") from error
 

@@ -360,7 +360,7 @@ CASES += cases("run.py", {},
     ("gets -g and -p of the same", runner("demo -g seed 1,2 -p seed 1"), "seed", "by -g seed alone"),
     ("gets -p with a list for a preset", runner("demo -p preset [fast]"), "['fast']", "fast, balanced, paper"),
     ("gets -p with fewer steps than one", runner("demo -p steps -1"), "steps is -1", "from 1 on"),
-    ("gets -p with a number for a file", runner("demo -p class_file 5"), "class_file is 5", "path of a file"),
+    ("gets -p with a number for a file", runner("demo -p class_file {a:5}"), "class_file is {", "path of a file"),
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
     ("gets --against without a grid", runner("demo --against full"), "add -g NAME VALUES"))
 CASES += cases("doctor.py", {},

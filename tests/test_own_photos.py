@@ -1,5 +1,7 @@
 """What comes out of cameras, disks and other people's programs is read right, or refused with the true reason."""
 
+import contextlib
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import run
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -309,3 +312,161 @@ def test_a_file_that_would_run_code_is_not_advised_to_be_run(tmp_path):
     ) as error:
         checkpoints.load_sam_state(tmp_path / "whole.pt")
     assert "weights_only" not in str(error.value)
+
+
+# The command line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dry(*arguments: str, name: str = "demo", code: int = 0) -> str:
+    """What a dry run prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert run.main([name, *arguments, "--dry-run"]) == code, out.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["trip #2", "2024-01-05", "2024", "null", "Rome: day 1", "~x", "[1]", "a, b", "0x10", "yes"]
+)
+@pytest.mark.parametrize("short", ["data_root", "class_file"])
+def test_a_path_is_no_yaml(short, name, here):
+    if short == "class_file" and name[0] == "[":
+        return
+    (here / name).mkdir()
+    assert repr(str(here / name)) in dry("-p", short, name)
+
+
+def test_a_class_list_that_lacks_brackets_is_answered_with_them(here):
+    for given in ("cat,dog", "cat"):
+        assert f"or a list of names: -p class_file '[{given}]'" in dry("-p", "class_file", given, code=2)
+    assert "'classes': ['cat', 'dog']" in dry("-p", "class_file", "[cat, dog]", name="my_photos")
+    assert "there is no" in dry("-p", "data_root", "none", code=2)
+    assert "data_root is ''" in dry("-p", "data_root", "", code=2)  # a shell variable that is not set
+    for name, value in (("labels", "2024"), ("root", "2024-01-05"), ("checkpoint", "2024-01-05")):
+        options = "mask_options" if name == "checkpoint" else "dataset_options"
+        assert f"{name} in {options} is " in dry("-p", options, f"{{{name}: {value}}}", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset_options", "{labels: /a/maps #2}"),
+        ("dataset_options", "labels: maps #2"),
+        ("labeller", "cam # or sepl"),
+        ("class_file", "[ball #1, box]"),
+    ],
+)
+def test_yaml_that_reads_less_than_was_given_is_refused(name, text):
+    assert f"the value of {name} is {text}, and YAML leaves out all after ' #'" in dry("-p", name, text, code=2)
+    assert "steps': 7" in dry("-p", "steps", "7")
+    assert "maps #2" in dry("-p", "dataset_options", "{labels: '/a/maps #2'}")
+
+
+def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(here):
+    for name in ("my_sam.pth", "my.yaml", "encoder.safetensors", "miniature_sam"):
+        (here / name).touch()
+    (here / "maps").mkdir()
+    for options, key, given in (
+        ("dataset_options", "labels", "maps"),
+        ("dataset_options", "labels", "./a.json"),
+        ("dataset_options", "root", "maps/.."),
+        ("dataset_options", "classes", "my.yaml"),
+        ("mask_options", "checkpoint", "my_sam.pth"),
+        ("encoder_options", "checkpoint", "my_sam.pth"),
+        ("segmenter_options", "pretrained", "encoder.safetensors"),
+    ):
+        printed = dry("-p", options, f"{{{key}: {given}}}")
+        assert f"'{key}': '{here / given}'" in printed, given
+        assert printed == dry("-g", options, f"[{{{key}: {given}}}]") or "to do" in dry(
+            "-g", options, f"{{{key}: {given}}}"
+        )
+    for options, key, given in (
+        ("mask_options", "checkpoint", "miniature_sam"),
+        ("encoder_options", "checkpoint", "ViT-B/16"),
+        ("dataset_options", "classes", "plg_utils/datasets/classes/voc.yaml"),
+    ):
+        assert f"'{key}': '{given}'" in dry("-p", options, f"{{{key}: {given}}}")
+    assert f"there is no file {here / 'none.pth'}" in dry("-p", "mask_options", "{checkpoint: none.pth}", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("device", "gpu", "give auto, cpu, cuda"),
+        ("mask_model", "sam2", "there is no mask_model 'sam2', only sam, sam_official"),
+        ("encoder", "clipp", "did you mean 'clip'"),
+        ("segmenter", "unet", "there is no segmenter 'unet'"),
+        ("dataset", "photos", "there is no dataset 'photos'"),
+        ("seed", "-1", "a whole number from 0 on"),
+        ("labelled", "-1", "a whole number from 0 on"),
+        ("labelled", "many", "a value of type int"),
+        ("threshold", ".nan", "give a finite number"),
+        ("learning_rate", ".inf", "give a finite number"),
+        ("steps", "null", "steps is None"),
+    ],
+)
+def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
+    assert says in dry("-p", name, text, code=2)
+    assert says in dry("-g", name, f"[{text}]", code=2)
+
+
+def test_values_that_are_right_pass():
+    for name, text in (
+        ("warm_up", "null"),
+        ("labelled", "1/8"),
+        ("labelled", "0"),
+        ("device", "cuda:1"),
+        ("threshold", "1"),
+    ):
+        assert f"'{name}': " in dry("-p", name, text)
+
+
+def test_data_root_of_a_grid_or_a_file_is_not_passed_over(here):
+    """Both were: the run took the default folder."""
+    assert "data_root is for -p alone" in dry("-g", "data_root", "a,b", code=2)
+    (here / "published" / "mine").mkdir(parents=True)
+    (here / "published" / "mine" / "parameters.yaml").write_text("data_root: /photos")
+    with pytest.raises(run.Refused, match="write dataset_options: {root: '/photos'}"):
+        run.steps_of(run.read("mine", published=here / "published"), {}, "mine")
+
+
+def test_a_folder_for_a_file_is_refused_in_a_line(here, small_sam):
+    (here / "published" / "mine" / "parameters.yaml").mkdir(parents=True)
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert run.main(["mine"], published=here / "published") == 2
+    assert "parameters.yaml is a folder" in out.getvalue() and "\n" not in out.getvalue().strip()
+    for read in (
+        checkpoints.load_sam_state,
+        files.read_embeddings,
+        files.read_image,
+        files.read_label,
+        files.read_lines,
+    ):
+        with pytest.raises((ValueError, OSError), match=f"{here} is a folder"):
+            read(here)
+
+
+def test_a_dead_kernel_is_told_with_what_to_do(here, monkeypatch, capsys):
+    def die(step, folder):
+        raise type("DeadKernelError", (RuntimeError,), {})("Kernel died")
+
+    monkeypatch.setattr(run, "execute", die)
+    monkeypatch.setenv("PLG_RESULTS", str(here))
+    assert not run.execute_all(run.steps_of(run.read("demo"), {}, "demo"), here / "demo")
+    said = capsys.readouterr().err
+    assert "Kernel died" in said and "probably out of memory" in said and "images_at_once" in said
+
+
+def test_printed_commands_survive_spaces(here, monkeypatch, capsys):
+    (here / "my run").mkdir()
+    files.write_json(here / "my run" / "summary.json", {"rows": 5})
+    run.write_page(here / "my run")
+    assert "python -m plg_utils.page 'my run'" in capsys.readouterr().err
