@@ -88,7 +88,8 @@ def check_stem(stem: str, where: str = "") -> str:
     elif not stem or stem.startswith("."):
         problem = "it must not be empty or start with a dot. Rename it"
     elif bad := [sign for sign in stem if sign in "/\\" or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")]:
-        problem = f"it holds {bad[0]!a} ({unicodedata.name(bad[0], 'a control character')}). Rename it"
+        which = unicodedata.name(bad[0], "a control character")
+        problem = f"it must not hold a slash, a line break or a control character, as {bad[0]!a} ({which}). Rename it"
     elif len(stem.encode()) > LONGEST:
         problem = f"it has over {LONGEST} bytes. Shorten it"
     elif stem.casefold() == "manifest":

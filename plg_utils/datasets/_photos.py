@@ -40,7 +40,7 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     if changed:
         listed = "".join(f"\n  {name}: {remark}" for name, remark in list(changed.items())[:SHOWN])
         listed += f"\n  ... and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-        problem = f"{len(changed)} photos are read in part or scaled. Export as 8-bit RGB what is wrong so"
+        problem = f"photos that are read in part or scaled: {len(changed)}. Export as 8-bit RGB what is wrong so"
         warnings.warn(f"{problem}:{listed}", stacklevel=2)
     for folder, own in folders.items():
         if rest := left_out(folder, {path.suffix.lower() for path in own}):
@@ -58,7 +58,7 @@ def left_out(folder: Path, taken: set[str]) -> str:
     parts = []
     if other:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common())
-        parts.append(f"{other.total()} files left out: {kinds}")
+        parts.append(f"{other.total()} file{'s' * (other.total() > 1)} left out: {kinds}")
     if inner:
         named = ", ".join(inner[:3]) + ", ..." * (len(inner) > 3)
         parts.append(f"{len(inner)} folder{'s' * (len(inner) > 1)} not searched: {named}")
