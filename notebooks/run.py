@@ -16,14 +16,17 @@ default results/local; run.json there holds all parameters. The same command con
 import argparse
 import ast
 import base64
+import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from unittest import mock
 
 import grid
 
-from plg_utils import choices, files
+from plg_utils import checkpoints, choices, files
 
 NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
@@ -43,6 +46,13 @@ SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_optio
 BELONGS_TO = {f"{name}_options": name for name in ("dataset", "encoder", "segmenter", "detector")}
 BELONGS_TO["mask_options"] = "mask_model"
 COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
+MAY_BE_NONE = ("warm_up", "weak_weight", "labelled")  # besides parameters whose default is None
+FOLDERS = {"dataset": "datasets", "mask_model": "masks", "encoder": "encoders", "segmenter": "segmenters"}
+FOLDERS |= {"detector": "detectors"}  # parameter: folder of plg_utils whose files it names
+MEMORY = (  # Linux ends a process that fills the memory, and says so to no one
+    "The notebook's process died, probably out of memory. Close other programs, make the photos smaller, or lower "
+    "images_at_once, batch_size or crop_size with -p. The same command goes on from here."
+)
 environment = partial(mock.patch.dict, os.environ)  # variables while a block runs, for the kernels that it starts
 
 
@@ -137,6 +147,27 @@ def presets() -> dict[str, dict[str, Any]]:
     return literal(PRESETS.read_text(encoding="utf-8"), PRESETS)
 
 
+def value_of(name: str, text: str) -> Any:
+    """Value of a parameter that the command line gives: YAML, but of data_root and class_file a path as it is."""
+    if name in SHORT and not (name == "class_file" and text.lstrip()[:1] in ("[", "{")):
+        return text
+    return yaml_of(text, f"the value of {name}")
+
+
+def yaml_of(text: str, where: str) -> Any:
+    """Value of a YAML text on the command line, unless YAML takes a part of it for a comment."""
+    hidden = re.sub(r"(?<!\S)#", "\ue000", text)
+    try:
+        value = literal(text, where)
+    except Refused as error:
+        if hidden == text:
+            raise
+        value = error
+    if hidden != text and repr(literal(hidden, where)).replace("\\ue000", "#") != repr(value):
+        raise Refused(f"{where} is {text}, and YAML leaves out all after ' #': put the text that holds it into quotes")
+    return value
+
+
 def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
     """Parameters as -p gives them, later ones over earlier ones, with those in SHORT put where they belong.
 
@@ -145,15 +176,44 @@ def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for name, value in given:
         mapping, key = SHORT.get(name, (None, None))
-        if mapping and not isinstance(value, str | list):
+        if mapping and (not isinstance(value, str | list) or not value):
             raise Refused(f"{name} is {value!r}, a {type(value).__name__}; give the path of a file or folder")
         if mapping and isinstance(value, str):
-            path = Path(value).expanduser().absolute()
+            path = absolute(value)
             if not path.exists():
-                raise Refused(f"{name} is {value}, and there is no {path}: correct the path")
+                names = f", or a list of names: -p class_file '[{value}]'" if name == "class_file" else ""
+                raise Refused(f"{name} is {value}, and there is no {path}: correct the path{names}")
             value = str(path)
-        changes |= joined(changes, {mapping: {key: value}} if mapping else {name: value}, {})
+        added = {mapping: {key: value}} if mapping else {name: paths_from_here(name, value)}
+        changes |= joined(changes, added, {})
     return changes
+
+
+def absolute(path: str) -> Path:
+    """A path as the shell means it where the command is given; a folder may be called ~x."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def paths_from_here(name: str, value: Any) -> Any:
+    """The value of a parameter; of a mapping of options with relative paths as absolute ones.
+
+    A class file, a checkpoint or weights may have a name that is no path, which is left if no such file is here.
+    """
+    if not (isinstance(value, dict) and name in BELONGS_TO):
+        return value
+    found = dict(value)
+    for key, item in value.items():
+        must, may = key in ("root", "labels"), key in ("classes", "checkpoint", "pretrained")
+        if (must and item is not None and not isinstance(item, str)) or (may and type(item) in (int, float, date)):
+            raise Refused(f"{key} in {name} is {item!r}, a {type(item).__name__}; a path belongs into quotes: '{item}'")
+        if isinstance(item, str) and item not in checkpoints.LISTED and (must or may):
+            path = absolute(item)
+            is_file = path.is_file() or (path / checkpoints.WEIGHTS).is_file()
+            if may and not is_file and path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
+                raise Refused(f"{key} in {name} is {item}, and there is no file {path}: correct the path")
+            if must or is_file:
+                found[key] = str(path)
+    return found
 
 
 def joined(below: dict[str, Any], above: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -193,16 +253,30 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if name == "run":
             raise Refused("`run` is the name of the run, the first argument; it is not set as a parameter")
+        if name in SHORT:
+            mapping, key = SHORT[name]
+            raise Refused(f"{name} is for -p alone; in a file or a grid write {mapping}: {{{key}: {value!r}}}")
         choices.one_of(name, [*known, *SHORT, "preset"], f"parameter of the run {recipe.run} called")
         if name == "preset" and value is not None:
             choices.one_of(value, list(presets()), "preset in presets.yaml called")
         default, given = known.get(name), type(value)
-        if value is None or default is None or (name == "labelled" and given is str):  # a part such as "1/8"
+        if name in FOLDERS and name in known:
+            there = sorted(path.stem for path in (files.ROOT / "plg_utils" / FOLDERS[name]).glob("[a-z]*.py"))
+            choices.one_of(value, there, name)
+        if given is float and not math.isfinite(value):
+            right = "a finite number"
+        elif default is None or name == "preset" or (value is None and name in MAY_BE_NONE):
             continue
-        if given is not type(default) and (type(default), given) != (float, int):
+        elif name == "labelled" and given is str and re.fullmatch(r"[1-9]\d*/[1-9]\d*", value):  # a part such as 1/8
+            continue
+        elif given is not type(default) and (type(default), given) != (float, int):
             right = f"a value of type {type(default).__name__}"
         elif name in COUNTS and value < 1:
             right = "a whole number from 1 on"
+        elif name in ("seed", "labelled") and value < 0:
+            right = "a whole number from 0 on"
+        elif name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            right = "auto, cpu, cuda, cuda:1 or mps"
         else:
             continue
         raise Refused(f"{name} is {value!r}, a {given.__name__}; give {right}, such as the default {default!r}")
@@ -236,7 +310,8 @@ def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any
     if twice := [name for name in names if names.count(name) > 1]:
         raise Refused(f"-g {twice[0]} is given {len(twice)} times: write all its values in one list")
     for name, text in given:
-        axes[name] = literal(text if text.strip().startswith("[") else f"[{text}]", f"the list of {name}")
+        axes[name] = yaml_of(text if text.strip().startswith("[") else f"[{text}]", f"the list of {name}")
+        axes[name] = [paths_from_here(name, value) for value in axes[name]]
     for name, values in axes.items():
         if name in changes:
             raise Refused(f"{name} is in the grid and changed by -p: give its values by -g {name} alone")
@@ -343,6 +418,8 @@ def execute_all(
                 execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here
             print(f"{name} failed after {time.perf_counter() - begin:.0f} s\n{last_lines(error)}", file=sys.stderr)
+            if type(error).__name__ == "DeadKernelError":
+                print(MEMORY, file=sys.stderr)
             print(f"The cells up to here: {prints / f'{name}.partial.ipynb'}", file=sys.stderr)
             return False
         print(f"{name}  {time.perf_counter() - begin:.0f} s", flush=True)
@@ -402,7 +479,10 @@ def write_page(folder: Path) -> None:
         if (folder / "summary.json").is_file():
             page.write(folder)
     except Exception as error:  # whatever it is, the run's results are there and must be shown
-        print(f"no page ({type(error).__name__}: {error}): python -m plg_utils.page {folder.name}", file=sys.stderr)
+        print(
+            f"no page ({type(error).__name__}: {error}): python -m plg_utils.page {shlex.quote(folder.name)}",
+            file=sys.stderr,
+        )
 
 
 # Publishing
@@ -431,7 +511,7 @@ def publish(steps: list[Step], folder: Path, target: Path) -> list[Path]:
     copies = {folder / "notebooks" / step.notebook.name: target / step.notebook.name for step in steps}
     for copy, step in zip(copies, steps, strict=True):
         if reason := outdated(copy, step, folder / "run.json"):
-            again = f"Run first: notebooks/run.py {step.parameters['run']}"
+            again = f"Run first: notebooks/run.py {shlex.quote(step.parameters['run'])}"
             raise Refused(f"{step.notebook.stem} cannot be published: {reason}. {again}")
     for pattern in ("*.ipynb", "*.json", "figures/*", "index.html"):
         for old in target.glob(pattern):
@@ -458,7 +538,7 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
     if options.publish and (options.p or options.g):
         command.error("what is published is what parameters.yaml says: write the change there and run again")
     try:
-        changes = written_out([(name, literal(value, f"the value of {name}")) for name, value in options.p])
+        changes = written_out([(name, value_of(name, text)) for name, text in options.p])
         recipe = read(options.run, notebooks=notebooks, published=published)
         axes = axes_of(recipe, options.g, changes)
         folder, target = files.results_root() / options.run, published / options.run
@@ -476,7 +556,7 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
         else:
             return make(steps, folder, only_stages=options.stages)
         return 0
-    except Refused as refusal:
+    except (Refused, OSError) as refusal:
         print(refusal, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

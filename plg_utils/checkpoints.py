@@ -12,11 +12,12 @@ both are enforced from then on. Files that you put into the folder yourself are 
 import os
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from tqdm import tqdm
@@ -33,6 +34,22 @@ LARGEST = 1 << 33  # bytes of a download whose size is not listed; SAM ViT-H has
 CHUNK = 1 << 20  # bytes
 ALLOWED = ("https://",)  # how addresses begin; tests add a server on this machine
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
+CLIP_WEIGHTS = ("text_projection", "token_embedding.weight", "visual.proj")  # of every CLIP with a vision transformer
+MARKS = {  # begin of a weight's name: whose it is
+    "image_encoder.layers.": "MobileSAM",
+    "image_encoder.patch_embed.seq.": "MobileSAM",
+    "sam_mask_decoder.": "SAM 2",
+    "image_encoder.trunk.": "SAM 2",
+    "vision_encoder.": "SAM with the names of transformers",
+    "image_encoder.blocks.31.": "SAM vit_h",
+    "image_encoder.blocks.23.": "SAM vit_l",
+    "image_encoder.blocks.11.": "SAM vit_b",
+    "vision_model.": "CLIP with the names of transformers",
+    "visual.trunk.": "a network of open_clip that is not OpenAI's",
+    "visual.layer1.": "a CLIP without vision transformer, so without patch tokens; use a ViT such as ViT-B/16",
+    "visual.": "CLIP",
+    "param_groups": "the state of an optimizer",
+}
 
 
 @dataclass(frozen=True)
@@ -287,13 +304,63 @@ def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     import torch
     from safetensors.torch import load_file
 
-    with files.reading(path, "a readable checkpoint", "fetch it again"):
+    with files.reading(path, "a readable checkpoint", "fetch it again, or save the network's state_dict() alone"):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch advises to run the code in the file
+            is_pickle = type(error).__name__ == "UnpicklingError"
+            raise ValueError("it is damaged or holds more than tensors" if is_pickle else error) from error
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
         return state
+
+
+def unwrap(
+    path: str | Path, content: dict[str, Any], wanted: Mapping[str, Any], what: str, *, exact: bool = True
+) -> dict[str, "torch.Tensor"]:
+    """Find the weights of a network in what a file holds: under a key such as `model`, or after a common prefix.
+
+    wanted: name and shape of each weight, None: any shape
+    exact: refuse weights that are not wanted, such as those of an adapter
+    """
+
+    def wrong(state: Mapping) -> list[str]:
+        shapes = {name: getattr(value, "shape", ()) for name, value in state.items()}
+        bad = [name for name, shape in wanted.items() if name not in shapes or shape not in (None, shapes[name])]
+        return bad + [str(name) for name in state if exact and name not in wanted]
+
+    states = list(_states(content))
+    fitting = [(place, state) for place, state in states if not wrong(state)]
+    if len(fitting) == 1:
+        return fitting[0][1]
+    if fitting:
+        places = ", ".join(place for place, _ in fitting)
+        raise ValueError(
+            f"{path} holds the weights of {what} in {places}: save one of these alone, by its state_dict()"
+        )
+    seen = [str(name) for _, state in states for name in state]
+    seems = next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
+    seems = f", it seems to be {seems}" if seems else ""
+    bad = min((wrong(state) for _, state in states), key=len)
+    shown, held = (", ".join(files.shown(name)[1:-1] for name in list(names)[:3]) for names in (bad, content))
+    raise ValueError(
+        f"{path} does not hold the weights of {what}{seems}: {len(bad)} weights are missing or differ, e.g. {shown}. "
+        f"The file holds {held}, ... Give the file that its authors published, or its state_dict() alone"
+    )
+
+
+def _states(content: dict, place: str = "the file", depth: int = 0) -> Iterator[tuple[str, dict]]:
+    """What may be the weights in a file, and where: all of it, without a prefix that all names share, and inside."""
+    yield place, content
+    state = content
+    while state and len(heads := {str(name).partition(".")[0] for name in state}) == 1 and "." in min(map(str, state)):
+        state = {str(name)[len(min(heads)) + 1 :]: value for name, value in state.items()}
+        yield f"{place} without prefix", state
+    for name, value in content.items():
+        if isinstance(value, dict) and depth < 2:
+            yield from _states(value, f"`{name}`", depth + 1)
 
 
 def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
@@ -316,4 +383,5 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
             f"trust it, convert it once: torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), "
             "'clip.pth'), and give the path of clip.pth"
         )
+    state = unwrap(path, state, dict.fromkeys(CLIP_WEIGHTS), "a CLIP with OpenAI's names", exact=False)
     return {key: value.detach() for key, value in state.items() if key not in CLIP_SETTINGS}

@@ -50,12 +50,12 @@ STYLE = {
     "lines.linewidth": 1.5,
     "axes.titlesize": 9,
     "axes.titlecolor": INK,
+    "text.parse_math": False,  # a photo or a class may be called $x$
     "axes.edgecolor": FAINT,
     **{"axes.spines.top": False, "axes.spines.right": False, "xtick.color": INK, "ytick.color": INK},
 }
 PAPER = STYLE | {
     "font.family": ["STIXGeneral", "DejaVu Sans"],  # like Times, and for other signs; both come with matplotlib
-    "text.parse_math": False,  # a class may be called $x$
     "axes.edgecolor": INK,
     **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 8),
     **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 7),
@@ -189,10 +189,14 @@ def gallery(
 
     rows: of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles; width: inches of one on the screen
     """
+    if not titles:
+        figure = plt.figure(figsize=(paper or 2 * width, 0.5), layout="none")
+        figure.text(0, 0.4, "no image to show")
+        return figure
     total, gap = paper or width * len(titles), 0.04  # inches
     head, line = 1.8 * plt.rcParams["axes.titlesize"] / 72, 1.55 * plt.rcParams["legend.fontsize"] / 72
     side = (total - gap * (len(titles) - 1)) / len(titles)
-    heights = [side * np.mean([cell.shape[0] / cell.shape[1] for cell in row]) for row in rows]
+    heights = [side * np.mean([min(4, cell.shape[0] / cell.shape[1]) for cell in row]) for row in rows]  # of strips 4
     maps = [cell for row in rows for cell in row if cell.ndim == 2]
     shown = sorted({int(k) for label in maps for k in np.unique(label)})
     names = ["no label" if k == IGNORE else f"{k} {classes.names[k]}" if paper else classes.names[k] for k in shown]

@@ -8,8 +8,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import reprlib
 import secrets
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")  # of photos
 LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
@@ -82,8 +85,11 @@ def check_stem(stem: str, where: str = "") -> str:
     """
     if not isinstance(stem, str):
         problem = "it must be a text, so put it in quotes"
-    elif not stem or stem.startswith(".") or any(sign in "/\\" or not sign.isprintable() for sign in stem):
-        problem = "it must not be empty, start with a dot, or hold a slash or an invisible character. Rename it"
+    elif not stem or stem.startswith("."):
+        problem = "it must not be empty or start with a dot. Rename it"
+    elif bad := [sign for sign in stem if sign in "/\\" or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")]:
+        which = unicodedata.name(bad[0], "a control character")
+        problem = f"it must not hold a slash, a line break or a control character, as {bad[0]!a} ({which}). Rename it"
     elif len(stem.encode()) > LONGEST:
         problem = f"it has over {LONGEST} bytes. Shorten it"
     elif stem.casefold() == "manifest":
@@ -91,6 +97,11 @@ def check_stem(stem: str, where: str = "") -> str:
     else:
         return stem
     raise ValueError(f"{f'{where}: ' if where else ''}{shown(stem)} cannot be a file name: {problem}")
+
+
+def same_name(stem: str) -> str:
+    """The form in which two file names are the same on every system: accents in one way, case left out."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
 
 
 def repeated(items: Iterable) -> list:
@@ -117,38 +128,67 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError as error:
         remedy = remedy.removeprefix("delete it and ")
         raise FileNotFoundError(f"{path} does not exist. It should be {what}: {remedy}") from error
-    except IsADirectoryError as error:
-        raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
     except PermissionError as error:
         raise PermissionError(f"{path} may not be read by this user: change its permissions, or {remedy}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
     except Exception as error:  # of a damaged file the libraries raise nearly anything
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).replace(f" {str(path)!r}", "")
         raise ValueError(f"{path} is not {what} ({reason[:300] or type(error).__name__}); {remedy}") from error
 
 
 # Images and label maps
 
-PHOTO = "a readable image", "export it again, or remove it"
+PHOTO = "a readable image", "export it again as 8-bit RGB, or remove it"
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
+    return read_photo(path)[0]
+
+
+def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
+    """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all."""
     with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
+        remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
+            remarks.append(f"the first of {image.n_frames} pages or frames is taken")
+        if bands := re.search(r"'(RGB|L)X+\b", coding):
+            remarks.append(f"the bands {', '.join(bands[1])} are taken, and {bands[0].count('X')} more left out")
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
             raise ValueError(f"32-bit values, mode {upright.mode}: which value is white is unknown")
         if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return np.array(upright.convert("RGB"))
+            grey, remark = _eight_bits(np.asarray(upright))
+            remarks, upright = [*remarks, *remark], Image.fromarray(grey)
+        pixels = np.array(upright.convert("RGB"))
+        if ";16" in coding and image.mode[0] != "I" and pixels.max() < 64:  # Pillow reads the upper 8 bits alone
+            raise ValueError("16-bit colours that use 14 bits or fewer")
+    return pixels, "; ".join(remarks)
+
+
+def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Grey values (H, W) uint16 as uint8, and what was done if they use less than a quarter of the 65,536 values.
+
+    Cameras and microscopes of 10 to 14 bits write such files. A thousandth of the pixels at each end may be defects.
+    """
+    low, high = (float(value) for value in np.percentile(values, [0.1, 99.9]))
+    if high == low:  # small things on a flat ground
+        low, high = float(values.min()), float(values.max())
+    if high - low >= 2**14 or high == low:
+        return (values >> 8).astype(np.uint8), []
+    scaled = np.round((values.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
+    return scaled.astype(np.uint8), [f"16-bit values: {low:.0f} becomes black and {high:.0f} white"]
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read from its header what size (H, W) `read_image` will return."""
     with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
-        turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # the quarter turns
+        quarter = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+        turned = quarter and image.format != "TIFF"  # whose size Pillow has turned already
     return (width, height) if turned else (height, width)
 
 

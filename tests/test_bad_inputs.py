@@ -217,7 +217,7 @@ CASES += cases("photo", PHOTOS,
     ("is a folder among photos", {"photos/d.png": DIR}, "d.png", "rename"),
     ("is broken, as another one is", {"photos/b.png": "no", "photos/d.jpg": "no"}, "2 of 4", "b.png", "d.jpg", "skip"),
     ("has a name that is too long", {f"photos/{'x' * 210}.png": PHOTO}, "xxxx", "Shorten"),
-    ("has an invisible character in its name", {"photos/a\u202fb.png": PHOTO}, "u202f", "Rename"),
+    ("has a line separator in its name", {"photos/a\u2028b.png": PHOTO}, "LINE SEPARATOR", "Rename"),
     ("has the name of a manifest", {"photos/manifest.png": PHOTO}, "manifest.json", "Rename"), call=load_folder)
 
 CASES += of_file("label map", read_label, "a.png", "",
@@ -360,7 +360,7 @@ CASES += cases("run.py", {},
     ("gets -g and -p of the same", runner("demo -g seed 1,2 -p seed 1"), "seed", "by -g seed alone"),
     ("gets -p with a list for a preset", runner("demo -p preset [fast]"), "['fast']", "fast, balanced, paper"),
     ("gets -p with fewer steps than one", runner("demo -p steps -1"), "steps is -1", "from 1 on"),
-    ("gets -p with a number for a file", runner("demo -p class_file 5"), "class_file is 5", "path of a file"),
+    ("gets -p with a number for a file", runner("demo -p class_file {a:5}"), "class_file is {", "path of a file"),
     ("gets an unknown option", runner("demo --stpes"), "unrecognized arguments: --stpes"),
     ("gets --against without a grid", runner("demo --against full"), "add -g NAME VALUES"))
 CASES += cases("doctor.py", {},
@@ -486,7 +486,7 @@ CASES += cases("function argument", {},
     ("a photo of floats is written", lambda: files.write_image("a.png", PHOTO / 2), "a.png", "float64"),
     ("a table with infinity is written", lambda: files.write_json("a.json", [math.inf]), "a.json"),
     ("embeddings of one axis are written", lambda: files.write_embeddings("a.st", torch.zeros(3)), "a.st", "(N, D)"),
-    ("a run's name leads elsewhere", lambda: store.run_folder("../x"), "'../x'", "slash"),
+    ("a run's name leads elsewhere", lambda: store.run_folder("../x"), "'../x'", "dot"),
     ("a run's name is a number", lambda: store.run_folder(5), "5", "quotes"),
     ("an unknown device", lambda: devices.choose("gpu"), "'gpu'", "'auto'"),
     ("embeddings of another encoder", lambda: labels.assign(embeddings, torch.ones(2, 4)), "(2, 3)", "(2, 4)", "again"),
@@ -676,8 +676,8 @@ def test_bad_photos_are_skipped_if_asked_for(many):
 @pytest.mark.filterwarnings("ignore")
 def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch):
     """The others are tried again; the memory itself may be broken, or a place where nothing can be written."""
-    tried, read = [], files.read_image
-    monkeypatch.setattr(files, "read_image", lambda path: tried.append(path.name) or read(path))
+    tried, read = [], files.read_photo
+    monkeypatch.setattr(files, "read_photo", lambda path: tried.append(path.name) or read(path))
 
     def left_out_and_tried() -> tuple[list[str], list[str]]:
         tried.clear()
@@ -690,7 +690,7 @@ def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch
     (memory,) = Path("data/checked_photos").iterdir()
     write({memory: "["})
     assert len(left_out_and_tried()[1]) == 20
-    assert len(json.loads(memory.read_text())["photos"]) == 18
+    assert len(json.loads(memory.read_text())["read"]) == 18
     monkeypatch.setenv("PLG_DATA", str(Path("photos/00.jpg/x").absolute()))
     assert left_out_and_tried()[0] == ["05", "13"]
 

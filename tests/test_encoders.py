@@ -258,5 +258,5 @@ def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
         torch.testing.assert_close(encoder.images(images)[0], expected)
     assert encoders.build("clip", checkpoint=str(tmp_path / "clip.pt")).depth == 4  # GEM over all three blocks
     save_file({"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.safetensors")
-    with pytest.raises(ValueError, match="no vision transformer"):
+    with pytest.raises(ValueError, match="without vision transformer"):
         clip.load(str(tmp_path / "resnet.safetensors"))

@@ -58,6 +58,7 @@ def test_images_come_as_rgb_and_upright(tmp_path, squares):
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(files.read_image(tmp_path / "grey.png"), grey[..., None].repeat(3, axis=2))
+    grey = (40 * np.arange(6, dtype=np.uint8)).reshape(2, 3)
     Image.fromarray(grey.astype(np.uint16) * 256 + 200).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(files.read_image(tmp_path / "deep.png"), grey[..., None].repeat(3, axis=2))
 

@@ -19,7 +19,7 @@ from clip.model import CLIP, VisionTransformer, build_model
 from PIL import Image
 from torch import nn
 
-from plg_utils import checkpoints, devices, encoders
+from plg_utils import checkpoints, devices, encoders, files
 from plg_utils.choices import one_of
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import clip as miniature
@@ -71,10 +71,9 @@ def load(checkpoint: str | None) -> CLIP:
     if checkpoint in (None, "miniature_clip"):
         return miniature.load(path)
     state = checkpoints.load_clip_state(path)
-    if "visual.proj" not in state:
-        raise ValueError(f"{checkpoint} has no vision transformer, so no patch tokens; use a ViT such as ViT-B/16")
-    model = build_model(dict(state)).float()  # the package halves the weights, so they are loaded again in full
-    model.load_state_dict(state)
+    with files.reading(path, "a CLIP with OpenAI's names", "give the file that its authors published"):
+        model = build_model(dict(state)).float()  # the package halves the weights, so they are loaded again in full
+        model.load_state_dict(state)
     return model.eval()
 
 

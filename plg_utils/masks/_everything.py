@@ -42,6 +42,16 @@ from plg_utils.records import Masks
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 
 
+class Resize(ResizeLongestSide):
+    """The package's, which leaves no pixel of the short side of a strip such as 3 x 900."""
+
+    @staticmethod
+    def get_preprocess_shape(*size_and_side: int) -> tuple[int, int]:
+        """Size in which the network sees an image."""
+        height, width = ResizeLongestSide.get_preprocess_shape(*size_and_side)
+        return max(1, height), max(1, width)
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Masks that passed the tests of their crop, in a form that does not grow with the image."""
@@ -89,7 +99,7 @@ class SegmentEverything:
         self.grids = self.point_grids or build_all_layer_point_grids(
             self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
         )
-        self.resize = ResizeLongestSide(self.sam.image_encoder.img_size)
+        self.resize = Resize(self.sam.image_encoder.img_size)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Masks:

@@ -14,7 +14,7 @@ from segment_anything.modeling import Sam
 
 from plg_utils import checkpoints, devices
 from plg_utils.masks import Generate
-from plg_utils.masks._everything import SegmentEverything
+from plg_utils.masks._everything import Resize, SegmentEverything
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import sam as miniature
 from plg_utils.records import Masks
@@ -109,6 +109,7 @@ def build_box_prompter(
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
     predictor = SamPredictor(load(checkpoint, model).to(devices.choose(str(device))))
+    predictor.transform = Resize(predictor.transform.target_length)
 
     @torch.inference_mode()
     def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -139,5 +140,6 @@ def load(checkpoint: str | None, model: str | None = None) -> Sam:
     if model not in ("vit_b", "vit_l", "vit_h"):
         raise ValueError(f"which SAM is {checkpoint}? Say model='vit_b', 'vit_l' or 'vit_h', not {model!r}")
     sam = sam_model_registry[model]()
-    sam.load_state_dict(checkpoints.load_sam_state(path))
+    shapes = {name: weight.shape for name, weight in sam.state_dict().items()}
+    sam.load_state_dict(checkpoints.unwrap(path, checkpoints.load_sam_state(path), shapes, f"SAM {model}"))
     return sam.eval()

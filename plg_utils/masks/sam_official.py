@@ -11,7 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
-from plg_utils.masks._everything import without_small_regions
+from plg_utils.masks._everything import Resize, without_small_regions
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
@@ -62,6 +62,11 @@ def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Mas
 
 class Generator(SamAutomaticMaskGenerator):
     """The package's generator, which stops with an IndexError if it looks at crops and no crop has a mask."""
+
+    def __init__(self, *arguments, **options):
+        """Take strips, too."""
+        super().__init__(*arguments, **options)
+        self.predictor.transform = Resize(self.predictor.transform.target_length)
 
     def _process_crop(self, *arguments):
         crop = super()._process_crop(*arguments)

@@ -1,0 +1,472 @@
+"""What comes out of cameras, disks and other people's programs is read right, or refused with the true reason."""
+
+import contextlib
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import run
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from segment_anything import sam_model_registry
+
+from plg_utils import checkpoints, figures, files
+from plg_utils import masks as mask_models
+from plg_utils.datasets import _photos
+from plg_utils.encoders import clip
+from plg_utils.masks import sam
+from plg_utils.records import Classes
+
+H, W = 40, 60
+PHOTO = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+RAMP = np.linspace(0, 1, H * W).reshape(H, W)
+
+
+# Kinds of files
+
+
+def tiff(values: np.ndarray, extra: int = 0, grey: bool = False) -> bytes:
+    """A TIFF of any number of bands (H, W, C), of which the last `extra` have no meaning."""
+    height, width, bands = values.shape
+    rows = {256: width, 257: height, 259: 1, 262: 1 if grey else 2, 277: bands, 278: height, 279: values.nbytes}
+    lists = {258: [8 * values.itemsize] * bands, 338: [0] * extra}
+    start = 8 + 2 + 12 * (len(rows) + 1 + 1 + bool(extra)) + 4
+    body, entries = b"", {}
+    for tag, items in lists.items():
+        packed = struct.pack(f"<{len(items)}H", *items)
+        if len(packed) > 4:
+            entries[tag] = struct.pack("<HHII", tag, 3, len(items), start + len(body))
+            body += packed
+        elif items:
+            entries[tag] = struct.pack("<HHI", tag, 3, len(items)) + packed.ljust(4, b"\0")
+    entries |= {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in rows.items()}
+    entries[273] = struct.pack("<HHII", 273, 4, 1, start + len(body))
+    listed = b"".join(entries[tag] for tag in sorted(entries))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + listed + bytes(4) + body + values.tobytes()
+
+
+def png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours (H, W, 3)."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def deep(low: float, high: float, colours: int = 1) -> np.ndarray:
+    """A ramp (H, W, C) of 16-bit values."""
+    return (low + (high - low) * RAMP)[..., None].repeat(colours, axis=2).astype("<u2")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1023), (0, 4095), (200, 3000), (30_000, 33_000)])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_by_the_values_in_use(low, high, suffix, tmp_path):
+    """Of a microscope, say: a division by 256 would leave 16 grey values of 4,096, all nearly black."""
+    values = deep(low, high)[..., 0]
+    values[0, 0] = 65_535  # a defect
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    image, remark = files.read_photo(tmp_path / f"a.{suffix}")
+    assert np.abs(image[..., 1].astype(float) - 255 * RAMP)[1:].max() < 2
+    assert remark.startswith("16-bit values:")
+
+
+def test_sixteen_bits_that_are_all_in_use_keep_their_brightness(tmp_path):
+    for name, values in {"ramp": deep(9_000, 60_000), "flat": deep(50_000, 50_000)}.items():
+        Image.fromarray(values[..., 0]).save(tmp_path / f"{name}.png")
+        image, remark = files.read_photo(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(image, (values >> 8).repeat(3, axis=2))
+        assert remark == ""
+
+
+@pytest.mark.parametrize("form", [png, tiff])
+def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
+    (tmp_path / "bright").write_bytes(form(deep(0, 65_535, 3)))
+    np.testing.assert_array_equal(files.read_image(tmp_path / "bright"), deep(0, 65_535, 3) >> 8)
+    (tmp_path / "dark").write_bytes(form(deep(0, 4_095, 3)))
+    with pytest.raises(ValueError, match=r"dark is not a readable image \(16-bit colours that use .*8-bit RGB"):
+        files.read_image(tmp_path / "dark")
+
+
+@pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
+def test_bands_that_are_no_colours_are_left_out_with_a_word_or_refused(bands, grey, tmp_path):
+    values = np.random.default_rng(1).integers(0, 256, (H, W, bands), dtype=np.uint8)
+    (tmp_path / "a.tif").write_bytes(tiff(values, extra=bands - 1 if grey else bands - 3, grey=grey))
+    if grey:
+        with pytest.raises(ValueError, match=r"a\.tif is not a readable image .*export it again as 8-bit RGB"):
+            files.read_photo(tmp_path / "a.tif")
+    else:
+        image, remark = files.read_photo(tmp_path / "a.tif")
+        np.testing.assert_array_equal(image, values[..., :3])
+        assert remark == f"the bands R, G, B are taken, and {bands - 3} more left out"
+
+
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "AVIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_size_and_image_agree_in_every_format(form, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = orientation
+    Image.fromarray(PHOTO).save(tmp_path / "a", form, exif=exif)
+    expected = (W, H) if orientation > 4 else (H, W)
+    assert files.read_image(tmp_path / "a").shape[:2] == files.image_size(tmp_path / "a") == expected
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
+def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
+    """Said, but for the two that a phone puts into a JPEG."""
+    flat = [Image.new("RGB", (W, H), colour) for colour in ("red", "blue")]
+    flat[0].save(tmp_path / "a", form, save_all=True, append_images=flat[1:])
+    image, remark = files.read_photo(tmp_path / "a")
+    assert np.abs(image - [255.0, 0, 0]).max() < 4
+    assert remark == ("" if form == "MPO" else "the first of 2 pages or frames is taken")
+
+
+HEIC = b"\0\0\0\x18ftypheic" + bytes(50)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
+    """And which photos are changed: again in each run, though they are not read again."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    root = tmp_path / "photos"
+    (root / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "b.JPG"):
+        Image.fromarray(PHOTO).save(root / name)
+    for name in ("g.heic", "h.HEIC", "j.cr2", "none", "labels.json", ".hidden"):
+        (root / name).write_bytes(HEIC)
+    Image.fromarray(deep(0, 4095)[..., 0]).save(root / "deep.png")
+    paths = [root / name for name in ("a.jpg", "b.JPG", "deep.png")]
+    for _ in range(2):
+        with pytest.warns(UserWarning) as said:
+            assert _photos.unreadable(paths) == {}
+        texts = [str(warning.message) for warning in said]
+        assert [text for text in texts if "deep.png: 16-bit values" in text]
+        assert f"{root}: 4 files left out: 2 heic, 1 cr2, 1 without suffix; 1 folder not searched: sub" in texts[-1]
+        monkeypatch.setattr(files, "read_photo", None)
+
+
+# Names
+
+GOOD = (
+    "3.45.12\u202fPM",
+    "a\u00a0b",
+    "a\u3000b",
+    "\U0001f468\u200d\U0001f469",
+    "\u0645\u06cc\u200c\u062e",
+    "cafe\u0301",
+)
+GOOD += ("100% #1 (a&b)", "$5 or $10", "it's", "[1]", "x<y>")
+BAD = {"a\u2028b": "LINE SEPARATOR", "a\nb": "control character", "a\x1bb": "control character", "a\udcffb": "control"}
+
+
+@pytest.mark.parametrize("stem", GOOD)
+def test_names_that_systems_allow_are_ids(stem):
+    assert files.check_stem(stem) == stem
+
+
+@pytest.mark.parametrize("stem", BAD)
+def test_a_name_that_cannot_be_used_is_refused_with_its_sign(stem):
+    with pytest.raises(ValueError, match=f"cannot be a file name: it must not .*{BAD[stem]}.*Rename it"):
+        files.check_stem(stem)
+
+
+def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    paths = [tmp_path / name for name in ("a.png", "a\u2028b.png")]
+    for path in paths:
+        Image.fromarray(PHOTO).save(path)
+    bad = _photos.unreadable(paths)
+    assert list(bad) == paths[1:] and "LINE SEPARATOR" in bad[paths[1]]
+
+
+# Figures
+
+
+@pytest.mark.parametrize("name", ["Ba$$in", "sale_$5_or_$10", "$20_bill"])
+def test_a_figure_takes_a_dollar_as_it_is(name, tmp_path):
+    figure = figures.gallery([[PHOTO], [PHOTO[:, :, 0]]], [name], classes(name))
+    figures.save(figure, tmp_path / "a.png")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} >= {name}
+    assert not any(text.get_parse_math() for text in figure.findobj(plt.Text) if text.get_text() == name)
+
+
+def classes(name: str) -> Classes:
+    """256 classes of this name."""
+    return Classes((name,) * 256, ((),) * 256, ((0, 0, 0),) * 256)
+
+
+def test_a_gallery_of_strips_or_of_nothing_has_a_size_that_can_be_drawn(tmp_path):
+    for rows, titles in (
+        ([[np.zeros((900, 3, 3), np.uint8)], [np.zeros((3, 900, 3), np.uint8)]], ["a"]),
+        ([[], []], []),
+    ):
+        figure = figures.gallery(rows, titles)
+        figures.save(figure, tmp_path / "a.png")
+        assert max(figure.get_size_inches()) < 12
+
+
+# Strips
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (1, 500), (16, 16)])
+@pytest.mark.parametrize("model", ["sam", "sam_official"])
+def test_masks_of_strips_have_their_size(model, size):
+    """The network's 128 pixels of 900 leave less than half a pixel of 3."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    find = mask_models.build(model, points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    (masks,) = find([image])
+    assert masks.size == size and masks.dense().shape[1:] == size
+    prompted, scores = sam.build_box_prompter()([image], [np.array([[0, 0, size[1], size[0]]])])[0]
+    assert prompted.shape == (1, *size) and scores.shape == (1,)
+
+
+# Checkpoint files
+
+
+@pytest.fixture(scope="module")
+def small_sam():
+    """A state dict with the names of SAM vit_b, every weight one number."""
+    names = sam_model_registry["vit_b"]().state_dict()
+    return {name: torch.full((), float(index)) for index, name in enumerate(names)}
+
+
+def unwrap(path: Path, state: dict) -> dict:
+    shapes = {name: weight.shape for name, weight in state.items()}
+    return checkpoints.unwrap(path, checkpoints.load_sam_state(path), shapes, "SAM vit_b")
+
+
+def prefixed(prefix: str, state: dict) -> dict:
+    return {prefix + name: weight for name, weight in state.items()}
+
+
+OPTIMIZER = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]}
+WRAPPED = {
+    "plain": lambda state: state,
+    "model and optimizer": lambda state: {
+        "model": state,
+        "optimizer": OPTIMIZER,
+        "epoch": 3,
+    },
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "parallel training": lambda state: prefixed("module.", state),
+    "compiled": lambda state: prefixed("_orig_mod.", state),
+    "lightning": lambda state: {"state_dict": prefixed("model.", state), "hyper_parameters": {"lr": 0.1}},
+    "twice": lambda state: {"checkpoint": {"model": prefixed("module._orig_mod.", state)}},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_weights_are_found(kind, small_sam, tmp_path):
+    torch.save(WRAPPED[kind](small_sam), tmp_path / "a.pth")
+    assert unwrap(tmp_path / "a.pth", small_sam) == small_sam
+
+
+STRANGE = {
+    "MobileSAM": lambda state: state | {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2)},
+    "SAM with the names of transformers": lambda state: prefixed("vision_encoder.", state) | {"mask_decoder.x": 1},
+    "SAM 2": lambda state: {"model": {"image_encoder.trunk.pos_embed": torch.zeros(2)}},
+    "the state of an optimizer": lambda state: OPTIMIZER,
+    "CLIP": lambda state: {"visual.proj": torch.zeros(2)},
+    "SAM vit_b": lambda state: state | {"image_encoder.blocks.0.lora.a": torch.zeros(2)},  # an adapter: not dropped
+    "SAM vit_l": lambda state: state | {"image_encoder.blocks.23.norm1.bias": torch.zeros(2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_weights_of_another_network_are_refused_in_a_line(kind, small_sam, tmp_path):
+    torch.save(STRANGE[kind](small_sam), tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=f"a.pth does not hold the weights of SAM vit_b.*it seems to be {kind}: "
+    ) as error:
+        unwrap(tmp_path / "a.pth", small_sam)
+    assert len(str(error.value)) < 700 + len(str(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_two_copies_of_the_weights_are_not_chosen_from(small_sam, tmp_path):
+    torch.save({"model": small_sam, "ema": small_sam}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="in `model`, `ema`: save"):
+        unwrap(tmp_path / "a.pth", small_sam)
+
+
+@pytest.mark.parametrize("load", [lambda path: sam.load(path, "vit_b"), clip.load])
+def test_both_networks_say_what_a_file_seems_to_be(load, tmp_path):
+    save_file({"vision_model.embeddings.x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match="model.safetensors does not hold .*CLIP with the names of transformers"
+    ) as error:
+        load(str(tmp_path / "model.safetensors"))
+    assert len(str(error.value)) < 700 + len(str(tmp_path))
+
+
+def test_a_file_that_would_run_code_is_not_advised_to_be_run(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(
+        ValueError, match=r"whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
+    ) as error:
+        checkpoints.load_sam_state(tmp_path / "whole.pt")
+    assert "weights_only" not in str(error.value)
+
+
+# The command line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dry(*arguments: str, name: str = "demo", code: int = 0) -> str:
+    """What a dry run prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert run.main([name, *arguments, "--dry-run"]) == code, out.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["trip #2", "2024-01-05", "2024", "null", "Rome: day 1", "~x", "[1]", "a, b", "0x10", "yes"]
+)
+@pytest.mark.parametrize("short", ["data_root", "class_file"])
+def test_a_path_is_no_yaml(short, name, here):
+    if short == "class_file" and name[0] == "[":
+        return
+    (here / name).mkdir()
+    assert repr(str(here / name)) in dry("-p", short, name)
+
+
+def test_a_class_list_that_lacks_brackets_is_answered_with_them(here):
+    for given in ("cat,dog", "cat"):
+        assert f"or a list of names: -p class_file '[{given}]'" in dry("-p", "class_file", given, code=2)
+    assert "'classes': ['cat', 'dog']" in dry("-p", "class_file", "[cat, dog]", name="my_photos")
+    assert "there is no" in dry("-p", "data_root", "none", code=2)
+    assert "data_root is ''" in dry("-p", "data_root", "", code=2)  # a shell variable that is not set
+    for name, value in (("labels", "2024"), ("root", "2024-01-05"), ("checkpoint", "2024-01-05")):
+        options = "mask_options" if name == "checkpoint" else "dataset_options"
+        assert f"{name} in {options} is " in dry("-p", options, f"{{{name}: {value}}}", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset_options", "{labels: /a/maps #2}"),
+        ("dataset_options", "labels: maps #2"),
+        ("labeller", "cam # or sepl"),
+        ("class_file", "[ball #1, box]"),
+    ],
+)
+def test_yaml_that_reads_less_than_was_given_is_refused(name, text):
+    assert f"the value of {name} is {text}, and YAML leaves out all after ' #'" in dry("-p", name, text, code=2)
+    assert "steps': 7" in dry("-p", "steps", "7")
+    assert "maps #2" in dry("-p", "dataset_options", "{labels: '/a/maps #2'}")
+
+
+def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(here):
+    for name in ("my_sam.pth", "my.yaml", "encoder.safetensors", "miniature_sam"):
+        (here / name).touch()
+    (here / "maps").mkdir()
+    for options, key, given in (
+        ("dataset_options", "labels", "maps"),
+        ("dataset_options", "labels", "./a.json"),
+        ("dataset_options", "root", "maps/.."),
+        ("dataset_options", "classes", "my.yaml"),
+        ("mask_options", "checkpoint", "my_sam.pth"),
+        ("encoder_options", "checkpoint", "my_sam.pth"),
+        ("segmenter_options", "pretrained", "encoder.safetensors"),
+    ):
+        printed = dry("-p", options, f"{{{key}: {given}}}")
+        assert f"'{key}': '{here / given}'" in printed, given
+        assert printed == dry("-g", options, f"[{{{key}: {given}}}]") or "to do" in dry(
+            "-g", options, f"{{{key}: {given}}}"
+        )
+    for options, key, given in (
+        ("mask_options", "checkpoint", "miniature_sam"),
+        ("encoder_options", "checkpoint", "ViT-B/16"),
+        ("dataset_options", "classes", "plg_utils/datasets/classes/voc.yaml"),
+    ):
+        assert f"'{key}': '{given}'" in dry("-p", options, f"{{{key}: {given}}}")
+    assert f"there is no file {here / 'none.pth'}" in dry("-p", "mask_options", "{checkpoint: none.pth}", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("device", "gpu", "give auto, cpu, cuda"),
+        ("mask_model", "sam2", "there is no mask_model 'sam2', only sam, sam_official"),
+        ("encoder", "clipp", "did you mean 'clip'"),
+        ("segmenter", "unet", "there is no segmenter 'unet'"),
+        ("dataset", "photos", "there is no dataset 'photos'"),
+        ("seed", "-1", "a whole number from 0 on"),
+        ("labelled", "-1", "a whole number from 0 on"),
+        ("labelled", "many", "a value of type int"),
+        ("threshold", ".nan", "give a finite number"),
+        ("learning_rate", ".inf", "give a finite number"),
+        ("steps", "null", "steps is None"),
+    ],
+)
+def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
+    assert says in dry("-p", name, text, code=2)
+    assert says in dry("-g", name, f"[{text}]", code=2)
+
+
+def test_values_that_are_right_pass():
+    for name, text in (
+        ("warm_up", "null"),
+        ("labelled", "1/8"),
+        ("labelled", "0"),
+        ("device", "cuda:1"),
+        ("threshold", "1"),
+    ):
+        assert f"'{name}': " in dry("-p", name, text)
+
+
+def test_data_root_of_a_grid_or_a_file_is_not_passed_over(here):
+    """Both were: the run took the default folder."""
+    assert "data_root is for -p alone" in dry("-g", "data_root", "a,b", code=2)
+    (here / "published" / "mine").mkdir(parents=True)
+    (here / "published" / "mine" / "parameters.yaml").write_text("data_root: /photos")
+    with pytest.raises(run.Refused, match="write dataset_options: {root: '/photos'}"):
+        run.steps_of(run.read("mine", published=here / "published"), {}, "mine")
+
+
+def test_a_folder_for_a_file_is_refused_in_a_line(here, small_sam):
+    (here / "published" / "mine" / "parameters.yaml").mkdir(parents=True)
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert run.main(["mine"], published=here / "published") == 2
+    assert "parameters.yaml is a folder" in out.getvalue() and "\n" not in out.getvalue().strip()
+    for read in (
+        checkpoints.load_sam_state,
+        files.read_embeddings,
+        files.read_image,
+        files.read_label,
+        files.read_lines,
+    ):
+        with pytest.raises((ValueError, OSError), match=f"{here} is a folder"):
+            read(here)
+
+
+def test_a_dead_kernel_is_told_with_what_to_do(here, monkeypatch, capsys):
+    def die(step, folder):
+        raise type("DeadKernelError", (RuntimeError,), {})("Kernel died")
+
+    monkeypatch.setattr(run, "execute", die)
+    monkeypatch.setenv("PLG_RESULTS", str(here))
+    assert not run.execute_all(run.steps_of(run.read("demo"), {}, "demo"), here / "demo")
+    said = capsys.readouterr().err
+    assert "Kernel died" in said and "probably out of memory" in said and "images_at_once" in said
+
+
+def test_printed_commands_survive_spaces(here, monkeypatch, capsys):
+    (here / "my run").mkdir()
+    files.write_json(here / "my run" / "summary.json", {"rows": 5})
+    run.write_page(here / "my run")
+    assert "python -m plg_utils.page 'my run'" in capsys.readouterr().err
