@@ -414,7 +414,9 @@ def execute_all(
     for step in steps:
         name, begin = step.notebook.stem, time.perf_counter()
         try:
-            with around(step), environment(PLG_RESULTS=str(folder.parent)):  # kernels run in another folder
+            # Kernels run in another folder. A thread that waits sleeps: if it spins, a busy machine takes many times as long.
+            variables = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
+            with around(step), environment(variables):
                 execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here
             print(f"{name} failed after {time.perf_counter() - begin:.0f} s\n{last_lines(error)}", file=sys.stderr)

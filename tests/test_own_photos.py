@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
-from plg_utils import checkpoints, figures, files
+from plg_utils import checkpoints, datasets, figures, files
 from plg_utils import masks as mask_models
 from plg_utils.datasets import _photos
 from plg_utils.encoders import clip
@@ -152,6 +153,19 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
         monkeypatch.setattr(files, "read_photo", None)
 
 
+def test_a_folder_of_every_kind_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    root = tmp_path / "photos"
+    root.mkdir()
+    forms = {"a.jpg": "JPEG", "b.tif": "TIFF", "c.TIFF": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.avif": "AVIF"}
+    for name, form in forms.items():
+        Image.fromarray(PHOTO).save(root / name, form)
+    (root / "g.heic").write_bytes(HEIC)
+    with pytest.warns(UserWarning, match="1 file left out: 1 heic"):
+        data = datasets.load("folder", root=root, classes=["cat"])
+    assert [sample.image().shape for sample in data.unlabelled] == [(H, W, 3)] * len(forms)
+
+
 # Names
 
 GOOD = (
@@ -184,6 +198,12 @@ def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
         Image.fromarray(PHOTO).save(path)
     bad = _photos.unreadable(paths)
     assert list(bad) == paths[1:] and "LINE SEPARATOR" in bad[paths[1]]
+    load = partial(datasets.load, "folder", root=tmp_path, classes=["cat"])
+    for how in ("stop", "when_read"):
+        with pytest.raises(ValueError, match="LINE SEPARATOR"):
+            load(on_bad_image=how)
+    with pytest.warns(UserWarning, match="LINE SEPARATOR"):
+        assert [sample.id for sample in load(on_bad_image="skip").unlabelled] == ["a"]
 
 
 # Figures

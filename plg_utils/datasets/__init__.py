@@ -79,6 +79,8 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
             tagged = tuple(replace(sample, read_tags=_tags(other, dataset.classes)) for sample, other in pairs)
             dataset = replace(dataset, **{split: tagged})
     if on_bad_image == "when_read":
+        for sample in (sample for split in SPLITS for sample in getattr(dataset, split)):
+            files.check_stem(sample.id)  # `_photos` does it otherwise, so that skip leaves such a photo out
         _check_maps(dataset, refuse=False)
         return dataset
     dataset = _without_bad(dataset, skip=on_bad_image == "skip")
@@ -253,7 +255,7 @@ def photo(
         return label
 
     return Sample(
-        files.check_stem(path.stem),
+        path.stem,  # checked with the photo, see `load`
         read_image,
         read_truth if truth else None,
         read_content=lambda: contents.sha256(inside(path)),

@@ -10,7 +10,6 @@ Names of photos, maps and images of a json are the same where they differ only i
 """
 
 import re
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,6 @@ from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _instances
 from plg_utils.records import IGNORE, Classes, Dataset
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
 VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools
@@ -44,7 +42,7 @@ def load(
 ) -> Dataset:
     """A folder of photos as a data set: all are unlabelled, unless they have a label map.
 
-    root: folder of the photos (jpg, png, webp, bmp), by default `photos` in the data folder; without subfolders
+    root: folder of the photos (`files.SUFFIXES`), by default `photos` in the data folder; without subfolders
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
     labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
@@ -118,12 +116,12 @@ def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder: root must be the folder of your photos")
     first: dict[str, Path] = {}
-    paths = datasets.files_in(root, SUFFIXES)
+    paths = datasets.files_in(root, files.SUFFIXES)
     if has_maps:
-        named = {_same(path.stem) for path in paths if path.suffix.lower() != ".png"}
-        paths = [path for path in paths if path.suffix.lower() != ".png" or _same(path.stem) not in named]
+        named = {files.same_name(path.stem) for path in paths if path.suffix.lower() != ".png"}
+        paths = [path for path in paths if path.suffix.lower() != ".png" or files.same_name(path.stem) not in named]
     for path in paths:
-        other = first.setdefault(_same(path.stem), path)
+        other = first.setdefault(files.same_name(path.stem), path)
         if other is not path:
             remedy = "rename one. If one is a label map, move it into a folder that the option labels names"
             raise ValueError(f"{other.name} and {path.name} of {root} would share the id {path.stem}: {remedy}")
@@ -150,15 +148,10 @@ def _looks_like_a_map(path: Path, photos: dict[str, Path]) -> bool:
         return False  # `_photos.unreadable` says why it cannot be read
 
 
-def _same(name: str) -> str:
-    """What two names have in common that differ in case, or in how accents are written (Unicode's NFC and NFD)."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
 def _ids(names: Iterable[str], photos: dict[str, Path], where: Path) -> dict[str, str]:
     """Ids of the photos that these names mean, by name; names of no photo are left out."""
-    known = {_same(id): id for id in photos}
-    found = {name: known[_same(name)] for name in names if _same(name) in known}
+    known = {files.same_name(id): id for id in photos}
+    found = {name: known[files.same_name(name)] for name in names if files.same_name(name) in known}
     for id in files.repeated(found.values()):
         both = " and ".join(repr(name) for name, own in found.items() if own == id)
         raise ValueError(f"{both} of {where} could each belong to {photos[id].name}: rename or remove one")
@@ -178,8 +171,10 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
         problem = f"{folder} holds no PNG with the name of a photo, e.g. {min(photos)}.png"
         raise FileNotFoundError(f"{problem}; it holds e.g. {min(paths, default='no other PNG')}")
     _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
-    bare = {_same(id) for id in photos.keys() - found.values()}
-    others = [path.name for path in folder.iterdir() if path.suffix and _same(path.stem) in bare and path not in own]
+    bare = {files.same_name(id) for id in photos.keys() - found.values()}
+    others = [
+        path.name for path in folder.iterdir() if path.suffix and files.same_name(path.stem) in bare and path not in own
+    ]
     _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
     return {id: paths[name] for name, id in found.items()}
 
@@ -296,7 +291,7 @@ def class_of(name: str, classes: Classes) -> int | None:
 
 
 def _plain(name: str) -> str:
-    return _same(re.sub(r"[\s_-]+", " ", name).strip())
+    return files.same_name(re.sub(r"[\s_-]+", " ", name).strip())
 
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
