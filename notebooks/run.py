@@ -414,7 +414,7 @@ def execute_all(
     for step in steps:
         name, begin = step.notebook.stem, time.perf_counter()
         try:
-            # Kernels run in another folder. A thread that waits sleeps: if it spins, a busy machine takes many times as long.
+            # Kernels run in another folder. Their waiting threads sleep: spinning slows a busy machine down.
             variables = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
             with around(step), environment(variables):
                 execute(step, prints)

@@ -140,6 +140,16 @@ def test_the_map_names_what_there_is():
     assert all((ROOT / name).is_dir() for name in re.findall(r"^(\w+)/ ", text, re.MULTILINE))
 
 
+def test_each_situation_has_a_test():
+    rows = [
+        line for line in (ROOT / "docs" / "situations.md").read_text(encoding="utf-8").splitlines() if "test_" in line
+    ]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(rows) >= 60
+    for name in {name for row in rows for name in re.findall(r"test_\w+", row)}:
+        assert f"def {name}(" in tests, name
+
+
 # The examples; the loss of the README is trained in test_pipeline.py
 
 
