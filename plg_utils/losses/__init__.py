@@ -46,15 +46,12 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: floa
     logits: (B, K, H, W), target: (B, H, W) int64; smoothing: the target is (1 - smoothing) one-hot + smoothing / K
     returns: (B, H, W) float32
     """
-    logits = logits.float()
-    if logits.device.type == "cpu":  # the softmax of a row of classes takes four times as long
-        scores = F.log_softmax(logits.contiguous(), dim=1)
-    else:  # (B*H*W, K), a view if the memory is channels last. CUDA's loss of (B, K, H, W) is not deterministic
-        scores, target = F.log_softmax(logits.permute(0, 2, 3, 1).flatten(0, 2), dim=1), target.flatten()
-    loss = F.nll_loss(scores, target, ignore_index=IGNORE, reduction="none")
+    scores = F.log_softmax(logits.float().contiguous(), dim=1)  # on the CPU, over rows of K it takes four times as long
+    rows = scores.permute(0, 2, 3, 1).flatten(0, 2)  # (B*H*W, K): CUDA's loss of (B, K, H, W) is not deterministic
+    loss = F.nll_loss(rows, target.flatten(), ignore_index=IGNORE, reduction="none").view(target.shape)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * scores.mean(dim=1) * (target != IGNORE)
-    return loss.view(len(logits), *logits.shape[2:])
+    return loss
 
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
