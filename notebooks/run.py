@@ -414,8 +414,8 @@ def execute_all(
     for step in steps:
         name, begin = step.notebook.stem, time.perf_counter()
         try:
-            # Kernels run in another folder. Their waiting threads sleep: spinning slows a busy machine down.
-            variables = {"OMP_WAIT_POLICY": "passive"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
+            # Kernels run in another folder. Their waiting threads soon sleep, see the Makefile.
+            variables = {"GOMP_SPINCOUNT": "1000"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
             with around(step), environment(variables):
                 execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here
