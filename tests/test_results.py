@@ -121,10 +121,11 @@ def test_what_the_demo_s_notebooks_wrote_agrees_with_its_manifests():
     summary = files.read_json(folder / "summary.json")
     manifests, rows = summary["manifest"], [row for row in summary["rows"] if not row.get("added")]
     refinement, segmenter = (files.read_json(folder / f"{name}.json") for name in ("03_refinement", "04_segmenter"))
-    assert refinement["steps"] == manifests["refined"]["counts"]["steps"] == refinement["history"][-1]["step"]
+    assert refinement["steps"] == manifests["refined"]["counts"]["steps"]
+    assert refinement["history"][-1]["step"] == manifests["refined"]["parameters"]["steps"]  # with the warm-up's
     assert refinement["images"] == manifests["labels_enhanced"]["counts"]["images"]
     for method, history in segmenter["histories"].items():
-        assert history[-1]["step"] == manifests[f"network_{method}"]["counts"]["steps"]
+        assert history[-1]["step"] == manifests[f"network_{method}"]["parameters"]["steps"]
     evaluation = files.read_json(folder / "05_evaluation.json")
     assert evaluation["rows"] == len(rows)
     assert evaluation["images"] == {row["split"]: row["images"] for row in rows}
