@@ -10,7 +10,7 @@ import pytest
 import run
 import yaml
 
-from plg_utils import checkpoints, class_files, datasets, files, store
+from plg_utils import checkpoints, class_files, datasets, files, stages, store
 
 SUMMARIES = sorted(run.PUBLISHED.glob("*/summary.json"))
 GRIDS = sorted(run.PUBLISHED.glob("*/grid.json"))
@@ -129,7 +129,8 @@ def test_what_the_demo_s_notebooks_wrote_agrees_with_its_manifests():
     evaluation = files.read_json(folder / "05_evaluation.json")
     assert evaluation["rows"] == len(rows)
     assert evaluation["images"] == {row["split"]: row["images"] for row in rows}
-    scores = {row["method"]: row["miou"] for row in rows if row["stage"] == "segmenter"}
+    titles = {method.title: name for name, method in stages.METHODS.items()}
+    scores = {titles[row["name"]]: row["miou"] for row in rows if row["stage"] == "segmenter"}
     for name, found in evaluation["bootstrap"].items():
         rival = name.removeprefix("paper A minus ")
         assert found["difference"] == pytest.approx(scores["paper_a"] - scores[rival], abs=1e-12)
