@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from plg_utils import datasets, files
+from plg_utils.datasets import _maps
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 LEVELS = ("stop", "warning", "note")  # a run will stop; its numbers may mean something else; for information
@@ -62,7 +63,7 @@ def data_set(dataset: Dataset) -> list[Row]:
         with_map[split] += truth is not None
         values = None if truth is None else np.bincount(truth.ravel(), minlength=256)
         if truth is not None and split in empty and not values[list(dataset.classes.foreground)].any():
-            empty[split].append(f"{sample.id}: {datasets.why_empty({*np.flatnonzero(values).tolist()})}")
+            empty[split].append(f"{sample.id}: {_maps.why_empty({*np.flatnonzero(values).tolist()})}")
         if truth is not None and split == "labelled":
             pixels += values
     for split, messages in empty.items():

@@ -280,9 +280,11 @@ def measure(
         if not trained:
             times = sum(len(getattr(whole, split)) for split in made["splits"])
         elif method and method.epochs:
-            times = method.epochs * max(1, len(whole.labelled) // made["parameters"]["batch_size"])
+            epoch = stages.steps_of_epoch(len(whole.labelled), made["parameters"]["batch_size"])
+            times = method.epochs * max(1, epoch)
         else:
-            asked = {"cam": "classifier_steps", "warm": "warm_up"}.get(name.split("_")[0], "steps")
+            asked = "warm_up" if name.startswith("warm_up") else "steps"
+            asked = "classifier_steps" if name == "cam_network" else asked
             times = parameters[asked] * made["count"] / steps
         often, before = points.get(name, points["all"]), few.get(name, made)
         once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])

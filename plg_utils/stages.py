@@ -76,10 +76,10 @@ class Method:
 
 
 TARGETS = ("threshold", "passes", "smoothing", "loss_options")
-LABELS = (*TARGETS, "weak_weight")  # where the target is a label: it is taught to the undisturbed view too
+LABEL_TARGETS = (*TARGETS, "weak_weight")  # where the target is a label: it is taught to the undisturbed view too
 ZERO_SHOT = {"refine_target": "zero_shot"}
-SHARP = "labels_enhanced_sepl"  # the enhanced labels with SAM's borders
-_A = partial(Method, loss="unimatch", takes=LABELS, fixed=ZERO_SHOT, method="paper_a")
+SHARPENED = "labels_enhanced_sepl"  # the enhanced labels with SAM's borders
+_A = partial(Method, loss="unimatch", takes=LABEL_TARGETS, fixed=ZERO_SHOT, method="paper_a")
 METHODS = {
     "supervised": Method("supervised only", "supervised"),
     # UniMatch's own baseline, supervised.py: 80 epochs of the labelled list.
@@ -97,10 +97,10 @@ METHODS = {
         "UniMatch with fading, sure zero-shot labels", "semivl", ("threshold", "passes"),
         labels="labels_zero_shot_sure", method="semivl", options={"labels": "sure"},
     ),
-    "direct": Method("raw zero-shot labels", "unimatch", LABELS, ZERO_SHOT, RAW),
+    "direct": Method("raw zero-shot labels", "unimatch", LABEL_TARGETS, ZERO_SHOT, RAW),
     # What the two networks of paper A cost together.
     "direct_long": Method(
-        "raw zero-shot labels, twice the steps", "unimatch", LABELS, ZERO_SHOT, RAW,
+        "raw zero-shot labels, twice the steps", "unimatch", LABEL_TARGETS, ZERO_SHOT, RAW,
         times_steps=2, method="direct", options={"steps": "twice"},
     ),
     "fusion": Method("the refined network itself", "unimatch", TARGETS, labels=RAW, network="refined"),
@@ -108,12 +108,12 @@ METHODS = {
     "paper_a_plain": _A(
         "paper A, plain reading", labels="labels_enhanced", options={"borders": "the network's", "start": "fresh"}
     ),
-    "paper_a_fresh": _A("paper A, second network fresh", labels=SHARP, options={"start": "fresh"}),
+    "paper_a_fresh": _A("paper A, second network fresh", labels=SHARPENED, options={"start": "fresh"}),
     "paper_a_soft": _A(
         "paper A, the network's borders", labels="labels_enhanced", start="refined",
         options={"borders": "the network's"},
     ),
-    "paper_a": _A("paper A", labels=SHARP, start="refined"),
+    "paper_a": _A("paper A", labels=SHARPENED, start="refined"),
     "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
 }  # fmt: skip
 
@@ -160,8 +160,8 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
-        SHARP: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
-        f"{SHARP}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
+        SHARPENED: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
+        f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
     }
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
     for name in [*METHODS, *(name for name in own if name not in METHODS)]:
@@ -535,7 +535,7 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
     pass a step. Methods with the same labels and the same start share it, in a folder of its own.
     """
     source = labels_of(labeller) if method.labels == RAW else method.labels
-    if source == SHARP and run.data.classes.background != 0:
+    if source == SHARPENED and run.data.classes.background != 0:
         source = "labels_enhanced"  # SEPL needs a background, see `sharpen`
     fit = partial(_fit, run, how, source=source, learns_from=method.learns_from)
     start, warm_up, first = method.start, None, 0
@@ -543,16 +543,20 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
     if method.epochs:  # a schedule of its own, without a warm-up; for `supervised`, whose batch is doubled
         steps = method.epochs * max(1, steps_of_epoch(len(run.data.labelled), 2 * how.batch_size))
     elif how.warm_up:
-        labels = source or ("truth" if "unlabelled" in method.learns_from else "labelled")
-        parts = ["warm_up", labels, *(["from", start] if start else [])]
-        parts += [f"x{method.times_steps}"] if method.times_steps > 1 else []
         loss, options = ("weak", {"smoothing": how.smoothing}) if source else ("supervised", {})
         first = how.warm_up * method.times_steps
-        warm_up = fit("_".join(parts), loss, options, start=start, steps=first + steps, part=(0, first))
+        warm_up = fit(_warm_up_folder(method, source), loss, options, start=start, steps=first + steps, part=(0, first))
         start = warm_up.stage.folder.name
     part = (first, first + steps)
     trained = fit(name, method.loss, loss_of(method, how, threshold), start=start, steps=part[1], part=part)
     return replace(trained, history=[*(warm_up.history if warm_up else ()), *trained.history], warm_up=warm_up)
+
+
+def _warm_up_folder(method: Method, source: str | None) -> str:
+    """Name of the folder of a method's warm-up: all that methods must have in common to share it."""
+    labels = source or ("truth" if "unlabelled" in method.learns_from else "labelled")
+    start = f"_from_{method.start}" if method.start else ""
+    return f"warm_up_{labels}{start}" + (f"_x{method.times_steps}" if method.times_steps > 1 else "")
 
 
 def _fit(

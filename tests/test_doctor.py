@@ -235,9 +235,9 @@ def test_a_cost_card_by_hand(by_hand):
     card, stop = by_hand
     stages_ = ["masks", "network_direct_long", "network_supervised_epochs", "segments", "all further stages", "total"]
     assert card["stage"].tolist() == stages_
-    nan = np.nan  # masks: 100 images of 2 s; direct_long: 2 x 2000 steps of 0.5 s; epochs: 2 x 80 x (10 // 4) of 2 s
-    np.testing.assert_array_equal(card["times"], [100, 4000, 320, 180, nan, nan])
-    np.testing.assert_allclose(card["hours"] * 3600, [200, 2 * 2 + 2000, 640, nan, nan, 2844])
+    nan = np.nan  # masks: 100 images of 2 s; direct_long: 2 x 2000 steps of 0.5 s; epochs: 2 x 80 x 3 of 2 s
+    np.testing.assert_array_equal(card["times"], [100, 4000, 480, 180, nan, nan])
+    np.testing.assert_allclose(card["hours"] * 3600, [200, 2 * 2 + 2000, 960, nan, nan, 3164])
     np.testing.assert_allclose(card["GB"], [0.1, 0.6, 0, nan, nan, 0.7])
     np.testing.assert_allclose(card["memory MB"], [510, 506, 507, nan, nan, 510])
     assert card["not measured"][3] == "the weights of encoder_options are not here"
@@ -251,7 +251,7 @@ def test_presets_are_estimated(by_hand):
     own = {"mask_options": {}, "steps": 1000}
     fast = {"mask_options": {"density": 0.5}, "steps": 250}
     table = doctor.fitting(by_hand[0], own, {"fast": fast}, 0.5)
-    np.testing.assert_allclose(table["hours"] * 3600, [2844, 200 / 4 + 4 + (2000 + 640) / 4])
+    np.testing.assert_allclose(table["hours"] * 3600, [3164, 200 / 4 + 4 + (2000 + 960) / 4])
     assert table["fits"].tolist() == ["no", "not known"]
     names, fits = ["as it is", "fast", "balanced", "x"], ["no", "yes", "yes", "no"]
     table = pd.DataFrame({"preset": names, "hours": [40.0, 5.0, 20.0, 50.0], "fits": fits, "not measured": ""})

@@ -133,24 +133,31 @@ def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
 HEIC = b"\0\0\0\x18ftypheic" + bytes(50)
 
 
+def test_changed_photos_are_said_again_in_each_run_though_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    Image.fromarray(PHOTO).save(tmp_path / "a.jpg")
+    Image.fromarray(deep(0, 4095)[..., 0]).save(tmp_path / "deep.png")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="deep.png: 16-bit values"):
+            assert _photos.unreadable([tmp_path / "a.jpg", tmp_path / "deep.png"]) == {}
+        monkeypatch.setattr(files, "read_photo", None)
+
+
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
-    """And which photos are changed: again in each run, though they are not read again."""
+    """Files by their suffix, but not those that no one takes for photos; folders, but not that of the label maps."""
     monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
     root = tmp_path / "photos"
-    (root / "sub").mkdir(parents=True)
+    for name in ("sub", "maps"):
+        (root / name).mkdir(parents=True)
     for name in ("a.jpg", "b.JPG"):
         Image.fromarray(PHOTO).save(root / name)
+    Image.fromarray(np.ones((H, W), np.uint8)).save(root / "maps" / "a.png")
     for name in ("g.heic", "h.HEIC", "j.cr2", "none", "labels.json", ".hidden"):
         (root / name).write_bytes(HEIC)
-    Image.fromarray(deep(0, 4095)[..., 0]).save(root / "deep.png")
-    paths = [root / name for name in ("a.jpg", "b.JPG", "deep.png")]
-    for _ in range(2):
-        with pytest.warns(UserWarning) as said:
-            assert _photos.unreadable(paths) == {}
-        texts = [str(warning.message) for warning in said]
-        assert [text for text in texts if "deep.png: 16-bit values" in text]
-        assert f"{root}: 4 files left out: 2 heic, 1 cr2, 1 without suffix; 1 folder not searched: sub" in texts[-1]
-        monkeypatch.setattr(files, "read_photo", None)
+    with pytest.warns(UserWarning) as said:
+        datasets.load("folder", root=root, classes=["cat"], labels=root / "maps")
+    texts = [str(warning.message) for warning in said]
+    assert any("files left out: 2 heic, 1 cr2, 1 without suffix; folders not searched: sub." in text for text in texts)
 
 
 def test_a_folder_of_every_kind_is_loaded(tmp_path, monkeypatch):
@@ -161,7 +168,7 @@ def test_a_folder_of_every_kind_is_loaded(tmp_path, monkeypatch):
     for name, form in forms.items():
         Image.fromarray(PHOTO).save(root / name, form)
     (root / "g.heic").write_bytes(HEIC)
-    with pytest.warns(UserWarning, match="1 file left out: 1 heic"):
+    with pytest.warns(UserWarning, match="files left out: 1 heic"):
         data = datasets.load("folder", root=root, classes=["cat"])
     assert [sample.image().shape for sample in data.unlabelled] == [(H, W, 3)] * len(forms)
 

@@ -25,6 +25,7 @@ from plg_utils.records import IGNORE, Classes, Dataset
 
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
+BESIDE = {".json", ".txt", ".xml", ".yaml", ".yml", ".csv", ".md", ".db", ".ini"}  # no one takes these for photos
 VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools
 
 
@@ -46,7 +47,7 @@ def load(
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
     labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
-        colours of a class file (`datasets.read_map`); it may be the folder of the photos, if these are no PNG. Or a
+        colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or a
         file .json in COCO's form, whose images have the names of the photos (folders and suffix do not matter). A
         photo that the json lists without annotation counts as unlabelled, with a warning: tools list those that no
         one has annotated. Maps are kept in `folder_labels` in the data folder
@@ -60,6 +61,7 @@ def load(
     if labels and labels.resolve() == root.resolve():
         labels = root
     photos = _photos(root, has_maps=labels == root)
+    _warn_of_the_rest(root, labels)
     is_json = labels is not None and labels.suffix.lower() == ".json" and not labels.is_dir()
     content = _renamed(_instances.read(labels), photos) if is_json else None
     maps = _label_maps(labels, photos) if labels and not content else {}
@@ -133,6 +135,19 @@ def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
         problem = f"{len(maps)} files of {root} look like label maps of other photos, e.g. {maps[0]}"
         warnings.warn(f"{problem}: move them into a folder that the option labels names", stacklevel=4)
     return photos
+
+
+def _warn_of_the_rest(root: Path, labels: Path | None) -> None:
+    """Say how many files of the folder are no photos by their suffix, and which folders in it are not searched."""
+    entries = sorted(path for path in root.iterdir() if path.name[0] != ".")
+    inner = [path.name for path in entries if path.is_dir() and not (labels and path.samefile(labels))]
+    suffixes = Counter(path.suffix.lower() for path in entries if not path.is_dir())
+    other = {suffix: n for suffix, n in suffixes.most_common() if suffix not in files.SUFFIXES and suffix not in BESIDE}
+    kinds = ", ".join(f"{count} {suffix[1:] or 'without suffix'}" for suffix, count in other.items())
+    said = [f"files left out: {kinds}"] if other else []
+    said += [f"folders not searched: {', '.join(inner[:3])}" + ", ..." * (len(inner) > 3)] if inner else []
+    if said:
+        warnings.warn(f"{root}: {'; '.join(said)}. Convert or move what you want labelled", stacklevel=3)
 
 
 def _looks_like_a_map(path: Path, photos: dict[str, Path]) -> bool:
