@@ -59,6 +59,7 @@ SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
     "photos": lambda: figures.gallery([[IMAGE, IMAGE]], ["a", "b"]),
     "similarities": lambda: figures.similarities(np.eye(2), [IMAGE, IMAGE], ["a", "b"], [0, 1]),
     "curve": lambda: figures.curve([0, 1], [0.1, 0.2], 1, "x", "y"),
+    "schedule": lambda: figures.schedule([{"step": 1, "total": 2.0}, {"step": 2, "total": 1.0}], 1, [3.0, 5.0]),
     "history": lambda: figures.history([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], ["loss"]),
     "histories": lambda: figures.histories({str(k): [(1, 2.0)] for k in range(12)}, "loss"),
     "shares": lambda: figures.shares(np.array([3, 1]), CLASSES),
@@ -76,6 +77,23 @@ def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure,
     first, second = (figures.save(figure(), tmp_path / name) for name in ("a.png", "b.png"))
     assert first.read_bytes() == second.read_bytes()
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
+
+
+def test_what_changed_is_green_where_it_became_right_and_red_where_wrong():
+    before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 0, 1, 0], [1, 0, 0, 0, 1], [1, 1, 0, 255, 2]))
+    picture = figures.change_picture(np.zeros((1, 5, 3), np.uint8), before, after, truth)[0].tolist()
+    green, red, *grey = picture
+    assert green[1] > max(green[0], green[2]) and red[0] > max(red[1:])
+    assert {len(set(pixel)) for pixel in grey} == {1}  # right twice, void, wrong twice
+
+
+def test_a_schedule_has_a_line_for_each_part_and_adds_up_the_seconds():
+    rows = [{"step": step, "total": 1.0 / step} for step in (10, 20, 30, 40)]
+    left, right = figures.schedule(rows, 20, [3.0, 5.0]).axes
+    assert [line.get_xdata().tolist() for line in left.lines] == [[10, 20], [30, 40]]
+    assert right.lines[0].get_xydata().tolist() == [[0, 0], [20, 3], [40, 8]]
+    left, right = figures.schedule(rows, 0, [0.0, 8.0]).axes  # no warm-up
+    assert len(left.lines) == 1 and right.lines[0].get_xydata()[-1].tolist() == [40, 8]
 
 
 def test_bars_of_errors_are_as_long_as_the_shares():

@@ -1,6 +1,8 @@
 """The stages on real files: what an edit, another option or another set of photos makes again, and what it leaves."""
 
 import json
+import shutil
+from dataclasses import replace
 from inspect import signature
 
 import pytest
@@ -173,6 +175,18 @@ def test_methods_with_the_same_labels_share_a_warm_up(world, results):
     assert len(found.seconds) == 2 and min(found.seconds) > 0
 
 
+def test_without_a_background_paper_a_learns_the_network_s_own_labels(world, results):
+    """SEPL's rule needs one, so there are no labels with SAM's borders to learn from."""
+    parameters = tiny(["02", "03", "04"], **of_world(world, methods=["paper_a"], warm_up=None))
+    here = do_stages(parameters)
+    shutil.rmtree(results / "labels_enhanced_sepl")
+    bare = replace(here, data=replace(here.data, classes=replace(here.data.classes, background=None)))
+    assert stages.sharpen(bare, labeller="segment_match") == []
+    stages.relabel(bare, training_of(parameters))
+    stages.train(bare, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
+    assert list(made_with(results, "network_paper_a")["parents"]) == ["labels_enhanced", "refined"]
+
+
 def test_a_network_goes_on_from_its_warm_up_and_without_one_from_its_own_start(world, results):
     parameters = tiny(["02", "04"], **of_world(world, methods=["unimatch"], warm_up=2))
     here, digests = do_stages(parameters), []
@@ -240,8 +254,6 @@ def test_the_sure_labels_are_a_stage_too(world, results):
 
 
 def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
-    from dataclasses import replace
-
     from plg_utils import stages
 
     here = do_stages(tiny(["02"], **of_world(world)))
