@@ -42,7 +42,7 @@ doctor: $(READY)  ## RUN=voc_92 ARGS="-p data_root ...": will this run (default:
 test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo again and compare
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/pytest --durations=15 tests $(PRINTS) --nbval --nbval-current-env \
+	@$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations=15 $(PRINTS) tests --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
 test-browser: .venv/.browser  ## open every notebook in JupyterLab and the results page in headless Chromium, keep screenshots

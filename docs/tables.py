@@ -112,6 +112,13 @@ def ladder(*grids: str) -> str:
     return markdown(["what", "counted on", MIOU], lines)
 
 
+def labelled() -> str:
+    """Four networks with 12, 24 and 48 labelled scenes."""
+    found = scores(once(rows("storybook_table", "storybook_labelled")), "name", "labelled")
+    lines = [[name, *(found[name, count] for count in (12, 24, 48))] for name in (SUPERVISED, UNIMATCH, LONG, PAPER)]
+    return markdown(["network, 200 val images", "12 labelled", "24", "48"], lines)
+
+
 def labellers() -> str:
     """Quality of the labels of each labeller."""
     found, columns = rows("compare_labellers_seeds"), ("miou", "precision", "recall", "boundary_f")
@@ -347,12 +354,15 @@ def numbers() -> dict[str, str]:
     found |= {"demo_raw": f"{100 * raw['miou']:.1f}", "demo_missed": f"{100 * raw['miou_uncovered_missed']:.1f}"}
     found["demo_uncovered"] = f"{1 / (1 - raw['coverage']):.0f}"
 
-    mean = 100 * rows("storybook_table").groupby("name").miou.mean()
-    for key, name in (("soft", SOFT), ("sharp", SHARP)):  # share of the raw labels' error that is gone
-        found[f"error_{key}"] = f"{100 * (mean[name] - mean[RAW]) / (100 - mean[RAW]):.0f}"
-    pairs = {"unimatch_12": (UNIMATCH, SUPERVISED), "paper_unimatch_12": (PAPER, UNIMATCH)}
-    pairs |= {"paper_long_12": (PAPER, LONG), "long_plain": (LONG, PLAIN)}
-    found |= {key: f"{mean[a] - mean[b]:.1f}" for key, (a, b) in pairs.items()}
+    every = once(rows("storybook_table", "storybook_labelled"))
+    mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
+    for count in (12, 24, 48):
+        of = mean[count]
+        for key, name in (("soft", SOFT), ("sharp", SHARP)):  # share of the raw labels' error that is gone
+            found[f"error_{key}_{count}"] = f"{100 * (of[name] - of[RAW]) / (100 - of[RAW]):.0f}"
+        pairs = {"unimatch": (UNIMATCH, SUPERVISED), "paper_unimatch": (PAPER, UNIMATCH), "paper_long": (PAPER, LONG)}
+        found |= {f"{key}_{count}": f"{of[a] - of[b]:.1f}" for key, (a, b) in pairs.items()}
+    found["long_plain"] = f"{mean[12, LONG] - mean[12, PLAIN]:.1f}"
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
     large, whole = read("bench/masks_sam_vit_b_random_cpu.json"), read("bench/demo.json")
@@ -378,8 +388,8 @@ def blocks() -> dict[str, Callable[[], str]]:
     """What fills each block, by its name."""
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
-        for table in (demo, seeds, labellers, trust, networks, camvid, presets, passes, review, ablations, training)
-        + (miniatures, bench, scaling, kills, determinism, runs)
+        for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
+        + (training, miniatures, bench, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {

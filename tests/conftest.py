@@ -55,3 +55,10 @@ def tiny_root(tmp_path):
         if number < 6:
             files.write_label(root / "SegmentationClass" / f"{number:02d}.png", drawn.truth)
     return root
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the printed notebooks in one of the processes that `make test` starts: each needs the results before it."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group("notebooks"))

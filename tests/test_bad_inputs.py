@@ -336,7 +336,7 @@ CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, ba
     ("is not YAML", "steps: [", "parameters.yaml", "YAML", "line 1"),
     ("is a list", "- steps", "parameters.yaml", "`name: value`"),
     ("misspells a parameter", "stpes: 5", "'stpes'", "did you mean 'steps'"),
-    ("has a word for a number", "steps: many", "steps is 'many'", "default 160"),
+    ("has a word for a number", "steps: many", "steps is 'many'", "default 120"),
     ("sets the name of the run", "run: other", "`run`", "first argument"),
     ("names an unknown notebook", "notebooks: [99_none]", "99_none.ipynb", "correct"),
     ("has a parameter twice", "steps: 5\nsteps: 6", "parameters.yaml", "'steps'", "keep one"),

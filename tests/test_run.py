@@ -213,7 +213,7 @@ def test_the_presets_are_of_parameters_that_notebooks_have():
         run.check(recipe, {key: value for key, value in values.items() if key != "times"})
         settled = run.settled(recipe, {"preset": name})
         times = values["times"]
-        assert (settled["warm_up"], settled["steps"]) == (round(240 * times["warm_up"]), round(160 * times["steps"]))
+        assert (settled["warm_up"], settled["steps"]) == (round(200 * times["warm_up"]), round(120 * times["steps"]))
         assert run.settled(run.read("voc_92"), {"preset": name})["warm_up"] is None
         assert settled["mask_options"] == {"checkpoint": "miniature_sam"} | values["mask_options"]
     run.check(recipe, {"labelled": "1/8"})  # a part of the images
