@@ -241,6 +241,18 @@ def training() -> str:
     return markdown(["decision", "choices", MIOU], lines)
 
 
+def trials() -> str:
+    """Lengths of the demo's schedule that were tried, each with two seeds."""
+    lines = []
+    for key, of in pd.DataFrame(read("demo_seeds/trials.json")["rows"]).groupby(
+        ["warm_up", "steps", "change"], sort=False
+    ):
+        pairs = zip(of.enhanced, of.paper_a, of.raw_twice, strict=True)
+        lines.append([f"{key[0]} + {key[1]}", key[2], *(" / ".join(map(str, values)) for values in pairs)])
+    each = "labels / paper A / raw, twice the steps; seed"
+    return markdown(["warm-up + full loss", "other change", f"{each} 0", f"{each} 1"], lines)
+
+
 def miniatures() -> str:
     """How good the small networks are."""
     found = read("miniatures/measured.json")
@@ -389,7 +401,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
         for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
-        + (training, miniatures, bench, scaling, kills, determinism, runs)
+        + (training, trials, miniatures, bench, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
