@@ -42,8 +42,11 @@ doctor: $(READY)  ## RUN=voc_92 ARGS="-p data_root ...": will this run (default:
 test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo again and compare
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/pytest --numprocesses 2 --dist loadgroup --durations=15 $(PRINTS) tests --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
+	@log=$$(mktemp) && trap 'kill $$prints 2>/dev/null; rm -f "$$log"' EXIT; \
+	$(BIN)/pytest $(PRINTS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+		--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600 >"$$log" 2>&1 & prints=$$!; \
+	$(BIN)/pytest --durations=15 tests; tests=$$?; \
+	echo "The notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; exit $$((tests | same))
 
 test-browser: .venv/.browser  ## open every notebook in JupyterLab and the results page in headless Chromium, keep screenshots
 	@PLG_BROWSER=1 $(BIN)/pytest --durations=15 tests/browser

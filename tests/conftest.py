@@ -2,16 +2,18 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks are several times slower with more; before torch starts
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts; kernels take it over
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from plg_utils import datasets, files
 from plg_utils.records import Classes, Dataset
 
+torch.set_num_threads(1)  # tiny networks are several times slower with more
 RGB = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 COLOURS = Classes(("background", "red", "green", "blue"), (("black",), ("red",), ("green",), ("blue",)), RGB)
 NO_IMAGES = Dataset("none", COLOURS, labelled=())  # for stages that are opened and not filled
@@ -55,10 +57,3 @@ def tiny_root(tmp_path):
         if number < 6:
             files.write_label(root / "SegmentationClass" / f"{number:02d}.png", drawn.truth)
     return root
-
-
-def pytest_collection_modifyitems(items):
-    """Keep the printed notebooks in one of the processes that `make test` starts: each needs the results before it."""
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group("notebooks"))
