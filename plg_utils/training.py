@@ -70,7 +70,8 @@ def fit(
         beta is the momentum)
     part: (first, last): do only these steps of the training, counted from 0, last not included; what is random in them
         and the decay of lr are those of the whole. None: all
-    ema: None, or how slowly an average of the weights moves; the average becomes the model at the end
+    ema: None, or how slowly an average of the weights moves; a loss may ask it for predictions, and it becomes the
+        model at the end
     cutmix_partner: what CutMix pastes: "batch", another image of the batch, or "view", another view of the same image
     strong_views: False draws weak views alone, for a loss that looks at no others
     precision: "fp32", or "bf16" for autocast; channels_last: memory order that some machines prefer
@@ -105,6 +106,12 @@ def fit(
     first, last = part or (0, steps)
     if not 0 <= first < last <= steps:
         raise ValueError(f"part is {part}; right are two of {steps} steps, the first and the one after the last")
+    if crop_size % (multiple := getattr(model, "multiple", 1)):
+        below = crop_size // multiple * multiple
+        raise ValueError(
+            f"crop_size is {crop_size}; this segmenter takes multiples of {multiple}: {below or multiple} or "
+            f"{(below or multiple) + multiple}"
+        )
     one_of(precision, PRECISIONS, "precision")
     one_of(cutmix_partner, ("batch", "view"), "cutmix_partner")
     model = distributed.share_statistics(model, device)
@@ -131,6 +138,8 @@ def fit(
         for step, batch in drawn:
             torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
             batch = to_device(batch, device, channels_last) | {"progress": (step - first) / (last - first)}
+            if average is not None:
+                batch["average"] = average
             rate = learning_rate(step, steps, lr, power)
             for group, factor in zip(optimiser.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
@@ -305,6 +314,15 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay = model, decay
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, H, W) of the model with the averaged weights, in evaluation mode."""
+        training = self.model.training
+        self.model.eval()
+        logits = torch.func.functional_call(self.model, self.weights, (images,))
+        self.model.train(training)
+        return logits
 
     @torch.no_grad()
     def update(self, step: int) -> None:

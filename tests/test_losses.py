@@ -12,6 +12,7 @@ from plg_utils import losses
 from plg_utils.losses.fixmatch import fixmatch_loss
 from plg_utils.losses.semivl import semivl_loss
 from plg_utils.losses.unimatch import unimatch_loss
+from plg_utils.losses.unimatch_v2 import lose_channels
 from plg_utils.records import IGNORE
 
 FILES = sorted(path.stem for path in Path(losses.__file__).parent.glob("[!_]*.py"))
@@ -191,11 +192,85 @@ def test_every_loss_gives_finite_named_terms_and_gradients(name):
     smoke = import_module(f"plg_utils.losses.{name}").SMOKE
     loss, model = losses.build(name, **smoke), reference_training.tiny()
     assert loss.settings == {"loss": name, **smoke}
-    terms = loss(model, batch())
+    terms = loss(model, batch() | {"average": teacher()})
     assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
     terms["total"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     assert model.training
+
+
+def teacher():
+    """Another network, as the average of the weights: images to logits, without gradient."""
+    return torch.no_grad()(reference_training.tiny(seed=1).eval())
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
+def test_the_step_of_unimatch_v2(refine_target, views):
+    """The official step written out once more (unimatch_v2.py), with the same lost channels: loss and gradients."""
+    drawn, model, twin = (
+        batch(views=views) | {"average": teacher()},
+        reference_training.tiny(),
+        reference_training.tiny(),
+    )
+    mixed = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
+    mix = {name: drawn[f"partner_{name}"] if views else drawn[name][[2, 2, 0]] for name in mixed}
+    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None}
+    for weak_weight in (0, 0.3):
+        torch.manual_seed(5)
+        got = losses.build("unimatch_v2", refine_target=refine_target, threshold=0.4, weak_weight=weak_weight)
+        got = got(model, drawn)
+        got["total"].backward()
+
+        torch.manual_seed(5)
+        channels = [maps.shape[1] for maps in twin.encode(drawn["weak"])]
+        lost = lose_channels([torch.ones(6, width, 1, 1) for width in channels])
+        pasted = []
+        for which in "12":
+            pasted.append(drawn[f"strong{which}"].clone())
+            for index, (left, top, right, bottom) in enumerate(drawn[f"boxes{which}"].tolist()):
+                place = index, slice(None), slice(top, bottom), slice(left, right)
+                pasted[-1][place] = mix[f"strong{which}"][place]
+        features = [maps * factor for maps, factor in zip(twin.encode(torch.cat(pasted)), lost, strict=True)]
+        strong1, strong2 = twin.decode(features, (6, 6)).chunk(2)
+        leaves = {"logits_labelled": twin(drawn["image"]), "logits_strong1": strong1, "logits_strong2": strong2}
+        leaves["logits_feature"] = torch.zeros_like(strong1)  # V2 has no such view
+        logits = leaves | {"logits_weak": teacher()(drawn["weak"]), "logits_partner": teacher()(mix["weak"])}
+        maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
+        maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
+        given = {name: tensor.detach().numpy() for name, tensor in (logits | maps).items()}
+        total, gradients = reference_training.unimatch(given, **options, weights=(0.5, 0.5, 0.0))
+        for name in ("logits_labelled", "logits_strong1", "logits_strong2"):
+            leaves[name].backward(torch.tensor(gradients[name], dtype=torch.float32), retain_graph=True)
+        if weak_weight:  # the weak view of the network that learns is taught the same target
+            learnt = twin(drawn["weak"])
+            again = given | {"logits_feature": learnt.detach().numpy()}
+            more, gradients = reference_training.unimatch(again, **options, weights=(0.5, 0.5, weak_weight))
+            learnt.backward(torch.tensor(gradients["logits_feature"], dtype=torch.float32))
+            total = more
+        assert got["total"].item() == pytest.approx(total, abs=1e-6)
+        for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-5, msg=f"{name} {weak_weight}")
+        model.zero_grad()
+        twin.zero_grad()
+    if refine_target != "zero_shot":
+        del drawn["average"]
+        with pytest.raises(ValueError, match="training_options: {ema: 0.996}"):
+            losses.build("unimatch_v2", refine_target=refine_target)(model, drawn)
+
+
+def test_strong_views_lose_complementary_channels():
+    torch.manual_seed(0)
+    narrow, wide, again = lose_channels([torch.ones(10, 40, 2, 3), torch.ones(10, 60, 1, 1), torch.ones(10, 40, 1, 1)])
+    for factors in (narrow, wide):
+        first, second = factors[:5], factors[5:]
+        assert torch.equal(first + second, torch.full_like(first, 2))
+        whole = (first == 1).flatten(1).all(dim=1)
+        assert whole.sum() == 2  # of five images, half rounded down
+        assert set(first[~whole].unique().tolist()) == {0.0, 2.0}
+        assert 0.3 < (first[~whole] == 2).float().mean() < 0.7
+        assert torch.equal(first, first[:, :, :1, :1].expand_as(first))  # at each place the same channels
+    assert torch.equal(narrow[:, :, :1, :1], again)  # and in each map with as many channels
 
 
 def test_the_warm_up_equals_the_plain_loops():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from plg_utils import checkpoints, segmenters
-from plg_utils.segmenters import deeplabv3plus, smp
+from plg_utils.segmenters import deeplabv3plus, dpt, smp
 
 FILES = sorted(path.stem for path in Path(segmenters.__file__).parent.glob("[!_]*.py"))
 
@@ -80,6 +80,107 @@ def test_deeplab_equals_its_formula():
         np.testing.assert_allclose(network(images)[0].numpy(), expected, atol=1e-5)
 
 
+def test_dpt_equals_its_formula():
+    """UniMatch V2's network written out once more, on a grid of patches that the encoder was not trained with."""
+    torch.manual_seed(2)
+    network = segmenters.build("dpt", 3, **dpt.SMOKE, img_size=56, init_values=0.7).eval()
+    vit, head = network.encoder.network, network.head
+    nn.init.normal_(vit.pos_embed)
+    nn.init.normal_(vit.cls_token)
+    nn.init.normal_(vit.norm.weight)
+    images = torch.randn(2, 3, 42, 70)  # 3 x 5 patches; 4 x 4 in training
+
+    def residual(maps, unit):
+        inner = F.conv2d(maps.relu(), unit.first.weight, unit.first.bias, padding=1).relu()
+        return maps + F.conv2d(inner, unit.second.weight, unit.second.bias, padding=1)
+
+    def fuse(maps, unit, size, skip=None):
+        maps = maps if skip is None else maps + residual(skip, unit.skip)
+        maps = F.interpolate(residual(maps, unit.refine), size=size, mode="bilinear", align_corners=True)
+        return F.conv2d(maps, unit.mix.weight, unit.mix.bias)
+
+    with torch.no_grad():
+        cells = vit.pos_embed[:, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
+        cells = (
+            F.interpolate(cells, scale_factor=(3.1 / 4, 5.1 / 4), mode="bicubic").permute(0, 2, 3, 1).view(1, 15, 24)
+        )
+        patches = F.conv2d(images, vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, stride=14)
+        tokens = torch.cat([vit.cls_token.expand(2, 1, 24), patches.flatten(2).transpose(1, 2)], 1)
+        tokens = tokens + torch.cat([vit.pos_embed[:, :1], cells], 1)
+        levels = []
+        for index, block in enumerate(vit.blocks):
+            tokens = block(tokens)
+            maps = F.layer_norm(tokens, (24,), vit.norm.weight, vit.norm.bias, 1e-6)[:, 1:]
+            maps = maps.transpose(1, 2).reshape(2, 24, 3, 5)
+            maps = F.conv2d(maps, head.project[index].weight, head.project[index].bias)
+            scale = head.scale[index]
+            if index < 2:
+                maps = F.conv_transpose2d(maps, scale.weight, scale.bias, stride=(4, 2)[index])
+            elif index == 3:
+                maps = F.conv2d(maps, scale.weight, scale.bias, stride=2, padding=1)
+            levels.append(F.conv2d(maps, head.narrow[index].weight, None, padding=1))
+        assert [level.shape[-2:] for level in levels] == [(12, 20), (6, 10), (3, 5), (2, 3)]
+        joined = fuse(levels[3], head.fuse[3], (3, 5))
+        joined = fuse(joined, head.fuse[2], (6, 10), levels[2])
+        joined = fuse(joined, head.fuse[1], (12, 20), levels[1])
+        joined = fuse(joined, head.fuse[0], (24, 40), levels[0])
+        hidden = F.conv2d(joined, head.output[0].weight, head.output[0].bias, padding=1).relu()
+        expected = F.conv2d(hidden, head.output[2].weight, head.output[2].bias)
+        expected = F.interpolate(expected, size=(42, 70), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+        # on the grid of the training timm's own way is the same; a photo of another size is resized to whole patches
+        square = torch.randn(1, 3, 56, 56)
+        own = vit.forward_intermediates(square, indices=[0, 1, 2, 3], norm=True, intermediates_only=True)
+        del vit._pos_embed
+        timms = vit.forward_intermediates(square, indices=[0, 1, 2, 3], norm=True, intermediates_only=True)
+        assert all(map(torch.equal, own, timms))
+        odd = torch.randn(1, 3, 50, 61)  # 3.57 and 4.36 patches
+        assert [tuple(maps.shape[-2:]) for maps in network.encode(odd)] == [(4, 4)] * 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": "vit_small_patch14_reg4_dinov2"},
+        {"encoder": "vit_small_patch16_dinov3"},
+        {"encoder": "convnext_tiny", "depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16), "embed_dim": None},
+    ],
+    ids=lambda options: options["encoder"],
+)
+def test_dpt_reads_dinov2_with_registers_dinov3_and_convnexts(options):
+    options = {key: value for key, value in (dpt.SMOKE | options).items() if value is not None}
+    if "dims" in options:
+        options = {key: value for key, value in options.items() if key not in ("depth", "num_heads", "layers")}
+    network = segmenters.build("dpt", 3, **options)
+    side = 2 * network.multiple if network.multiple > 1 else 64
+    network(torch.randn(2, 3, side, 2 * side)).square().mean().backward()
+    assert all(value.grad is not None for name, value in network.head.named_parameters())
+    with torch.no_grad():
+        maps = network.eval().encode(torch.randn(1, 3, side, 2 * side))
+        assert len(maps) == 4 and network(torch.randn(1, 3, 37, 50)).shape == (1, 3, 37, 50)
+    sizes = [(2, 4)] * 4 if network.multiple > 1 else [(16, 32), (8, 16), (4, 8), (2, 4)]
+    assert [tuple(each.shape[-2:]) for each in maps] == sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("deeplabv3plus", {"encoder": "vit_small_patch14_dinov2"}),
+            "no feature maps at strides 4 to 16 .*segmenter dpt",
+        ),
+        (("deeplabv3plus", {"encoder": "convnext_atto"}), "no feature maps at strides 4 to 16 .*the segmenter dpt"),
+        (("smp", {"encoder": "tu-vit_tiny_patch16_224"}), "Unet with the encoder tu-vit_tiny_.* the segmenter dpt"),
+        (("dpt", {"encoder": "test_vit"}), "no transformer of 6 blocks: give layers"),
+        (("dpt", {"encoder": "convnext_atto"}), "no head for the 320 channels of convnext_atto: give out_channels"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        segmenters.build(options[0], 3, **options[1])
+
+
 # Weights of encoders
 
 
@@ -139,6 +240,26 @@ def test_weights_of_an_smp_encoder_come_through_checkpoints(tmp_path, monkeypatc
     assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
 
 
+def test_weights_of_timm_come_through_checkpoints_into_smp_and_dpt(tmp_path, monkeypatch):
+    import timm
+
+    state = randomised(timm.create_model("test_resnet"))
+    name = smp.checkpoint(encoder="tu-test_resnet", pretrained=True)
+    assert name == deeplabv3plus.checkpoint(encoder="test_resnet", pretrained=True)
+    put_there(monkeypatch, tmp_path, name, state)
+    network = segmenters.build("smp", 3, architecture="FPN", encoder="tu-test_resnet", pretrained=True)
+    loaded = network.encoder.model.state_dict()
+    assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+    assert dpt.checkpoint(pretrained=True) == "hub:timm/vit_base_patch14_dinov2.lvd142m"
+    assert dpt.checkpoint(encoder="vit_small_patch16_dinov3", pretrained=True).endswith("_dinov3.lvd1689m")
+    state = randomised(timm.create_model("vit_small_patch14_dinov2", num_classes=0, embed_dim=24, depth=4, num_heads=2))
+    save_file(state, tmp_path / "small.safetensors")
+    network = segmenters.build("dpt", 3, **dpt.SMOKE, pretrained=tmp_path / "small.safetensors")
+    loaded = network.encoder.network.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+
 def test_every_weight_that_smp_lists_has_a_commit():
     for encoder, entry in smp.listed.items():
         for weights in entry["pretrained_settings"]:
@@ -152,8 +273,8 @@ def test_weights_that_nobody_pins_are_refused():
     for pretrained in (True, False):
         with pytest.raises(ValueError, match="hf-hub:timm/resnet10t.c3_in1k"):
             segmenters.build("deeplabv3plus", 3, encoder="hf-hub:timm/resnet10t.c3_in1k", pretrained=pretrained)
-    with pytest.raises(ValueError, match="no weights 'imagenet' for tu-resnet18, only none"):
-        segmenters.build("smp", 3, encoder="tu-resnet18", pretrained=True)
+    with pytest.raises(ValueError, match="timm lists no model.safetensors on the hub for resnetx"):
+        segmenters.build("smp", 3, encoder="tu-resnetx", pretrained=True)
     with pytest.raises(ValueError, match="no weights 'coco' for mobilenet_v2, only imagenet"):
         segmenters.build("smp", 3, encoder="mobilenet_v2", pretrained="coco")
     with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
@@ -171,6 +292,17 @@ def test_the_large_networks_are_as_large_as_unimatch_s(encoder, classes, million
     assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 1) == millions
     assert network.head.reduce[0].out_channels == 48
     assert [branch[0].dilation[0] for branch in network.head.aspp.branches] == [1, 6, 12, 18]
+
+
+@pytest.mark.parametrize(("size", "encoder", "head"), [("small", 22.1, 2.7), ("base", 86.6, 10.9)])
+def test_dpt_is_as_large_as_unimatch_v2_s(size, encoder, head):
+    """The sizes that UniMatch V2's training logs print; its head has a unit that it never calls, and ours lacks."""
+    with torch.device("meta"):
+        network = segmenters.build("dpt", 21, encoder=f"vit_{size}_patch14_dinov2.lvd142m")
+        unused = dpt.Residual({"small": 64, "base": 128}[size])
+    counts = {name: sum(weight.numel() for weight in module.parameters()) for name, module in network.named_children()}
+    assert round(counts["encoder"] / 1e6, 1) == encoder
+    assert round((counts["head"] + sum(weight.numel() for weight in unused.parameters())) / 1e6, 1) == head
 
 
 def test_what_differs_from_unimatch_s_xception_is_as_the_docstring_says():

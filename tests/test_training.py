@@ -302,6 +302,35 @@ def test_average_of_the_weights():
         assert average.weights["weight"].item() == pytest.approx(expected)
 
 
+def test_a_loss_may_ask_the_average():
+    """At each step it predicts with the average of all weights so far, batch statistics included, and is left alone."""
+    inner, snapshots, asked = losses.build("supervised"), [], []
+
+    def loss(model, batch):
+        snapshots.append({name: tensor.detach().clone().double() for name, tensor in model.state_dict().items()})
+        asked.append((batch["weak"], batch["average"](batch["weak"])))
+        assert model.training and not asked[-1][1].requires_grad
+        return inner(model, batch)
+
+    fit(reference_training.tiny(), loss, ema=0.6, steps=5)
+    plain, twin = snapshots[0], reference_training.tiny().eval()
+    for step, (images, logits) in enumerate(asked):
+        if step:  # after the first step the average is the network itself
+            decay = min(1 - 1 / step, 0.6)
+            plain = {name: decay * plain[name] + (1 - decay) * snapshots[step][name] for name in plain}
+        counts = {name: tensor.long() for name, tensor in snapshots[step].items() if name.endswith("tracked")}
+        twin.load_state_dict(plain | counts)
+        torch.testing.assert_close(logits, twin(images), atol=1e-5, rtol=1e-5)
+
+
+def test_crops_that_are_no_whole_patches_are_refused():
+    model = reference_training.tiny()
+    model.multiple = 14
+    for crop_size, right in ((500, "490 or 504"), (8, "14 or 28")):
+        with pytest.raises(ValueError, match=f"crop_size is {crop_size}; .* multiples of 14: {right}"):
+            fit(model, crop_size=crop_size)
+
+
 def test_predictions_keep_order_and_size():
     model = reference_training.tiny()
     rng = np.random.default_rng(0)

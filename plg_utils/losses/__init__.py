@@ -15,6 +15,8 @@ of. The arithmetic is a pure function beside it. A batch is a dict of tensors on
     partner_weak, partner_strong1, partner_strong2, partner_ignore, partner_pseudo_label
                     what is pasted; without these, another image of the batch
     progress        float, share of the training that is done, 0 at the first step
+    average         the model with averaged weights, images (B, 3, H, W) -> logits (B, K, H, W) without gradient; only
+                    if the training keeps such an average (its option `ema`)
 """
 
 from pkgutil import iter_modules

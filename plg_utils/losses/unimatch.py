@@ -134,13 +134,14 @@ def unimatch_loss(
     logits_partner: torch.Tensor | None,
     logits_strong1: torch.Tensor,
     logits_strong2: torch.Tensor,
-    logits_feature: torch.Tensor,
+    logits_feature: torch.Tensor | None,
     ignore: torch.Tensor,
     partner_ignore: torch.Tensor,
     boxes1: torch.Tensor,
     boxes2: torch.Tensor,
     pseudo_label: torch.Tensor | None = None,
     partner_pseudo_label: torch.Tensor | None = None,
+    logits_learnt: torch.Tensor | None = None,
     refine_target: str = "unimatch",
     threshold: float = 0.95,
     smoothing: float | None = None,
@@ -153,7 +154,9 @@ def unimatch_loss(
 
     logits_labelled: (B, K, H, W), all other logits (U, K, H, W): of the weak view, of the weak view of the images that
         CutMix pastes, of the pasted strong views, of the weak view with dropped features. No gradient flows through
-        the first two (through the first only by weak_weight); they may be None where no prediction is asked for.
+        the first two (through the first only by weak_weight); they may be None where no prediction is asked for, and
+        the last where there is no such view, as in UniMatch V2.
+    logits_learnt: (U, K, H, W), those of the weak view that weak_weight teaches, if logits_weak are another network's
     label: (B, H, W) int64; pseudo_label, partner_pseudo_label: (U, H, W) int64; IGNORE where nothing is to be learnt
     ignore, partner_ignore: (U, H, W) bool, pixels that never count; boxes1, boxes2: (U, 4) left, top, right, bottom
     threshold: probability from which on the model is sure of its prediction
@@ -175,12 +178,15 @@ def unimatch_loss(
     labelled = mean_cross_entropy(logits_labelled, label, smoothing=labelled_smoothing)
     strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
     strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
-    feature = consistency(logits_feature, *weak, smoothing=smoothing)
-    unlabelled = weights[0] * strong1 + weights[1] * strong2 + weights[2] * feature
+    unlabelled = weights[0] * strong1 + weights[1] * strong2
+    terms = {"labelled": labelled, "strong": (strong1 + strong2) / 2}
+    if logits_feature is not None:
+        terms["feature"] = consistency(logits_feature, *weak, smoothing=smoothing)
+        unlabelled = unlabelled + weights[2] * terms["feature"]
     if weak_weight:
-        unlabelled = unlabelled + weak_weight * consistency(logits_weak, *weak, smoothing=smoothing)
-    terms = {"total": (labelled + unlabelled) / 2, "labelled": labelled}
-    terms |= {"strong": (strong1 + strong2) / 2, "feature": feature}
+        learnt = logits_weak if logits_learnt is None else logits_learnt
+        unlabelled = unlabelled + weak_weight * consistency(learnt, *weak, smoothing=smoothing)
+    terms = {"total": (labelled + unlabelled) / 2, **terms}
     if logits_weak is not None:
         sure = predict(logits_weak, threshold)[1] & ~ignore
         terms["sure"] = sure.sum() / num_valid(~ignore)

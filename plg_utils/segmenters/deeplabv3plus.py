@@ -111,14 +111,20 @@ class TimmFeatures(nn.Module):
 
         if ":" in name:  # timm would take the newest files of the hub
             raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
-        self.network = timm.create_model(
-            name,
-            pretrained=weights is not None,
-            pretrained_cfg_overlay=None if weights is None else {"file": str(weights)},
-            features_only=True,
-            output_stride=output_stride,
-            out_indices=(1, 2, 3, 4),
-        )
+        try:
+            self.network = timm.create_model(
+                name,
+                pretrained=weights is not None,
+                pretrained_cfg_overlay=None if weights is None else {"file": str(weights)},
+                features_only=True,
+                output_stride=output_stride,
+                out_indices=(1, 2, 3, 4),
+            )
+        except (TypeError, IndexError, AssertionError) as error:  # a transformer, or a network of four stages
+            raise ValueError(
+                f"{name} has no feature maps at strides 4 to {output_stride} ({type(error).__name__}: {error}), which "
+                "DeepLabV3+ needs: choose a network such as resnet101, or the segmenter dpt"
+            ) from error
         self.channels = self.network.feature_info.channels()
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from segmentation_models_pytorch.encoders import encoders as listed
 from torch import nn
 
 from plg_utils import checkpoints
+from plg_utils.segmenters import deeplabv3plus
 
 SMOKE = {"architecture": "FPN", "encoder": "mobilenet_v2"}
 
@@ -23,18 +24,26 @@ def build(
     """Build the network.
 
     architecture, encoder: names of the package; pretrained: True for ImageNet weights, or the name of others it lists
-        for its own encoders. They come through `checkpoints`, at the revision of the hub that the package names
+        for its own encoders. They come through `checkpoints`, at the revision of the hub that the package names; those
+        of an encoder from timm ("tu-resnet18") are what timm lists, or a path
     options: further arguments of the architecture
     """
-    name = checkpoint(encoder=encoder, pretrained=pretrained)
-    network = segmentation_models_pytorch.create_model(
-        architecture,
-        encoder_name=encoder,
-        encoder_weights=None,
-        classes=num_classes,
-        **options,
-    )
-    if name is not None:
+    name, of_timm = checkpoint(encoder=encoder, pretrained=pretrained), encoder.startswith("tu-")
+    if of_timm and name is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(checkpoints.locate_weights(name))}
+    try:
+        network = segmentation_models_pytorch.create_model(
+            architecture,
+            encoder_name=encoder,
+            encoder_weights=True if of_timm and name is not None else None,
+            classes=num_classes,
+            **options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{architecture} with the encoder {encoder}: {error} For a vision transformer there is the segmenter dpt"
+        ) from error
+    if name is not None and not of_timm:
         network.encoder.load_state_dict(load_file(checkpoints.locate_weights(name)))
     return Network(network)
 
@@ -43,12 +52,14 @@ def checkpoint(*, encoder: str = "resnet34", pretrained: bool | str = False, **o
     """Name, for `checkpoints`, of the weights with which `build` starts, given its options; None: random."""
     if not pretrained:
         return None
+    if encoder.startswith("tu-"):
+        return deeplabv3plus.checkpoint(encoder=encoder.removeprefix("tu-"), pretrained=pretrained)
     known = listed[encoder]["pretrained_settings"] if encoder in listed else {}
     weights = "imagenet" if pretrained is True else pretrained
     if weights not in known:
         raise ValueError(
-            f"the package pins no weights {weights!r} for {encoder}, only {', '.join(known) or 'none'}. "
-            "The encoders that it takes from timm (tu-...) start from random weights here; deeplabv3plus has them too"
+            f"the package pins no weights {weights!r} for {encoder}, only {', '.join(known) or 'none'}; timm may have "
+            f"some: tu-{encoder}"
         )
     return f"hub:{known[weights]['repo_id']}@{known[weights]['revision']}"
 
