@@ -277,6 +277,7 @@ def curve(x: Sequence[float], y: Sequence[float], chosen: float, xlabel: str, yl
 @_figure
 def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
     """Loss terms along one training, one small plot each, with a point at the end; table: rows of "step" and terms."""
+    terms = [term for term in terms if any(term in row for row in table)]
     figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
     for axis, term in zip(axes[0], terms, strict=True):
         points = [(row["step"], row[term]) for row in table if term in row]

@@ -515,12 +515,15 @@ def train(run: Run, training: Training, method: str, *, labeller: str, confidenc
     return _train(run, training, f"network_{method}", entry, labeller, confidence)
 
 
-def loss_of(method: Method, training: Training, threshold: float) -> dict[str, Any]:
-    """Options of a method's loss, in a run with this training."""
+def loss_of(method: Method, training: Training, threshold: float) -> tuple[str, dict[str, Any]]:
+    """Name and options of a method's loss, in a run with this training."""
     given = {"threshold": threshold, "passes": training.passes, "smoothing": training.smoothing}
     given |= {"weak_weight": training.weak_weight} if training.weak_weight else {}
     options = method.fixed | {name: given[name] for name in method.takes if name in given}
-    return options | (training.loss_options if "loss_options" in method.takes else {})
+    options |= training.loss_options if "loss_options" in method.takes else {}
+    if training.passes == "v2" and method.loss == "unimatch":
+        return "unimatch_v2", {name: value for name, value in options.items() if name != "passes"}
+    return method.loss, options
 
 
 def steps_of_epoch(images: int, batch_size: int) -> int:
@@ -548,7 +551,7 @@ def _train(run: Run, how: Training, name: str, method: Method, labeller: str, th
         warm_up = fit(_warm_up_folder(method, source), loss, options, start=start, steps=first + steps, part=(0, first))
         start = warm_up.stage.folder.name
     part = (first, first + steps)
-    trained = fit(name, method.loss, loss_of(method, how, threshold), start=start, steps=part[1], part=part)
+    trained = fit(name, *loss_of(method, how, threshold), start=start, steps=part[1], part=part)
     return replace(trained, history=[*(warm_up.history if warm_up else ()), *trained.history], warm_up=warm_up)
 
 

@@ -11,6 +11,7 @@ from test_pipeline import TINY, do_stages, of_world, tiny
 
 from conftest import colour_squares
 from plg_utils import distributed, files, stages, store, training
+from plg_utils.segmenters import dpt
 
 SINGLE = ["masks", "segments", "labels_zero_shot"]
 
@@ -138,6 +139,20 @@ def training_of(parameters):
     return stages.Training(
         **{name: parameters[name] for name in signature(stages.Training).parameters if name in parameters}
     )
+
+
+def test_unimatch_v2_takes_the_place_of_unimatch_in_every_method(world, results):
+    segmenter = {"segmenter": "dpt", "segmenter_options": dpt.SMOKE, "crop_size": 28, "passes": "v2"}
+    methods = ["supervised", "unimatch", "direct", "paper_a"]
+    parameters = tiny(["02", "03", "04"]) | of_world(world, methods=methods, steps=2, warm_up=1) | segmenter
+    do_stages(parameters | {"training_options": {"ema": 0.9}})
+    for name in ("refined", "network_unimatch", "network_direct", "network_paper_a", "network_supervised"):
+        made = made_with(results, name)["parameters"]
+        assert made["loss"] == ("supervised" if name == "network_supervised" else "unimatch_v2"), name
+        assert "passes" not in made and made["segmenter"] == "dpt" and made["ema"] == 0.9
+    assert made_with(results, "network_unimatch")["parameters"]["refine_target"] == "unimatch"
+    assert made_with(results, "network_direct")["parameters"]["weak_weight"] == 0.5
+    assert len(list((results / "predictions_paper_a").glob("*.png"))) == 2
 
 
 def test_methods_with_the_same_labels_share_a_warm_up(world, results):
