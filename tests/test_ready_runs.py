@@ -20,6 +20,8 @@ LISTS = {  # run -> labelled images, UniMatch's splits folder
     },
     **{f"coco_1_{part}": count for part, count in ((512, 232), (256, 463), (128, 925), (64, 1849), (32, 3697))},
 }
+V2 = {name: count for name, count in LISTS.items() if name.startswith("coco") or name[4:].isdigit()}  # UniMatch V2's
+V2_EPOCHS, V2_SECONDS = {"voc": 60, "coco": 20}, {"voc": 1.16, "coco": 1.2}  # its configs; a step in its logs
 RUNS = sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml"))
 
 
@@ -58,6 +60,29 @@ def test_schedules_are_unimatch_s(name):
         "coco": (0.004, 513),
     }[kind]
     assert "not available" in comment and "not measured" in comment
+
+
+@pytest.mark.parametrize("name", [*(f"{name}_dinov2" for name in V2), "coco_1_512_dinov2_zero_shot"])
+def test_schedules_are_unimatch_v2_s(name):
+    comment, values = head(name)
+    run.steps_of(run.read(name), {}, name)  # nothing is refused
+    kind, of = values["dataset"], name.split("_dinov2")[0]
+    unlabelled = TRAIN[kind] - V2[of]
+    epoch = math.ceil(unlabelled / 4) // 4  # DistributedSampler on 4 GPUs, batches of 4, drop_last
+    assert epoch == {"voc_92": 655, "coco_1_512": 7378}.get(of, epoch)  # as its logs count
+    assert values["steps"] == epoch * V2_EPOCHS[kind]
+    assert f"{V2_EPOCHS[kind]} epochs of {epoch:,} steps" in comment and f"{unlabelled:,} unlabelled" in comment
+    assert values["labelled"] == V2[of] and values["dataset_options"] == head(of)[1]["dataset_options"]
+    assert re.search(
+        rf"{V2_SECONDS[kind]} s a step on\s+(# )?4 GPUs: {values['steps'] * V2_SECONDS[kind] / 3600:.0f} hours", comment
+    )
+    settings = (
+        "batch_size crop_size learning_rate head_lr_factor training_options resize_range optimizer passes warm_up"
+    )
+    assert [values[setting] for setting in settings.split()] == [
+        16, 518, 5e-6, 40.0, {"weight_decay": 0.01, "ema": 0.996}, [0.5, 2.0], "adamw", "v2", None
+    ]  # fmt: skip
+    assert values["segmenter"] == "dpt" and "not measured" in comment
 
 
 @pytest.mark.parametrize("name", LISTS)
