@@ -7,6 +7,7 @@ pycocotools hold them as a text. pycocotools trusts what it gets: malformed run 
 from collections.abc import Sequence
 
 import numpy as np
+from pycocotools import mask as coco
 
 
 class BrokenRunLengths(ValueError):
@@ -68,3 +69,40 @@ def dense(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     inside = np.concatenate([np.arange(len(runs)) % 2 == 1 for runs in masks])
     columns = np.repeat(inside, np.concatenate(masks))
     return columns.reshape(len(masks), size[1], size[0]).transpose(0, 2, 1)
+
+
+def crop(runs: np.ndarray, size: tuple[int, int], box: Sequence[int]) -> np.ndarray:
+    """Draw a mask of an image of this size (H, W) inside a box alone, column by column in memory: (h, w) bool.
+
+    box: left, top, right, bottom in pixels, the last two not included
+    """
+    left, top, right, bottom = (int(side) for side in box)
+    first, last = left * size[0], right * size[0]
+    if first == last:
+        return np.zeros((bottom - top, 0), dtype=bool)
+    edges = runs.cumsum()
+    low, high = edges.searchsorted(first, side="right"), edges.searchsorted(last)
+    inside = np.arange(low, high + 1) % 2 == 1
+    columns = np.repeat(inside, np.diff(edges[low:high], prepend=first, append=last))
+    return columns.reshape(right - left, size[0])[:, top:bottom].T
+
+
+def place(runs: np.ndarray, size: tuple[int, int], corner: tuple[int, int], whole: tuple[int, int]) -> np.ndarray:
+    """Runs of a mask of an image of this size in a larger image, size `whole`, that holds it at corner (left, top)."""
+    edges = runs.cumsum()
+    first, end = edges[: len(edges) // 2 * 2].reshape(-1, 2).T  # of the runs inside the mask
+    column = first // size[0]
+    counts = (end - 1) // size[0] - column + 1  # of the columns that a run reaches
+    column = column.repeat(counts) + np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
+    shift = (column + corner[0]) * whole[0] + corner[1] - column * size[0]
+    first = np.maximum(first.repeat(counts), column * size[0]) + shift
+    end = np.minimum(end.repeat(counts), (column + 1) * size[0]) + shift
+    parted = first[1:] != end[:-1]  # runs that touch, from one full column to the next, are one
+    first, end = first[np.append(True, parted)[: len(first)]], end[np.append(parted, True)[: len(end)]]
+    runs = np.diff(np.stack([first, end], axis=1).ravel(), prepend=0, append=whole[0] * whole[1])
+    return runs if runs[-1] or len(runs) == 1 else runs[:-1]
+
+
+def encode(runs: np.ndarray, size: tuple[int, int]) -> str:
+    """COCO's text form of runs (R,): the other way round of `decode`, for one mask."""
+    return coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)["counts"].decode("ascii")
