@@ -65,9 +65,9 @@ def _pool_in_boxes(features: torch.Tensor, masks: Masks, rows: torch.Tensor, col
     rows: (H, h), columns: (W, w), the weights of the cells in each pixel
     """
     pooled = features.new_zeros((len(masks), len(features)))
-    strip = max(1, CHUNK // masks.size[0])  # columns of the image
     for index, (runs, (left, top, right, bottom)) in enumerate(zip(masks.runs, masks.corners(), strict=True)):
         high, low = _cells(top, bottom, rows)
+        strip = max(1, CHUNK // max(1, bottom - top))  # columns of the image
         for start in range(left, right, strip):
             end = min(start + strip, right)
             first, last = _cells(start, end, columns)

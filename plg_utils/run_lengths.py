@@ -76,31 +76,40 @@ def crop(runs: np.ndarray, size: tuple[int, int], box: Sequence[int]) -> np.ndar
 
     box: left, top, right, bottom in pixels, the last two not included
     """
-    left, top, right, bottom = (int(side) for side in box)
-    first, last = left * size[0], right * size[0]
-    if first == last:
-        return np.zeros((bottom - top, 0), dtype=bool)
-    edges = runs.cumsum()
-    low, high = edges.searchsorted(first, side="right"), edges.searchsorted(last)
-    inside = np.arange(low, high + 1) % 2 == 1
-    columns = np.repeat(inside, np.diff(edges[low:high], prepend=first, append=last))
-    return columns.reshape(right - left, size[0])[:, top:bottom].T
+    left, top, right, bottom = box
+    column, first, end = _pieces(runs, size[0])
+    first, end = np.maximum(first, top), np.minimum(end, bottom)
+    there = (column >= left) & (column < right) & (first < end)
+    shift = (column[there] - left) * (bottom - top) - top
+    lengths = _lengths(first[there] + shift, end[there] + shift, (right - left) * (bottom - top))
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(right - left, bottom - top).T
 
 
 def place(runs: np.ndarray, size: tuple[int, int], corner: tuple[int, int], whole: tuple[int, int]) -> np.ndarray:
     """Runs of a mask of an image of this size in a larger image, size `whole`, that holds it at corner (left, top)."""
-    edges = runs.cumsum()
-    first, end = edges[: len(edges) // 2 * 2].reshape(-1, 2).T  # of the runs inside the mask
-    column = first // size[0]
-    counts = (end - 1) // size[0] - column + 1  # of the columns that a run reaches
-    column = column.repeat(counts) + np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
-    shift = (column + corner[0]) * whole[0] + corner[1] - column * size[0]
-    first = np.maximum(first.repeat(counts), column * size[0]) + shift
-    end = np.minimum(end.repeat(counts), (column + 1) * size[0]) + shift
-    parted = first[1:] != end[:-1]  # runs that touch, from one full column to the next, are one
+    column, first, end = _pieces(runs, size[0])
+    shift = (column + corner[0]) * whole[0] + corner[1]
+    first, end = first + shift, end + shift
+    parted = first[1:] != end[:-1]  # pieces that touch, from one full column to the next, are one run
     first, end = first[np.append(True, parted)[: len(first)]], end[np.append(parted, True)[: len(end)]]
-    runs = np.diff(np.stack([first, end], axis=1).ravel(), prepend=0, append=whole[0] * whole[1])
-    return runs if runs[-1] or len(runs) == 1 else runs[:-1]
+    placed = _lengths(first, end, whole[0] * whole[1])
+    return placed if placed[-1] or len(placed) == 1 else placed[:-1]
+
+
+def _pieces(runs: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, first row and last row + 1 of each run inside a mask, in pieces where it goes on in the next column."""
+    edges = runs.cumsum()
+    first, end = edges[: len(edges) // 2 * 2].reshape(-1, 2).T
+    column = first // height
+    counts = (end - 1) // height - column + 1
+    column = column.repeat(counts) + np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
+    start = column * height
+    return column, np.maximum(first.repeat(counts) - start, 0), np.minimum(end.repeat(counts) - start, height)
+
+
+def _lengths(first: np.ndarray, end: np.ndarray, pixels: int) -> np.ndarray:
+    """Lengths of the runs of so many pixels, of which those from each first to each end are inside."""
+    return np.diff(np.stack([first, end], axis=1).ravel(), prepend=0, append=pixels)
 
 
 def encode(runs: np.ndarray, size: tuple[int, int]) -> str:

@@ -31,6 +31,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
 OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1", "resize_by": "pil"}  # GEM's, CLIP-ES's, the package's
 SENTENCES = 256  # encoded at once
+LONGEST = 8  # times image_size: of the long side, if the size is kept
 LARGE = 2**25  # numbers of an image, 11 megapixels
 
 
@@ -155,7 +156,11 @@ class Encoder:
             return self.image_size, self.image_size
         scale = self.image_size / min(size)
         height, width = (max(1, round(length * scale / self.patch)) * self.patch for length in size)
-        return height, width
+        longest = LONGEST * self.image_size
+        if max(height, width) > longest:  # attention grows with the square: 3 x 900 pixels would be 235,200 tokens
+            problem = f"CLIP sees an image of {size[0]} x {size[1]} pixels squeezed: with resize: keep"
+            warnings.warn(f"{problem} it is at most {LONGEST} times as long as wide. Cut it into parts", stacklevel=4)
+        return min(height, longest), min(width, longest)
 
     def preprocess(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Turn an image (H, W, 3) uint8 RGB into what the network reads: (3, *size) float32."""
