@@ -110,7 +110,8 @@ def agreement(side: int, pixels: int, tile: int, overlap: int) -> dict:
         image, truth = mosaic(number * side**2, side, (pixels, pixels))
         drawn = np.repeat(truth[..., None], 3, axis=2)  # the truth as an image
         one, parts = annotated([drawn])[0], tiles.segment(annotated, drawn, tile, overlap)
-        joined.append(len({rle["counts"] for rle in one.rles} & {rle["counts"] for rle in parts.rles}) / len(one))
+        counts = [{rle["counts"] for rle in masks.rles} for masks in (one, parts)]
+        joined.append((len(counts[0] & counts[1]) / len(counts[0]), len(counts[1] - counts[0])))
         features = encode.images([image])[0]
         named = [by_name(features, found, encode.class_embeddings(classes)) for found in (one, parts)]
         same["annotated regions"].append((named[0] == named[1])[far].mean())
@@ -124,7 +125,8 @@ def agreement(side: int, pixels: int, tile: int, overlap: int) -> dict:
         "image": [length, length],
         **cut,
         "same": {name: float(np.mean(values)) for name, values in same.items()},
-        "masks of the whole among those of the tiles": float(np.mean(joined)),
+        "annotated regions that come out whole": float(np.mean([share for share, _ in joined])),
+        "masks that are no annotated region": sum(others for _, others in joined),
         "accuracy": {name: float(np.mean(values)) for name, values in accuracy.items()},
     }
 
@@ -156,7 +158,7 @@ def main() -> None:
         print(json.dumps(label(options.one, options.folder, options.threads)))
         return
     torch.set_num_threads(options.threads)
-    found = {"agreement": [agreement(*case) for case in ((1, 128, 120, 60), (2, 128, 128, 32))]}
+    found = {"agreement": [agreement(*case) for case in ((1, 128, 120, 60), (2, 128, 128, 32), (2, 128, 192, 64))]}
     found["photos"] = {}
     for name in options.only:
         found["photos"][name] = measure(name, options.threads)

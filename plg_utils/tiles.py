@@ -69,7 +69,8 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
     """Masks of an image (H, W, 3) uint8 by a mask model `find` that sees it in tiles, by falling predicted IoU.
 
     Masks of neighbours that agree in their overlap become one mask: its pixels are those of the tile in whose middle
-    they lie, its scores are means weighted by these pixels. No mask of the whole image is drawn.
+    they lie, its scores are means weighted by these pixels. A fragment at the edge of a tile that its neighbour sees
+    better is left out. No mask of the whole image is drawn.
     """
     size = image.shape[:2]
     if max(size) <= tile:
@@ -85,13 +86,18 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
         (found,) = find([np.ascontiguousarray(image[top : top + tile, left : left + tile])])
         tiles[r, c] = Tile(left, top, core, found)
     group = {(place, index): (place, index) for place in tiles for index in range(len(tiles[place].masks))}
+    fragments = set()
     for r, c in tiles:
         for neighbour, axis in (((r, c + 1), 1), ((r + 1, c), 0)):
-            for first, second in same(tiles[r, c], tiles[neighbour], axis) if neighbour in tiles else ():
-                group[_root(group, (neighbour, second))] = _root(group, ((r, c), first))
+            if neighbour in tiles:
+                pairs, *alone = same(tiles[r, c], tiles[neighbour], axis)
+                for first, second in pairs:
+                    group[_root(group, (neighbour, second))] = _root(group, ((r, c), first))
+                fragments |= {(place, k) for place, of in zip(((r, c), neighbour), alone, strict=True) for k in of}
     members: dict[tuple, list] = {}
     for one in group:
         members.setdefault(_root(group, one), []).append(one)
+    members = {root: of_thing for root, of_thing in members.items() if len(of_thing) > 1 or root not in fragments}
     made = [_join([(tiles[place], index) for place, index in of_thing], size) for of_thing in members.values()]
     rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
     masks = Masks(tuple(rles), (int(size[0]), int(size[1])), scores[:, 0], scores[:, 1])
@@ -104,30 +110,34 @@ def _root(group: dict, one: tuple) -> tuple:
     return one
 
 
-def same(one: Tile, other: Tile, axis: int) -> list[tuple[int, int]]:
+def same(one: Tile, other: Tile, axis: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
     """Pairs of masks, a number in each of two neighbours, that show the same thing; each mask is in one pair at most.
 
     axis: 0 if the other tile lies below, 1 if it lies to the right
+    returns: the pairs; of one and of the other, the numbers of fragments in no pair: what the edge of the tile cuts,
+        while the neighbour sees all of it and how it goes on
     """
     shared = [*map(max, one.box[:2], other.box[:2]), *map(min, one.box[2:], other.box[2:])]
     numbers, drawn = zip(*(_inside(tile, shared) for tile in (one, other)), strict=True)
-    if not (len(numbers[0]) and len(numbers[1])):
-        return []
     cut = [part.take(edge, axis=axis + 1).any(axis=1) for part, edge in zip(drawn, (-1, 0), strict=True)]
-    flat = [torch.from_numpy(part.reshape(len(part), -1)).float() for part in drawn]
+    flat = [torch.from_numpy(part).flatten(1).float() for part in drawn]
     both = (flat[0] @ flat[1].T).numpy()
     areas = [part.sum(dim=1).numpy() for part in flat]
     iou = both / (areas[0][:, None] + areas[1] - both)
     enough = iou >= np.where(cut[0][:, None] | cut[1], CUT, TWICE)
     # The best pair first. A thing and its part may be equal here: of pairs that agree as well, the larger one.
-    whole = one.masks.areas()[numbers[0]][:, None] + other.masks.areas()[numbers[1]]
-    order = np.lexsort((-whole.ravel(), -iou.round(2).ravel()))
+    whole = [tile.masks.areas()[of_tile] for tile, of_tile in zip((one, other), numbers, strict=True)]
+    order = np.lexsort((-(whole[0][:, None] + whole[1]).ravel(), -iou.round(2).ravel()))
     taken, pairs = (set(), set()), []
-    for first, second in zip(*np.unravel_index(order, iou.shape), strict=True):
+    for first, second in zip(*divmod(order, max(1, iou.shape[1])), strict=True):
         if enough[first, second] and first not in taken[0] and second not in taken[1]:
             taken[0].add(first), taken[1].add(second)
             pairs.append((int(numbers[0][first]), int(numbers[1][second])))
-    return pairs
+    alone = []
+    for of_tile, edge, inside, all_of_it, paired in zip(numbers, cut, areas, whole, taken, strict=True):
+        seen = np.flatnonzero(edge & (inside == all_of_it))
+        alone.append([int(of_tile[index]) for index in seen if index not in paired])
+    return pairs, *alone
 
 
 def _inside(tile: Tile, box: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def tile(left, *rows, iou=None, core=None):
 
 def test_pairs_by_hand():
     """Tiles 0 to 10 and 6 to 16; both see 6, 7, 8 and 9."""
-    pairs = lambda one, other: tiles.same(tile(0, *one), tile(6, *other), axis=1)  # noqa: E731
+    pairs = lambda one, other: tiles.same(tile(0, *one), tile(6, *other), axis=1)[0]  # noqa: E731
     assert pairs(["......####"], ["####......"]) == [(0, 0)]
     assert pairs(["........##"], ["..####...."]) == [(0, 0)]  # cut by the seam, equal before it
     assert pairs([".......###"], ["..##......"]) == [(0, 0)]  # cut: IoU 2 / 3 is enough
@@ -81,6 +81,13 @@ def test_pairs_by_hand():
     # A thing and its part look alike in the overlap: the large one goes with the large one.
     both = pairs(["........##", "####..####", ".....#####"], ["####......", "##########"])
     assert both == [(1, 1), (2, 0)]
+
+
+def test_fragments_that_the_neighbour_sees_better_are_left_out():
+    one, other = tile(0, "....######", ".....#...."), tile(6, "####......", "##........", ".##.......", "..########")
+    pairs, *alone = tiles.same(one, other, axis=1)
+    assert pairs == [(0, 0)] and alone == [[], [1]]  # 2 is not cut, 3 goes on beyond the overlap
+    assert tiles.same(other, tile(12, "..#...", "....##"), axis=1) == ([], [], [])
 
 
 def test_each_tile_decides_in_its_middle_and_the_scores_are_means():
