@@ -32,7 +32,7 @@ from plg_utils.records import IGNORE, Masks
 PHOTOS = {  # scenes along a side, pixels of a scene (H, W), options of masks and encoder
     "12 megapixels": (4, (750, 1000), {}),
     "100 megapixels in tiles": (10, (1000, 1000), {"tile": 1024, "tile_overlap": 128}),
-    "100 megapixels": (10, (1000, 1000), {}),
+    "100 megapixels, one scene": (1, (10_000, 10_000), {}),
 }
 THRESHOLD = 0.2  # cosine
 MOSAICS = 4
