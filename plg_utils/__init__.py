@@ -22,6 +22,7 @@ Choices and method: the networks and the algorithms.
     datasets/     storybook, PASCAL VOC, COCO, CamVid, your own photos
     miniature/    the small networks of the storybook: architecture and loading
     labels        pool, assign, paint: from segments and embeddings to a label map
+    tiles         large images in parts: masks joined across seams, features blended
     masks/        from an image to its segments, without names
     encoders/     from images and words to embeddings of one space
     tags          which classes an image shows, according to CLIP, a person or a file

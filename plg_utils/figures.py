@@ -21,14 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from plg_utils import files, metrics
+from plg_utils import files, metrics, run_lengths
 from plg_utils.diagnosis import OUTCOMES, Reliability, borders
-from plg_utils.records import IGNORE, Classes
+from plg_utils.records import IGNORE, Classes, Masks
 from plg_utils.statistics import Interval, summarise
 
 INK, FAINT, CHOSEN = "#20242c", "#8a93a3", "#d1495b"
 STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}  # light to dark along the pipeline
 ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of diagnosis.OUTCOMES; safe for the colour-blind
+SHOWN = 2048  # pixels of the longer side of a picture
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
 # Lines and bars of a paper's figures: Tol's dark blue and Okabe and Ito's vermilion, sky blue, black and yellow.
 # The colour-blind can tell all of them apart. In grey their CIE lightness is 29, 54, 70, 0 and 89. A test measures it.
@@ -74,6 +75,16 @@ PAPER = STYLE | {
 # Arrays
 
 
+def thin(picture: np.ndarray) -> np.ndarray:
+    """Every n-th row and column of an image or a label map (H, W, ...) that is larger than a figure shows (SHOWN)."""
+    step = _step(picture.shape)
+    return picture[::step, ::step]
+
+
+def _step(size: Sequence[int]) -> int:
+    return math.ceil(max(size[:2]) / SHOWN)
+
+
 def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
     """Paint a label map (H, W) uint8 in the colours of its classes: (H, W, 3) uint8."""
     palette = np.zeros((256, 3), np.uint8)
@@ -83,7 +94,8 @@ def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: Classes) -> np.ndarray:
-    """Lay a label map (H, W) over its image (H, W, 3), both uint8; the background is grey and paler."""
+    """Lay a label map (H, W) over its image (H, W, 3), both uint8; the background is grey and paler; see `thin`."""
+    image, label = thin(image), thin(label)
     painted = colour(label, classes).astype(np.float32)
     named = label != (-1 if classes.background is None else classes.background)
     grey = image.mean(axis=2, keepdims=True) * 0.6 + 90
@@ -92,14 +104,24 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: Classes) -> np.ndarra
     return mixed.clip(0, 255).astype(np.uint8)
 
 
-def mask_picture(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Lay masks (N, H, W) bool over their image (H, W, 3) uint8, small ones on top, each in another colour."""
+def mask_picture(image: np.ndarray, masks: np.ndarray | Masks) -> np.ndarray:
+    """Lay masks over their image (H, W, 3) uint8, small ones on top, each in another colour; see `thin`.
+
+    masks: (N, H, W) bool, or a record, which takes less memory
+    """
+    masks, step = masks if isinstance(masks, Masks) else Masks.from_dense(masks), _step(image.shape)
+    image, boxes = thin(image), masks.corners()
     picture = image.astype(np.float32) * 0.45 + 60
     colours = plt.get_cmap("hsv")(np.linspace(0, 1, max(len(masks), 1), endpoint=False))[:, :3] * 255
     colours = np.random.default_rng(0).permutation(colours)
-    for k in np.argsort(-masks.sum(axis=(1, 2)), kind="stable"):
-        picture[masks[k]] = 0.35 * image[masks[k]] + 0.65 * colours[k]
-        picture[borders(masks[k], inner=True)] = 245
+    for k in np.argsort(-masks.areas(), kind="stable"):
+        left, top = (max(0, side // step - 1) * step for side in boxes[k][:2])  # with a margin for the border
+        right, bottom = (min(side + step, length) for side, length in zip(boxes[k][2:], masks.size[::-1], strict=True))
+        mask = run_lengths.crop(masks.runs[k], masks.size, (left, top, right, bottom))[::step, ::step]
+        (height, width), row, column = mask.shape, top // step, left // step
+        window = np.s_[row : row + height, column : column + width]
+        picture[window][mask] = 0.35 * image[window][mask] + 0.65 * colours[k]
+        picture[window][borders(mask, inner=True)] = 245
     return picture.clip(0, 255).astype(np.uint8)
 
 
@@ -189,6 +211,7 @@ def gallery(
 
     rows: of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles; width: inches of one on the screen
     """
+    rows = [[thin(cell) for cell in row] for row in rows]
     if not titles:
         figure = plt.figure(figsize=(paper or 2 * width, 0.5), layout="none")
         figure.text(0, 0.4, "no image to show")

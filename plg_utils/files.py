@@ -11,11 +11,13 @@ import os
 import re
 import reprlib
 import secrets
+import threading
 import unicodedata
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,10 @@ ORIENTATION = 0x0112  # tag of EXIF
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")  # of photos
+# PIL warns of more pixels and refuses twice as many: 268 megapixels take 2 GB as they are read.
+Image.MAX_IMAGE_PIXELS = 2**27
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+LARGE = 2**25  # pixels; larger photos are read one after the other
 LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
@@ -131,7 +137,8 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     except PermissionError as error:
         raise PermissionError(f"{path} may not be read by this user: change its permissions, or {remedy}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is refused: it would fill the memory ({error}). Make it smaller") from error
+        problem = f"{path} is refused: {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels are the most ({error})"
+        raise ValueError(f"{problem}. Make it smaller, or cut it into several files") from error
     except Exception as error:  # of a damaged file the libraries raise nearly anything
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
@@ -151,22 +158,31 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
     """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all."""
-    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
+    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, _turn(image):
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
             remarks.append(f"the first of {image.n_frames} pages or frames is taken")
         if bands := re.search(r"'(RGB|L)X+\b", coding):
             remarks.append(f"the bands {', '.join(bands[1])} are taken, and {bands[0].count('X')} more left out")
-        upright = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy
+        upright = image
         if upright.mode in ("I", "F"):
             raise ValueError(f"32-bit values, mode {upright.mode}: which value is white is unknown")
         if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
             grey, remark = _eight_bits(np.asarray(upright))
             remarks, upright = [*remarks, *remark], Image.fromarray(grey)
-        pixels = np.array(upright.convert("RGB"))
+        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
         if ";16" in coding and image.mode[0] != "I" and pixels.max() < 64:  # Pillow reads the upper 8 bits alone
             raise ValueError("16-bit colours that use 14 bits or fewer")
     return pixels, "; ".join(remarks)
+
+
+_ONE = threading.Lock()
+
+
+def _turn(image: Image.Image) -> AbstractContextManager:
+    """Wait until no other thread decodes a large photo, if this is one; PIL and NumPy need 7 bytes for a pixel."""
+    return _ONE if image.width * image.height > LARGE else nullcontext()
 
 
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from plg_utils import run_lengths
 from plg_utils.choices import one_of
-from plg_utils.records import IGNORE, PseudoLabel
+from plg_utils.records import IGNORE, Masks, PseudoLabel
 
 OVERLAPS = ("score", "small_on_top", "predicted_iou", "vote")
 CHUNK = 2**20  # mask pixels that are turned to float at once: a stack of large masks never is, and caches hold it
@@ -26,30 +27,63 @@ CHUNK = 2**20  # mask pixels that are turned to float at once: a stack of large 
 # Pool
 
 
-def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor | Masks, size: tuple[int, int]) -> torch.Tensor:
     """Mean inside each mask of the features bilinearly upsampled to the image.
 
-    features: (D, h, w) of the encoder's grid, masks: (N, H, W) bool, size: (H, W) of the image
+    features: (D, h, w) of the encoder's grid, masks: (N, H, W) bool, or a record, which takes less memory
+    size: (H, W) of the image
     returns: (N, D) float32 on the features' device, not of length 1; zeros for an empty mask
     """
     features = torch.as_tensor(features).float()
-    masks = torch.as_tensor(masks, device=features.device)
-    if features.ndim != 3 or masks.ndim != 3 or tuple(masks.shape[1:]) != tuple(size):
-        shapes = f"features {tuple(features.shape)} and masks {tuple(masks.shape)}"
+    runs = masks.runs if isinstance(masks, Masks) else None
+    shape = (len(masks), *masks.size) if isinstance(masks, Masks) else tuple(masks.shape)
+    if features.ndim != 3 or len(shape) != 3 or shape[1:] != tuple(size):
+        shapes = f"features {tuple(features.shape)} and masks {shape}"
         raise ValueError(f"{shapes} are not (D, h, w) and (N, H, W) with (H, W) = {tuple(size)}")
     # Upsampling is linear: with a row of weights for each pixel, Uy (H, h) and Ux (W, w), the mean over the mask S of
     # the upsampled features is the sum of the features weighted by Uy^T S Ux / |S|. So no (H, W, D) tensor is built.
-    height, width = masks.shape[1:]
+    height, width = size
     rows, columns = (
         bilinear_weights(*sides).to(features.device) for sides in zip(size, features.shape[1:], strict=True)
     )
+    if runs is not None and height * width > CHUNK:
+        return _pool_in_boxes(features, masks, rows, columns)
     weights = features.new_zeros((len(masks), *features.shape[1:]))  # (N, h, w)
     step = max(1, CHUNK // max(1, height * width))
     for start in range(0, len(masks), step):
-        part = masks[start : start + step].float()
+        chosen = slice(start, start + step)
+        part = masks[chosen] if runs is None else run_lengths.dense(runs[chosen], size)
+        part = torch.as_tensor(part, device=features.device).float()
         area = part.sum(dim=(1, 2)).clamp(min=1)  # an empty mask keeps its zeros
-        weights[start : start + step] = rows.T @ (part @ columns) / area[:, None, None]
+        weights[chosen] = rows.T @ (part @ columns) / area[:, None, None]
     return weights.flatten(1) @ features.flatten(1).T
+
+
+def _pool_in_boxes(features: torch.Tensor, masks: Masks, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Pool as above on a large image: only the pixels and the cells of a mask's box are looked at, a strip at a time.
+
+    rows: (H, h), columns: (W, w), the weights of the cells in each pixel
+    """
+    pooled = features.new_zeros((len(masks), len(features)))
+    for index, (runs, (left, top, right, bottom)) in enumerate(zip(masks.runs, masks.corners(), strict=True)):
+        high, low = _cells(top, bottom, rows)
+        strip = max(1, CHUNK // max(1, bottom - top))  # columns of the image
+        for start in range(left, right, strip):
+            end = min(start + strip, right)
+            first, last = _cells(start, end, columns)
+            part = torch.as_tensor(run_lengths.crop(runs, masks.size, (start, top, end, bottom)), device=rows.device)
+            in_columns = part.float() @ columns[start:end, first:last]
+            weights = rows[top:bottom, high:low].T @ in_columns  # (h, w) of the strip
+            pooled[index] += features[:, high:low, first:last].flatten(1) @ weights.flatten()
+    areas = torch.as_tensor(masks.areas(), device=pooled.device).clamp(min=1)
+    return pooled / areas[:, None]
+
+
+def _cells(first: int, end: int, weights: torch.Tensor) -> tuple[int, int]:
+    """First and last + 1 of the cells that pixels first to end - 1 of a side are made of; weights: (pixels, cells)."""
+    pixels, cells = weights.shape
+    low, high = (math.floor((pixel + 0.5) * cells / pixels - 0.5) for pixel in (first, end - 1))
+    return max(0, low), min(cells, high + 2)
 
 
 def bilinear_weights(pixels: int, cells: int) -> torch.Tensor:
@@ -188,7 +222,7 @@ def assign(
 
 
 def paint(
-    masks: np.ndarray | torch.Tensor,
+    masks: np.ndarray | torch.Tensor | Masks,
     classes: np.ndarray | torch.Tensor,
     scores: np.ndarray | torch.Tensor,
     *,
@@ -201,18 +235,20 @@ def paint(
     A background mask never covers a foreground mask: it wins only pixels that no foreground mask has. The order of
     the masks does not matter: ties go to the higher score, then to the lower class.
 
-    masks: (N, H, W) bool, classes: (N,) in 0..254, scores: (N,)
+    masks: (N, H, W) bool, or a record, which takes less memory; classes: (N,) in 0..254, scores: (N,)
     overlap: who wins: "score" the highest score, "small_on_top" the smallest mask, "predicted_iou" the highest
         predicted_iou (N,), "vote" the class with the largest sum of scores over the masks that cover the pixel
     returns: label IGNORE with confidence 0 where no mask is. Confidence is the score of the winning mask, cut to
         [0, 1] (a cosine is one: compare it only with others of the same encoder); with "vote" the sum of the winning
         class divided by the number of foreground masks on the pixel
     """
-    masks = _array(masks).astype(bool, copy=False)
+    stored = isinstance(masks, Masks)
+    masks = masks if stored else _array(masks).astype(bool, copy=False)
+    shape = (len(masks), *masks.size) if stored else masks.shape
     classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
     counts = [len(values) for values in (classes, scores, predicted_iou) if values is not None]
-    if masks.ndim != 3 or set(counts) != {len(masks)}:
-        raise ValueError(f"masks {masks.shape} need as many classes, scores and predicted_iou, not {counts}")
+    if len(shape) != 3 or set(counts) != {len(masks)}:
+        raise ValueError(f"masks {shape} need as many classes, scores and predicted_iou, not {counts}")
     if len(classes) and not 0 <= classes.min() <= classes.max() < IGNORE:
         raise ValueError(f"classes are {classes.min()} to {classes.max()}, right are 0 to {IGNORE - 1}")
     if not np.isfinite(scores).all():
@@ -221,34 +257,47 @@ def paint(
     if overlap == "predicted_iou" and predicted_iou is None:
         raise ValueError('overlap "predicted_iou" needs the predicted_iou of each mask')
     if not len(masks):
-        return PseudoLabel(np.full(masks.shape[1:], IGNORE, np.uint8), np.zeros(masks.shape[1:], np.float32))
+        return PseudoLabel(np.full(shape[1:], IGNORE, np.uint8), np.zeros(shape[1:], np.float32))
 
     first = -scores  # what decides before score and class, the lowest first
     if overlap == "small_on_top":
-        first = masks.sum(axis=(1, 2))
+        first = masks.areas() if stored else masks.sum(axis=(1, 2))
     elif overlap == "predicted_iou":
         first = -np.asarray(predicted_iou)
     best_first = np.lexsort((classes, -scores, first, classes == background))
     scores = scores.clip(0, 1)
     worst_first = best_first[::-1]
     # Rank of the mask on top, from 1 on, 0 for none: (H, W), in memory as the masks are, column by column if decoded.
-    rank = np.zeros_like(masks[0], dtype=np.min_scalar_type(len(masks)))
+    kind = np.min_scalar_type(len(masks))
+    rank = np.zeros(shape[:0:-1], dtype=kind).T if stored else np.zeros_like(masks[0], dtype=kind)
+    boxes = masks.corners() if stored else [(0, 0, shape[2], shape[1])] * len(masks)
     for number, index in enumerate(worst_first, start=1):
-        np.maximum(rank, masks[index] * rank.dtype.type(number), out=rank)
+        left, top, right, bottom = boxes[index]
+        mask = run_lengths.crop(masks.runs[index], masks.size, boxes[index]) if stored else masks[index]
+        in_box = rank[top:bottom, left:right]
+        np.maximum(in_box, mask * kind.type(number), out=in_box)
     rank = np.ascontiguousarray(rank)
     label = np.append(IGNORE, classes[worst_first]).astype(np.uint8).take(rank, mode="clip")
     confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
-    if overlap == "vote":
-        named = [index for index in best_first if classes[index] != background]
-        if named:
-            _vote(label, confidence, masks, classes, scores, named)
+    named = [index for index in best_first if classes[index] != background] if overlap == "vote" else []
+    # A vote counts for each class in each pixel. So of a record it is held strip by strip.
+    strip = max(1, CHUNK // max(1, shape[1])) if stored else shape[2]
+    for start in range(0, shape[2], strip) if named else ():
+        window = (start, 0, min(start + strip, shape[2]), shape[1])
+        of_strip = [index for index in named if boxes[index][0] < window[2] and window[0] < boxes[index][2]]
+        cut = (
+            {index: run_lengths.crop(masks.runs[index], masks.size, window) for index in of_strip} if stored else masks
+        )
+        columns = np.s_[:, start : window[2]]
+        if of_strip:
+            _vote(label[columns], confidence[columns], cut, classes, scores, of_strip)
     return PseudoLabel(label, confidence)
 
 
 def _vote(label, confidence, masks, classes, scores, named: list[int]) -> None:
     """Let the masks that have a foreground class, `named`, vote on each pixel; overwrites label and confidence there.
 
-    named: sorted by their score, because a sum of floats depends on the order; at least one
+    masks: (H, W) bool by number; named: sorted by their score, because a sum of floats depends on the order; not empty
     """
     candidates = np.unique(classes[named])  # rising, so that the lower class wins a tie
     votes = np.full((len(candidates), *label.shape), -1.0)  # -1: less than a vote of score 0

@@ -175,6 +175,17 @@ class Masks:
         """Decode: (N, H, W) bool."""
         return run_lengths.dense(self.runs, self.size)
 
+    def inside(self, box: Sequence[int]) -> np.ndarray:
+        """Decode what lies in a box, left, top, right, bottom in pixels, the last two not included: (N, h, w) bool."""
+        left, top, right, bottom = box
+        drawn = [run_lengths.crop(runs, self.size, box) for runs in self.runs]
+        return np.array(drawn, dtype=bool).reshape(len(self), bottom - top, right - left)
+
+    def coverage(self) -> float:
+        """Share of the pixels that lie in a mask."""
+        union = coco.area(coco.merge(list(self.rles))) if self.rles else 0
+        return float(union / (self.size[0] * self.size[1]))
+
     def areas(self) -> np.ndarray:
         """Pixels of each mask: (N,) int64."""
         # coco.area puts the number of masks into a uint8: with numpy 2 it fails for 256 masks or more.
@@ -183,6 +194,11 @@ class Masks:
     def boxes(self) -> np.ndarray:
         """Smallest box around each mask: (N, 4) float64, left, top, width, height in pixels."""
         return np.asarray(coco.toBbox(list(self.rles)) if self.rles else [], dtype=np.float64).reshape(-1, 4)
+
+    def corners(self) -> list[list[int]]:
+        """The same boxes as left, top, right, bottom in pixels, the last two not included."""
+        boxes = self.boxes().astype(np.int64)
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).tolist()
 
     def take(self, chosen: Sequence[int] | np.ndarray) -> "Masks":
         """Keep the masks at these indices, or where a bool array (N,) is true, in the order given."""

@@ -7,6 +7,7 @@ pycocotools hold them as a text. pycocotools trusts what it gets: malformed run 
 from collections.abc import Sequence
 
 import numpy as np
+from pycocotools import mask as coco
 
 
 class BrokenRunLengths(ValueError):
@@ -68,3 +69,49 @@ def dense(masks: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     inside = np.concatenate([np.arange(len(runs)) % 2 == 1 for runs in masks])
     columns = np.repeat(inside, np.concatenate(masks))
     return columns.reshape(len(masks), size[1], size[0]).transpose(0, 2, 1)
+
+
+def crop(runs: np.ndarray, size: tuple[int, int], box: Sequence[int]) -> np.ndarray:
+    """Draw a mask of an image of this size (H, W) inside a box alone, column by column in memory: (h, w) bool.
+
+    box: left, top, right, bottom in pixels, the last two not included
+    """
+    left, top, right, bottom = box
+    column, first, end = _pieces(runs, size[0])
+    first, end = np.maximum(first, top), np.minimum(end, bottom)
+    there = (column >= left) & (column < right) & (first < end)
+    shift = (column[there] - left) * (bottom - top) - top
+    lengths = _lengths(first[there] + shift, end[there] + shift, (right - left) * (bottom - top))
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(right - left, bottom - top).T
+
+
+def place(runs: np.ndarray, size: tuple[int, int], corner: tuple[int, int], whole: tuple[int, int]) -> np.ndarray:
+    """Runs of a mask of an image of this size in a larger image, size `whole`, that holds it at corner (left, top)."""
+    column, first, end = _pieces(runs, size[0])
+    shift = (column + corner[0]) * whole[0] + corner[1]
+    first, end = first + shift, end + shift
+    parted = first[1:] != end[:-1]  # pieces that touch, from one full column to the next, are one run
+    first, end = first[np.append(True, parted)[: len(first)]], end[np.append(parted, True)[: len(end)]]
+    placed = _lengths(first, end, whole[0] * whole[1])
+    return placed if placed[-1] or len(placed) == 1 else placed[:-1]
+
+
+def _pieces(runs: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Column, first row and last row + 1 of each run inside a mask, in pieces where it goes on in the next column."""
+    edges = runs.cumsum()
+    first, end = edges[: len(edges) // 2 * 2].reshape(-1, 2).T
+    column = first // height
+    counts = (end - 1) // height - column + 1
+    column = column.repeat(counts) + np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)
+    start = column * height
+    return column, np.maximum(first.repeat(counts) - start, 0), np.minimum(end.repeat(counts) - start, height)
+
+
+def _lengths(first: np.ndarray, end: np.ndarray, pixels: int) -> np.ndarray:
+    """Lengths of the runs of so many pixels, of which those from each first to each end are inside."""
+    return np.diff(np.stack([first, end], axis=1).ravel(), prepend=0, append=pixels)
+
+
+def encode(runs: np.ndarray, size: tuple[int, int]) -> str:
+    """COCO's text form of runs (R,): the other way round of `decode`, for one mask."""
+    return coco.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)["counts"].decode("ascii")

@@ -260,3 +260,24 @@ def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
     save_file({"visual.layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.safetensors")
     with pytest.raises(ValueError, match="without vision transformer"):
         clip.load(str(tmp_path / "resnet.safetensors"))
+
+
+def test_a_large_image_is_resized_colour_by_colour(monkeypatch):
+    encoder, image = clip.build(), np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    whole, seen = encoder.preprocess(image, (96, 96)), []
+    resized = clip.Encoder._resized
+    monkeypatch.setattr(clip.Encoder, "_resized", staticmethod(lambda p, size: seen.append(len(p)) or resized(p, size)))
+    monkeypatch.setattr(clip, "LARGE", image.size - 1)
+    torch.testing.assert_close(encoder.preprocess(image, (96, 96)), whole, atol=1e-5, rtol=1e-5)
+    assert seen == [1, 1, 1]
+
+
+def test_strips_are_seen_squeezed_where_the_size_is_kept():
+    encoder = clip.build(resize="keep")
+    for size, grid in (((3, 900), (12, 96)), ((1, 500), (12, 96)), ((900, 3), (96, 12))):
+        with pytest.warns(UserWarning, match=f"an image of {size[0]} x {size[1]} pixels squeezed.* 8 times as long"):
+            (features,) = encoder.images([np.zeros((*size, 3), np.uint8)])
+        assert features.shape == (128, *grid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encoder.network_size((100, 800)) == (96, 768)  # as long as can be

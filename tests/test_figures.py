@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from plg_utils import diagnosis, figures, files
-from plg_utils.records import Classes
+from plg_utils.records import Classes, Masks
 from plg_utils.statistics import Interval
 
 CLASSES = Classes(("background", "cat"), ((), ("cat",)), ((0, 0, 0), (10, 200, 30)))
@@ -274,3 +275,36 @@ def test_no_two_lines_or_bars_differ_in_colour_alone():
         assert one["color"] != other["color"] and one["marker"] != other["marker"] and one["hatch"] != other["hatch"]
     with pytest.raises(ValueError, match="11 lines or bars, and at most 10 look different"):
         figures.class_bars({letter: [0.5] for letter in "abcdefghijk"}, ["x"], paper=3.3)
+
+
+def test_pictures_of_large_photos_are_thin_and_their_masks_may_be_records(monkeypatch):
+    rng = np.random.default_rng(0)
+    for size in ((37, 52), (3, 61), (50, 20)):
+        image, dense = rng.integers(0, 256, (*size, 3), dtype=np.uint8), np.zeros((5, *size), dtype=bool)
+        for mask in dense[1:]:
+            top, left = rng.integers(0, size)
+            mask[top : top + 15, left : left + 20] = True
+        for shown, step in ((2048, 1), (20, math.ceil(max(size) / 20))):
+            monkeypatch.setattr(figures, "SHOWN", shown)
+            small = image[::step, ::step]
+            np.testing.assert_array_equal(figures.thin(image), small)
+            picture = figures.mask_picture(image, Masks.from_dense(dense))
+            np.testing.assert_array_equal(picture, plain_mask_picture(small, dense[:, ::step, ::step], dense))
+            np.testing.assert_array_equal(figures.mask_picture(image, dense), picture)
+            label = dense[1].astype(np.uint8)
+            expected = figures.overlay(small, label[::step, ::step], CLASSES)
+            np.testing.assert_array_equal(figures.overlay(image, label, CLASSES), expected)
+            drawn = figures.gallery([[image, label]], ["a", "b"], CLASSES).axes[0].images[0].get_array()
+            assert drawn.shape == small.shape
+
+
+def plain_mask_picture(image, masks, whole):
+    """Paint whole masks, large ones first; a border is the last pixel before another value to the right or below."""
+    picture = image.astype(np.float32) * 0.45 + 60
+    colours = np.random.default_rng(0).permutation(
+        plt.get_cmap("hsv")(np.linspace(0, 1, len(masks), endpoint=False))[:, :3] * 255
+    )
+    for k in np.argsort(-whole.sum(axis=(1, 2)), kind="stable"):
+        picture[masks[k]] = 0.35 * image[masks[k]] + 0.65 * colours[k]
+        picture[diagnosis.borders(masks[k], inner=True)] = 245
+    return picture.clip(0, 255).astype(np.uint8)

@@ -255,3 +255,32 @@ def test_no_mask_at_all_leaves_everything_open():
     assert guess.confidence.tolist() == [[0] * 3] * 2
     with pytest.raises(ValueError, match="as many classes, scores"):
         labels.paint(row("##."), [1, 2], [0.5])
+
+
+@pytest.mark.parametrize("chunk", [labels.CHUNK, 100])  # an ordinary and a large photo
+def test_records_are_pooled_and_painted_as_their_masks(chunk, monkeypatch):
+    rng = np.random.default_rng(4)
+    monkeypatch.setattr(labels, "CHUNK", chunk)
+    for size, grid in (((30, 47), (5, 4)), ((13, 9), (20, 30)), ((1, 200), (1, 3)), ((16, 16), (4, 4))):
+        dense = np.zeros((7, *size), dtype=bool)  # one is empty, one full
+        dense[1] = True
+        for mask in dense[2:]:
+            (top, bottom), (left, right) = (np.sort(rng.integers(0, length + 1, 2)) for length in size)
+            mask[top:bottom, left:right] = rng.random((bottom - top, right - left)) < 0.7
+        features, masks = torch.randn(6, *grid), Masks.from_dense(dense)
+        pooled, expected = labels.pool(features, masks, size), labels.pool(features, dense, size)
+        torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-4)
+        assert chunk == 100 or torch.equal(pooled, labels.pool(features, masks.dense(), size))  # to the bit
+        given = rng.integers(0, 4, 7), rng.random(7).astype(np.float32)
+        for overlap in labels.OVERLAPS:
+            guess, same = (
+                labels.paint(each, *given, overlap=overlap, predicted_iou=np.arange(7)) for each in (masks, dense)
+            )
+            np.testing.assert_array_equal(guess.label, same.label)
+            np.testing.assert_array_equal(guess.confidence, same.confidence)
+            assert guess.label.flags.c_contiguous
+    nothing = labels.paint(Masks.from_dense(np.zeros((0, 2, 3), dtype=bool)), [], [])
+    assert nothing.label.tolist() == [[IGNORE] * 3] * 2
+    assert labels.pool(features, Masks.from_dense(dense[:0]), size).shape == (0, 6)
+    with pytest.raises(ValueError, match=r"\(H, W\) = \(16, 17\)"):
+        labels.pool(features, masks, (16, 17))

@@ -333,3 +333,28 @@ def test_a_file_must_come_with_its_model(tmp_path):
 def test_the_weights_of_another_network_are_refused(name):
     with pytest.raises(ValueError, match="which SAM is miniature_clip"):
         mask_models.build(name, checkpoint="miniature_clip")
+
+
+@pytest.mark.parametrize("crop_n_layers", [0, 1])
+def test_masks_of_large_photos_are_drawn_a_few_at_a_time(toy, crop_n_layers, monkeypatch):
+    """Fewer at once change nothing; the largest stack of each is counted."""
+    image, every = random_images((40, 50))[0], {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
+    options = KEEP_ALL | every | {"crop_n_layers": crop_n_layers}
+    whole = [mask_models.build(name, **options)([image])[0] for name in ("sam", "sam_official")]
+    boxes = [np.array([[1, 2, 30, 31], [5, 5, 9, 9], [0, 0, 50, 40]])]
+    prompted = [sam.build_box_prompter(multimask=many)([image], boxes)[0] for many in (False, True)]
+    drawn, points = [], []
+    from_dense, postprocess = Masks.from_dense.__func__, Sam.postprocess_masks
+    count = classmethod(lambda cls, m, *a: drawn.append(len(m)) or from_dense(cls, m, *a))
+    monkeypatch.setattr(Masks, "from_dense", count)
+    monkeypatch.setattr(toy, "postprocess_masks", lambda m, *a: points.append(len(m)) or postprocess(toy, m, *a))
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 40 * 50)
+    for module in (_everything, sam, sam_official):
+        monkeypatch.setattr(module, "PACKAGE_AT_ONCE", 3 * 2 * 40 * 50)
+    for name, expected in zip(("sam", "sam_official"), whole, strict=True):
+        agree(mask_models.build(name, **options)([image])[0], expected)
+    assert max(drawn) <= 2 and len(drawn) > 1 and max(points) <= 8 and len(points) > 1  # crops are a quarter or so
+    for many, (masks, scores) in zip((False, True), prompted, strict=True):
+        found = sam.build_box_prompter(multimask=many)([image], boxes)[0]
+        np.testing.assert_array_equal(found[0], masks)
+        np.testing.assert_allclose(found[1], scores, atol=1e-5)

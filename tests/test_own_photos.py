@@ -3,7 +3,10 @@
 import contextlib
 import io
 import struct
+import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -497,3 +500,40 @@ def test_printed_commands_survive_spaces(here, monkeypatch, capsys):
     files.write_json(here / "my run" / "summary.json", {"rows": 5})
     run.write_page(here / "my run")
     assert "python -m plg_utils.page 'my run'" in capsys.readouterr().err
+
+
+# Large photos
+
+
+def test_photos_beyond_the_bound_are_refused_with_the_bound(tmp_path, monkeypatch):
+    files.write_image(tmp_path / "a.png", PHOTO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Image.MAX_IMAGE_PIXELS > 110_000_000  # a photo of 100 megapixels is read without a word
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", H * W)
+        assert files.read_image(tmp_path / "a.png").shape == (H, W, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", H * W // 2 - 1)
+    for read in (files.read_image, files.image_size, files.read_label):
+        with pytest.raises(ValueError, match=r"a\.png is refused: 0 megapixels are the most .* cut it into"):
+            read(tmp_path / "a.png")
+
+
+def test_large_photos_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    for name in "abcd":
+        files.write_image(tmp_path / f"{name}.png", PHOTO)
+    inside, most, transpose = [0], [0], files.ImageOps.exif_transpose
+
+    def slow(image, **how):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return transpose(image, **how)
+
+    monkeypatch.setattr(files.ImageOps, "exif_transpose", slow)
+    for large, expected in ((H * W, 4), (H * W - 1, 1)):
+        monkeypatch.setattr(files, "LARGE", large)
+        most[0] = 0
+        with ThreadPoolExecutor(4) as readers:
+            images = list(readers.map(files.read_image, sorted(tmp_path.glob("*.png"))))
+        assert len(images) == 4 and (most[0] == 1) == (expected == 1)

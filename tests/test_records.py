@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from plg_utils import files
+from plg_utils import files, run_lengths
 from plg_utils.records import Classes, Masks
 
 THREE_MASKS = np.array([[[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]]], dtype=bool)
@@ -47,3 +47,26 @@ def test_more_masks_than_pycocotools_counts(tmp_path):
     np.testing.assert_array_equal(few.areas(), coco.area(list(few.rles)))
     files.write_masks(tmp_path / "a.json", masks)
     np.testing.assert_array_equal(files.read_masks(tmp_path / "a.json").dense(), dense)
+
+
+def test_parts_of_masks_and_masks_as_parts_by_plain_slices():
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        size = tuple(rng.integers(1, 9, 2).tolist())
+        dense = rng.random((2, *size)) < rng.choice([0, 0.1, 0.5, 0.9, 1], (2, 1, 1))  # empty and full ones too
+        masks = Masks.from_dense(dense)
+        (left, right), (top, bottom) = (np.sort(rng.integers(0, length + 1, 2)).tolist() for length in size[::-1])
+        np.testing.assert_array_equal(masks.inside((left, top, right, bottom)), dense[:, top:bottom, left:right])
+        assert masks.coverage() == pytest.approx(dense.any(axis=0).mean())
+        for mask, (left, top, right, bottom) in zip(dense, masks.corners(), strict=True):
+            rows, columns = np.nonzero(mask)
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else (0, 0, 0, 0)
+            assert (left, top, right, bottom) == box
+        room = rng.integers(0, 4, 2)
+        corner = tuple(rng.integers(0, room + 1).tolist())  # top, left
+        whole = np.zeros((2, *(size + room)), dtype=bool)
+        whole[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = dense
+        placed = [run_lengths.place(runs, size, corner[::-1], whole.shape[1:]) for runs in masks.runs]
+        run_lengths.check(placed, whole.shape[1:])
+        texts = [run_lengths.encode(runs, whole.shape[1:]) for runs in placed]
+        assert texts == [rle["counts"] for rle in Masks.from_dense(whole).rles]

@@ -5,6 +5,8 @@ What `build` returns has
     images(images)              list of (H, W, 3) uint8 -> list of (D, h, w) float32, not of length 1
     texts(phrases)              K sentences -> (K, D) of length 1
     class_embeddings(classes)   -> (K', D) of length 1, a row for each word, and (K',) the class of each row
+
+Each encoder takes the options tile and tile_overlap, by which `images` sees a large image in parts: see `tiles`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,13 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from plg_utils import choices
+from plg_utils import choices, tiles
 from plg_utils.records import Classes
 
 
-def build(name: str, **options):
-    """Build the encoder in the file `name`.py."""
-    return choices.choice(__name__, name, "encoder").build(**options)
+def build(name: str, *, tile: int | None = None, tile_overlap: int | None = None, **options):
+    """Build the encoder in the file `name`.py; tile, tile_overlap: pixels, see `tiles`."""
+    cut = tiles.check(tile, tile_overlap)
+    encoder = choices.choice(__name__, name, "encoder").build(**options)
+    return tiles.Tiled(encoder, *cut) if cut else encoder
 
 
 def class_embeddings(

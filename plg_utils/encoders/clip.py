@@ -31,6 +31,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 GEM_DEPTH = 7  # GEM's default for twelve layers
 OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1", "resize_by": "pil"}  # GEM's, CLIP-ES's, the package's
 SENTENCES = 256  # encoded at once
+LONGEST = 8  # times image_size: of the long side, if the size is kept
+LARGE = 2**25  # numbers of an image, 11 megapixels
 
 
 def build(
@@ -154,7 +156,11 @@ class Encoder:
             return self.image_size, self.image_size
         scale = self.image_size / min(size)
         height, width = (max(1, round(length * scale / self.patch)) * self.patch for length in size)
-        return height, width
+        longest = LONGEST * self.image_size
+        if max(height, width) > longest:  # attention grows with the square: 3 x 900 pixels would be 235,200 tokens
+            problem = f"CLIP sees an image of {size[0]} x {size[1]} pixels squeezed: with resize: keep"
+            warnings.warn(f"{problem} it is at most {LONGEST} times as long as wide. Cut it into parts", stacklevel=4)
+        return min(height, longest), min(width, longest)
 
     def preprocess(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Turn an image (H, W, 3) uint8 RGB into what the network reads: (3, *size) float32."""
@@ -162,11 +168,21 @@ class Encoder:
             raise ValueError(f"an image is a uint8 (H, W, 3) array, not {image.dtype} {image.shape}")
         if self.resize_by == "pil":
             image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
-        if pixels.shape[1:] != size:
-            pixels = F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
+        large = (
+            image.size > LARGE
+        )  # its colours are resized one after the other: as floats they take four times as much
+        pixels = torch.cat([self._resized(part, size) for part in (pixels.split(1) if large else [pixels])])
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return (pixels - mean) / std
+
+    @staticmethod
+    def _resized(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Colours (C, H, W) uint8 as (C, *size) float32 in [0, 1]."""
+        pixels = pixels.float() / 255
+        if pixels.shape[1:] == size:
+            return pixels
+        return F.interpolate(pixels[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
     def warn_of_unseen_words(self, phrases: Sequence[str]) -> None:
         """Warn once of words that a miniature never read in its training: its answer to them means nothing."""

@@ -4,7 +4,7 @@
 The steps can be taken one by one, with files in between, or all at once by what `build` returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def build(
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
         segments = segment(images)
         embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
-        return labels_from_embeddings(segments, embeddings, *texts, **how) if images else []
+        return [*labels_from_embeddings(segments, embeddings, *texts, **how)] if images else []
 
     return generate
 
@@ -65,7 +65,7 @@ def segment_embeddings(
     for features, of_image in zip(encoder.images(images), masks, strict=True):
         if normalise_patches:
             features = F.normalize(features, dim=0)
-        embeddings.append(labels.pool(features, of_image.dense(), of_image.size))
+        embeddings.append(labels.pool(features, of_image, of_image.size))
     return embeddings
 
 
@@ -73,7 +73,7 @@ def label_from_embeddings(
     masks: Masks, segment_embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, **how
 ) -> PseudoLabel:
     """Label one image from what was stored of its segments, (N, D); else as `labels_from_embeddings`."""
-    return labels_from_embeddings([masks], [segment_embeddings], text_embeddings, owner, **how)[0]
+    return next(labels_from_embeddings([masks], [segment_embeddings], text_embeddings, owner, **how))
 
 
 def labels_from_embeddings(
@@ -85,8 +85,8 @@ def labels_from_embeddings(
     background: int | None,
     overlap: str = "score",
     **how,
-) -> list[PseudoLabel]:
-    """Label images from what was stored of their segments.
+) -> Iterator[PseudoLabel]:
+    """Label images from what was stored of their segments; each is painted when it is asked for.
 
     segment_embeddings: (N, D) for each image, text_embeddings: (K', D), owner: (K',)
     overlap: see `labels.paint`; how: threshold, rule and temperature of `labels.assign`
@@ -95,13 +95,13 @@ def labels_from_embeddings(
     assigned, scores = labels.assign(together, text_embeddings, owner=owner, background=background, **how)
     counts = [len(embeddings) for embeddings in segment_embeddings]
     named = zip(assigned.split(counts), scores.split(counts), strict=True)
-    return [_paint(*pair, background, overlap) for pair in zip(masks, named, strict=True)]
+    return (_paint(*pair, background, overlap) for pair in zip(masks, named, strict=True))
 
 
 def _paint(masks: Masks, named: tuple, background: int | None, overlap: str) -> PseudoLabel:
     """Paint an image's segments; named: the class and the score of each."""
     iou = masks.predicted_iou
-    return labels.paint(masks.dense(), *named, background=background, overlap=overlap, predicted_iou=iou)
+    return labels.paint(masks, *named, background=background, overlap=overlap, predicted_iou=iou)
 
 
 def only_sure(

@@ -1,18 +1,21 @@
 """Mask models: from an image to its segments, which have no names yet. One file is one model.
 
-What `build` returns is a function from a list of images, (H, W, 3) uint8, to a list of `Masks` of the same order.
+What `build` returns is a function from a list of images, (H, W, 3) uint8, to a list of `Masks` of the same order. Each
+model takes the options tile and tile_overlap, by which it sees a large image in parts: see `tiles`.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from plg_utils import choices
+from plg_utils import choices, tiles
 from plg_utils.records import Masks
 
 Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
 
 
-def build(name: str, **options) -> Generate:
-    """Build the mask model in the file `name`.py."""
-    return choices.choice(__name__, name, "mask model").build(**options)
+def build(name: str, *, tile: int | None = None, tile_overlap: int | None = None, **options) -> Generate:
+    """Build the mask model in the file `name`.py; tile, tile_overlap: pixels, see `tiles`."""
+    cut = tiles.check(tile, tile_overlap)
+    find = choices.choice(__name__, name, "mask model").build(**options)
+    return (lambda images: [tiles.segment(find, image, *cut) for image in images]) if cut else find

@@ -35,11 +35,13 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
+from plg_utils import run_lengths
 from plg_utils.choices import one_of
 from plg_utils.labels import components
 from plg_utils.records import Masks
 
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
+PACKAGE_AT_ONCE = 2**26  # the same where the package resizes masks: no photo of VOC or COCO has more with 64 points
 
 
 class Resize(ResizeLongestSide):
@@ -192,10 +194,11 @@ class SegmentEverything:
         left, top, right, bottom = crop
         view, rles = (bottom - top, right - left), []
         for part in small.split(self.at_once(view)):
-            masks = (self.enlarge(part, view) > self.sam.mask_threshold).cpu().numpy()
-            whole = np.zeros((len(masks), size[1], size[0]), dtype=bool)
-            whole[:, left:right, top:bottom] = masks
-            rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
+            masks = self.enlarge(part, view) > self.sam.mask_threshold
+            for few in masks.split(self.at_once(size)):  # a crop of a large photo is small
+                whole = np.zeros((len(few), size[1], size[0]), dtype=bool)
+                whole[:, left:right, top:bottom] = few.cpu().numpy()
+                rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
 
     def halving(self, function: Callable, points: torch.Tensor) -> Iterator:
@@ -230,14 +233,15 @@ def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Mas
     """
     if min_area <= 0 or not len(masks):
         return masks
-    dense, untouched = masks.dense(), []
-    for index, mask in enumerate(dense):
-        mask, filled = without_small(mask, min_area, holes=True)
-        dense[index], dropped = without_small(mask, min_area, holes=False)
+    rles, boxes, untouched = [], [], []
+    for runs in masks.runs:  # one at a time: all of a large photo would fill the memory
+        mask, filled = without_small(run_lengths.dense([runs], masks.size)[0], min_area, holes=True)
+        mask, dropped = without_small(mask, min_area, holes=False)
+        rles += Masks.from_dense(mask[None]).rles
+        boxes.append(boxes_around(torch.from_numpy(mask.T[None])))
         untouched.append(float(not filled and not dropped))
-    boxes = boxes_around(torch.from_numpy(dense.transpose(0, 2, 1)))
-    kept = nms(boxes.float(), torch.tensor(untouched), nms_thresh).numpy()
-    return Masks.from_dense(dense[kept], masks.predicted_iou[kept], masks.stability[kept])
+    kept = nms(torch.cat(boxes).float(), torch.tensor(untouched), nms_thresh).numpy()
+    return replace(masks, rles=tuple(rles)).take(kept)
 
 
 def without_small(mask: np.ndarray, min_area: int, *, holes: bool) -> tuple[np.ndarray, bool]:

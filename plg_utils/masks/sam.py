@@ -14,7 +14,7 @@ from segment_anything.modeling import Sam
 
 from plg_utils import checkpoints, devices
 from plg_utils.masks import Generate
-from plg_utils.masks._everything import Resize, SegmentEverything
+from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, SegmentEverything
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import sam as miniature
 from plg_utils.records import Masks
@@ -113,7 +113,7 @@ def build_box_prompter(
 
     @torch.inference_mode()
     def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Segment what is in each box; all boxes of an image go through the decoder together."""
+        """Segment what is in each box; the boxes of an image go through the decoder together, of a large one a few."""
         return [in_boxes(*pair) for pair in zip(images, boxes, strict=True)]
 
     def in_boxes(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,9 +124,12 @@ def build_box_prompter(
             return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
         predictor.set_image(image)
         asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
-        masks, predicted_iou, _ = predictor.predict_torch(None, None, asked, multimask_output=multimask)
-        every, best = torch.arange(len(boxes), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
-        return masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()
+        found = []
+        for few in asked.split(max(1, PACKAGE_AT_ONCE // ((3 if multimask else 1) * size[0] * size[1]))):
+            masks, predicted_iou, _ = predictor.predict_torch(None, None, few, multimask_output=multimask)
+            every, best = torch.arange(len(few), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
+            found.append((masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()))
+        return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
     return prompt
 

@@ -11,7 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
-from plg_utils.masks._everything import Resize, without_small_regions
+from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, without_small_regions
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
@@ -67,8 +67,12 @@ class Generator(SamAutomaticMaskGenerator):
         """Take strips, too."""
         super().__init__(*arguments, **options)
         self.predictor.transform = Resize(self.predictor.transform.target_length)
+        self.most_points = self.points_per_batch
 
     def _process_crop(self, *arguments):
+        left, top, right, bottom = arguments[1]
+        affordable = PACKAGE_AT_ONCE // (3 * (right - left) * (bottom - top))  # it draws three masks a point in full
+        self.points_per_batch = min(self.most_points, max(1, affordable))
         crop = super()._process_crop(*arguments)
         crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
         return crop

@@ -1,0 +1,230 @@
+"""Large images in tiles: masks that a seam cuts are joined, features are blended.
+
+A network that sees 1024 pixels finds no car in a satellite's 10,000. So the image is cut into tiles that overlap, and
+the network sees each of them as an image. `masks.build` and `encoders.build` take the options
+
+    tile           pixels along the side of a tile, such as the side that the network sees; None: no tiles
+    tile_overlap   pixels that neighbours share at least, by default an eighth of the tile. The overlap decides which
+                   masks are the same thing, so give about half of what a thing measures
+
+An image that fits into one tile is seen whole, as without these options. micro-sam and SAHI drop or unite by box what
+two tiles show (github.com/computational-cell-analytics/micro-sam, github.com/obss/sahi), samgeo leaves a thing at a
+seam in two. Here neighbours compare the pixels that both have seen.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+
+from plg_utils import run_lengths
+from plg_utils.records import Masks
+
+CUT, TWICE = 0.5, 0.7  # IoU in the overlap from which two masks are one thing: if a seam cuts one; if none is cut
+AT_ONCE = 64  # tiles that are handed to an encoder together
+
+
+def check(tile: int | None, overlap: int | None) -> tuple[int, int] | None:
+    """The two options, or None where no tiles are wanted."""
+    if tile is None and overlap is None:
+        return None
+    if type(tile) is not int or tile < 8:
+        raise ValueError(f"tile is {tile!r}, not a number of pixels from 8 on: give the side of a tile, such as 1024")
+    overlap = tile // 8 if overlap is None else overlap
+    if type(overlap) is not int or not 1 <= overlap <= tile // 2:
+        raise ValueError(f"tile_overlap is {overlap!r}; right are 1 to {tile // 2} pixels, half of a tile")
+    return tile, overlap
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: the first at 0, the last as far as it goes, the others evenly between them."""
+    count = max(1, math.ceil((length - overlap) / (tile - overlap)))
+    return np.linspace(0, max(0, length - tile), count).round().astype(int).tolist()
+
+
+# Masks
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A part of an image, and the masks that were found in it."""
+
+    left: int  # pixels of the image
+    top: int
+    core: tuple[int, int, int, int]  # left, top, right, bottom, the last two not included: ends amid the overlaps
+    masks: Masks  # of the tile
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in pixels of the image, the last two not included."""
+        return self.left, self.top, self.left + self.masks.size[1], self.top + self.masks.size[0]
+
+
+def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarray, tile: int, overlap: int) -> Masks:
+    """Masks of an image (H, W, 3) uint8 by a mask model `find` that sees it in tiles, by falling predicted IoU.
+
+    Masks of neighbours that agree in their overlap become one mask: its pixels are those of the tile in whose middle
+    they lie, its scores are means weighted by these pixels. A fragment at the edge of a tile that its neighbour sees
+    better is left out. No mask of the whole image is drawn.
+    """
+    size = image.shape[:2]
+    if max(size) <= tile:
+        return find([image])[0]
+    rows, columns = (starts(length, tile, overlap) for length in size)
+    halves = [
+        [0, *((first + tile + second) // 2 for first, second in zip(along, along[1:], strict=False)), length]
+        for along, length in ((rows, size[0]), (columns, size[1]))
+    ]
+    tiles = {}
+    for (r, top), (c, left) in product(enumerate(rows), enumerate(columns)):
+        core = halves[1][c], halves[0][r], halves[1][c + 1], halves[0][r + 1]
+        (found,) = find([np.ascontiguousarray(image[top : top + tile, left : left + tile])])
+        tiles[r, c] = Tile(left, top, core, found)
+    group = {(place, index): (place, index) for place in tiles for index in range(len(tiles[place].masks))}
+    fragments = set()
+    for r, c in tiles:
+        for neighbour, axis in (((r, c + 1), 1), ((r + 1, c), 0)):
+            if neighbour in tiles:
+                pairs, *alone = same(tiles[r, c], tiles[neighbour], axis)
+                for first, second in pairs:
+                    group[_root(group, (neighbour, second))] = _root(group, ((r, c), first))
+                fragments |= {(place, k) for place, of in zip(((r, c), neighbour), alone, strict=True) for k in of}
+    members: dict[tuple, list] = {}
+    for one in group:
+        members.setdefault(_root(group, one), []).append(one)
+    members = {root: of_thing for root, of_thing in members.items() if len(of_thing) > 1 or root not in fragments}
+    made = [_join([(tiles[place], index) for place, index in of_thing], size) for of_thing in members.values()]
+    rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
+    masks = Masks(tuple(rles), (int(size[0]), int(size[1])), scores[:, 0], scores[:, 1])
+    return masks.take(np.argsort(-scores[:, 0], kind="stable"))
+
+
+def _root(group: dict, one: tuple) -> tuple:
+    while group[one] != one:
+        one = group[one]
+    return one
+
+
+def same(one: Tile, other: Tile, axis: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    """Pairs of masks, a number in each of two neighbours, that show the same thing; each mask is in one pair at most.
+
+    axis: 0 if the other tile lies below, 1 if it lies to the right
+    returns: the pairs; of one and of the other, the numbers of fragments in no pair: what the edge of the tile cuts,
+        while the neighbour sees all of it and how it goes on
+    """
+    shared = [*map(max, one.box[:2], other.box[:2]), *map(min, one.box[2:], other.box[2:])]
+    numbers, drawn = zip(*(_inside(tile, shared) for tile in (one, other)), strict=True)
+    cut = [part.take(edge, axis=axis + 1).any(axis=1) for part, edge in zip(drawn, (-1, 0), strict=True)]
+    flat = [torch.from_numpy(part).flatten(1).float() for part in drawn]
+    both = (flat[0] @ flat[1].T).numpy()
+    areas = [part.sum(dim=1).numpy() for part in flat]
+    iou = both / (areas[0][:, None] + areas[1] - both)
+    enough = iou >= np.where(cut[0][:, None] | cut[1], CUT, TWICE)
+    # The best pair first. A thing and its part may be equal here: of pairs that agree as well, the larger one.
+    whole = [tile.masks.areas()[of_tile] for tile, of_tile in zip((one, other), numbers, strict=True)]
+    order = np.lexsort((-(whole[0][:, None] + whole[1]).ravel(), -iou.round(2).ravel()))
+    taken, pairs = (set(), set()), []
+    for first, second in zip(*divmod(order, max(1, iou.shape[1])), strict=True):
+        if enough[first, second] and first not in taken[0] and second not in taken[1]:
+            taken[0].add(first), taken[1].add(second)
+            pairs.append((int(numbers[0][first]), int(numbers[1][second])))
+    alone = []
+    for of_tile, edge, inside, all_of_it, paired in zip(numbers, cut, areas, whole, taken, strict=True):
+        seen = np.flatnonzero(edge & (inside == all_of_it))
+        alone.append([int(of_tile[index]) for index in seen if index not in paired])
+    return pairs, *alone
+
+
+def _inside(tile: Tile, box: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (n,) of a tile's masks that reach into a box of the image, and these masks there: (n, h, w) bool."""
+    left, top, right, bottom = (side - shift for side, shift in zip(box, (tile.left, tile.top) * 2, strict=True))
+    near = [
+        index
+        for index, (first, high, last, low) in enumerate(tile.masks.corners())
+        if first < right and left < last and high < bottom and top < low
+    ]
+    runs = tile.masks.runs
+    drawn = [run_lengths.crop(runs[index], tile.masks.size, (left, top, right, bottom)) for index in near]
+    drawn = np.array(drawn, dtype=bool).reshape(len(near), bottom - top, right - left)
+    there = drawn.any(axis=(1, 2))
+    return np.array(near, dtype=int)[there], drawn[there]
+
+
+def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict, np.ndarray]:
+    """Make one mask of an image of this size from a thing's masks in tiles: its run lengths, its two scores (2,)."""
+    texts, areas = [], []
+    for tile, index in members:
+        runs = tile.masks.runs[index]
+        others = [other for other, _ in members if other is not tile]
+        if others:
+            mask = run_lengths.dense([runs], tile.masks.size)[0]
+            for other in others:  # which know better in their middle
+                left, top, right, bottom = (
+                    min(max(0, side - shift), length)
+                    for side, shift, length in zip(
+                        other.core, (tile.left, tile.top) * 2, mask.shape[::-1] * 2, strict=True
+                    )
+                )
+                mask[top:bottom, left:right] = False
+            runs = Masks.from_dense(mask[None]).runs[0]
+        areas.append(runs[1::2].sum())
+        placed = run_lengths.place(runs, tile.masks.size, (tile.left, tile.top), size)
+        texts.append({"size": list(size), "counts": run_lengths.encode(placed, size)})
+    rle = coco.merge(texts) if len(texts) > 1 else texts[0]
+    counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+    scores = [(tile.masks.predicted_iou[index], tile.masks.stability[index]) for tile, index in members]
+    scores = np.average(scores, axis=0, weights=areas if sum(areas) else None)
+    return {"size": [int(side) for side in size], "counts": counts}, scores
+
+
+# Features
+
+
+class Tiled:
+    """An encoder whose dense features of large images come from tiles; all else is the encoder's own."""
+
+    def __init__(self, encoder: Any, tile: int, overlap: int):
+        """Wrap an encoder, see `encoders`."""
+        self.encoder, self.tile, self.overlap = encoder, tile, overlap
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, a tile's grid in each tile."""
+        small = [image for image in images if max(image.shape[:2]) <= self.tile]
+        whole = iter(self.encoder.images(small) if small else [])
+        return [next(whole) if max(image.shape[:2]) <= self.tile else self._blended(image) for image in images]
+
+    def _blended(self, image: np.ndarray) -> torch.Tensor:
+        """Features (D, h, w) of an image from its tiles, which weigh less towards their edges."""
+        size = image.shape[:2]
+        sides = [min(self.tile, length) for length in size]
+        (first,) = self.encoder.images([np.ascontiguousarray(image[: sides[0], : sides[1]])])
+        cells = first.shape[1:]  # of a tile
+        grid = [max(n, round(length * n / side)) for length, n, side in zip(size, cells, sides, strict=True)]
+        overlaps = [min(n - 1, max(1, round(self.overlap * n / side))) for n, side in zip(cells, sides, strict=True)]
+        along = [starts(*lengths) for lengths in zip(grid, cells, overlaps, strict=True)]  # in cells
+        ramps = []
+        for n, overlap in zip(cells, overlaps, strict=True):
+            rise = torch.arange(1.0, n + 1, device=first.device)
+            ramps.append(torch.minimum(rise, rise.flip(0)).clamp(max=overlap + 1))
+        blended, total = first.new_zeros(len(first), *grid), first.new_zeros(grid)
+        weight = ramps[0][:, None] * ramps[1]
+        places = list(product(*along))
+        for begin in range(0, len(places), AT_ONCE):
+            together = places[begin : begin + AT_ONCE]
+            cut = []
+            for place in together:
+                corner = zip(place, size, grid, sides, strict=True)
+                top, left = (min(round(at * length / n), length - side) for at, length, n, side in corner)
+                cut.append(np.ascontiguousarray(image[top : top + sides[0], left : left + sides[1]]))
+            for (r, c), features in zip(together, self.encoder.images(cut), strict=True):
+                blended[:, r : r + cells[0], c : c + cells[1]] += weight * features
+                total[r : r + cells[0], c : c + cells[1]] += weight
+        return blended.div_(total)
