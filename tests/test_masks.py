@@ -174,7 +174,9 @@ def test_enlarging_is_what_the_package_does_in_two_steps(toy, size):
     everything = _everything.SegmentEverything(toy, points_per_side=1)
     inside = everything.resize.get_preprocess_shape(*size, 32)
     expected = toy.postprocess_masks(small[:, None], inside, size)[:, 0]
-    torch.testing.assert_close(everything.enlarge(small, size).transpose(1, 2), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([*everything.enlarge(small, size)], 1).transpose(1, 2), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_boxes_and_areas_by_the_package():
@@ -205,10 +207,11 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
         list(everything.halving(lambda batch: greedy(batch, most=0), points))
 
 
-def test_many_masks_are_looked_at_in_parts(toy, monkeypatch):
+@pytest.mark.parametrize("pixels", [2 * 20 * 30, 20 * 7])  # two masks, or seven columns of one
+def test_many_masks_are_looked_at_in_parts(toy, monkeypatch, pixels):
     image = random_images((20, 30))[0]
     (whole,) = sam.build(**KEEP_ALL)([image])
-    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 20 * 30)
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", pixels)
     (parts,) = sam.build(**KEEP_ALL)([image])
     assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
 

@@ -137,13 +137,10 @@ class SegmentEverything:
         with self.autocast():
             embedding = self.embed(image[top:bottom, left:right])
         points = torch.as_tensor(self.resize.apply_coords(grid * size[::-1], size), device=embedding.device)
-        thresholds = [self.sam.mask_threshold + change * self.stability_score_offset for change in (1, -1)]
         found = []
         for small, predicted_iou in self.halving(lambda batch: self.decode(embedding, batch), points):
             for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
-                logits = self.enlarge(part, size)
-                inner, outer = (count(logits > threshold) for threshold in thresholds)
-                boxes, stability = boxes_around(logits > self.sam.mask_threshold), inner / outer
+                boxes, stability = self.measure(part, size)
                 chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
                 if self.stability_score_thresh > 0:
                     chosen &= stability >= self.stability_score_thresh
@@ -179,26 +176,40 @@ class SegmentEverything:
             small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
         return small[good[rows]].unflatten(1, features.shape[-2:]), predicted_iou[good]
 
-    def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
 
-        returns: (N, W, H), columns together in memory, as in COCO's run lengths
+        yields: (N, w, H), columns together in memory, as in COCO's run lengths; all columns of them, or, where a mask
+            is very large, a part of the columns after the other
         """
         side = self.sam.image_encoder.img_size
         inside = self.resize.get_preprocess_shape(*size, side)
         rows, columns = (resizing(small.shape[-1], side, *each).to(small) for each in zip(inside, size, strict=True))
-        return torch.bmm(columns.expand(len(small), -1, -1), small.transpose(1, 2) @ rows.T)
+        tall = small.transpose(1, 2) @ rows.T
+        for part in columns.split(max(1, PIXELS_AT_ONCE // max(1, len(small) * size[0]))):
+            yield torch.bmm(part.expand(len(small), -1, -1), tall)
+
+    def measure(self, small: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes (N, 4) in an image or crop (H, W), and stability (N,), of masks with logits (N, r, r)."""
+        threshold, offset = self.sam.mask_threshold, self.stability_score_offset
+        inner, outer, columns, rows = 0, 0, [], []
+        for logits in self.enlarge(small, size):
+            inner, outer = inner + count(logits > threshold + offset), outer + count(logits > threshold - offset)
+            for hits, found in zip((columns, rows), touched(logits > threshold), strict=True):
+                hits.append(found)
+        return boxes_of(torch.cat(columns, dim=1), torch.stack(rows).amax(dim=0)), inner / outer
 
     def run_lengths(self, small: torch.Tensor, crop: Sequence[int], size: tuple[int, int]) -> list[dict]:
         """Run lengths, in an image of size (H, W), of masks with logits (N, r, r) in a crop of it."""
         left, top, right, bottom = crop
         view, rles = (bottom - top, right - left), []
-        for part in small.split(self.at_once(view)):
-            masks = self.enlarge(part, view) > self.sam.mask_threshold
-            for few in masks.split(self.at_once(size)):  # a crop of a large photo is small
-                whole = np.zeros((len(few), size[1], size[0]), dtype=bool)
-                whole[:, left:right, top:bottom] = few.cpu().numpy()
-                rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
+        for few in small.split(self.at_once(size)):
+            whole, start = np.zeros((len(few), size[1], size[0]), dtype=bool), left
+            for logits in self.enlarge(few, view):
+                end = start + logits.shape[1]
+                whole[:, start:end, top:bottom] = (logits > self.sam.mask_threshold).cpu().numpy()
+                start = end
+            rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
 
     def halving(self, function: Callable, points: torch.Tensor) -> Iterator:
@@ -278,9 +289,19 @@ def count(masks: torch.Tensor) -> torch.Tensor:
 
 def boxes_around(masks: torch.Tensor) -> torch.Tensor:
     """Boxes (N, 4) xyxy, last row and column included, of masks (N, W, H) bool; zeros around nothing."""
+    return boxes_of(*touched(masks))
+
+
+def touched(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns (N, W) and rows (N, H) that masks (N, W, H) bool touch, as uint8."""
     masks = masks.contiguous().view(torch.uint8)  # whose maximum is fifty times as fast as any() of bool
+    return masks.amax(dim=2), masks.amax(dim=1)
+
+
+def boxes_of(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Boxes (N, 4) xyxy of masks that touch these columns (N, W) and rows (N, H), uint8; zeros where there are none."""
     sides = []
-    for hit in (masks.amax(dim=2), masks.amax(dim=1)):  # columns (N, W), rows (N, H)
+    for hit in (columns, rows):
         first, last = hit.argmax(dim=1), hit.shape[1] - 1 - hit.flip(1).argmax(dim=1)
         sides.append((first, torch.where(hit.amax(dim=1) > 0, last, 0)))
     (left, right), (top, bottom) = sides
