@@ -138,7 +138,7 @@ def _case(folder: Path, sample: Sample, stages: Sequence[str], classes: Classes)
     image, masks = sample.image(), folder / "masks" / f"{sample.id}.json"
     case = {"image": image}
     if stages[0].startswith("labels_") and masks.exists():
-        case["SAM's masks"] = figures.mask_picture(image, files.read_masks(masks, image.shape[:2]).dense())
+        case["SAM's masks"] = figures.mask_picture(image, files.read_masks(masks, image.shape[:2]))
     for stage in stages:
         case[_title(stage)] = files.read_label(folder / stage / f"{sample.id}.png", classes.num_classes)
     if sample.read_truth:

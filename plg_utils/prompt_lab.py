@@ -143,7 +143,7 @@ class Lab:
         key, masks = assigned.numpy().tobytes() + scores.numpy().tobytes(), self.masks[k]
         if self._painted.get(k, (None,))[0] != key:
             how = {"background": self.classes.background, "overlap": self.how["overlap"]}
-            painted = labels.paint(masks.dense(), assigned, scores, predicted_iou=masks.predicted_iou, **how)
+            painted = labels.paint(masks, assigned, scores, predicted_iou=masks.predicted_iou, **how)
             self._painted[k] = key, painted.label
         return self._painted[k][1]
 

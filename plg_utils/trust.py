@@ -84,7 +84,8 @@ def mean_over_things(values: np.ndarray, masks: Masks, label: np.ndarray, *, bac
     values: (N,), nan is left out; label: (H, W) uint8. The weight of a mask is the number of its object pixels
     """
     thing = (label != background) & (label != IGNORE)
-    weights = (masks.dense() & thing).sum(axis=(1, 2)) * ~np.isnan(values)
+    drawn = (masks.take([k]).dense()[0] for k in range(len(masks)))  # one at a time: photos may be large
+    weights = np.array([(mask & thing).sum() for mask in drawn], dtype=np.int64) * ~np.isnan(values)
     return float((weights * np.nan_to_num(values)).sum() / weights.sum()) if weights.any() else 0.0
 
 
