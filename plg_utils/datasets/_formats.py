@@ -343,14 +343,15 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
         value = item.get("value", {})
         if "original_height" in item and value.keys() & {"rle", "points", "x", "width", "imageDataURL"}:
             region = regions.setdefault(str(item.get("id", number)), {"turned": item.get("image_rotation")})
-            region |= {key: value[key] for key in ("rle", "points") if key in value}
+            region |= {key: value[key] for key in ("rle", "points", "x", "y", "width", "height") if key in value}
             region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}
             named = [names for key, names in value.items() if key.endswith("labels")]
             region |= {"names": named[0]} if named else {}
-    rows = []
+    rows, outlined = [], [_box(region) for region in regions.values() if "points" in region]
     for id, region in regions.items():
-        if region["type"] == "keypointlabels":  # points that asked a model
-            continue
+        box = region["type"] == "rectanglelabels" and _box(region)
+        if region["type"] == "keypointlabels" or (box and any(np.allclose(box, one, atol=0.5) for one in outlined)):
+            continue  # points that asked a model; the box that an import from COCO adds to each polygon
         size, names = size or region["size"], region.get("names") or []
         if len(names) != 1:
             shape = partial(_refuse, f"a region has the labels {files.shown(names)}, and one is right")
@@ -368,6 +369,14 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
             shape = partial(_refuse, f"it is of the type {region['type']}; right are brushes and polygons")
         rows.append({"id": id, "category_id": names[0] if names else "", "segmentation": shape})
     return rows, size
+
+
+def _box(region: dict) -> list[float]:
+    """Left, top, right and bottom of a rectangle or a polygon of Label Studio, in percent."""
+    if "points" in region:
+        return [*np.min(region["points"], axis=0), *np.max(region["points"], axis=0)]
+    left, top = region["x"], region["y"]
+    return [left, top, left + region["width"], top + region["height"]]
 
 
 def brush_mask(rle: list[int], size: tuple[int, int]) -> np.ndarray:
