@@ -122,7 +122,7 @@ def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> 
         text = "".join(f"{line}\n" for _, one in lines for line in one)
         _write_text(target / "labels" / f"{id}.txt", text)
     names = {id - 1: _names(classes)[value] for value, id in ids.items()}
-    content = {"path": ".", "train": "images", "val": "images", "names": names}
+    content = {"train": "images", "val": "images", "names": names}
     _write_text(target / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
     void_id = ids[IGNORE] - 1
@@ -397,9 +397,11 @@ def least_trusted(
     run: folder of the run; labels: a folder of label maps in it; encode: builds the encoder, if it is needed
     """
     stages = [path.parent.name for path in sorted(run.glob("labels_*/manifest.json"))]
-    if labels not in stages or not data.unlabelled:
+    if labels in stages and not data.unlabelled:
+        raise ValueError(f"all images of {run.name} are labelled, and only unlabelled ones are written for review")
+    if labels not in stages:
         has = f"it has {', '.join(stages) or 'no labels'}"
-        raise FileNotFoundError(f"{run} has no unlabelled images with {labels}, {has}: run notebooks/run.py {run.name}")
+        raise FileNotFoundError(f"{run} has no {labels}, {has}: run notebooks/run.py {run.name}")
     if reason := store.outdated(run / labels, data):
         raise ValueError(f"{run / labels} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
 
