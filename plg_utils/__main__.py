@@ -63,8 +63,6 @@ def label(options: argparse.Namespace) -> None:
     if out.exists() and not (out / "work").is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
     _refuse_changes(out)
-    if not (NOTEBOOKS / "run.py").is_file():  # installed: nothing is written beside the package
-        os.environ.setdefault("PLG_DATA", str(Path.home() / ".cache" / "plg_utils"))
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import checkpoints, datasets, devices, stages  # torch takes seconds to import
 
@@ -234,6 +232,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit status: 0 if all went well, 2 for what cannot be used."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not (NOTEBOOKS / "run.py").is_file():  # installed: nothing is written beside the package
+        os.environ.setdefault("PLG_DATA", str(Path.home() / ".cache" / "plg_utils"))
     said = set()
 
     def say(message: Warning | str, *_: Any) -> None:

@@ -26,6 +26,7 @@ import hashlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -258,14 +259,14 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         written = {entry["id"]: (entry["trust"], [*entry["sha256"].values()][0]) for entry in index["images"]}
         photos, has = {entry["id"]: Path(entry["photo"]) for entry in index["images"]}, index["forms"]
     forms = has if forms is None else forms
-    if absent := [form for form in forms if form not in has]:
-        raise ValueError(f"{source} was written without {absent[0]}: read {', '.join(has)}, or write it again with it")
+    if lacking := [form for form in forms if form not in has]:
+        raise ValueError(f"{source} was written without {lacking[0]}: read {', '.join(has)}, or write it again with it")
     classes = class_files.read(source / "classes.yaml")
     readers = {
         "png": lambda id: read_png(source / "labels" / f"{id}.png", classes, sizes[id]),
         "labelme": lambda id: read_labelme(source / "images" / f"{id}.json", classes, sizes[id]),
     }
-    listed, problems = {}, []
+    listed, problems, absent = {}, [], {}
     if "labelme" in forms:
         listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
     for form, read_it in OBJECTS.items():
@@ -274,6 +275,12 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
             ids = folder.match(objects.sizes, photos, objects.path)
             listed |= {f"{objects.path}, {name}": ids.get(name, name) for name in objects.sizes}
             readers[form] = partial(_read_objects, objects, {id: name for name, id in ids.items()}, classes, sizes)
+            if form == "label_studio" and (rest := sorted(sizes.keys() - ids.values())):
+                absent[form] = rest
+                problem = (
+                    f"{len(rest)} images are not in {objects.path}, e.g. {rest[0]}: Label Studio exports annotated"
+                )
+                warnings.warn(f"{problem} tasks only. They count as untouched", stacklevel=2)
             if objects.strays:
                 problem = f"{objects.path} has {objects.strays} annotations of images that it does not list"
                 problems.append(f"{problem}: restore these")
@@ -281,12 +288,14 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
     reviewed = []
     for id, (trusted, digest) in written.items():  # all forms are written with the same pixels
         try:
-            maps = {form: readers[form](id) for form in forms}
+            maps = {form: readers[form](id) for form in forms if id not in absent.get(form, ())}
+            if not maps:
+                continue
             found = {form: hashlib.sha256(label.tobytes()).hexdigest() for form, label in maps.items()}
-            changed = tuple(form for form in forms if found[form] != digest)
+            changed = tuple(form for form in maps if found[form] != digest)
             if len({found[form] for form in changed}) > 1:
                 raise ValueError(f"{id} was changed in {' and in '.join(changed)}, and they differ: read one by --form")
-            reviewed.append(Reviewed(id, maps[(*changed, *forms)[0]], changed, trusted))
+            reviewed.append(Reviewed(id, maps[(*changed, *maps)[0]], changed, trusted))
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_own_labels import LABEL, SIZE, load, place, write_json, write_maps  # noqa: F401  place is used by all
+from test_own_labels import LABEL, SIZE, both, load, place, write_json, write_maps  # noqa: F401  place is used by all
 from test_review import MAPS
 from test_splits import write
 
@@ -140,7 +140,12 @@ def test_a_bad_line_of_yolo_is_named(text, says):
     ("files_of", "says"),
     [
         ({"texts/p0.txt": yolo_text()}, "holds 1 texts such as p0.txt, but no data.yaml says which class a number is"),
-        ({"texts/data.yaml": "names: [ball]", "texts/labels/x.md": ""}, "labels holds no text of labels"),
+        ({"texts/data.yaml": "names: [ball]", "texts/labels/x.md": ""}, "texts holds no text of labels"),
+        (
+            {"texts/SegmentationClass/p0.png": "x"},
+            "texts itself holds no labels, but its folder SegmentationClass holds",
+        ),
+        ({"texts/p0.xml": "x"}, "texts itself holds no labels; right are a folder of label maps"),
         ({"texts/data.yaml": "train: x"}, "has no `names`: it should be YOLO's data.yaml"),
         ({"texts/data.yaml": "nc: 2\nnames: [a]"}, "as many names as `nc` says"),
         ({"texts/one.json": '{"images": []}'}, "one.json, which is no json of labelme: name a single json itself"),
@@ -168,6 +173,14 @@ def test_a_names_file_of_yolo_without_yaml():
     write(Path("yolo/classes.txt"), "ball\nbox\n")
     write(Path("yolo/labels/p0.txt"), yolo_text(inwards=1))
     np.testing.assert_array_equal(load("yolo").labelled[0].truth(), LABEL)
+
+
+@pytest.mark.parametrize("folder", ["train/labels", ".", "labels/val/a"])
+def test_where_tools_put_the_texts_of_yolo(folder):
+    yolo(yolo_text(inwards=1), path=f"yolo/{folder}/p1.txt")
+    for labels in ("yolo", "yolo/data.yaml"):
+        (sample,) = load(labels).labelled
+        np.testing.assert_array_equal(sample.truth(), LABEL)
 
 
 def test_label_maps_count_before_objects_beside_them():
@@ -303,6 +316,19 @@ def test_a_bad_region_of_label_studio_is_named(item, says):
         load(tasks([brush("ball", id="a"), item]))
 
 
+def test_boxes_that_label_studio_adds_to_polygons_from_coco():
+    box = [
+        brush("box"),
+        percent("ball"),
+        region("r", {"x": 12.5, "y": 100 / 6, "width": 37.5, "height": 100 / 3}, "rect"),
+    ]
+    box[2] |= {"type": "rectanglelabels", "value": box[2]["value"] | {"rectanglelabels": ["ball"]}}
+    np.testing.assert_array_equal(load(tasks(box)).labelled[0].truth(), LABEL)
+    box[2]["value"]["width"] = 30
+    with pytest.raises(ValueError, match="of the type rectanglelabels; right are brushes and polygons"):
+        load(tasks(box))
+
+
 def test_literal_runs_of_a_brush():
     """A stream of another word size with blocks of single values, by hand: 1 x 2 pixels, the second is drawn."""
     bits = f"{8:032b}{4 - 1:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
@@ -322,15 +348,17 @@ def test_literal_runs_of_a_brush():
         ("forêt 2", "/data/local-files/?d=my%20photos/for%C3%AAt%202.jpg"),
         ("a%20b", "s3://bucket/sub/a%20b.jpg"),
         ("c d", "https://example.org/c%20d.jpg?signature=a/b.c"),
+        ("dog", "images/0A1B2C3D-dog.jpg"),
         ("deadbeef-x", "images\\DEADBEEF-x.jpg"),
     ],
 )
 def test_names_as_label_studio_changes_them(photo, image):
     files.write_image(f"photos/{photo}.jpg", np.zeros((*SIZE, 3), np.uint8))
     said = []
-    data = load(tasks([brush("ball"), brush("box")], image=image), said=said)
-    assert [sample.id for sample in data.labelled] == [photo] and not said
-    np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
+    for labels in (tasks([brush("ball"), brush("box")], image=image), write_json(*both(0), images=1, name=image)):
+        data = load(labels, said=said)
+        assert [sample.id for sample in data.labelled] == [photo] and not said
+        np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
 
 
 def test_names_of_two_photos_or_uploads_are_refused():
@@ -387,6 +415,17 @@ def test_colours_and_names_of_cvat():
         load(cvat(LABEL, [BLACK, ("ball", RED)], "L"))
     with pytest.raises(ValueError, match=r"is \(16, 12\), its photo \(12, 16\)"):
         load(cvat(LABEL.T.copy(), [BLACK, ("ball", RED), ("box", DARK)]))
+
+
+def test_label_studio_exports_annotated_tasks_only(tmp_path):
+    maps = {f"p{number}": colour_squares(number).truth for number in range(3)}
+    samples = [Sample(id, lambda: colour_squares(0).image) for id in maps]
+    review.write("out", samples, lambda sample: maps[sample.id], COLOURS, forms=["label_studio", "png"])
+    files.write_json("out/label_studio.json", files.read_json("out/label_studio.json")[1:2])
+    for forms, ids in ((None, ["p0", "p1", "p2"]), (["label_studio"], ["p1"])):
+        with pytest.warns(UserWarning, match="2 images are not in .*label_studio.json, e.g. p0: .* count as untouched"):
+            reviewed, _ = review.read("out", forms=forms)
+        assert [(image.id, image.changed) for image in reviewed] == [(id, ()) for id in ids]
 
 
 def test_a_review_of_each_form_after_a_tool_has_changed_it(tmp_path):

@@ -62,6 +62,10 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
                 return read_yolo(names, place)
             example = f"{place} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
             raise ValueError(f"{example} says which class a number is: name the folder that has it. {KNOWN}")
+        if not _visible(place.glob("*.[pP][nN][gG]")):
+            inner = [path.parent.name for path in _visible(place.glob("*/*.png"))]
+            hint = f", but its folder {inner[0]} holds PNG: name that, if they are label maps" if inner else ""
+            raise FileNotFoundError(f"{place} itself holds no labels{hint}; {KNOWN}")
         return None
     if place.suffix.lower() in (".yaml", ".yml"):
         return read_yolo(place)
@@ -177,7 +181,7 @@ def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_yolo(names: Path, labels: Path | None = None) -> Instances:
-    """Read YOLO's polygons; names: data.yaml or classes.txt; labels: the folder of texts, by default labels beside it.
+    """Read YOLO's polygons; names: data.yaml or classes.txt; labels: the folder of texts, by default near the names.
 
     Numbers of classes count from 0, in the order of the names. An empty text is an image without annotation.
     """
@@ -191,10 +195,12 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
             listed = class_files.yolo_names(content)
         except ValueError as error:
             raise ValueError(f"{names}: {error}") from error
-    labels = labels or names.parent / "labels"
-    texts = [path for path in _visible(labels.rglob("*.txt")) if path != names] if labels.is_dir() else []
+    root = names.parent  # Roboflow has train/labels, and some tools write each text beside its photo
+    listings = (labels or root / "labels").rglob("*.txt"), root.glob("*/labels/*.txt"), root.glob("*.txt")
+    found = ([path for path in _visible(listing) if path != names] for listing in listings[: 1 if labels else 3])
+    texts = next((paths for paths in found if paths), None)
     if not texts:
-        raise FileNotFoundError(f"{labels} holds no text of labels: YOLO has one labels/NAME.txt for each photo")
+        raise FileNotFoundError(f"{labels or root} holds no text of labels: YOLO has a labels/NAME.txt for each photo")
     images = [(path.stem, None, _yolo_rows(path)) for path in texts]
     return _gathered(names.parent, images, {number: str(name) for number, name in enumerate(listed)}, [names, *texts])
 
@@ -320,7 +326,9 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         for task in content if isinstance(content, list) else [content]:
-            drawn = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
+            drawn = [
+                one for one in task.get("annotations") or task.get("completions") or [] if not one.get("was_cancelled")
+            ]
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             rows, size = [], None
             for annotation in drawn:
