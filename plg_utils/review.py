@@ -277,10 +277,9 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
             readers[form] = partial(_read_objects, objects, {id: name for name, id in ids.items()}, classes, sizes)
             if form == "label_studio" and (rest := sorted(sizes.keys() - ids.values())):
                 absent[form] = rest
-                problem = (
-                    f"{len(rest)} images are not in {objects.path}, e.g. {rest[0]}: Label Studio exports annotated"
-                )
-                warnings.warn(f"{problem} tasks only. They count as untouched", stacklevel=2)
+                problem = f"{len(rest)} images are not in {objects.path}, e.g. {rest[0]}"
+                remedy = "They count as untouched, for Label Studio exports annotated tasks only"
+                warnings.warn(f"{problem}. {remedy}", stacklevel=2)
             if objects.strays:
                 problem = f"{objects.path} has {objects.strays} annotations of images that it does not list"
                 problems.append(f"{problem}: restore these")

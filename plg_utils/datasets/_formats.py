@@ -301,17 +301,20 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
 
 def connected(label: np.ndarray) -> np.ndarray:
     """First pixel, counted row by row, of the 4-connected region of one value that each pixel of a (H, W) map is in."""
-    place = np.arange(label.size).reshape(label.shape)
-    below, right = label[1:] == label[:-1], label[:, 1:] == label[:, :-1]
-    one = np.concatenate([place[1:][below], place[:, 1:][right]])  # pixels of the same value as `other`, beside them
-    other = np.concatenate([place[:-1][below], place[:, :-1][right]])
-    root = place.ravel().copy()  # for each pixel: a pixel of its region; in the end the first one
+    flat = label.ravel()
+    begins = np.append(True, flat[1:] != flat[:-1])
+    begins[:: label.shape[1]] = True
+    starts, run = np.flatnonzero(begins), (np.cumsum(begins) - 1).reshape(label.shape)  # runs of a value within a row
+    same = label[1:] == label[:-1]
+    pairs = np.stack([run[1:][same], run[:-1][same]])  # runs that touch, many times in a row
+    one, other = pairs[:, np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))[: pairs.shape[1]]]
+    root = np.arange(len(starts))  # for each run: a run of its region; in the end the first one
     while (root[one] != root[other]).any():
         smaller = np.minimum(root[one], root[other])
         np.minimum.at(root, root[one], smaller)
         np.minimum.at(root, root[other], smaller)
         root = root[root]
-    return root.reshape(label.shape)
+    return starts[root][run]
 
 
 # Label Studio
@@ -326,9 +329,8 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         for task in content if isinstance(content, list) else [content]:
-            drawn = [
-                one for one in task.get("annotations") or task.get("completions") or [] if not one.get("was_cancelled")
-            ]
+            everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
+            drawn = [one for one in everyone if not one.get("was_cancelled")]
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             rows, size = [], None
             for annotation in drawn:
