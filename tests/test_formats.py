@@ -67,11 +67,13 @@ def test_a_written_form_says_what_it_cannot_hold(tmp_path):
 CORNERS = {"ball": [(2, 2), (8, 2), (8, 6), (2, 6)], "box": [(9, 6), (14, 6), (14, 11), (9, 11)]}  # x, y of sides
 
 
-def yolo_text(corners=CORNERS, scale=SIZE[::-1], names=("ball", "box"), inwards=0):
+def yolo_text(corners=CORNERS, scale=SIZE[::-1], names=("ball", "box"), contours=False):
+    """Lines of YOLO; contours: as OpenCV's findContours names the border's pixels, down at first."""
     lines = []
-    for name, (left_top, (right, _), (_, bottom), _) in corners.items():
-        right, bottom = right - inwards, bottom - inwards
-        box = [left_top, (right, left_top[1]), (right, bottom), (left_top[0], bottom)]
+    for name, box in corners.items():
+        (left, top), _, (right, bottom), _ = box
+        right, bottom = right - contours, bottom - contours
+        box = [(left, top), (left, bottom), (right, bottom), (right, top)] if contours else box
         numbers = [f"{number / side:.6f}" for corner in box for number, side in zip(corner, scale, strict=True)]
         lines.append(" ".join([str(names.index(name)), *numbers]))
     return "\n".join([*lines, ""])
@@ -89,11 +91,12 @@ EDGES = {"ball": [(2.2, 1.9), (8.1, 2), (8, 6.2), (2, 6)], "box": CORNERS["box"]
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        (yolo_text(inwards=1), "names: [ball, box]"),  # pixels of the border, as findContours gives them
-        (yolo_text({name: [(x + 0.3, y + 0.3) for x, y in box] for name, box in CORNERS.items()}, inwards=1), None),
+        (yolo_text(contours=True), "names: [ball, box]"),  # pixels of the border, as findContours gives them
+        (yolo_text({name: [(x + 0.3, y + 0.3) for x, y in box] for name, box in CORNERS.items()}, contours=True), None),
+        (yolo_text(), None),  # whole pixels, too, but sides
         (yolo_text(EDGES), None),  # no pixels, but the sides that a person has drawn
-        (yolo_text(names=("x", "box", "ball"), inwards=1), "nc: 3\nnames: [x, box, ball]"),
-        (yolo_text(inwards=1) + "\n\n", "names: {1: 'BOX ', 0: ball}"),
+        (yolo_text(names=("x", "box", "ball"), contours=True), "nc: 3\nnames: [x, box, ball]"),
+        (yolo_text(contours=True) + "\n\n", "names: {1: 'BOX ', 0: ball}"),
     ],
 )
 def test_polygons_of_yolo(text, names):
@@ -110,12 +113,32 @@ def test_polygons_of_yolo(text, names):
     np.testing.assert_array_equal(truth, LABEL == truth.max())
 
 
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([(2, 1), (2, 5), (6, 5), (6, 1)], (1, 6), (2, 7)),  # against the clock: a contour, both ends belong to it
+        ([(2.5, 1.5), (2.5, 5.5), (6.5, 5.5), (6.5, 1.5)], (1, 6), (2, 7)),
+        ([(2, 1), (6, 1), (6, 5), (2, 5)], (1, 5), (2, 6)),  # with the clock: sides
+        ([(2, 1), (2, 8), (6, 8), (6, 1)], (1, 8), (2, 6)),  # to the last side of the image, which no pixel has
+        ([(2, 1), (2, 5), (10, 5), (10, 1)], (1, 5), (2, 10)),
+        ([(2, 1), (2, 5.2), (6, 5.2), (6, 1)], (1, 5), (2, 6)),  # no pixels
+        ([(6, 3), (6, 3), (6, 3)], (3, 4), (6, 7)),
+    ],
+)
+def test_contours_are_told_from_sides(box, rows, columns):
+    """On an image of 10 x 8 pixels, by the rules that the docstring of _formats gives."""
+    expected = np.zeros((8, 10), bool)
+    expected[slice(*rows), slice(*columns)] = True
+    polygon = np.array(box) / (10, 8)
+    np.testing.assert_array_equal(_formats._yolo_mask(polygon, [polygon.ravel()], (8, 10)), expected)
+
+
 def test_polygons_of_yolo_are_of_the_upright_photo():
     """EXIF turns the photo: the polygon is in parts of the photo as it is seen."""
     exif = Image.Exif()
     exif[files.ORIENTATION] = 6
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), np.uint8)).save("photos/p0.jpg", exif=exif)
-    np.testing.assert_array_equal(load(yolo(yolo_text(inwards=1))).labelled[0].truth(), LABEL)
+    np.testing.assert_array_equal(load(yolo(yolo_text(contours=True))).labelled[0].truth(), LABEL)
 
 
 @pytest.mark.parametrize(
@@ -171,13 +194,13 @@ def test_labels_of_no_form_are_refused_with_what_would_be_right(files_of, says):
 
 def test_a_names_file_of_yolo_without_yaml():
     write(Path("yolo/classes.txt"), "ball\nbox\n")
-    write(Path("yolo/labels/p0.txt"), yolo_text(inwards=1))
+    write(Path("yolo/labels/p0.txt"), yolo_text(contours=True))
     np.testing.assert_array_equal(load("yolo").labelled[0].truth(), LABEL)
 
 
 @pytest.mark.parametrize("folder", ["train/labels", ".", "labels/val/a"])
 def test_where_tools_put_the_texts_of_yolo(folder):
-    yolo(yolo_text(inwards=1), path=f"yolo/{folder}/p1.txt")
+    yolo(yolo_text(contours=True), path=f"yolo/{folder}/p1.txt")
     for labels in ("yolo", "yolo/data.yaml"):
         (sample,) = load(labels).labelled
         np.testing.assert_array_equal(sample.truth(), LABEL)
@@ -423,9 +446,7 @@ def test_label_studio_exports_annotated_tasks_only(tmp_path):
     review.write("out", samples, lambda sample: maps[sample.id], COLOURS, forms=["label_studio", "png"])
     files.write_json("out/label_studio.json", files.read_json("out/label_studio.json")[1:2])
     for forms, ids in ((None, ["p0", "p1", "p2"]), (["label_studio"], ["p1"])):
-        with pytest.warns(
-            UserWarning, match="2 images are not in .*json, e.g. p0. They count as untouched"
-        ):
+        with pytest.warns(UserWarning, match="2 images are not in .*json, e.g. p0. They count as untouched"):
             reviewed, _ = review.read("out", forms=forms)
         assert [(image.id, image.changed) for image in reviewed] == [(id, ()) for id in ids]
 

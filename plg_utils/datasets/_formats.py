@@ -9,10 +9,13 @@
 A form is recognised by what it holds (`read`). The segmentation of an object may be a function from the size (H, W) of
 its image to its mask: what is costly is done when the label map is painted. A size of None is that of the photo.
 
-A polygon of YOLO whose numbers are pixels (all have the same fraction, when multiplied by the size) names the pixels
-of its border, as OpenCV's findContours does for Ultralytics and supervision, and these belong to it. Any other polygon
-covers the pixels whose centre is inside of it, as in COCO. Sources: ultralytics (data/utils.py, data/converter.py),
-label-studio-sdk (converter/brush.py), labelme (_label_file.py), datumaro (plugins/data_formats/voc).
+Polygons of YOLO may be contours of OpenCV's findContours, as Ultralytics and supervision write them: they name the
+pixels of the border, which belong to the region. They are known by this: multiplied by the size, all numbers of an
+image have the same fraction, none is the last side, and the regions are gone round against the clock. Any other
+polygon covers the pixels whose centre is inside of it, as in COCO.
+
+Sources: ultralytics (data/utils.py, data/converter.py), label-studio-sdk (converter/brush.py), labelme
+(_label_file.py), datumaro (plugins/data_formats/voc).
 """
 
 import base64
@@ -237,7 +240,9 @@ def _yolo_mask(polygon: np.ndarray, polygons: list[np.ndarray], size: tuple[int,
     every = np.concatenate(polygons).reshape(-1, 2) * scale
     shift = every.ravel()[0] % 1
     are_pixels = (np.abs((every - shift + 0.5) % 1 - 0.5) < 0.02).all() and (every < scale - 0.25).all()
-    if not are_pixels:
+    around = ((ring := corners.reshape(-1, 2), np.roll(ring, -1, axis=0)) for corners in polygons)
+    twice_area = sum((one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]).sum() for one, two in around)
+    if not are_pixels or twice_area > 1e-9:
         return _instances.decode([(polygon * scale).clip(0, scale).ravel().tolist()], size)
     canvas = Image.new("1", (size[1], size[0]))
     pixels = np.floor(polygon * scale + 0.02).astype(int)
@@ -255,7 +260,8 @@ def yolo_lines(mask: np.ndarray, category: int) -> list[str]:
     part = mask[top:, left:][mask[top:, left:].any(axis=1)][
         :, mask[top:, left:].any(axis=0)
     ]  # connected: no row is empty
-    scaled = [(ring[:, ::-1] + (left + 0.25, top + 0.25)) / (width, height) for ring in pieces(part)]  # (C, 2) x and y
+    rings = [ring[::-1, ::-1] for ring in pieces(part)]  # (C, 2) x and y, against the clock
+    scaled = [(ring + (left + 0.25, top + 0.25)) / (width, height) for ring in rings]
     return [" ".join([str(category), *(f"{number:.8g}" for number in ring.ravel())]) for ring in scaled]
 
 
