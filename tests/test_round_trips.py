@@ -3,7 +3,7 @@
 They live in an environment of their own (torch is not needed), and these tests are skipped without it:
 
     python -m venv tools
-    tools/bin/pip install labelme label-studio-sdk supervision datumaro
+    tools/bin/pip install labelme label-studio-sdk supervision datumaro     # the group tools of pyproject.toml
     PLG_TOOLS=tools/bin/python .venv/bin/pytest -q -s tests/test_round_trips.py
 
 -s prints the versions. labelme imports Qt, which needs no display here. tests/round_trips.py is what they run.
