@@ -1,6 +1,7 @@
 """The command plg: a folder of photos in, label maps, overlays and a page out; again where it was stopped."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     assert sorted(page.places) == sorted(
         [f"{kind}" for name in NAMES for kind in (f"labels/{name}.png", f"overlays/{name}.jpg")]
     )
-    assert "<b>100 % &lt;b&gt;</b>" in page.text
+    assert "<b>100 % &lt;b&gt;</b>" in page.text and f"{NAMES[0]}.png" not in page.text  # in an address # is an end
     pixels = np.concatenate([label.ravel() for label in maps.values()])
     for value, name in ((0, "background"), (255, "no label")):
         assert f"{name}<td>{(pixels == value).mean():.1%}" in page.text
@@ -91,6 +92,11 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     assert all(path.stat().st_mtime_ns == time for path, time in masks.items() if path.name != "manifest.json")
     monkeypatch.setattr(figures, "overlay", lambda *given: asked.append(given) or given[0])
     assert call(*options) == 0 and not asked
+    later = Path(f"out/overlays/{NAMES[0]}.jpg").stat().st_mtime + 5
+    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (later, later))
+    assert call(*options) == 0 and len(asked) == 1
+    asked.clear()
+    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (1, 1))
     named = [path for path in Path("out/labels").iterdir() if (files.read_label(path) % 255).any()]
     assert call(*options, "--threshold", "0.9") == 0 and len(asked) == len(named) > 0  # those that are other maps now
     assert not any((files.read_label(path) % 255).any() for path in named)

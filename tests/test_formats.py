@@ -139,6 +139,8 @@ def test_polygons_of_yolo_are_of_the_upright_photo():
     exif[files.ORIENTATION] = 6
     Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), np.uint8)).save("photos/p0.jpg", exif=exif)
     np.testing.assert_array_equal(load(yolo(yolo_text(contours=True))).labelled[0].truth(), LABEL)
+    files.write_image("photos/p0.jpg", np.zeros((HEIGHT, 2 * WIDTH, 3), np.uint8))  # the same texts, another photo
+    assert load("yolo").labelled[0].truth().shape == (HEIGHT, 2 * WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -424,6 +426,8 @@ def test_a_segmentation_mask_of_cvat(mode):
         assert [sample.id for sample in data.labelled] == ["p0", "p1"]
         for sample in data.labelled:
             np.testing.assert_array_equal(sample.truth(), LABEL)
+    cvat(np.roll(numbers, 1, axis=1), lines, mode, "cvat/SegmentationClass/sub/p1.png")  # a person goes on
+    np.testing.assert_array_equal(load(root).labelled[1].truth(), np.roll(LABEL, 1, axis=1))
 
 
 def test_colours_and_names_of_cvat():
