@@ -48,6 +48,7 @@ Looking: what came out.
     prompt_lab    other words, templates and thresholds on cached embeddings
     page          a run as one HTML page
     score         scores any folder of label maps: python -m plg_utils.score
+    __main__      the command plg: a folder of photos in, label maps out
 
 Importing the package imports none of them.
 """

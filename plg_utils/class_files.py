@@ -34,7 +34,7 @@ def read(path: str | Path) -> Classes:
 def parse(content: Any, background: Sequence[str] = ()) -> Classes:
     """Check the content of a class file (see `read`); background: words for it, if the content is a list of names."""
     if isinstance(content, dict) and "names" in content and "classes" not in content:
-        content = _yolo_names(content)
+        content = yolo_names(content)
     if isinstance(content, list):
         content = {"background": list(background), "classes": _things(content)}
     _check_keys(
@@ -69,7 +69,7 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         own = own if own not in chosen else next(colour for colour in free if tuple(colour) not in colours)
         colours.append(_colour(entry.get("colour", own), name))
     repeated = files.repeated(names)
-    if has_background and any(_is_background(name) for name in names[1:]):
+    if has_background and any(is_background(name) for name in names[1:]):
         raise ValueError(
             "`background` is class 0 by itself, and a class of the list has this name, too: remove it from the list. "
             "The other classes keep their order, and are numbered from 1 on"
@@ -83,8 +83,8 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
     return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
 
 
-def _yolo_names(content: dict[str, Any]) -> list:
-    """Names in YOLO's data.yaml: a list, or a mapping from 0, 1, 2 and so on."""
+def yolo_names(content: dict[str, Any]) -> list:
+    """Names in the content of YOLO's data.yaml: a list, or a mapping from 0, 1, 2 and so on."""
     names = content["names"]
     if isinstance(names, dict):
         by_number = {str(number): name for number, name in names.items()}
@@ -100,12 +100,13 @@ def _things(names: list) -> list:
     """Names of a list without those that stand for 255 and 0 in label maps: labelme's __ignore__, void, background."""
     names = [name.strip() if isinstance(name, str) else name for name in names]  # others may be rows of a class file
     names = names[1:] if names[:1] == ["__ignore__"] else names
-    names = names[1:] if names and _is_background(names[0]) else names
+    names = names[1:] if names and is_background(names[0]) else names
     names = names[:-1] if names[-1:] == ["void"] else names  # the last name of review's names.txt
     return [name if isinstance(name, dict) else {"name": name} for name in names]
 
 
-def _is_background(name: Any) -> bool:
+def is_background(name: Any) -> bool:
+    """Whether this is a name of the background, as tools write it."""
     return isinstance(name, str) and name.strip("_ ").casefold() == "background"
 
 

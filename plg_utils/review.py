@@ -3,17 +3,21 @@
     python -m plg_utils.review RUN --least 20 --labels labels_enhanced --to DIR    # the least trusted images
     python -m plg_utils.review --read DIR --to LABELS                              # what a person made of them
 
-`write` fills a folder with the same labels in three forms, each exact to the pixel:
+`write` fills a folder with the same labels in several forms, each exact to the pixel:
 
-    images/ID.png, images/ID.json    the photos, and beside each its shapes as labelme reads and writes them
-    coco.json                        COCO's form, with run lengths
-    labels/ID.png                    palette PNG, values and colours as in a run
-    classes.yaml, names.txt          the class file; the names alone, for labelme --labels
-    index.json, index.csv            the trust of each image, the least first, and SHA-256 of its labels
+    images/ID.png               the photos
+    images/ID.json              labelme: the shapes of each photo, as labelme reads and writes them
+    coco.json                   coco: COCO's form, with run lengths, also for CVAT
+    labels/ID.png               png: palette PNG, values and colours as in a run
+    data.yaml, labels/ID.txt    yolo: polygons as Ultralytics and supervision read them    (only if named by --form)
+    label_studio.json, .xml     label_studio: tasks with brushes, and the labelling interface            (the same)
+    cvat/                       cvat: zip what is in it, and import it as "Segmentation mask 1.1"        (the same)
+    classes.yaml, names.txt     the class file; the names alone, for labelme --labels
+    index.json, index.csv       the trust of each image, the least first, and SHA-256 of its labels
 
-labelme and COCO get one annotation for each region: connected pixels of one value. Pixels without annotation are
-background, or void if the classes have no background; other void regions are called "void", and are `iscrowd` in COCO.
-Where shapes overlap, the later one is on top in labelme, and the smaller one in COCO (datasets/_instances.py).
+Tools get one annotation for each region: connected pixels of one value. Pixels without annotation are background, or
+void if the classes have no background; other void regions are called "void", and are `iscrowd` in COCO. Where shapes
+overlap, the later one is on top in labelme, and the smaller one elsewhere (datasets/_instances.py).
 """
 
 import argparse
@@ -22,21 +26,27 @@ import hashlib
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
+from urllib.parse import quote as url_quote
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 from plg_utils import class_files, datasets, devices, encoders, files, store, trust
-from plg_utils.datasets import _instances, folder
+from plg_utils.datasets import _formats, _instances, folder
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
 FORMS = ("png", "coco", "labelme")
+MORE_FORMS = ("yolo", "label_studio", "cvat")
 WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in different ways, see notebook 06
 
 
@@ -45,18 +55,9 @@ WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in diffe
 
 def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
-    place = np.arange(label.size).reshape(label.shape)
-    below, right = label[1:] == label[:-1], label[:, 1:] == label[:, :-1]
-    one = np.concatenate([place[1:][below], place[:, 1:][right]])  # pixels of the same value as `other`, beside them
-    other = np.concatenate([place[:-1][below], place[:, :-1][right]])
-    root = place.ravel().copy()  # for each pixel: a pixel of its region; in the end the first one
-    while (root[one] != root[other]).any():
-        smaller = np.minimum(root[one], root[other])
-        np.minimum.at(root, root[one], smaller)
-        np.minimum.at(root, root[other], smaller)
-        root = root[root]
-    for first in np.unique(root[label.ravel() != _nothing(classes)]):
-        yield int(label.flat[first]), root.reshape(label.shape) == first
+    root = _formats.connected(label)
+    for first in np.unique(root[label != _nothing(classes)]):
+        yield int(label.flat[first]), root == first
 
 
 def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
@@ -78,8 +79,7 @@ def coco_json(labels: dict[str, np.ndarray], classes: Classes) -> dict:
 
     labels: file name of the photo -> (H, W) uint8. Categories count from 1, without background, and void is the last
     """
-    names, images, annotations = _names(classes), [], []
-    ids = {value: id for id, value in enumerate([*classes.foreground, IGNORE], start=1)}
+    names, images, annotations, ids = _names(classes), [], [], _ids(classes)
     for photo, label in labels.items():
         images.append({"id": len(images) + 1, "file_name": photo, "height": label.shape[0], "width": label.shape[1]})
         for value, region in regions(label, classes):
@@ -89,6 +89,76 @@ def coco_json(labels: dict[str, np.ndarray], classes: Classes) -> dict:
             annotations.append(row | {"iscrowd": int(value == IGNORE)})
     categories = [{"id": id, "name": names[value], "supercategory": ""} for value, id in ids.items()]
     return files.plain({"images": images, "annotations": annotations, "categories": categories})
+
+
+def studio_task(label: np.ndarray, classes: Classes, photo: str) -> dict:
+    """A task of Label Studio for a label map (H, W) uint8, a prediction with a brush for each region.
+
+    photo: its path below the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT)
+    """
+    names, size, result = _names(classes), {"original_height": label.shape[0], "original_width": label.shape[1]}, []
+    for value, mask in regions(label, classes):
+        drawn = {"format": "rle", "rle": _formats.brush_rle(mask), "brushlabels": [names[value]]}
+        item = {"id": f"region{len(result)}", "type": "brushlabels", "from_name": "label", "to_name": "image"}
+        result.append(item | size | {"image_rotation": 0, "value": drawn})
+    prediction = {"model_version": "plg_utils", "result": result}
+    return {"data": {"image": f"/data/local-files/?d={url_quote(photo)}"}, "predictions": [prediction]}
+
+
+def studio_interface(classes: Classes) -> str:
+    """The labelling interface of Label Studio that the tasks belong to, as XML."""
+    names, colours = _names(classes), {IGNORE: files.voc_palette()[IGNORE], **dict(enumerate(classes.colours))}
+    rows = [(quoteattr(names[value]), "#{:02x}{:02x}{:02x}".format(*colours[value])) for value in names]
+    labels = [f'    <Label value={name} background="{colour}"/>' for name, colour in rows]
+    brush = ['  <Image name="image" value="$image"/>', '  <BrushLabels name="label" toName="image">', *labels]
+    return "\n".join(["<View>", *brush, "  </BrushLabels>", "</View>", ""])
+
+
+def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> str:
+    """Write data.yaml and labels/ID.txt for maps (id: (H, W) uint8); returns what the form cannot hold."""
+    ids, cut, void = _ids(classes), 0, 0
+    for id, label in maps.items():
+        lines = [(value, _formats.yolo_lines(mask, ids[value] - 1)) for value, mask in regions(label, classes)]
+        cut, void = cut + sum(len(one) > 1 for _, one in lines), void + sum(value == IGNORE for value, _ in lines)
+        text = "".join(f"{line}\n" for _, one in lines for line in one)
+        _write_text(target / "labels" / f"{id}.txt", text)
+    names = {id - 1: _names(classes)[value] for value, id in ids.items()}
+    content = {"train": "images", "val": "images", "names": names}
+    _write_text(target / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
+    void_id = ids[IGNORE] - 1
+    said += [f"it has no void, so {void} void regions are the class {void_id}: do not train on it"] if void else []
+    return f"yolo: {'; '.join(said)}" if said else ""
+
+
+def _write_cvat(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> None:
+    """Write a folder as CVAT's Segmentation mask 1.1 for maps (id: (H, W) uint8).
+
+    The colours are VOC's, in the order of the lines, so that a reader of numbers and one of colours find the same. Each
+    class is one instance, for without instances CVAT would draw the background, too.
+    """
+    ids, names = _ids(classes) | {_nothing(classes): 0}, _names(classes)
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+    lines += ["{}:{},{},{}::".format(names[value], *files.voc_palette()[id]) for value, id in ids.items() if id]
+    if strange := [name for name in names.values() if ":" in name]:
+        raise ValueError(f"CVAT's labelmap.txt cannot hold the name {strange[0]!r}: rename it without the colon")
+    _write_text(target / "labelmap.txt", "\n".join([*lines, ""]))
+    _write_text(target / "ImageSets" / "Segmentation" / "default.txt", "\n".join([*maps, ""]))
+    number_of = np.zeros(256, dtype=np.uint8)
+    number_of[list(ids)] = list(ids.values())
+    for id, label in maps.items():
+        for folder_name in ("SegmentationClass", "SegmentationObject"):
+            files.write_label(target / folder_name / f"{id}.png", number_of[label])
+
+
+def _write_text(path: Path, text: str) -> None:
+    with files.atomic(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8")
+
+
+def _ids(classes: Classes) -> dict[int, int]:
+    """Numbers of categories of the values in a label map, from 1 on; void is the last."""
+    return {value: id for id, value in enumerate([*classes.foreground, IGNORE], start=1)}
 
 
 def _nothing(classes: Classes) -> int:
@@ -115,11 +185,13 @@ def write(
     *,
     trusts: dict[str, dict[str, float]] | None = None,
     source: str = "",
+    forms: Sequence[str] = FORMS,
 ) -> dict:
     """Write images and their labels into a new folder, for a person to correct; returns the index.
 
     label_of: gives the label map (H, W) uint8 of a sample
     trusts: numbers for each id, and source: what the labels are; both are only written into the index
+    forms: of FORMS and MORE_FORMS; `remarks` of the index says what one of them cannot hold
     """
     target, maps, images = Path(target), {}, []
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -133,17 +205,30 @@ def write(
             raise ValueError(f"labels of {sample.id} are {label.shape}, its photo {image.shape[:2]}: make them again")
         photo, digest = f"images/{sample.id}.png", hashlib.sha256(label.tobytes()).hexdigest()
         files.write_image(target / photo, image)
-        files.write_label(target / "labels" / f"{sample.id}.png", label, classes.colours)
-        files.write_json(target / "images" / f"{sample.id}.json", labelme_json(label, classes, f"{sample.id}.png"))
-        maps[photo] = label
-        images.append({"id": sample.id, "photo": photo, "size": label.shape, "sha256": dict.fromkeys(FORMS, digest)})
+        if "png" in forms:
+            files.write_label(target / "labels" / f"{sample.id}.png", label, classes.colours)
+        if "labelme" in forms:
+            files.write_json(target / "images" / f"{sample.id}.json", labelme_json(label, classes, f"{sample.id}.png"))
+        maps[sample.id] = label
+        images.append({"id": sample.id, "photo": photo, "size": label.shape, "sha256": dict.fromkeys(forms, digest)})
         images[-1]["trust"] = (trusts or {}).get(sample.id, {})
-    files.write_json(target / "coco.json", coco_json(maps, classes))
+    photos = {f"images/{id}.png": label for id, label in maps.items()}
+    if "coco" in forms:
+        files.write_json(target / "coco.json", coco_json(photos, classes))
+    if "label_studio" in forms:
+        tasks = [studio_task(label, classes, photo) for photo, label in photos.items()]
+        files.write_json(target / "label_studio.json", tasks)
+        _write_text(target / "label_studio.xml", studio_interface(classes))
+    if "cvat" in forms:
+        _write_cvat(target / "cvat", maps, classes)
+    remarks = [remark for remark in [_write_yolo(target, maps, classes)] if remark] if "yolo" in forms else []
     class_files.write(target / "classes.yaml", classes)
-    (target / "names.txt").write_text("\n".join([*names.values(), ""]), encoding="utf-8")
-    rows = [{"id": row["id"], "photo": row["photo"], **row["trust"], "sha256": row["sha256"]["png"]} for row in images]
+    _write_text(target / "names.txt", "\n".join([*names.values(), ""]))
+    rows = [
+        {"id": row["id"], "photo": row["photo"], **row["trust"], "sha256": row["sha256"][forms[0]]} for row in images
+    ]
     pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
-    index = files.plain({"version": 1, "labels": source, "forms": FORMS, "images": images})
+    index = files.plain({"version": 1, "labels": source, "forms": forms, "remarks": remarks, "images": images})
     files.write_json(target / "index.json", index)
     return index
 
@@ -161,38 +246,55 @@ class Reviewed:
     trust: dict[str, float]  # as it was written
 
 
-def read(source: str | Path, *, forms: Sequence[str] = FORMS) -> tuple[list[Reviewed], Classes]:
+def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[list[Reviewed], Classes]:
     """Read a folder of `write` after a person's review: the images in the index's order, and their classes.
 
+    forms: which to read, by default all that were written
     A ValueError names what cannot be read, the first problem of each image.
     """
     source = Path(source)
     index = files.read_json(source / "index.json", "give a folder that was written by this command")
     with files.reading(source / "index.json", "the index that was written", "restore it from a copy"):
         sizes = {files.check_stem(entry["id"]): tuple(entry["size"]) for entry in index["images"]}
-        written = {entry["id"]: (entry["trust"], entry["sha256"]["png"]) for entry in index["images"]}
+        written = {entry["id"]: (entry["trust"], [*entry["sha256"].values()][0]) for entry in index["images"]}
+        photos, has = {entry["id"]: Path(entry["photo"]) for entry in index["images"]}, index["forms"]
+    forms = has if forms is None else forms
+    if lacking := [form for form in forms if form not in has]:
+        raise ValueError(f"{source} was written without {lacking[0]}: read {', '.join(has)}, or write it again with it")
     classes = class_files.read(source / "classes.yaml")
-    coco = _instances.read(source / "coco.json") if "coco" in forms else None
-    listed = {f"{coco.path}, {id}": id for id in coco.sizes} if coco else {}
-    if "labelme" in forms:
-        listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
-    problems = [f"{what} is not in index.json: rename or remove it" for what, id in listed.items() if id not in sizes]
-    if coco and coco.strays:
-        problems.append(f"{coco.path} has {coco.strays} annotations of images that it does not list: restore these")
     readers = {
         "png": lambda id: read_png(source / "labels" / f"{id}.png", classes, sizes[id]),
-        "coco": lambda id: _read_coco(coco, id, classes, sizes[id]),
         "labelme": lambda id: read_labelme(source / "images" / f"{id}.json", classes, sizes[id]),
     }
+    listed, problems, absent = {}, [], {}
+    if "labelme" in forms:
+        listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
+    for form, read_it in OBJECTS.items():
+        if form in forms:
+            objects = read_it(source)
+            ids = folder.match(objects.sizes, photos, objects.path)
+            listed |= {f"{objects.path}, {name}": ids.get(name, name) for name in objects.sizes}
+            readers[form] = partial(_read_objects, objects, {id: name for name, id in ids.items()}, classes, sizes)
+            if form == "label_studio" and (rest := sorted(sizes.keys() - ids.values())):
+                absent[form] = rest
+                problem = f"{len(rest)} images are not in {objects.path}, e.g. {rest[0]}"
+                remedy = "They count as untouched, for Label Studio exports annotated tasks only"
+                warnings.warn(f"{problem}. {remedy}", stacklevel=2)
+            if objects.strays:
+                problem = f"{objects.path} has {objects.strays} annotations of images that it does not list"
+                problems.append(f"{problem}: restore these")
+    problems += [f"{what} is not in index.json: rename or remove it" for what, id in listed.items() if id not in sizes]
     reviewed = []
     for id, (trusted, digest) in written.items():  # all forms are written with the same pixels
         try:
-            maps = {form: readers[form](id) for form in forms}
+            maps = {form: readers[form](id) for form in forms if id not in absent.get(form, ())}
+            if not maps:
+                continue
             found = {form: hashlib.sha256(label.tobytes()).hexdigest() for form, label in maps.items()}
-            changed = tuple(form for form in forms if found[form] != digest)
+            changed = tuple(form for form in maps if found[form] != digest)
             if len({found[form] for form in changed}) > 1:
                 raise ValueError(f"{id} was changed in {' and in '.join(changed)}, and they differ: read one by --form")
-            reviewed.append(Reviewed(id, maps[(*changed, *forms)[0]], changed, trusted))
+            reviewed.append(Reviewed(id, maps[(*changed, *maps)[0]], changed, trusted))
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
@@ -233,14 +335,32 @@ def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     return label
 
 
-def _read_coco(coco: _instances.Instances, id: str, classes: Classes, size: tuple[int, int]) -> np.ndarray:
-    """The label map (H, W) uint8 of an image of a json in COCO's form, painted by the rule of `_instances`."""
-    what = f"{coco.path}, {id}"
-    if coco.sizes.get(id) != size or id in coco.repeated:
+OBJECTS: dict[str, Callable[[Path], _instances.Instances]] = {  # forms of objects, and how they are read
+    "coco": lambda source: _instances.read(source / "coco.json"),
+    "yolo": lambda source: _formats.read_yolo(source / "data.yaml"),
+    "label_studio": lambda source: _formats.read_label_studio(source / "label_studio.json", predictions=True),
+    "cvat": lambda source: _formats.read_cvat(source / "cvat"),
+}
+
+
+def _read_objects(
+    objects: _instances.Instances, names: dict[str, str], classes: Classes, sizes: dict[str, tuple[int, int]], id: str
+) -> np.ndarray:
+    """The label map (H, W) uint8 of an image of a form of objects, painted by the rule of `_instances`.
+
+    names: of the images in the form, by id
+    """
+    what, name, size = f"{objects.path}, {id}", names.get(id, id), sizes[id]
+    if objects.sizes.get(name, ()) not in (size, None) or name in objects.repeated:
         raise ValueError(f"{what}: it is listed more than once, not at all, or not as {size} (height, width): fix it")
-    used = {str(row.get("category_id")) for row in coco.annotations[id]}
-    values = {key: _value_of(name, classes, what) for key, name in coco.categories.items() if str(key) in used}
-    rows = [row | {"iscrowd": 0} for row in coco.annotations[id]]  # CVAT flags each mask; void is a category here
+    used = {str(row.get("category_id")) for row in objects.annotations[name]}
+    black = {key for key, name in objects.categories.items() if class_files.is_background(name)}
+    values = {
+        key: _nothing(classes) if key in black and classes.background is None else _value_of(name, classes, what)
+        for key, name in objects.categories.items()
+        if str(key) in used
+    }
+    rows = [row | {"iscrowd": 0} for row in objects.annotations[name]]  # CVAT flags each mask; void is a category here
     try:
         return _instances.paint(rows, size, values, _nothing(classes))
     except _instances.BrokenAnnotation as error:
@@ -260,40 +380,13 @@ def read_labelme(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndar
         what = f"{path}, shape {number} ({name})"
         value = _value_of(name, classes, what)
         try:
-            inside = _inside(shape, size)
+            inside = _formats.labelme_mask(shape, size)
         except Exception as error:  # of a damaged PNG, PIL raises nearly anything
             raise ValueError(f"{what} cannot be read ({error}): remove it, or draw it again") from error
         if not inside.any():
             raise ValueError(f"{what} covers the centre of no pixel: remove it, or draw it larger")
         label[inside] = value
     return label
-
-
-def _inside(shape: dict, size: tuple[int, int]) -> np.ndarray:
-    """The pixels (H, W) bool whose centre a shape of labelme covers."""
-    kind, corners = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64)
-    x, y = corners.T
-    if not ((x >= -1) & (y >= -1) & (x <= size[1] + 1) & (y <= size[0] + 1)).all():  # false for nan
-        raise ValueError(f"a corner is outside the image of {size[1]} x {size[0]}")
-    if kind == "mask":  # a small PNG, and the position of its upper left pixel
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True)), formats=["PNG"]) as picture:
-            part = np.array(picture.convert("L")) > 0
-        left, top = corners[0].round().astype(int)
-        if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
-            raise ValueError("a mask crosses the border of the image")
-        inside = np.zeros(size, dtype=bool)
-        inside[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return inside
-    if kind == "circle":  # its centre, and a point on it
-        (centre_x, centre_y), (edge_x, edge_y) = corners
-        rows, columns = np.indices(size) + 0.5
-        return np.hypot(columns - centre_x, rows - centre_y) <= np.hypot(edge_x - centre_x, edge_y - centre_y)
-    if kind == "rectangle":
-        (left, top), (right, bottom) = corners
-        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    elif kind not in ("polygon", "oriented_rectangle"):
-        raise ValueError(f"a {kind} has no area; right are polygons, rectangles, circles and masks")
-    return _instances.decode([corners.ravel().tolist()], size)
 
 
 # The images that are trusted least
@@ -312,9 +405,11 @@ def least_trusted(
     run: folder of the run; labels: a folder of label maps in it; encode: builds the encoder, if it is needed
     """
     stages = [path.parent.name for path in sorted(run.glob("labels_*/manifest.json"))]
-    if labels not in stages or not data.unlabelled:
+    if labels in stages and not data.unlabelled:
+        raise ValueError(f"all images of {run.name} are labelled, and only unlabelled ones are written for review")
+    if labels not in stages:
         has = f"it has {', '.join(stages) or 'no labels'}"
-        raise FileNotFoundError(f"{run} has no unlabelled images with {labels}, {has}: run notebooks/run.py {run.name}")
+        raise FileNotFoundError(f"{run} has no {labels}, {has}: run notebooks/run.py {run.name}")
     if reason := store.outdated(run / labels, data):
         raise ValueError(f"{run / labels} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
 
@@ -364,14 +459,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids", nargs="+", metavar="ID", help="write these images instead of the least trusted ones")
     parser.add_argument("--labels", metavar="STAGE", help=f"folder of the run (default: {WITNESSES[0]})")
     parser.add_argument("--read", metavar="DIR", help="a folder that was written and corrected, to be read")
-    parser.add_argument("--form", nargs="+", choices=FORMS, help="read only these forms (default: all)")
+    every = (*FORMS, *MORE_FORMS)
+    usual = f"write these forms (default: {' '.join(FORMS)}), or read only these (default: all that were written)"
+    parser.add_argument("--form", nargs="+", choices=every, help=usual)
     parser.add_argument("--untouched", action="store_true", help="take the unchanged images too: all of them are right")
     parser.add_argument("--to", required=True, metavar="DIR", help="where to write: a new folder, or label maps")
     options = parser.parse_args(arguments)
     writes = options.least is not None or options.ids or options.labels
-    reads = options.form or options.untouched
-    if bool(options.run) == bool(options.read) or (reads if options.run else writes):
-        parser.error("give either a RUN (and --least, --ids, --labels), or --read DIR (and --form, --untouched)")
+    if bool(options.run) == bool(options.read) or (options.untouched if options.run else writes):
+        parser.error("give either a RUN (and --least, --ids, --labels), or --read DIR (and --untouched)")
     try:
         _read_back(options) if options.read else _write_out(options)
     except (OSError, ValueError, TypeError) as error:
@@ -403,19 +499,23 @@ def _write_out(options: argparse.Namespace) -> None:
     def label_of(sample: Sample) -> np.ndarray:
         return files.read_label(run / labels / f"{sample.id}.png", data.classes.num_classes)
 
-    write(options.to, chosen, label_of, data.classes, trusts=trusts, source=f"{options.run}/{labels}")
+    given = {"trusts": trusts, "source": f"{options.run}/{labels}", "forms": options.form or FORMS}
+    index = write(options.to, chosen, label_of, data.classes, **given)
     first, last = (trusts[sample.id] for sample in (chosen[0], chosen[-1]))
     print(
         f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first "
-        f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})\n"
-        f"correct them: labelme {quote(f'{options.to}/images')} --labels {quote(f'{options.to}/names.txt')} --nodata\n"
-        f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS"
+        f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})"
     )
+    print("".join(f"{remark}\n" for remark in index["remarks"]), end="")
+    if "labelme" in index["forms"]:
+        folders = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
+        print("correct them: labelme {} --labels {} --nodata".format(*folders))
+    print(f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS")
 
 
 def _read_back(options: argparse.Namespace) -> None:
     """Read corrected images, and write their label maps."""
-    reviewed, classes = read(options.read, forms=options.form or FORMS)
+    reviewed, classes = read(options.read, forms=options.form)
     taken = [image for image in reviewed if image.changed or options.untouched]
     changed = sum(bool(image.changed) for image in reviewed)
     print(f"{len(reviewed)} images, {changed} changed, {len(reviewed) - changed} untouched")

@@ -1,11 +1,11 @@
-"""Label maps from a COCO json: painted once and kept in a folder.
+"""Label maps from objects, such as those of a COCO json: painted once and kept in a folder.
 
 COCO gives single objects, which overlap, and no label maps, so each work paints its own. **This rule is our choice**,
 and mIoU on these maps need not equal mIoU on those of other works:
 
 - A pixel of no object is background, or IGNORE if the classes have no background.
 - Objects are painted from the largest to the smallest, counted in pixels, so that small objects are on top. Of two
-  equally large objects the later annotation is on top.
+  equally large objects the later annotation is on top. labelme's shapes are painted in their own order (`in_order`).
 - A crowd (`iscrowd`) is painted in the same order with IGNORE: its single objects have no outlines. Some tools flag
   each mask of a brush so (CVAT). Where they show it, these masks are objects: each annotation of the json is flagged,
   or the flagged one has CVAT's `attributes`.
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 
 import numpy as np
 from pycocotools import mask as coco
@@ -34,14 +35,16 @@ class BrokenAnnotation(ValueError):
 
 @dataclass(frozen=True)
 class Instances:
-    """The content of a json, by the ids of images, which are the stems of their file names."""
+    """The content of a json, or of other files of objects (`_formats`), by the ids of images (`stem_of`)."""
 
-    path: Path
-    sizes: dict[str, tuple[int, int]]  # (H, W)
+    path: Path  # of the json, or of a folder
+    sizes: dict[str, tuple[int, int]]  # (H, W); None: that of the photo
     annotations: dict[str, list]
-    categories: dict[int, str]  # names
+    categories: dict[int | str, str]  # names
     strays: int = 0  # annotations of images that the json does not list
     repeated: frozenset[str] = frozenset()  # ids of more than one image
+    sources: tuple[Path, ...] = ()  # what was read, if it is not `path` alone
+    in_order: bool = False  # a later annotation is on top, whatever its size
 
 
 def read(path: Path) -> Instances:
@@ -63,8 +66,7 @@ def read(path: Path) -> Instances:
         for id, name in names.items():
             if not isinstance(name, str):
                 raise TypeError(f"the name of category {id!r} is not text")
-        # Tools of Windows write images\\a.jpg; a path of Windows may have both kinds of slash.
-        stems = {_text(image["id"]): PureWindowsPath(image["file_name"]).stem for image in content["images"]}
+        stems = {_text(image["id"]): stem_of(image["file_name"]) for image in content["images"]}
         sizes = {stems[_text(image["id"])]: (image["height"], image["width"]) for image in content["images"]}
         by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
         known = {_text(id): id for id in names}
@@ -91,6 +93,13 @@ def read(path: Path) -> Instances:
     return Instances(path, sizes, by_image, names, strays, frozenset(files.repeated(stems.values())))
 
 
+def stem_of(place: str) -> str:
+    """Id of the image that a tool names by a path or an address, such as those of Label Studio's /data/."""
+    if place.startswith(("http://", "https://", "/data/")):
+        place = unquote(place.partition("?d=")[2] or place.partition("?")[0])
+    return PureWindowsPath(place).stem  # a path of Windows may have both kinds of slash
+
+
 def _text(id: object) -> str:
     """An id as text: tools write 1, 1.0 or "1" for the same."""
     return str(int(id) if isinstance(id, float) and id.is_integer() else id).strip()
@@ -107,7 +116,9 @@ def _is_click(annotation: dict) -> bool:
     return all(isinstance(one, list) and len({*zip(one[::2], one[1::2], strict=False)}) < 2 for one in outline)
 
 
-def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int], nothing: int = 0) -> np.ndarray:
+def paint(
+    annotations: list[dict], size: tuple[int, int], values: dict, nothing: int = 0, in_order: bool = False
+) -> np.ndarray:
     """Label map (H, W) uint8 of the annotations of an image, by the rule above.
 
     annotations: as in the json; size: (H, W) of the image; values: category id -> value in the label map; nothing: the
@@ -131,17 +142,22 @@ def paint(annotations: list[dict], size: tuple[int, int], values: dict[int, int]
             name = annotation.get("id") if isinstance(annotation, dict) else files.shown(annotation)
             raise BrokenAnnotation(f"annotation {name}: {why}") from error
     label = np.full(size[0] * size[1], nothing, dtype=np.uint8)  # flat: an annotation is the positions of its pixels
-    for value, where in sorted(layers, key=lambda layer: -len(layer[1])):  # sorted keeps the order of equal areas
+    for value, where in sorted(layers, key=lambda layer: -len(layer[1]) * (not in_order)):  # equals keep their order
         label[where] = value
     return label.reshape(size)
 
 
-def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """Mask (H, W) bool of a segmentation: a list of polygons, or run lengths as text or as a list.
+def decode(segmentation: list | dict | Callable, size: tuple[int, int]) -> np.ndarray:
+    """Mask (H, W) bool of a segmentation: a list of polygons, run lengths as text or as a list, or a function of size.
 
     pycocotools does not check its input, and wrong input crashes the process: all is checked here, before.
     """
     height, width = size
+    if callable(segmentation):
+        try:
+            return segmentation(size)
+        except Exception as error:  # of a damaged PNG, PIL raises nearly anything
+            raise ValueError(str(error) or type(error).__name__) from error
     if isinstance(segmentation, list):
         _check_polygons(segmentation, size)
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
@@ -222,7 +238,8 @@ def make_maps(
     maps: folder of all label maps; the subfolder's name changes with the json, the classes, the rule, and `more`
     read_it: returns the content of the json and the value of each category; only called if a map is missing
     """
-    painted = f"{files.sha256(instances)} {classes.names} {classes.colours} {RULE}"  # words do not change the maps
+    digest = files.sha256(instances) if instances.is_file() else ""
+    painted = f"{digest} {classes.names} {classes.colours} {RULE}"  # words do not change the maps
     key = hashlib.sha256(" ".join([painted, *map(str, more)]).encode()).hexdigest()
     cache = maps / f"{instances.stem}-{key[:12]}"
     ids, present = list(ids), {path.name for path in cache.glob("*")}
@@ -244,7 +261,9 @@ def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], c
         if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
             raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")
         nothing = IGNORE if classes.background is None else classes.background
-        files.write_label(path, paint(content.annotations[id], size, values, nothing), classes.colours)
+        files.write_label(
+            path, paint(content.annotations[id], size, values, nothing, content.in_order), classes.colours
+        )
     except BrokenAnnotation as error:
         with files.atomic(path.with_suffix(".txt")) as partial:
             partial.write_text(str(error), encoding="utf-8")

@@ -1,17 +1,18 @@
 """Your own photos: a folder of images, the names of what to look for, and labels of some if you have any.
 
-Labels are a folder of label maps (PNG), or a json of objects in COCO's form. The json is painted by the rule of
-`_instances`, as COCO is. Its categories are matched to the classes by name, else by name or word where case, "_" and
-"-" do not matter. Objects of a category that is no class are painted, too, as background. A warning counts them: a
-category of another spelling ("sofa", where the class is "couch") is lost in the same way. A category called void (VOID)
-is void, unless it is a class.
+Labels are a folder of label maps (PNG), or objects in the form of COCO or of another tool (`_formats`). Objects are
+painted by the rule of `_instances`, as COCO is. Their categories are matched to the classes by name, else by name or
+word where case, "_" and "-" do not matter. Objects of a category that is no class are painted, too, as background. A
+warning counts them: a category of another spelling ("sofa", where the class is "couch") is lost in the same way. A
+category called void (VOID) is void, unless it is a class.
 
 Names of photos, maps and images of a json are the same where they differ only in case, or in how accents are written.
+Label Studio puts eight digits before the name of an upload, and leaves out signs such as blanks: these are understood.
 """
 
 import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from plg_utils import class_files, datasets, files
-from plg_utils.datasets import _instances
+from plg_utils.datasets import _formats, _instances
 from plg_utils.records import IGNORE, Classes, Dataset
 
 SMOKE = {"classes": ["cat", "dog"]}
@@ -47,10 +48,11 @@ def load(
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
     labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
-        colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or a
-        file .json in COCO's form, whose images have the names of the photos (folders and suffix do not matter). A
-        photo that the json lists without annotation counts as unlabelled, with a warning: tools list those that no
-        one has annotated. Maps are kept in `folder_labels` in the data folder
+        colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or objects: a
+        json of COCO or Label Studio, or a folder of labelme, YOLO or CVAT (`_formats`), whose images have the names of
+        the photos (folders and suffix do not matter). A photo that they list without annotation counts as
+        unlabelled, with a warning: tools list those that no one has annotated. Maps are kept in `folder_labels` in the
+        data folder
     labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
         after val; None for all. The rest counts as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
@@ -62,8 +64,8 @@ def load(
         labels = root
     photos = _photos(root, has_maps=labels == root)
     _warn_of_the_rest(root, labels)
-    is_json = labels is not None and labels.suffix.lower() == ".json" and not labels.is_dir()
-    content = _renamed(_instances.read(labels), photos) if is_json else None
+    objects = _formats.read(labels, has_maps=_has_maps(labels, photos)) if labels else None
+    content = _renamed(objects, photos) if objects else None
     maps = _label_maps(labels, photos) if labels and not content else {}
     mapped = _annotated(content, photos) if content else sorted(maps)
     datasets.check_count("val", val, "a number of photos with label map")
@@ -163,34 +165,49 @@ def _looks_like_a_map(path: Path, photos: dict[str, Path]) -> bool:
         return False  # `_photos.unreadable` says why it cannot be read
 
 
-def _ids(names: Iterable[str], photos: dict[str, Path], where: Path) -> dict[str, str]:
+def match(names: Iterable[str], photos: dict[str, Path], where: Path) -> dict[str, str]:
     """Ids of the photos that these names mean, by name; names of no photo are left out."""
-    known = {files.same_name(id): id for id in photos}
-    found = {name: known[files.same_name(name)] for name in names if files.same_name(name) in known}
+    known, uploads = {files.same_name(id): id for id in photos}, defaultdict(set)
+    for same, id in known.items():  # Label Studio stores the upload "a b.jpg" as 0123abcd-a_b.jpg
+        uploads[same].add(id)
+        uploads[re.sub(r"[^-\w.]", "", same.strip().replace(" ", "_"))].add(id)
+    found = {}
+    for name in names:
+        same = files.same_name(name)
+        meant = {known[same]} if same in known else uploads.get(re.sub("^[0-9a-f]{8}-", "", same), set())
+        if same in known or (len(meant) == 1 and re.match("[0-9a-f]{8}-", same)):
+            found[name] = min(meant)
+        elif len(meant) > 1:
+            raise ValueError(f"{name!r} of {where} could be {' or '.join(sorted(meant))}: rename one, and export again")
     for id in files.repeated(found.values()):
         both = " and ".join(repr(name) for name, own in found.items() if own == id)
         raise ValueError(f"{both} of {where} could each belong to {photos[id].name}: rename or remove one")
     return found
 
 
+def _has_maps(labels: Path, photos: dict[str, Path]) -> bool:
+    """Whether a folder holds a PNG with the name of a photo that is not this photo."""
+    names, own = {files.same_name(id) for id in photos}, set(photos.values())
+    return any(path not in own and files.same_name(path.stem) in names for path in labels.glob("*.[pP][nN][gG]"))
+
+
 def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
     """Label maps of a folder that belong to a photo, by id."""
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is not a folder: labels must be the folder of your label maps, or a file .json in COCO's form"
-        )
+        raise FileNotFoundError(f"{folder} is not there: labels must name what you have; {_formats.KNOWN}")
     own = set(photos.values())  # a folder may hold both
     paths = {path.stem: path for path in datasets.files_in(folder, (".png",), "label map") if path not in own}
-    found = _ids(paths, photos, folder)
+    found = match(paths, photos, folder)
     if not found:
         problem = f"{folder} holds no PNG with the name of a photo, e.g. {min(photos)}.png"
-        raise FileNotFoundError(f"{problem}; it holds e.g. {min(paths, default='no other PNG')}")
+        raise FileNotFoundError(f"{problem}; it holds e.g. {min(paths, default='no other PNG')}; {_formats.KNOWN}")
     _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
-    bare = {files.same_name(id) for id in photos.keys() - found.values()}
-    others = [
-        path.name for path in folder.iterdir() if path.suffix and files.same_name(path.stem) in bare and path not in own
-    ]
+    named = [path for path in folder.iterdir() if path.suffix and path not in own and path not in paths.values()]
+    bare, taken = ({files.same_name(id) for id in ids} for ids in (photos.keys() - found.values(), found.values()))
+    others = [path.name for path in named if files.same_name(path.stem) in bare]
     _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
+    objects = [path.name for path in named if files.same_name(path.stem) in taken and path.suffix in (".json", ".txt")]
+    _warn_of_others(sorted(objects), f"files of {folder} may hold objects of photos that have a PNG there, too,")
     return {id: paths[name] for name, id in found.items()}
 
 
@@ -214,12 +231,12 @@ def _compare_palettes(paths: list[Path], num_classes: int) -> None:
                     return
 
 
-# Labels from a json
+# Labels from objects
 
 
 def _renamed(content: _instances.Instances, photos: dict[str, Path]) -> _instances.Instances:
-    """The content of a json whose images are called as the photos are."""
-    ids = _ids(content.sizes, photos, content.path)
+    """The content of a json whose images are called as the photos are, and have their sizes if they have none."""
+    ids = match(content.sizes, photos, content.path)
     if not ids:
         listed = f"e.g. {min(content.sizes)}" if content.sizes else "it lists none at all"
         problem = f"{content.path} lists no image with the name of a photo, {listed}"
@@ -227,7 +244,10 @@ def _renamed(content: _instances.Instances, photos: dict[str, Path]) -> _instanc
     _warn_of_others(sorted(content.sizes.keys() - ids.keys()), f"images of {content.path} have the name of no photo")
     return replace(
         content,
-        sizes={ids.get(name, name): size for name, size in content.sizes.items()},
+        sizes={
+            ids.get(name, name): files.image_size(photos[ids[name]]) if size is None and name in ids else size
+            for name, size in content.sizes.items()
+        },
         annotations={ids.get(name, name): rows for name, rows in content.annotations.items()},
         repeated=frozenset(ids.get(name, name) for name in content.repeated),
     )
@@ -262,7 +282,9 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
         )
     values = {id: nothing if value is None else value for id, value in found.items()}
     maps = files.data_root() / "folder_labels"
-    painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values)
+    more = [files.sha256(source) for source in content.sources]  # where sizes are those of photos, they count too
+    more += [sorted(content.sizes.items(), key=str)] if more else []
+    painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values, *more)
     _instances.warn_of_broken(painted.broken, "folder")
     categories = [row.get("category_id") for id in ids for row in content.annotations[id] if row.get("iscrowd")]
     crowds = sum(found.get(category) in classes.foreground for category in categories)
@@ -275,6 +297,9 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
         if not reason
         for annotation in content.annotations[id]
         if found[annotation["category_id"]] is None
+        and not (
+            classes.background is None and class_files.is_background(content.categories[annotation["category_id"]])
+        )
     )
     if lost:
         shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())

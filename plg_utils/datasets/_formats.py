@@ -1,0 +1,494 @@
+"""Labels as other tools write them, read as objects (`_instances.Instances`), and the shapes that review writes.
+
+    COCO            a json with images, annotations and categories, as CVAT and Label Studio write it, too
+    labelme         a folder with a json for each photo, or one such json
+    YOLO            data.yaml (names), and a labels/*.txt for each photo: a class and a polygon from 0 to 1 in each line
+    Label Studio    a json of tasks, not JSON-MIN: brushes as run lengths, polygons in percent
+    CVAT            the folder of "Segmentation mask 1.1", unpacked: labelmap.txt, SegmentationClass/*.png
+
+A form is recognised by what it holds (`read`). The segmentation of an object may be a function from the size (H, W) of
+its image to its mask: what is costly is done when the label map is painted. A size of None is that of the photo.
+
+Polygons of YOLO may be contours of OpenCV's findContours, as Ultralytics and supervision write them: they name the
+pixels of the border, which belong to the region. They are known by this: multiplied by the size, all numbers of an
+image have the same fraction, none is the last side, and the regions are gone round against the clock. Any other
+polygon covers the pixels whose centre is inside of it, as in COCO.
+
+Sources: ultralytics (data/utils.py, data/converter.py), label-studio-sdk (converter/brush.py), labelme
+(_label_file.py), datumaro (plugins/data_formats/voc).
+"""
+
+import base64
+import io
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from plg_utils import class_files, files
+from plg_utils.datasets import _instances
+from plg_utils.datasets._instances import Instances
+
+KNOWN = (
+    "right are a folder of label maps (PNG), a json of COCO or Label Studio, a folder of labelme's json, YOLO's "
+    "data.yaml with labels/*.txt, or the unpacked folder of CVAT's Segmentation mask 1.1"
+)
+NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt")  # YOLO's files of names
+STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # rows and columns: right, down, left, up
+
+
+def read(place: Path, *, has_maps: bool = False) -> Instances | None:
+    """Read a file or a folder of labels; None for a folder of another kind, such as one of label maps.
+
+    has_maps: whether the folder holds label maps of photos: then other files beside them do not count
+    """
+    if place.is_dir():
+        root = place.parent if place.name == "SegmentationClass" else place
+        if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
+            return read_cvat(root)
+        if has_maps:
+            return None
+        if names := next((path for name in NAMES if (path := place / name).is_file()), None):
+            return read_yolo(names)
+        jsons = _visible(place.glob("*.json"))
+        if jsons and _kind(files.read_json(jsons[0], "correct it, or export it again")) == "labelme":
+            return read_labelme(jsons)
+        if jsons and not list(place.glob("*.txt")):
+            raise ValueError(f"{place} holds {jsons[0].name}, which is no json of labelme: name a single json itself")
+        above = [path / name for path in list(place.parents)[:2] for name in NAMES]
+        if texts := _visible(place.rglob("*.txt")):
+            if names := next((path for path in above if path.is_file()), None):
+                return read_yolo(names, place)
+            example = f"{place} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
+            raise ValueError(f"{example} says which class a number is: name the folder that has it. {KNOWN}")
+        if not _visible(place.glob("*.[pP][nN][gG]")):
+            inner = [path.parent.name for path in _visible(place.glob("*/*.png"))]
+            hint = f", but its folder {inner[0]} holds PNG: name that, if they are label maps" if inner else ""
+            raise FileNotFoundError(f"{place} itself holds no labels{hint}; {KNOWN}")
+        return None
+    if place.suffix.lower() in (".yaml", ".yml"):
+        return read_yolo(place)
+    if not place.exists() and place.suffix.lower() != ".json":
+        return None
+    if place.suffix.lower() != ".json":
+        unpack = "unpack it and name the folder; " if place.suffix.lower() in (".zip", ".gz", ".7z") else ""
+        raise ValueError(f"{place} is no form of labels that is known: {unpack}{KNOWN}")
+    content = files.read_json(place, "correct it, or export it again")
+    kind = _kind(content)
+    if kind == "labelme":
+        return read_labelme([place])
+    if kind == "label_studio":
+        return read_label_studio(place)
+    if kind:
+        raise ValueError(f"{place} is {kind}")
+    return _instances.read(place)
+
+
+def _kind(content: Any) -> str:
+    """What a json is: labelme, label_studio, "" for COCO, or what it is instead, and what to do."""
+    first = content[0] if isinstance(content, list) and content else content
+    keys = first.keys() if isinstance(first, dict) else set()
+    if "shapes" in keys:
+        return "labelme"
+    if isinstance(content, list) or {"data", "annotations"} <= keys:
+        if "data" in keys and keys & {"annotations", "predictions", "completions"}:
+            return "label_studio"
+        return "a list, but no tasks of Label Studio with data and annotations: export it as JSON, not as JSON-MIN"
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "segments_info" in rows[0]:
+        return "a json of COCO's panoptic form: export the objects (instances), or label maps"
+    return ""
+
+
+def _visible(paths: Iterator[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.name[0] != ".")
+
+
+def _gathered(place: Path, images: list, categories: dict, sources: list[Path], **more: Any) -> Instances:
+    """Instances of images (id, size, rows), of which none is lost if two have the same id."""
+    stems = [stem for stem, *_ in images]
+    annotations: dict[str, list] = {stem: [] for stem in stems}
+    for stem, _, rows in images:
+        annotations[stem] += rows
+    sizes, repeated = {stem: size for stem, size, _ in images}, frozenset(files.repeated(stems))
+    return Instances(place, sizes, annotations, categories, 0, repeated, tuple(sources), **more)
+
+
+def _refuse(why: str, size: tuple[int, int]) -> np.ndarray:
+    raise ValueError(why)
+
+
+# labelme
+
+
+def read_labelme(paths: list[Path]) -> Instances:
+    """Read the json of each photo; a later shape is on top of an earlier one, as labelme draws them."""
+    remedy, images, place = "save the image again in labelme", [], paths[0].parent if len(paths) > 1 else paths[0]
+    for path in paths:
+        content = files.read_json(path, remedy)
+        with files.reading(path, "a file of labelme", remedy):
+            size = content.get("imageHeight"), content.get("imageWidth")
+            if not all(isinstance(shape["label"], str) for shape in content["shapes"]):
+                raise TypeError("a label is no text")
+            rows = [
+                {"id": number, "category_id": shape["label"], "segmentation": partial(labelme_mask, shape)}
+                for number, shape in enumerate(content["shapes"], start=1)
+            ]
+            stem = _instances.stem_of(content["imagePath"])
+        if files.same_name(stem) != files.same_name(path.stem):
+            raise ValueError(f"{path} is of the photo {content['imagePath']}: give both the same name")
+        images.append((path.stem, None if None in size else size, rows))
+    kinds = [row["segmentation"].args[0].get("shape_type") for *_, rows in images for row in rows]
+    names = {row["category_id"]: row["category_id"] for *_, rows in images for row in rows}
+    if kinds and set(kinds) == {"rectangle"}:
+        problem = f"all {len(kinds)} shapes of {place} are rectangles"
+        warnings.warn(
+            f"{problem}: each counts as an object that fills it. If they are boxes around objects, outline the objects",
+            stacklevel=4,
+        )
+    return _gathered(place, images, names, paths, in_order=True)
+
+
+def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
+    """The pixels (H, W) bool whose centre a shape of labelme covers."""
+    kind, corners = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64)
+    x, y = corners.T
+    if not ((x >= -1) & (y >= -1) & (x <= size[1] + 1) & (y <= size[0] + 1)).all():  # false for nan
+        raise ValueError(f"a corner is outside the image of {size[1]} x {size[0]}")
+    if kind == "mask":  # a small PNG, and the position of its upper left pixel
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True)), formats=["PNG"]) as picture:
+            part = np.array(picture.convert("L")) > 0
+        left, top = corners[0].round().astype(int)
+        if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
+            raise ValueError("a mask crosses the border of the image")
+        inside = np.zeros(size, dtype=bool)
+        inside[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return inside
+    if kind == "circle":  # its centre, and a point on it
+        (centre_x, centre_y), (edge_x, edge_y) = corners
+        rows, columns = np.indices(size) + 0.5
+        return np.hypot(columns - centre_x, rows - centre_y) <= np.hypot(edge_x - centre_x, edge_y - centre_y)
+    if kind == "rectangle":
+        (left, top), (right, bottom) = corners
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    elif kind not in ("polygon", "oriented_rectangle"):
+        raise ValueError(f"a {kind} has no area; right are polygons, rectangles, circles and masks")
+    return _instances.decode([corners.ravel().tolist()], size)
+
+
+# YOLO
+
+
+def read_yolo(names: Path, labels: Path | None = None) -> Instances:
+    """Read YOLO's polygons; names: data.yaml or classes.txt; labels: the folder of texts, by default near the names.
+
+    Numbers of classes count from 0, in the order of the names. An empty text is an image without annotation.
+    """
+    if names.suffix.lower() == ".txt":
+        listed = [line.strip() for line in files.read_lines(names) if line.strip()]
+    else:
+        content = files.read_yaml(names)
+        if not isinstance(content, dict) or "names" not in content:
+            raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
+        try:
+            listed = class_files.yolo_names(content)
+        except ValueError as error:
+            raise ValueError(f"{names}: {error}") from error
+    root = names.parent  # Roboflow has train/labels, and some tools write each text beside its photo
+    listings = (labels or root / "labels").rglob("*.txt"), root.glob("*/labels/*.txt"), root.glob("*.txt")
+    found = ([path for path in _visible(listing) if path != names] for listing in listings[: 1 if labels else 3])
+    texts = next((paths for paths in found if paths), None)
+    if not texts:
+        raise FileNotFoundError(f"{labels or root} holds no text of labels: YOLO has a labels/NAME.txt for each photo")
+    images = [(path.stem, None, _yolo_rows(path)) for path in texts]
+    return _gathered(names.parent, images, {number: str(name) for number, name in enumerate(listed)}, [names, *texts])
+
+
+def _yolo_rows(path: Path) -> list[dict]:
+    """The lines of a text of YOLO as annotations. What is wrong with a line is said when it is painted."""
+    rows, polygons = [], []
+    for number, line in enumerate(files.read_lines(path), start=1):
+        if not line.split():
+            continue
+        why, corners = "", np.zeros(0)
+        try:
+            category, *numbers = line.split()
+            corners = np.array(numbers, dtype=np.float64)
+            category = int(float(category)) if float(category).is_integer() else category
+        except ValueError:
+            category, why = 0, f"{line[:40]!r} is no number of a class and numbers from 0 to 1"
+        if not why and len(corners) in (4, 5):
+            why = "it is a box (x, y, width, height); a box alone is no outline"
+        elif not why and (len(corners) < 6 or len(corners) % 2):
+            why = f"{len(corners)} numbers are no x and y of three corners or more"
+        elif not why and not ((corners >= -0.01) & (corners <= 1.01)).all():  # false for nan; Ultralytics' tolerance
+            far = corners[~((corners >= -0.01) & (corners <= 1.01))][0]
+            why = f"the number {far:g} is not from 0 to 1: divide x by the width of the image, and y by the height"
+        polygons += [] if why else [corners]
+        mask = partial(_refuse, why) if why else partial(_yolo_mask, corners.reshape(-1, 2), polygons)
+        rows.append({"id": f"in line {number} of {path.name}", "category_id": category, "segmentation": mask})
+    return rows
+
+
+def _yolo_mask(polygon: np.ndarray, polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The pixels (H, W) bool of a polygon (C, 2) from 0 to 1; polygons: all of this image, (2C,) each."""
+    scale = np.array([size[1], size[0]])
+    every = np.concatenate(polygons).reshape(-1, 2) * scale
+    shift = every.ravel()[0] % 1
+    are_pixels = (np.abs((every - shift + 0.5) % 1 - 0.5) < 0.02).all() and (every < scale - 0.25).all()
+    around = ((ring := corners.reshape(-1, 2), np.roll(ring, -1, axis=0)) for corners in polygons)
+    twice_area = sum((one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]).sum() for one, two in around)
+    if not are_pixels or twice_area > 1e-9:
+        return _instances.decode([(polygon * scale).clip(0, scale).ravel().tolist()], size)
+    canvas = Image.new("1", (size[1], size[0]))
+    pixels = np.floor(polygon * scale + 0.02).astype(int)
+    ImageDraw.Draw(canvas).polygon([tuple(pixel) for pixel in pixels.tolist()], fill=1, outline=1)
+    return np.array(canvas)
+
+
+def yolo_lines(mask: np.ndarray, category: int) -> list[str]:
+    """The lines of YOLO's text for a region (H, W) bool: one, or more if the region has holes, which YOLO has not.
+
+    Both readers that round the corners down (Ultralytics) and to the nearest pixel (supervision) get the same pixels.
+    """
+    top, left = (np.flatnonzero(mask.any(axis=axis))[0] for axis in (1, 0))
+    height, width = mask.shape
+    part = mask[top:, left:][mask[top:, left:].any(axis=1)][
+        :, mask[top:, left:].any(axis=0)
+    ]  # connected: no row is empty
+    rings = [ring[::-1, ::-1] for ring in pieces(part)]  # (C, 2) x and y, against the clock
+    scaled = [(ring + (left + 0.25, top + 0.25)) / (width, height) for ring in rings]
+    return [" ".join([str(category), *(f"{number:.8g}" for number in ring.ravel())]) for ring in scaled]
+
+
+def pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """Outlines (C, 2), rows and columns of border pixels, of a 4-connected mask (H, W) bool, cut up where it has holes.
+
+    A mask without holes is one piece. Else it is cut at the left side of each hole, from top to bottom.
+    """
+    outer, *holes = _rings(mask)
+    if not holes:
+        return [outer]
+    cuts = np.unique([hole[:, 1].min() + 1 for hole in holes])  # columns
+    bands = np.where(mask, 1 + cuts.searchsorted(np.arange(mask.shape[1]), "right"), 0)  # (H, W)
+    root = connected(bands)
+    return [_rings(root == first)[0] for first in np.unique(root[mask])]
+
+
+def _rings(mask: np.ndarray) -> list[np.ndarray]:
+    """Outlines of a 4-connected mask, the outer one first, then those of holes: (C, 2) of the pixels at their turns."""
+    inside, sides = np.pad(mask, 1), {}  # (row, column, direction): a side of a pixel, with the mask on the right
+    for direction, (row, column) in enumerate(STEP):
+        outwards = np.roll(inside, (column, -row), (0, 1))[1:-1, 1:-1]  # the neighbour on the left of the step
+        starts = np.argwhere(mask & ~outwards) + [(0, 0), (0, 1), (1, 1), (1, 0)][direction]
+        sides |= dict.fromkeys((*start, direction) for start in starts.tolist())
+    rings = []
+    while sides:
+        first = side = next(iter(sides))
+        ring = []
+        while side in sides:
+            del sides[side]
+            direction = side[2]
+            row, column = STEP[direction] + side[:2]
+            for turn in (1, 0, 3):  # to the right, which keeps to pixels that share a side; straight on; to the left
+                side = int(row), int(column), (direction + turn) % 4
+                if side in sides or side == first:
+                    break
+            if turn:
+                inwards = STEP[(direction + 1) % 4] + STEP[(side[2] + 1) % 4]
+                ring.append(np.array(side[:2]) + (inwards - 1) // 2)
+        rings.append(np.array(ring))
+    return rings
+
+
+def connected(label: np.ndarray) -> np.ndarray:
+    """First pixel, counted row by row, of the 4-connected region of one value that each pixel of a (H, W) map is in."""
+    flat = label.ravel()
+    begins = np.append(True, flat[1:] != flat[:-1])
+    begins[:: label.shape[1]] = True
+    starts, run = np.flatnonzero(begins), (np.cumsum(begins) - 1).reshape(label.shape)  # runs of a value within a row
+    same = label[1:] == label[:-1]
+    pairs = np.stack([run[1:][same], run[:-1][same]])  # runs that touch, many times in a row
+    one, other = pairs[:, np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))[: pairs.shape[1]]]
+    root = np.arange(len(starts))  # for each run: a run of its region; in the end the first one
+    while (root[one] != root[other]).any():
+        smaller = np.minimum(root[one], root[other])
+        np.minimum.at(root, root[one], smaller)
+        np.minimum.at(root, root[other], smaller)
+        root = root[root]
+    return starts[root][run]
+
+
+# Label Studio
+
+
+def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
+    """Read the tasks of a json; predictions: take those of a task without annotation, as `review` writes them.
+
+    Cancelled annotations are left out. Of a task with several no one knows which is right, so it is not painted.
+    """
+    remedy, images, categories = "export the tasks again as JSON", [], {}
+    content = files.read_json(path, remedy)
+    with files.reading(path, "a json of tasks of Label Studio", remedy):
+        for task in content if isinstance(content, list) else [content]:
+            everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
+            drawn = [one for one in everyone if not one.get("was_cancelled")]
+            drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
+            rows, size = [], None
+            for annotation in drawn:
+                own, size = _studio_rows(annotation["result"], size)
+                rows += own
+            categories |= {row["category_id"]: row["category_id"] for row in rows}
+            if len(drawn) > 1:
+                why = f"the task has {len(drawn)} annotations: keep one of them"
+                rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
+            places = [value for value in task["data"].values() if isinstance(value, str)]
+            image = next((place for place in places if Path(place.split("?")[0]).suffix or "?d=" in place), places[0])
+            images.append((_instances.stem_of(image), size, rows))
+    return _gathered(path, images, categories, [path])
+
+
+def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tuple | None]:
+    """The regions of a result as annotations, and the size (H, W) of the image; size: if it is known already."""
+    regions: dict[str, dict] = {}  # a brush and its label may be two items of the same id
+    for number, item in enumerate(result):
+        value = item.get("value", {})
+        if "original_height" in item and value.keys() & {"rle", "points", "x", "width", "imageDataURL"}:
+            region = regions.setdefault(str(item.get("id", number)), {"turned": item.get("image_rotation")})
+            region |= {key: value[key] for key in ("rle", "points", "x", "y", "width", "height") if key in value}
+            region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}
+            named = [names for key, names in value.items() if key.endswith("labels")]
+            region |= {"names": named[0]} if named else {}
+    rows, outlined = [], [_box(region) for region in regions.values() if "points" in region]
+    for id, region in regions.items():
+        box = region["type"] == "rectanglelabels" and _box(region)
+        if region["type"] == "keypointlabels" or (box and any(np.allclose(box, one, atol=0.5) for one in outlined)):
+            continue  # points that asked a model; the box that an import from COCO adds to each polygon
+        size, names = size or region["size"], region.get("names") or []
+        if len(names) != 1:
+            shape = partial(_refuse, f"a region has the labels {files.shown(names)}, and one is right")
+        elif region["size"] != size:
+            shape = partial(_refuse, f"regions of two sizes, {size} and {region['size']}")
+        elif region["turned"]:
+            shape = partial(
+                _refuse, f"the image was turned by {region['turned']} degrees: turn it back and export again"
+            )
+        elif "rle" in region:
+            shape = partial(brush_mask, region["rle"])
+        elif "points" in region:  # in percent of width and height
+            shape = [[number / 100 * size[1 - axis] for x_y in region["points"] for axis, number in enumerate(x_y)]]
+        else:
+            shape = partial(_refuse, f"it is of the type {region['type']}; right are brushes and polygons")
+        rows.append({"id": id, "category_id": names[0] if names else "", "segmentation": shape})
+    return rows, size
+
+
+def _box(region: dict) -> list[float]:
+    """Left, top, right and bottom of a rectangle or a polygon of Label Studio, in percent."""
+    if "points" in region:
+        return [*np.min(region["points"], axis=0), *np.max(region["points"], axis=0)]
+    left, top = region["x"], region["y"]
+    return [left, top, left + region["width"], top + region["height"]]
+
+
+def brush_mask(rle: list[int], size: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) bool of Label Studio's run lengths of a brush: where the last of four channels is not 0.
+
+    A stream of bits: 32 for the number of values, 5 for the bits of a value, 4 x 4 for the sizes of lengths, all of
+    these less 1 but the first; then blocks: 1 bit (1: one value, repeated), 2 bits for which size, a length less 1, and
+    one value or as many as the length says.
+    """
+    try:
+        bits, at = (np.unpackbits(np.array(rle, dtype=np.uint8)) + 48).tobytes().decode(), 0
+
+        def take(count: int) -> int:
+            nonlocal at
+            at += count
+            if at > len(bits):
+                raise ValueError("they end too early")
+            return int(bits[at - count : at], 2)
+
+        total, word, sizes = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
+        if total != 4 * size[0] * size[1]:
+            raise ValueError(f"{total} values, not 4 for each pixel of {size}")
+        values, done = np.zeros(total, dtype=bool), 0
+        while done < total:
+            repeats, length = take(1), take(sizes[take(2)]) + 1
+            if done + length > total:
+                raise ValueError("runs past the end")
+            values[done : done + length] = take(word) if repeats else [take(word) for _ in range(length)]
+            done += length
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"its run lengths are not those of a brush ({error})") from error
+    return values.reshape(*size, 4)[:, :, 3]
+
+
+def brush_rle(mask: np.ndarray) -> list[int]:
+    """Run lengths of a brush, as `brush_mask` reads them, of a mask (H, W) bool."""
+    flat = mask.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{size - 1:04b}" for size in (3, 4, 8, 16))]
+    begin = 0
+    for end in ends.tolist():
+        for start in range(4 * begin, 4 * end, 1 << 16):
+            bits.append(f"111{min(4 * end - start, 1 << 16) - 1:016b}{255 * int(flat[begin]):08b}")
+        begin = end
+    return np.packbits(np.frombuffer("".join(bits).encode(), dtype=np.uint8) - 48).tolist()
+
+
+# CVAT
+
+
+def read_cvat(root: Path) -> Instances:
+    """Read labelmap.txt and SegmentationClass/*.png: a category for each colour; black is background, if no other."""
+    colours: dict[tuple, str] = {}
+    path = root / "labelmap.txt"
+    lines = [line.strip() for line in files.read_lines(path) if line.strip() and line.strip()[0] != "#"]
+    for number, line in enumerate(lines):
+        name, _, rest = line.partition(":")
+        parts = rest.split(":")[0].split(",") if rest.split(":")[0] else files.voc_palette()[number].tolist()
+        try:
+            colour = tuple(int(part) for part in parts)
+        except ValueError:
+            colour = ()
+        if len(colour) != 3 or colours.setdefault(colour, name) != name:
+            problem = f"{path} has the line {line!r}"
+            raise ValueError(f"{problem}: right is a name and a colour of its own, NAME:RED,GREEN,BLUE::")
+    colours.setdefault((0, 0, 0), "background")
+    maps = _visible((root / "SegmentationClass").rglob("*.png"))
+    codes = [(red << 16) + (green << 8) + blue for red, green, blue in colours]
+    images, names = [], [*colours.values()]
+    for place in maps:
+        read = partial(_coloured, place, tuple(codes))
+        rows = [
+            {"category_id": name, "segmentation": partial(read, code)} for code, name in zip(codes, names, strict=True)
+        ]
+        images.append((place.stem, None, rows))
+    return _gathered(root, images, dict(zip(names, names, strict=True)), [path, *maps])
+
+
+def _coloured(path: Path, codes: tuple[int, ...], code: int, size: tuple[int, int]) -> np.ndarray:
+    found = _codes(path, codes, path.stat().st_mtime_ns)
+    if found.shape != size:
+        raise ValueError(f"{path} is {found.shape}, its photo {size} (height, width)")
+    return found == code
+
+
+@lru_cache(maxsize=1)
+def _codes(path: Path, codes: tuple[int, ...], _: int) -> np.ndarray:
+    """The colour (H, W), red << 16 | green << 8 | blue, of each pixel of a map; a grey one holds numbers of lines."""
+    with files.reading(path, "a readable label map", "export it again"), Image.open(path, formats=["PNG"]) as image:
+        if image.mode == "L":
+            numbers = np.array(image)
+            if numbers.max() >= len(codes):
+                raise ValueError(f"the number {numbers.max()}, where labelmap.txt has {len(codes)} lines")
+            return np.array(codes)[numbers]
+        found = np.array(image.convert("RGB")) @ np.array([1 << 16, 1 << 8, 1])
+        if strange := sorted(set(np.unique(found).tolist()) - set(codes)):
+            red_green_blue = strange[0] >> 16, strange[0] >> 8 & 255, strange[0] & 255
+            raise ValueError(f"the colour {red_green_blue}, which labelmap.txt does not have")
+    return found

@@ -1,0 +1,202 @@
+"""The command plg: a folder of photos in, label maps, overlays and a page out; again where it was stopped."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plg_utils import __main__ as plg
+from plg_utils import figures, files, stages
+from plg_utils.datasets import storybook
+
+NAMES = ("scène #1", "100 % <b>", "c&d")
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with three scenes of the storybook, and the label map of one; PLG_RESULTS is put back afterwards."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "elsewhere"))
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(NAMES):
+        scene = storybook.draw(1000 + number)
+        files.write_image(tmp_path / "my photos" / f"{name}.jpg", scene.image)
+    files.write_label(tmp_path / "maps" / f"{NAMES[0]}.png", np.minimum(storybook.draw(1000).label, 2))
+    return "my photos"
+
+
+def call(*arguments):
+    return plg.main(["label", *arguments, "--device", "cpu"])
+
+
+class Page(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.places, self.text = [], path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        self.places += [unquote(value) for name, value in attributes if name in ("src", "href")]
+
+
+def test_a_folder_of_photos_is_labelled(photos, capsys):
+    assert call(photos, "--classes", "tree, house", "--to", "out") == 0
+    printed = capsys.readouterr()
+    assert (
+        len(re.findall("warning: without --(sam|clip), .* knows only the ten things of the storybook", printed.err))
+        == 2
+    )
+    assert "3 photos, 3 classes: background, tree, house" in printed.out
+    assert "Threshold: 0.20, the default." in printed.out
+    out, source = Path("out"), Path("out/work/labels_zero_shot")
+    maps = {name: files.read_label(out / "labels" / f"{name}.png", 3) for name in NAMES}
+    for name, label in maps.items():
+        np.testing.assert_array_equal(label, files.read_label(source / f"{name}.png"))
+        assert Image.open(out / "labels" / f"{name}.png").mode == "P"
+        assert Image.open(out / "overlays" / f"{name}.jpg").size == label.shape[::-1]
+    page = Page(out / "index.html")
+    assert sorted(page.places) == sorted(
+        [f"{kind}" for name in NAMES for kind in (f"labels/{name}.png", f"overlays/{name}.jpg")]
+    )
+    assert "<b>100 % &lt;b&gt;</b>" in page.text and f"{NAMES[0]}.png" not in page.text  # in an address # is an end
+    pixels = np.concatenate([label.ravel() for label in maps.values()])
+    for value, name in ((0, "background"), (255, "no label")):
+        assert f"{name}<td>{(pixels == value).mean():.1%}" in page.text
+        assert f"{(pixels == value).mean():.1%}  {name}" in printed.out
+
+
+def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, capsys):
+    options = (photos, "--classes", "tree, house", "--to", "out")
+    real, asked = stages.segments, []
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "segments", stopped)
+    assert call(*options) == 130
+    assert "The same command goes on from here" in capsys.readouterr().err
+    monkeypatch.setattr(stages, "segments", real)
+    masks = {path: path.stat().st_mtime_ns for path in Path("out/work/masks").glob("*")}
+    assert call(*options) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in masks.items() if path.name != "manifest.json")
+    monkeypatch.setattr(figures, "overlay", lambda *given: asked.append(given) or given[0])
+    assert call(*options) == 0 and not asked
+    later = Path(f"out/overlays/{NAMES[0]}.jpg").stat().st_mtime + 5
+    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (later, later))
+    assert call(*options) == 0 and len(asked) == 1
+    asked.clear()
+    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (1, 1))
+    named = [path for path in Path("out/labels").iterdir() if (files.read_label(path) % 255).any()]
+    assert call(*options, "--threshold", "0.9") == 0 and len(asked) == len(named) > 0  # those that are other maps now
+    assert not any((files.read_label(path) % 255).any() for path in named)
+    Path(photos, f"{NAMES[2]}.jpg").unlink()
+    assert call(*options, "--threshold", "0.9") == 0
+    assert {path.stem for path in Path("out/labels").iterdir()} == set(NAMES[:2])
+    assert {path.stem for path in Path("out/overlays").iterdir()} == set(NAMES[:2])
+
+
+def test_what_a_person_has_corrected_is_kept(photos, capsys):
+    options = (photos, "--classes", "tree, house", "--to", "out")
+    assert call(*options) == 0
+    corrected = Path(f"out/labels/{NAMES[1]}.png")
+    files.write_label(corrected, np.ones_like(files.read_label(corrected)))
+    before = corrected.read_bytes()
+    for more in ((), ("--threshold", "0.5")):
+        assert call(*options, *more) == 2
+        assert "1 label maps in" in (said := capsys.readouterr().err) and "were changed by hand, e.g. 100 %" in said
+    assert corrected.read_bytes() == before
+
+
+def test_labels_of_a_few_photos_choose_the_threshold(photos, capsys):
+    Path("own.yaml").write_text("background: []\nclasses: [tree, house]\n")
+    assert call(photos, "--classes", "own.yaml", "--labels", "maps", "--to", "out") == 0
+    chosen = files.read_json("out/work/labels_zero_shot/manifest.json")["parameters"]["threshold"]
+    assert f"Threshold: {chosen:.2f}, the best on 1 photos with labels." in capsys.readouterr().out
+    assert len(list(Path("out/labels").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["my photo", "--classes", "a", "--to", "out"], "my photo is not a folder: root must be the folder of your"),
+        (["my photos", "--classes", "a.yaml", "--to", "out"], "a.yaml is no class file"),
+        (["my photos", "--classes", ", ", "--to", "out"], "name what to look for"),
+        (["my photos", "--classes", "a,a", "--to", "out"], "more than once: a"),
+        (["my photos", "--classes", "a", "--to", "my photos"], "is no folder that this command has written"),
+        (
+            ["my photos", "--classes", "a", "--to", "out", "--threshold", "20"],
+            "--threshold is 20, and right is a cosine",
+        ),
+        (
+            ["my photos", "--classes", "a", "--to", "out", "--sam", "sam_x"],
+            "'sam_x' is neither a file nor a checkpoint",
+        ),
+        (["my photos", "--classes", "a", "--to", "out", "--clip", "B/16"], "'B/16' is neither a file nor a checkpoint"),
+        (["my photos", "--classes", "a", "--to", "out", "--labels", "no"], "no is not there: labels must name"),
+        (["my photos", "--classes", "a", "--to", "out", "--device", "tpu"], "device 'tpu' is not known"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line_before_any_work(arguments, says, photos, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "masks", lambda *_, **__: pytest.fail("it has begun"))
+    assert plg.main(["label", *arguments]) == 2
+    *_, last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert last.startswith("plg label: ") and says in last
+
+
+def test_an_unreadable_photo_stops_or_is_left_out(photos, capsys):
+    Path(photos, "broken.jpg").write_bytes(b"no jpeg")
+    assert call(photos, "--classes", "tree", "--to", "out") == 2
+    assert "1 of 4 photos cannot be read" in capsys.readouterr().err
+    assert call(photos, "--classes", "tree", "--to", "out", "--skip-unreadable") == 0
+    assert len(list(Path("out/labels").iterdir())) == 3
+
+
+def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
+    assert call(photos, "--classes", "tree, house", "--to", "out") == 0
+    assert plg.main(["export", "out", "--least", "2", "--to", "review", "--form", "yolo", "coco"]) == 0
+    content = files.read_json("review/coco.json")
+    content["annotations"] = [row | {"category_id": 2} for row in content["annotations"]]
+    content["annotations"][-1] |= {"category_id": 1}
+    files.write_json("review/coco.json", content)
+    assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    capsys.readouterr()
+    assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
+    assert "mean IoU 100.00" in capsys.readouterr().out
+    assert plg.main(["check", "folder", "--root", photos, "classes", "[tree]"]) == 0
+
+
+def test_other_commands_are_handed_over(monkeypatch, capsys, tmp_path):
+    """To the modules that have them, with all arguments; without notebooks the two of them say so."""
+    called = []
+    for name in ("doctor", "run"):
+        module = types.SimpleNamespace(main=lambda arguments, name=name: called.append((name, arguments)) or 3)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "argv", ["plg"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert plg.main(["run", "demo", "-p", "seed", "1"]) == 3 and plg.main(["doctor"]) == 3
+    assert called == [("run", ["demo", "-p", "seed", "1"]), ("doctor", [])]
+    monkeypatch.setattr(plg, "NOTEBOOKS", tmp_path)
+    assert plg.main(["run", "demo"]) == plg.main(["doctor"]) == 2
+    assert "which the installed package does not hold: clone the repository" in capsys.readouterr().err
+
+
+def test_the_settings_are_those_of_the_notebook_and_the_command_is_installed():
+    notebook = json.loads((plg.NOTEBOOKS / "02_zero_shot_labels.ipynb").read_text(encoding="utf-8"))
+    (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    known = {}
+    exec("".join(cell["source"]), known)  # noqa: S102
+    assert {name: known[name] for name in plg.SETTINGS} == plg.SETTINGS
+    shown = subprocess.run([sys.executable, "-m", "plg_utils", "--help"], capture_output=True, text=True, check=True)
+    assert all(f"    {name} " in shown.stdout for name in ("label", *plg.OTHERS))
+    assert 'plg = "plg_utils.__main__:main"' in (files.ROOT / "pyproject.toml").read_text(encoding="utf-8")
