@@ -12,8 +12,9 @@ A file `name.py` here has
     ON_BAD_IMAGE    optional: what happens to a photo that cannot be read if the caller does not say (`load`)
 
 `from_pairs` makes a data set of photos and label maps. Files whose name starts with an underscore are no data sets:
-`_splits` finds lists of labelled images, `_instances` paints label maps from COCO's form, `_maps` reads label maps,
-`_photos` finds photos that cannot be read. The same options give the same samples in the same order.
+`_splits` finds lists of labelled images, `_formats` reads what other tools write, `_instances` paints label maps from
+COCO's form, `_maps` reads label maps, `_photos` finds photos that cannot be read. The same options give
+the same samples in the same order.
 """
 
 import warnings
