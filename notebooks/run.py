@@ -415,7 +415,7 @@ def execute_all(
         name, begin = step.notebook.stem, time.perf_counter()
         try:
             # Kernels run in another folder. Their waiting threads soon sleep, see the Makefile.
-            variables = {"GOMP_SPINCOUNT": "1000"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
+            variables = {"GOMP_SPINCOUNT": "10000"} | os.environ | {"PLG_RESULTS": str(folder.parent)}
             with around(step), environment(variables):
                 execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here
