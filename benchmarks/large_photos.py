@@ -80,15 +80,20 @@ def label(name: str, folder: Path, threads: int) -> dict:
     }
 
 
+def make(name: str, folder: Path) -> None:
+    """Draw one of PHOTOS and its truth."""
+    image, truth = mosaic(0, *PHOTOS[name][:2])
+    files.write_image(folder / "photo.jpg", image)
+    files.write_label(folder / "truth" / "photo.png", truth)
+
+
 def measure(name: str, threads: int) -> dict:
-    """Make one of PHOTOS and label it in a process of its own."""
+    """Make one of PHOTOS and label it, each in a new process, which would count the memory of its parent."""
     with tempfile.TemporaryDirectory() as temporary:
-        image, truth = mosaic(0, *PHOTOS[name][:2])
-        files.write_image(Path(temporary) / "photo.jpg", image)
-        files.write_label(Path(temporary) / "truth" / "photo.png", truth)
-        command = [sys.executable, __file__, "--one", name, "--folder", temporary, "--threads", str(threads)]
+        command = [sys.executable, __file__, "--folder", temporary, "--threads", str(threads)]
         places = {"PLG_RESULTS": temporary + "/results", "PLG_DATA": temporary + "/data"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | places)
+        subprocess.run([*command, "--make", name], check=True)
+        done = subprocess.run([*command, "--one", name], stdout=subprocess.PIPE, check=True, env=os.environ | places)
         return json.loads(done.stdout)
 
 
@@ -151,18 +156,20 @@ def main() -> None:
     """Measure and write results/bench/large_photos.json."""
     parser = side_by_side.arguments(__doc__)
     parser.add_argument("--one", choices=PHOTOS, help="label this photo, which lies in the folder, and print JSON")
+    parser.add_argument("--make", choices=PHOTOS, help="draw this photo into the folder, and stop")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=PHOTOS, default=list(PHOTOS))
     options = parser.parse_args()
+    if options.make:
+        make(options.make, options.folder)
+        return
     if options.one:
         print(json.dumps(label(options.one, options.folder, options.threads)))
         return
     torch.set_num_threads(options.threads)
-    found = {"agreement": [agreement(*case) for case in ((1, 128, 120, 60), (2, 128, 128, 32), (2, 128, 192, 64))]}
-    found["photos"] = {}
-    for name in options.only:
-        found["photos"][name] = measure(name, options.threads)
-        side_by_side.report(options.write, "large_photos", options.device, **found)
+    found = {"photos": {name: measure(name, options.threads) for name in options.only}}
+    found["agreement"] = [agreement(*case) for case in ((1, 128, 120, 60), (2, 128, 128, 32), (2, 128, 192, 64))]
+    side_by_side.report(options.write, "large_photos", options.device, **found)
 
 
 if __name__ == "__main__":
