@@ -370,7 +370,8 @@ def numbers() -> dict[str, str]:
     mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
     for count in (12, 24, 48):
         of = mean[count]
-        for key, name in (("soft", SOFT), ("sharp", SHARP)):  # share of the raw labels' error that is gone
+        gone = {"sharp": SHARP} | ({"soft": SOFT} if count == 12 else {})  # share of the raw labels' error
+        for key, name in gone.items():
             found[f"error_{key}_{count}"] = f"{100 * (of[name] - of[RAW]) / (100 - of[RAW]):.0f}"
         pairs = {"unimatch": (UNIMATCH, SUPERVISED), "paper_unimatch": (PAPER, UNIMATCH), "paper_long": (PAPER, LONG)}
         found |= {f"{key}_{count}": f"{of[a] - of[b]:.1f}" for key, (a, b) in pairs.items()}
@@ -389,6 +390,20 @@ def numbers() -> dict[str, str]:
         )
         found |= {f"vit_b_{side}": f"{large[f'{side}_s']:.0f}", f"demo_{side}": f"{whole[f'{side}_s'] / 60:.1f}"}
         found |= {f"masks_{side}": f"{stages['masks']:.0f}", f"trainings_{side}": f"{trained:.0f}"}
+
+    photos, seams = (read("bench/large_photos.json")[name] for name in ("photos", "agreement"))
+    for key, name in (
+        ("12", "12 megapixels"),
+        ("100", "100 megapixels, one scene"),
+        ("tiles", "100 megapixels in tiles"),
+    ):
+        minutes = sum(photos[name]["seconds"].values()) / 60
+        found[f"photo_{key}_gb"] = f"{photos[name]['peak_memory_mb'] * 2**20 / 1e9:.1f}"
+        found[f"photo_{key}_minutes"] = f"{minutes:.1f}" if minutes > 0.5 else f"{60 * minutes:.0f}"
+    for key, name in (("right", "annotated regions"), ("small", "miniatures"), ("part", "one part alone")):
+        shares = [100 * seam["same"][name] for seam in seams]
+        found[f"seams_{key}"] = f"{min(shares):.0f} to {max(shares):.0f}"
+    found["seams_right"] = f"{min(100 * seam['same']['annotated regions'] for seam in seams):.1f}"
 
     found |= {f"kill_{key}": str(bad["kills"][key]) for key in ("kills", "rounds", "files_compared")}
     found |= {f"fuzz_{key}": f"{bad['fuzz'][key]:,}" for key in ("files", "failed", "crashed", "hung")}

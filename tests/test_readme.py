@@ -68,6 +68,14 @@ def test_what_the_text_says_about_each_seed(grid):
     assert of[tables.PLAIN].mean() < of[tables.LONG].mean()
 
 
+def test_what_the_text_says_about_more_labelled_scenes():
+    found = by_seed("storybook_labelled")
+    for count in (24, 48):
+        of = {name: miou for (name, labelled), miou in found.items() if labelled == count}
+        assert len(of[tables.PAPER]) == 3 and (of[tables.PAPER] > of[tables.LONG]).all()
+        assert (of[tables.PAPER] > of[tables.UNIMATCH]).all() and (of[tables.SHARP] > of[tables.RAW] + 0.04).all()
+
+
 def test_what_the_text_says_about_camvid():
     camvid = tables.rows("camvid_table")
     supervised, unimatch = (camvid[camvid["name"] == name].set_index("seed") for name in camvid["name"].unique())
