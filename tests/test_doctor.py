@@ -337,7 +337,7 @@ def test_the_notebook(world, tmp_path, monkeypatch, offline, capsys):
     assert {subject for level, subject in levels if level == "warning"} >= {"weights", "time"}
     assert not {subject for level, subject in levels if level == "stop"}
     rows = {row["stage"]: row for row in found["card"]}
-    assert "mask_options" in rows["masks"]["not measured"] and rows["refined"]["times"] == 160
+    assert "mask_options" in rows["masks"]["not measured"] and rows["refined"]["times"] == 120
     hours = {row["preset"]: row["hours"] for row in found["presets"]}
     assert list(hours) == ["as it is", "fast", "balanced", "paper"] and hours["fast"] < hours["balanced"]
     assert "Presets are estimates" in found["text"] and "0 would stop the run" in capsys.readouterr().out

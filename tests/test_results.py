@@ -236,7 +236,14 @@ def test_each_published_json_is_one_that_these_tests_know():
     known = {*SUMMARIES, *GRIDS, *POINTS, run.PUBLISHED / "reliability.json"}
     known |= {path for summary in SUMMARIES for name in ("0*.json", "run.json") for path in summary.parent.glob(name)}
     rest = {path.relative_to(run.PUBLISHED).parts[0] for path in run.PUBLISHED.rglob("*.json") if path not in known}
-    read_by_readme = {"bench", "full_size", "miniatures", "presets", "review"}  # tests/test_readme.py compares these
+    read_by_readme = {
+        "bench",
+        "demo_seeds",
+        "full_size",
+        "miniatures",
+        "presets",
+        "review",
+    }  # tests/test_readme.py compares these
     assert rest - {"local"} == read_by_readme | {"paper_figures"}  # this one only lists its files
     for path in run.PUBLISHED.glob("*/*.yaml"):
         yaml.safe_load(path.read_text(encoding="utf-8"))

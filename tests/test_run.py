@@ -236,7 +236,7 @@ def test_the_environment_is_as_before_when_the_notebooks_are_done(toy, tmp_path,
     monkeypatch.setenv("PLG_RESULTS", "before")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     run.execute_all(run.steps_of(run.read("toy", **toy), {}, "toy"), tmp_path / "results" / "toy")
-    assert seen == [[str(tmp_path / "results"), "1000"]] * 2
+    assert seen == [[str(tmp_path / "results"), "10000"]] * 2
     assert os.environ["PLG_RESULTS"] == "before" and "GOMP_SPINCOUNT" not in os.environ
     path = tmp_path / "results" / "toy" / "run.json"
     content = files.read_json(path)
