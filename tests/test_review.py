@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -365,7 +366,10 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     target, back = tmp_path / "review", tmp_path / "corrected"
     assert review.main(["mine", "--least", "3", "--to", str(target)]) == 0
     printed = capsys.readouterr().out
-    assert "3 of 8 images with their labels_zero_shot" in printed and f"labelme {target}/images" in printed
+    assert (
+        "3 of 8 images with their labels_zero_shot" in printed
+        and f"labelme {shlex.quote(str(target / 'images'))}" in printed
+    )
     reviewed, classes = review.read(target)
     agreed = []
     for sample in data.unlabelled:
