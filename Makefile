@@ -43,7 +43,7 @@ test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo ag
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@log=$$(mktemp) && trap 'kill $$prints 2>/dev/null; rm -f "$$log"' EXIT; \
-	$(BIN)/pytest $(PRINTS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PRINTS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600 >"$$log" 2>&1 & prints=$$!; \
 	$(BIN)/pytest --durations=15 tests; tests=$$?; \
 	echo "The notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; exit $$((tests | same))
@@ -87,7 +87,7 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "This Python has no venv. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check "uv<1"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
