@@ -528,7 +528,7 @@ def _read_back(options: argparse.Namespace) -> None:
     if len(taken) < len(reviewed):
         print("untouched images were left out; --untouched takes them too, as looked at and right")
     target, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
-    labels = f"{{labels: {target if quote(target) == target else json.dumps(target)}}}"
+    labels = f"{{labels: {target if quote(target) == target else json.dumps(target, ensure_ascii=False)}}}"
     print(
         f"{len(taken)} label maps in {options.to}; to learn from them:\n  python notebooks/run.py RUN "
         f"-p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "

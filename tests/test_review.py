@@ -387,7 +387,8 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     assert review.main(["--read", str(target), "--to", str(back)]) == 0
     printed = capsys.readouterr().out
     assert "3 images, 2 changed, 1 untouched" in printed
-    assert f"-p dataset_options '{{labels: {back}}}'" in printed
+    quoted = back if shlex.quote(str(back)) == str(back) else f'"{back}"'
+    assert f"-p dataset_options '{{labels: {quoted}}}'" in printed
     given = options | {"classes": str(target / "classes.yaml"), "labels": str(back)}
     learnt = datasets.load("folder", **given, labelled=2)
     assert learnt.classes == data.classes
