@@ -126,9 +126,8 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     samples = sorted(run.images, key=lambda sample: sample.id)
     before = files.read_json(note) if note.is_file() else {}  # SHA-256 that each map may have, by id
     new = {sample.id: files.sha256(source / f"{sample.id}.png") for sample in samples}
-    files.write_json(
-        note, before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
-    )  # if stopped here
+    allowed = before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
+    files.write_json(note, allowed)  # what a stop from here on may leave
     for id in before.keys() - new.keys():  # photos that are gone
         for path in (out / "labels" / f"{id}.png", out / "overlays" / f"{id}.jpg"):
             path.unlink(missing_ok=True)

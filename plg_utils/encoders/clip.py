@@ -169,9 +169,8 @@ class Encoder:
         if self.resize_by == "pil":
             image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
-        large = (
-            image.size > LARGE
-        )  # its colours are resized one after the other: as floats they take four times as much
+        # Colours of a large image are resized one after the other: as floats they take four times as much.
+        large = image.size > LARGE
         pixels = torch.cat([self._resized(part, size) for part in (pixels.split(1) if large else [pixels])])
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return (pixels - mean) / std
