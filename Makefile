@@ -17,10 +17,6 @@ export PYTHONNOUSERSITE := 1
 OMP_NUM_THREADS ?= $(shell test "$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 1)
 export OMP_NUM_THREADS
 
-# A thread that waits for the other one spins for a moment only, and then sleeps. A warm-up step on two idle cores: 0.08 s,
-# and 0.10 s if it sleeps at once (OMP_WAIT_POLICY=passive); beside two busy processes 0.45 s, and 2.2 s if it spins on.
-export GOMP_SPINCOUNT ?= 10000
-
 # glibc gives every large tensor back to the kernel when it is freed, and asks for it again in the next step. Where page
 # faults are slow that is most of the time: forward and backward of SAM's decoder took 4.5 s with it and 1.5 s without.
 export MALLOC_MMAP_MAX_ ?= 0
