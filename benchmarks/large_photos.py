@@ -26,8 +26,9 @@ from PIL import Image
 from plg_utils import datasets, encoders, files, stages, tiles
 from plg_utils.datasets import storybook
 from plg_utils.generators import segment_match
-from plg_utils.labels import components, pool
+from plg_utils.labels import pool
 from plg_utils.records import IGNORE, Masks
+from plg_utils.regions import components
 
 PHOTOS = {  # scenes along a side, pixels of a scene (H, W), options of masks and encoder
     "12 megapixels": (4, (750, 1000), {}),

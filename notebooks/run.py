@@ -56,17 +56,6 @@ MEMORY = (  # Linux ends a process that fills the memory, and says so to no one
 environment = partial(mock.patch.dict, os.environ)  # variables while a block runs, for the kernels that it starts
 
 
-def spin_count() -> str:
-    """How often a thread that waits for another one looks for it before it sleeps, by how busy the cores are now.
-
-    A step of the demo's warm-up and of the rest, two threads: on two idle cores 0.084 and 0.195 s with 1,000, 0.080 and
-    0.185 s with 10,000; beside one busy process 0.20 and 0.45 s, 0.34 and 0.75 s. OpenMP's own value is far higher.
-    """
-    import psutil
-
-    return "10000" if psutil.cpu_percent(interval=0.5) < 25 else "1000"
-
-
 # What a run is
 
 
@@ -413,6 +402,17 @@ def printed(outputs: list, count: int) -> list:
     return kept
 
 
+def spins() -> str:
+    """GOMP_SPINCOUNT: for how long a waiting thread spins before it sleeps; shorter where the cores are busy now.
+
+    Seconds for a step of the demo's warm-up and of the rest, two threads: on two idle cores 0.084 and 0.195 with 1,000,
+    0.080 and 0.185 with 10,000; beside one busy process 0.20 and 0.45, or 0.34 and 0.75. OpenMP's own value is higher.
+    """
+    import psutil
+
+    return "10000" if psutil.cpu_percent(interval=0.5) < 25 else "1000"
+
+
 def execute_all(
     steps: list[Step], folder: Path, around: Callable[[Step], AbstractContextManager] = nullcontext
 ) -> bool:
@@ -422,11 +422,10 @@ def execute_all(
     """
     prints, run = folder / "notebooks", note(steps, folder)["run"]
     print(f"{run}: {len(steps)} notebooks, results in {folder}", flush=True)
+    variables = {"GOMP_SPINCOUNT": spins()} | os.environ | {"PLG_RESULTS": str(folder.parent)}  # for the kernels
     for step in steps:
         name, begin = step.notebook.stem, time.perf_counter()
         try:
-            # Kernels run in another folder. Their waiting threads soon sleep, see the Makefile.
-            variables = {"GOMP_SPINCOUNT": spin_count()} | os.environ | {"PLG_RESULTS": str(folder.parent)}
             with around(step), environment(variables):
                 execute(step, prints)
         except Exception as error:  # a failed cell, a dead kernel, a full disk: all stop the run here

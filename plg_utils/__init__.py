@@ -6,6 +6,7 @@ list. A name with a slash is a folder of choices: one file in it is one way to t
 Ground: what every part uses.
 
     run_lengths   COCO's run-length encoding: decode, check, draw
+    regions       connected regions of a map
     records       what the stages hand to each other: Classes, Sample, Masks, PseudoLabel, Scores
     metrics       one confusion matrix, and the scores that follow from it
     files         paths, and reading and writing files whole or not at all

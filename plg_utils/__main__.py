@@ -3,7 +3,7 @@
     plg label PHOTOS --classes "cat, dog" --sam sam_vit_b --clip ViT-B/16 --to OUT
 
 `plg label` does the stages of notebook 02 and writes OUT/labels/*.png (palette PNG), OUT/overlays/*.jpg, and
-OUT/index.html with all pictures. Masks and embeddings are in OUT/work: the same command goes on where it was stopped,
+OUT/index.html with all pictures. Masks and embeddings are in OUT/run: the same command goes on where it was stopped,
 and other words or another threshold take seconds. The other commands are those of the package and of notebooks/:
 what follows `plg score` is read as by `python -m plg_utils.score`.
 """
@@ -33,6 +33,7 @@ OTHERS = {  # command: its module, and what it does
     "doctor": ("doctor", "will a run work on this machine, and what will it cost?"),
     "run": ("run", "execute the notebooks of a run"),
 }
+RUN = "run"  # folder of the stages, in the folder of the results
 NOTEBOOKS = files.ROOT / "notebooks"  # only in the repository
 
 PAGE = """<!DOCTYPE html>
@@ -60,27 +61,19 @@ PAGE = """<!DOCTYPE html>
 def label(options: argparse.Namespace) -> None:
     """Label the photos of a folder, and write label maps, overlays and the page."""
     out = Path(options.to).expanduser().absolute()
-    if out.exists() and not (out / "work").is_dir() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not (out / RUN).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
     _refuse_changes(out)
     os.environ["PLG_RESULTS"] = str(out)
-    from plg_utils import checkpoints, datasets, devices, stages  # torch takes seconds to import
+    from plg_utils import datasets, devices, stages  # torch takes seconds to import
 
-    given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
-    given |= {"background": [word.strip() for word in options.background.split(",")]} if options.background else {}
-    given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
-    given |= {"on_bad_image": "skip"} if options.skip_unreadable else {}
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise ValueError(f"--threshold is {options.threshold:g}, and right is a cosine: from -1 to 1, such as 0.2")
     devices.choose(options.device)
+    given = _photos_and_labels(options)
     data = datasets.load("folder", labelled=None, **given)
-    weights = {kind: getattr(options, kind) or small for kind, small in MINIATURES.items()}
-    for kind, name in weights.items():  # a wrong name, or a download that fails, must not cost the work before it
-        checkpoints.sha256_of(name)
-        if name in MINIATURES.values():
-            problem = f"without --{kind}, the small network {name} is used, which knows only the ten things of the"
-            warnings.warn(f"{problem} storybook: it shows that your files work, and labels nothing else", stacklevel=2)
-    run = stages.open_run("work", data, device=options.device)
+    weights = _weights(options)
+    run = stages.open_run(RUN, data, device=options.device)
     clip = {"encoder": "clip", "encoder_options": {"checkpoint": weights["clip"]}}
     kept = {"dataset": "folder", "dataset_options": given, "labelled": None, "seed": 0, "device": options.device}
     content = files.read_json(run.folder / "run.json")
@@ -97,6 +90,27 @@ def label(options: argparse.Namespace) -> None:
     print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
 
 
+def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of the data set `folder`."""
+    given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
+    given |= {"background": [word.strip() for word in options.background.split(",")]} if options.background else {}
+    given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
+    return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
+
+
+def _weights(options: argparse.Namespace) -> dict[str, str]:
+    """Checkpoints of SAM and CLIP, fetched if they are missing: a wrong name must not cost the work before it."""
+    from plg_utils import checkpoints
+
+    weights = {kind: getattr(options, kind) or small for kind, small in MINIATURES.items()}
+    for kind, name in weights.items():
+        checkpoints.sha256_of(name)
+        if name in MINIATURES.values():
+            problem = f"without --{kind}, the small network {name} is used, which knows only the ten things of the"
+            warnings.warn(f"{problem} storybook: it shows that your files work, and labels nothing else", stacklevel=3)
+    return weights
+
+
 def _classes(text: str) -> str | list[str]:
     """Names of classes with commas between them, or the path of a class file."""
     path = Path(text).expanduser()
@@ -107,7 +121,7 @@ def _classes(text: str) -> str | list[str]:
 
 def _refuse_changes(out: Path) -> None:
     """Refuse to go on where label maps in OUT/labels are not those that were written: a person's work is kept."""
-    note, stage = out / "work" / "written.json", out / "work" / "labels_zero_shot"
+    note, stage = out / RUN / "written.json", out / RUN / "labels_zero_shot"
     known = files.read_json(note) if note.is_file() else {}
     maps = {path: [*known.get(path.stem, []), _sha256(stage / path.name)] for path in (out / "labels").glob("*.png")}
     changed = sorted(path.name for path, own in maps.items() if files.sha256(path) not in own)
@@ -201,9 +215,9 @@ def hand_over(command: str, arguments: list[str]) -> int:
             print(f"{problem}: clone the repository and call it there. {rest}", file=sys.stderr)
             return 2
         sys.path.insert(0, str(NOTEBOOKS))
-    if command == "export" and arguments and (Path(arguments[0]) / "work" / "run.json").is_file():
+    if command == "export" and arguments and (Path(arguments[0]) / RUN / "run.json").is_file():
         os.environ["PLG_RESULTS"] = str(Path(arguments[0]).absolute())  # what plg label has written
-        arguments = ["work", *arguments[1:]]
+        arguments = [RUN, *arguments[1:]]
     sys.argv[0] = f"plg {command}"  # argparse shows it
     return importlib.import_module(module).main(arguments)
 

@@ -100,29 +100,6 @@ def bilinear_weights(pixels: int, cells: int) -> torch.Tensor:
 # Regions
 
 
-def components(mask: np.ndarray) -> np.ndarray:
-    """Number the connected regions of a mask; cells that touch at a corner are connected.
-
-    mask: (h, w) bool; returns: (h, w) int64, 0 outside, and in a region the number of its first cell plus 1
-    """
-    change = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (rows, first), (_, end) = np.nonzero(change == 1), np.nonzero(change == -1)  # of each run of cells in a row
-    width = mask.shape[1] + 2  # of a row in the keys, so that runs of other rows are never in between
-    low = np.searchsorted(rows * width + end, (rows - 1) * width + first)
-    high = np.searchsorted(rows * width + first, (rows - 1) * width + end, side="right")
-    counts = (high - low).clip(min=0)  # of the runs in the row above that a run touches
-    below = np.repeat(np.arange(len(rows)), counts)
-    above = np.arange(len(below)) + np.repeat(low - np.cumsum(counts) + counts, counts)
-    root = np.arange(len(rows))  # of each run, a run of the same region; in the end the first one
-    while (np.ptp(pairs := np.stack([root[above], root[below]]), axis=0)).any():
-        np.minimum.at(root, pairs.max(axis=0), pairs.min(axis=0))
-        while not np.array_equal(root, root[root]):
-            root = root[root]
-    numbers = np.zeros(mask.shape, dtype=np.int64)
-    numbers[mask] = np.repeat((rows * mask.shape[1] + first + 1)[root], end - first)
-    return numbers
-
-
 # The threshold
 
 

@@ -44,6 +44,7 @@ from PIL import Image
 from plg_utils import class_files, datasets, devices, encoders, files, store, trust
 from plg_utils.datasets import _formats, _instances, folder
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
+from plg_utils.regions import connected
 
 FORMS = ("png", "coco", "labelme")
 MORE_FORMS = ("yolo", "label_studio", "cvat")
@@ -55,7 +56,7 @@ WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in diffe
 
 def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
-    root = _formats.connected(label)
+    root = connected(label)
     for first in np.unique(root[label != _nothing(classes)]):
         yield int(label.flat[first]), root == first
 

@@ -75,6 +75,16 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
     size = image.shape[:2]
     if max(size) <= tile:
         return find([image])[0]
+    tiles = _look(find, image, tile, overlap)
+    made = [_join([(tiles[place], index) for place, index in members], size) for members in _things(tiles)]
+    rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
+    masks = Masks(tuple(rles), (int(size[0]), int(size[1])), scores[:, 0], scores[:, 1])
+    return masks.take(np.argsort(-scores[:, 0], kind="stable"))
+
+
+def _look(find: Callable, image: np.ndarray, tile: int, overlap: int) -> dict[tuple[int, int], Tile]:
+    """Cut an image into tiles, and find the masks of each: by its row and column."""
+    size = image.shape[:2]
     rows, columns = (starts(length, tile, overlap) for length in size)
     halves = [
         [0, *((first + tile + second) // 2 for first, second in zip(along, along[1:], strict=False)), length]
@@ -85,6 +95,11 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
         core = halves[1][c], halves[0][r], halves[1][c + 1], halves[0][r + 1]
         (found,) = find([np.ascontiguousarray(image[top : top + tile, left : left + tile])])
         tiles[r, c] = Tile(left, top, core, found)
+    return tiles
+
+
+def _things(tiles: dict[tuple[int, int], Tile]) -> list[list[tuple]]:
+    """The masks of each thing: (row and column of the tile, number of the mask)."""
     group = {(place, index): (place, index) for place in tiles for index in range(len(tiles[place].masks))}
     fragments = set()
     for r, c in tiles:
@@ -97,11 +112,7 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
     members: dict[tuple, list] = {}
     for one in group:
         members.setdefault(_root(group, one), []).append(one)
-    members = {root: of_thing for root, of_thing in members.items() if len(of_thing) > 1 or root not in fragments}
-    made = [_join([(tiles[place], index) for place, index in of_thing], size) for of_thing in members.values()]
-    rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
-    masks = Masks(tuple(rles), (int(size[0]), int(size[1])), scores[:, 0], scores[:, 1])
-    return masks.take(np.argsort(-scores[:, 0], kind="stable"))
+    return [masks for root, masks in members.items() if len(masks) > 1 or root not in fragments]
 
 
 def _root(group: dict, one: tuple) -> tuple:

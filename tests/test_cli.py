@@ -59,7 +59,7 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     )
     assert "3 photos, 3 classes: background, tree, house" in printed.out
     assert "Threshold: 0.20, the default." in printed.out
-    out, source = Path("out"), Path("out/work/labels_zero_shot")
+    out, source = Path("out"), Path("out/run/labels_zero_shot")
     maps = {name: files.read_label(out / "labels" / f"{name}.png", 3) for name in NAMES}
     for name, label in maps.items():
         np.testing.assert_array_equal(label, files.read_label(source / f"{name}.png"))
@@ -87,7 +87,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     assert call(*options) == 130
     assert "The same command goes on from here" in capsys.readouterr().err
     monkeypatch.setattr(stages, "segments", real)
-    masks = {path: path.stat().st_mtime_ns for path in Path("out/work/masks").glob("*")}
+    masks = {path: path.stat().st_mtime_ns for path in Path("out/run/masks").glob("*")}
     assert call(*options) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in masks.items() if path.name != "manifest.json")
     monkeypatch.setattr(figures, "overlay", lambda *given: asked.append(given) or given[0])
@@ -121,7 +121,7 @@ def test_what_a_person_has_corrected_is_kept(photos, capsys):
 def test_labels_of_a_few_photos_choose_the_threshold(photos, capsys):
     Path("own.yaml").write_text("background: []\nclasses: [tree, house]\n")
     assert call(photos, "--classes", "own.yaml", "--labels", "maps", "--to", "out") == 0
-    chosen = files.read_json("out/work/labels_zero_shot/manifest.json")["parameters"]["threshold"]
+    chosen = files.read_json("out/run/labels_zero_shot/manifest.json")["parameters"]["threshold"]
     assert f"Threshold: {chosen:.2f}, the best on 1 photos with labels." in capsys.readouterr().out
     assert len(list(Path("out/labels").iterdir())) == 3
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import reference
-import reference_boxes
 import torch
 import torch.nn.functional as F
 
@@ -45,28 +44,6 @@ def test_pool_in_chunks_is_the_same(monkeypatch):
 def test_a_wrong_size_is_refused():
     with pytest.raises(ValueError, match=r"\(H, W\) = \(4, 5\)"):
         labels.pool(torch.ones(3, 2, 2), np.zeros((1, 5, 4), dtype=bool), (4, 5))
-
-
-# components
-
-
-def test_components_are_those_of_a_flood_fill():
-    rng = np.random.default_rng(0)
-    snake = np.zeros((7, 9), dtype=bool)  # one region whose ends are far apart
-    snake[::2], snake[1::4, -1], snake[3::4, 0] = True, True, True
-    spiral = np.array(
-        [[sign == "#" for sign in row] for row in ("######", ".....#", "####.#", "#..#.#", "#....#", "#####.")]
-    )
-    masks = [*(rng.random((40, 7, 9)) < 0.35), np.zeros((7, 9), bool), np.ones((7, 9), bool), snake, spiral]
-    masks += [rng.random(rng.integers(1, 6, 2)) < 0.6 for _ in range(40)]
-    for mask in masks:
-        expected = np.zeros(mask.shape, dtype=int)
-        for region in reference_boxes.components(mask):
-            first = min(region)
-            for cell in region:
-                expected[cell] = first[0] * mask.shape[1] + first[1] + 1
-        np.testing.assert_array_equal(labels.components(mask), expected)
-    assert len(reference_boxes.components(snake)) == len(reference_boxes.components(spiral)) == 1
 
 
 # choose_threshold

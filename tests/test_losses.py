@@ -273,6 +273,19 @@ def test_strong_views_lose_complementary_channels():
     assert torch.equal(narrow[:, :, :1, :1], again)  # and in each map with as many channels
 
 
+def test_each_process_loses_the_channels_of_its_images(monkeypatch):
+    """Two processes with three images each, together what one process does with all six."""
+    torch.manual_seed(1)
+    (whole,) = lose_channels([torch.ones(12, 8, 1, 1)])
+    first, second = whole.chunk(2)
+    monkeypatch.setattr("plg_utils.distributed.count", lambda: 2)
+    for rows in ([0, 2, 4], [1, 3, 5]):
+        monkeypatch.setattr("plg_utils.distributed.rows", lambda size, rows=rows: rows if size == 6 else None)
+        torch.manual_seed(1)
+        (own,) = lose_channels([torch.ones(6, 8, 1, 1)])
+        assert torch.equal(own, torch.cat([first[rows], second[rows]]))
+
+
 def test_the_warm_up_equals_the_plain_loops():
     """One pass over labelled and weak views, and the mean loss over the pixels of each that have a target."""
     drawn, model, twin = batch(), reference_training.tiny(), reference_training.tiny()

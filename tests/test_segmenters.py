@@ -1,3 +1,4 @@
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def test_dpt_equals_its_formula():
         hidden = F.conv2d(joined, head.output[0].weight, head.output[0].bias, padding=1).relu()
         expected = F.conv2d(hidden, head.output[2].weight, head.output[2].bias)
         expected = F.interpolate(expected, size=(42, 70), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+        twin = deepcopy(network)  # it has embeddings of its own
+        twin.encoder.network.pos_embed.zero_()
+        assert not torch.equal(twin(images), network(images))
         torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
 
         # on the grid of the training timm's own way is the same; a photo of another size is resized to whole patches

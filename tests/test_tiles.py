@@ -6,8 +6,8 @@ import torch
 
 from plg_utils import encoders, tiles
 from plg_utils import masks as mask_models
-from plg_utils.labels import components
 from plg_utils.records import Masks
+from plg_utils.regions import components
 from plg_utils.tiles import Tile
 
 TILE, OVERLAP = 48, 16

@@ -32,6 +32,7 @@ from PIL import Image, ImageDraw
 from plg_utils import class_files, files
 from plg_utils.datasets import _instances
 from plg_utils.datasets._instances import Instances
+from plg_utils.regions import connected
 
 KNOWN = (
     "right are a folder of label maps (PNG), a json of COCO or Label Studio, a folder of labelme's json, YOLO's "
@@ -257,9 +258,7 @@ def yolo_lines(mask: np.ndarray, category: int) -> list[str]:
     """
     top, left = (np.flatnonzero(mask.any(axis=axis))[0] for axis in (1, 0))
     height, width = mask.shape
-    part = mask[top:, left:][mask[top:, left:].any(axis=1)][
-        :, mask[top:, left:].any(axis=0)
-    ]  # connected: no row is empty
+    part = mask[mask.any(axis=1)][:, mask.any(axis=0)]  # of a connected region no row in between is empty
     rings = [ring[::-1, ::-1] for ring in pieces(part)]  # (C, 2) x and y, against the clock
     scaled = [(ring + (left + 0.25, top + 0.25)) / (width, height) for ring in rings]
     return [" ".join([str(category), *(f"{number:.8g}" for number in ring.ravel())]) for ring in scaled]
@@ -303,24 +302,6 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
                 ring.append(np.array(side[:2]) + (inwards - 1) // 2)
         rings.append(np.array(ring))
     return rings
-
-
-def connected(label: np.ndarray) -> np.ndarray:
-    """First pixel, counted row by row, of the 4-connected region of one value that each pixel of a (H, W) map is in."""
-    flat = label.ravel()
-    begins = np.append(True, flat[1:] != flat[:-1])
-    begins[:: label.shape[1]] = True
-    starts, run = np.flatnonzero(begins), (np.cumsum(begins) - 1).reshape(label.shape)  # runs of a value within a row
-    same = label[1:] == label[:-1]
-    pairs = np.stack([run[1:][same], run[:-1][same]])  # runs that touch, many times in a row
-    one, other = pairs[:, np.append(True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0))[: pairs.shape[1]]]
-    root = np.arange(len(starts))  # for each run: a run of its region; in the end the first one
-    while (root[one] != root[other]).any():
-        smaller = np.minimum(root[one], root[other])
-        np.minimum.at(root, root[one], smaller)
-        np.minimum.at(root, root[other], smaller)
-        root = root[root]
-    return starts[root][run]
 
 
 # Label Studio

@@ -37,8 +37,8 @@ from torchvision.ops import box_area, nms
 
 from plg_utils import run_lengths
 from plg_utils.choices import one_of
-from plg_utils.labels import components
 from plg_utils.records import Masks
+from plg_utils.regions import components
 
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 PACKAGE_AT_ONCE = 2**26  # the same where the package resizes masks: no photo of VOC or COCO has more with 64 points

@@ -10,8 +10,8 @@ For images of another size than DINOv2 was trained with, its position embeddings
 (bicubic, 0.1 cells added), which timm's differs from by some percent; with registers, timm's is DINOv2's rule.
 """
 
-from functools import partial
 from pathlib import Path
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
         self.channels = [network.embed_dim] * len(self.layers)
         self.patch = network.patch_embed.patch_size[0]
         if getattr(network, "pos_embed", None) is not None and not getattr(network, "num_reg_tokens", 0):
-            network._pos_embed = partial(_with_positions, network)
+            network._pos_embed = MethodType(_with_positions, network)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of images (B, 3, H, W), in the order of the layers."""
