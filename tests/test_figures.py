@@ -80,6 +80,11 @@ def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure,
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
+def test_a_term_that_a_loss_does_not_have_gets_no_plot():
+    figure = figures.history([{"step": 1, "labelled": 2.0}, {"step": 2, "labelled": 1.0}], ["labelled", "feature"])
+    assert [axis.get_title() for axis in figure.axes] == ["labelled"]
+
+
 def test_what_changed_is_green_where_it_became_right_and_red_where_wrong():
     before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 0, 1, 0], [1, 0, 0, 0, 1], [1, 1, 0, 255, 2]))
     picture = figures.change_picture(np.zeros((1, 5, 3), np.uint8), before, after, truth)[0].tolist()

@@ -214,6 +214,13 @@ def test_many_masks_are_looked_at_in_parts(toy, monkeypatch, pixels):
     monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", pixels)
     (parts,) = sam.build(**KEEP_ALL)([image])
     assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
+    everything, small = _everything.SegmentEverything(toy, points_per_side=1), torch.full((1, 16, 16), -1.0)
+    small[0, [2, 8], [2, 8]] = 5.0  # at the upper left, and in the middle
+    boxes, _ = everything.measure(small, (20, 30))
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 20 * 30)
+    assert everything.measure(small, (20, 30))[0].tolist() == boxes.tolist()
+    (drawn,) = everything.enlarge(small, (20, 30))
+    assert boxes.tolist() == _everything.boxes_around(drawn > toy.mask_threshold).tolist()
 
 
 def test_small_regions_are_removed_as_by_plain_loops():

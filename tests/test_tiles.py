@@ -88,6 +88,9 @@ def test_fragments_that_the_neighbour_sees_better_are_left_out():
     pairs, *alone = tiles.same(one, other, axis=1)
     assert pairs == [(0, 0)] and alone == [[], [1]]  # 2 is not cut, 3 goes on beyond the overlap
     assert tiles.same(other, tile(12, "..#...", "....##"), axis=1) == ([], [], [])
+    things = tiles._things({(0, 0): one, (0, 1): other})
+    assert [[index for _, index in thing] for thing in things] == [[0, 0], [1], [2], [3]]  # 1 is of the first tile
+    assert ((0, 1), 1) not in [member for thing in things for member in thing]
 
 
 def test_each_tile_decides_in_its_middle_and_the_scores_are_means():

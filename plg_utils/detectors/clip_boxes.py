@@ -15,8 +15,8 @@ from plg_utils import encoders
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes, Detect, check_tags
 from plg_utils.encoders import clip
-from plg_utils.labels import components
 from plg_utils.records import Classes
+from plg_utils.regions import components
 
 SMOKE = {"encoder_options": clip.SMOKE}
 
