@@ -255,5 +255,5 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch):
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=re.escape("plg-utils[grounding]")):
+    with pytest.raises(ImportError, match=re.escape("plg-utils[models]")):
         grounding_dino.build(CLASSES)

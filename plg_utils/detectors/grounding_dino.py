@@ -4,7 +4,7 @@
 network's 900 queries is a box with a score for each token of the caption. A caption holds the words of one class, such
 as "a cat. a kitten.", as in the public code of this chain (zhaozhengChen/SAM_WSSS).
 
-    pip install "plg-utils[grounding]"      installs transformers
+    pip install "plg-utils[models]"      installs transformers
 """
 
 import re
@@ -128,7 +128,7 @@ def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "Gr
         import transformers
     except ImportError as error:
         raise ImportError(
-            'Grounding DINO needs transformers, the extra "grounding": pip install "plg-utils[grounding]"'
+            'Grounding DINO needs transformers, the extra "models": pip install "plg-utils[models]"'
         ) from error
     named = [name for name, listed in checkpoints.LISTED.items() if listed.hub]
     if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
