@@ -44,7 +44,7 @@ KERNEL_START = 600  # seconds; a busy machine may need minutes
 SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
 # A mapping, and the parameter that names the thing it belongs to.
 BELONGS_TO = {f"{name}_options": name for name in ("dataset", "encoder", "segmenter", "detector")}
-BELONGS_TO["mask_options"] = "mask_model"
+BELONGS_TO |= {"mask_options": "mask_model", "concept_options": "concepts"}
 COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
 MAY_BE_NONE = ("warm_up", "weak_weight", "borders_too", "labelled")  # besides parameters whose default is None
 FOLDERS = {"dataset": "datasets", "mask_model": "masks", "encoder": "encoders", "segmenter": "segmenters"}

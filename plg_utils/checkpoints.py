@@ -84,6 +84,7 @@ LISTED = {
         *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
         Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
         Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
+        Checkpoint("sam3", hub="facebook/sam3", files=("config.json", WEIGHTS, "preprocessor_config.json")),
     )
 }
 

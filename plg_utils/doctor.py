@@ -29,6 +29,7 @@ import torch
 from packaging.requirements import Requirement
 
 from plg_utils import check, checkpoints, choices, devices, encoders, files, masks, segmenters, stages
+from plg_utils.generators import concepts
 from plg_utils.records import SPLITS, Dataset
 
 Parameters = Mapping[str, Any]  # of the notebooks of a run, by name
@@ -41,6 +42,7 @@ NEEDS = {  # stages that cannot be timed without the weights that an option name
     "mask_options": ("masks", "labels_boxes"),
     "encoder_options": ("segments", "labels_cam", "labels_boxes"),
     "detector_options": ("labels_boxes",),
+    "concept_options": ("concepts",),
 }
 MODELS = {"mask_options": (masks, "mask_model"), "encoder_options": (encoders, "encoder")}  # folder, and who names it
 NUMBERS = ["times", "seconds once", "seconds each", "hours", "GB", "memory MB", "GPU MB"]
@@ -179,6 +181,8 @@ def weights(parameters: Parameters) -> tuple[list[Finding], dict[str, int]]:
             named[option] = stages.checkpoint_of(_module(parameters, option).build, parameters[option])
         if parameters.get("detector") == "grounding_dino":
             named["detector_options"] = parameters["detector_options"].get("checkpoint", "grounding_dino_tiny")
+        if parameters.get("concept_options") is not None:
+            named["concept_options"] = stages.checkpoint_of(concepts.build, parameters["concept_options"])
         if "classifier" in parameters.get("cam_sources", ()):
             options = {"encoder": "resnet50"} | parameters["classifier_options"]
             named["classifier_options"] = segmenters.checkpoint("deeplabv3plus", **options)
@@ -349,6 +353,8 @@ def _without(absent: Sequence[str], parameters: Parameters, whole: Dataset) -> d
     small |= {option: _module(parameters, option).SMOKE for option in MODELS if option in absent}
     if "detector_options" in absent:
         small |= {"detector": "clip_boxes", "detector_options": {}}
+    if "concept_options" in absent:
+        small["concept_options"] = concepts.SMOKE
     for option in {"segmenter_options", "classifier_options"} & set(absent):
         small[option] = small[option] | {"pretrained": False}  # a step costs the same
     images = [*whole.labelled, *whole.unlabelled]

@@ -1,7 +1,7 @@
 """The pipeline: one function for each stage, and the table of methods.
 
     masks ─► segments ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict          paper A, notebooks 02 to 04
-    cam_network ─► cams ─► sepl;   boxes;   vote                                           papers B and C, notebook 06
+    cam_network ─► cams ─► sepl;   boxes;   concepts;   vote                               papers B and C, notebook 06
 
 Each function opens its folder, makes what is missing, signs off and returns the stage. Notebooks, several processes,
 grids, the doctor and the tests call these same functions; their keyword arguments have the names of the notebooks'
@@ -40,15 +40,17 @@ from plg_utils import (
 )
 from plg_utils import masks as mask_models
 from plg_utils.cams import classifier
+from plg_utils.generators import concepts as sam3
 from plg_utils.generators import segment_match, sepl
 from plg_utils.labels import ThresholdChoice
-from plg_utils.records import Dataset, Masks, Sample, Scores
+from plg_utils.records import Dataset, Masks, PseudoLabel, Sample, Scores
 
 LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "segment_match": "labels_zero_shot",
     "cam": "labels_cam",
     "sepl": "labels_sepl",
     "boxes": "labels_boxes",
+    "concepts": "labels_concepts",
     "ensemble": "labels_ensemble",
 }
 RAW = "raw"  # in METHODS: the label maps of the labeller, as they are
@@ -823,6 +825,43 @@ def boxes(
     )
 
 
+@stage_function
+def concepts(run: Run, *, concept_options: dict) -> store.Stage:
+    """Labeller D's labels, from SAM 3 asked by words: labels_concepts/ID.png.
+
+    What it said stays in concepts/ID.png, as colours: the class of the surest word, and 255 x its score. The threshold
+    is that of the options; without one, the labelled images choose it.
+    """
+    data, options = run.data, {"threshold": None} | concept_options
+    threshold = options.pop("threshold")
+    said = run.stage("concepts", options, classes=True, checkpoints=[checkpoint_of(sam3.build, options)])
+    build = partial(generators.build, "concepts", data.classes, device=str(run.chip))
+
+    def write(id: str, found: PseudoLabel) -> None:
+        parts = found.label, np.rint(255 * found.confidence).astype(np.uint8), np.zeros_like(found.label)
+        files.write_image(said.path(id, ".png"), np.dstack(parts))
+
+    make = _lazily(lambda: build(threshold=None, **options))
+    said.fill(run.images, [".png"], read=Sample.image, make=make, write=write, alone=True)
+    said.finish(images=len(run.images))
+
+    def stored(sample: Sample) -> PseudoLabel:
+        parts = files.read_image(said.path(sample.id, ".png"))
+        return PseudoLabel(parts[..., 0], parts[..., 1] / np.float32(255))
+
+    if threshold is None and data.labelled and data.classes.background is not None:
+        truths, how = [sample.truth() for sample in data.labelled], {"num_classes": data.classes.num_classes}
+        found = sam3.choose_threshold([*map(stored, data.labelled)], truths, background=data.classes.background, **how)
+        threshold = found.threshold
+    threshold = sam3.DEFAULT_THRESHOLD if threshold is None else threshold
+    stage = run.stage("labels_concepts", {"threshold": threshold, "supervision": "none"}, parents=["concepts"])
+
+    def above(batch: list[PseudoLabel]) -> list[np.ndarray]:
+        return [sam3.named(each, threshold, data.classes.background).label for each in batch]
+
+    return run.fill_labels(stage, run.images, read=stored, make=above)
+
+
 @dataclass(frozen=True)
 class Labeller:
     """A labeller in notebook 06."""
@@ -832,8 +871,8 @@ class Labeller:
     needs: tuple[str, ...]  # folders of the stages that it takes
 
 
-def labellers_of(cam_sources: Sequence[str], detector: str) -> dict[str, Labeller]:
-    """Papers A, B and C and the vote: each a folder of label maps and what it is."""
+def labellers_of(cam_sources: Sequence[str], detector: str, concept_options: dict | None = None) -> dict[str, Labeller]:
+    """Papers A, B and C, SAM 3 if there are options for it, and the vote: each a folder of labels and what it is."""
 
     def entry(labeller: str, options: dict, supervision: str, *needs: str) -> Labeller:
         title = " ".join([labeller, *options.values()])
@@ -846,21 +885,31 @@ def labellers_of(cam_sources: Sequence[str], detector: str) -> dict[str, Labelle
         found[cue] = entry("cam", {"cam": source}, "tags", *needs)
         found[merged] = entry("sepl", {"cam": source}, "tags", *needs, "masks", merged)
     found["labels_boxes"] = entry("boxes", {"detector": detector}, "none", "labels_boxes")
-    needs = {name for member in voters(cam_sources) for name in found[member].needs} | {"labels_ensemble"}
+    if concept_options is not None:
+        found["labels_concepts"] = entry("concepts", {}, "none", "concepts", "labels_concepts")
+    members = voters(cam_sources, concept_options)
+    needs = {name for member in members for name in found[member].needs} | {"labels_ensemble"}
     supervision = "tags" if cam_sources else "none"
     found["labels_ensemble"] = entry("ensemble", {}, supervision, *sorted(needs))
     return found
 
 
-def voters(cam_sources: Sequence[str]) -> list[str]:
-    """Folders of the labellers that vote: A, B where there are tags, and C."""
-    return ["labels_zero_shot", *(["labels_sepl"] if cam_sources else []), "labels_boxes"]
+def voters(cam_sources: Sequence[str], concept_options: dict | None = None) -> list[str]:
+    """Folders of the labellers that vote: A, B where there are tags, C, and SAM 3 unless its weights are random."""
+    asked = concept_options is not None and not knows_nothing(concept_options)
+    found = ["labels_zero_shot", *(["labels_sepl"] if cam_sources else []), "labels_boxes"]
+    return found + (["labels_concepts"] if asked else [])
+
+
+def knows_nothing(concept_options: dict) -> bool:
+    """Whether labeller D only shows its path: a SAM 3 with random weights, whose scores measure nothing."""
+    return checkpoint_of(sam3.build, concept_options) is None
 
 
 @stage_function
-def vote(run: Run, *, cam_sources: Sequence[str]) -> store.Stage:
+def vote(run: Run, *, cam_sources: Sequence[str], concept_options: dict | None = None) -> store.Stage:
     """A vote of labellers in which the ones that agree with the others count more: labels_ensemble/ID.png."""
-    num_classes, members = run.data.classes.num_classes, voters(cam_sources)
+    num_classes, members = run.data.classes.num_classes, voters(cam_sources, concept_options)
     stage = run.stage("labels_ensemble", {"supervision": "tags" if cam_sources else "none"}, parents=members)
 
     def elect(batch: list) -> list[np.ndarray]:
@@ -900,6 +949,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
             yield f"{call(cams, name=name, source=source)} {source}"
             yield call(merge_cams, cam_sources=sources, source=source)
         yield call(boxes)
+        if parameters.get("concept_options") is not None:
+            yield call(concepts)
         yield call(vote, cam_sources=sources)
     if {"refine_target", "methods"} & parameters.keys():
         how = Training(**{name: parameters[name] for name in signature(Training).parameters if name in parameters})

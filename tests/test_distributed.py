@@ -17,7 +17,15 @@ from two_processes import CASES, train
 from plg_utils import devices, distributed, files, stages, store
 
 HERE = Path(__file__).parent
-LABELS = ("labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble")
+LABELS = (
+    "labels_zero_shot",
+    "labels_cam",
+    "labels_sepl",
+    "labels_boxes",
+    "concepts",
+    "labels_concepts",
+    "labels_ensemble",
+)
 OF_SINGLE_IMAGES = ("masks", "segments", *LABELS)
 NOTEBOOK_06 = run.NOTEBOOKS / "06_compare_labellers.ipynb"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -132,6 +140,7 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
     changes = {name: value for name, value in TINY.items() if name != "run" and name in run.defaults(NOTEBOOK_06)}
     changes |= {name: TINY[name] for name in ("mask_options", "threshold")}
     changes |= {"dataset_options": {"root": str(world), "limit": 2}, "cam_sources": ["classifier"], "images_at_once": 1}
+    changes["concept_options"] = {"checkpoint": None}
     one, two = tmp_path / "one", tmp_path / "two"
     monkeypatch.setenv("PLG_PROGRESS", "1")
     monkeypatch.setenv("PLG_RESULTS", str(two))
@@ -146,7 +155,8 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
     given = [part for key, value in changes.items() for part in ("-p", key, json.dumps(value))]
     command = [*TORCHRUN, str(files.ROOT / "notebooks" / "run.py"), "compare_labellers", *given, "--stages"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.split() == "masks segments labels cam_network cams classifier merge_cams boxes vote".split()
+    expected = "masks segments labels cam_network cams classifier merge_cams boxes concepts vote"
+    assert done.stdout.split() == expected.split()
     known = tiny(["03"], **training | name | {"processes": 2})
     how = stages.Training(**{field: known[field] for field in stages.Training.__dataclass_fields__ if field in known})
     target = {name: known[name] for name in ("labeller", "refine_target", "refine_confidence")}
