@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3, help="timed in each turn")
     parser.add_argument("--scenes", type=int, default=200, help="compared: masks and labels")
     parser.add_argument("--points-per-batch", type=int, default=64)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of ours; the original has fp32")
     parser.add_argument("--points-per-side", type=int, help="other than those of the checkpoint's settings")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -72,9 +73,8 @@ def main() -> None:
         chosen["points_per_side"] = options.points_per_side
     if options.random:
         chosen |= thresholds_for(network, images[0], 100, chosen["points_per_side"])
-    ours, generator = SegmentEverything(network, **chosen), sam_official.Generator(
-        network, **chosen, output_mode="coco_rle"
-    )  # fmt: skip
+    ours = SegmentEverything(network, **chosen, precision=options.precision)
+    generator = sam_official.Generator(network, **chosen, output_mode="coco_rle")
     original = sam_official.masks_by(generator)
 
     timed = images[: options.images]
@@ -105,7 +105,8 @@ def main() -> None:
             )
             equal.append(np.mean(mine == theirs))
         agreement["equal_pixels_of_labels"] = np.mean(equal)
-    name = f"masks_{options.checkpoint}{'_random' if options.random else ''}_{options.device.partition(':')[0]}"
+    parts = [options.checkpoint, "random" if options.random else "", options.precision.replace("fp32", "")]
+    name = "_".join(part for part in ("masks", *parts, options.device.partition(":")[0]) if part)
     side_by_side.report(
         options.write,
         name,

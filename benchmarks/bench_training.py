@@ -5,12 +5,14 @@ the network in fp32 with the usual memory order, a `.item()` for each number tha
 with the same batch, network and optimiser, in channels-last memory: "exact" takes the same passes, "fast" two.
 
     --encoder resnet101s --crop 321 --batch 8 --device cuda --compiled       the size of UniMatch's Pascal runs
+    --segmenter dpt --encoder vit_small_patch14_dinov2.lvd142m --crop 518    of UniMatch V2's, and its own step too
 
 On a GPU fp32 means TF32 if torch.backends.cuda.matmul.allow_tf32 is on, which PyTorch leaves off for products of
 matrices and on for convolutions; the JSON says so.
 """
 
 import copy
+from functools import partial
 
 import side_by_side
 import torch
@@ -60,8 +62,7 @@ def official_step(model: nn.Module, optimiser: torch.optim.Optimizer, batch: dic
 
     model.train()
     num_lb, num_ulb = len(x), len(u_w)
-    c1, c4 = model.encode(torch.cat((x, u_w)))
-    both = [torch.cat((maps, nn.Dropout2d(0.5)(maps))) for maps in (c1, c4)]
+    both = [torch.cat((maps, nn.Dropout2d(0.5)(maps))) for maps in model.encode(torch.cat((x, u_w)))]
     preds, preds_fp = model.decode(both, x.shape[-2:]).chunk(2)
     pred_x, pred_u_w = preds.split([num_lb, num_ulb])
     pred_u_w_fp = preds_fp[num_lb:]
@@ -109,6 +110,7 @@ def our_step(model: nn.Module, optimiser: torch.optim.Optimizer, loss, batch: di
 def main() -> None:
     """Compare and write results/bench/training_*.json."""
     parser = side_by_side.arguments(__doc__)
+    parser.add_argument("--segmenter", default="deeplabv3plus", choices=("deeplabv3plus", "dpt"))
     parser.add_argument("--encoder", default="miniature")
     parser.add_argument("--classes", type=int, default=11)
     parser.add_argument("--crop", type=int, default=96)
@@ -117,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    network = segmenters.build("deeplabv3plus", options.classes, encoder=options.encoder, pretrained=False)
+    network = segmenters.build(options.segmenter, options.classes, encoder=options.encoder, pretrained=False)
     network = network.to(options.device).train()
     batch = batch_of(options.crop, options.batch, options.classes, options.device)
     last = {name: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
@@ -127,10 +129,16 @@ def main() -> None:
         model = copy.deepcopy(network).to(memory_format=memory)
         return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
-    calls = {}
-    for passes, precision in (("exact", "fp32"), ("fast", "fp32"), ("fast", "bf16")):
-        pair, loss = fresh(torch.channels_last), losses.build("unimatch", threshold=THRESHOLD, passes=passes)
-        calls[f"{passes} {precision}"] = lambda pair=pair, loss=loss, how=precision: our_step(*pair, loss, last, how)
+    calls, ways = {}, [("exact", "fp32"), ("fast", "fp32"), ("fast", "bf16")]
+    ways += [("v2", "fp32"), ("v2", "bf16")] if options.segmenter == "dpt" else []
+    for passes, precision in ways:
+        pair, given = fresh(torch.channels_last), last
+        if passes == "v2":
+            loss = losses.build("unimatch_v2", threshold=THRESHOLD)
+            given = last | {"average": training.Average(pair[0], 0.996)}
+        else:
+            loss = losses.build("unimatch", threshold=THRESHOLD, passes=passes)
+        calls[f"{passes} {precision}"] = partial(our_step, *pair, loss, given, precision)
     if options.compiled:
         model, optimiser = fresh(torch.channels_last)
         taught, loss = training.Compiled(model), losses.build("unimatch", threshold=THRESHOLD, passes="fast")
@@ -147,7 +155,9 @@ def main() -> None:
 
     taken = side_by_side.seconds(calls, options.repeats, options.device)
     for way in list(calls)[:-1]:
-        name = f"training_{options.encoder}_{way.replace(' ', '_')}_{options.device.partition(':')[0]}"
+        name = (
+            f"training_{options.encoder.partition('.')[0]}_{way.replace(' ', '_')}_{options.device.partition(':')[0]}"
+        )
         side_by_side.report(
             options.write,
             name,

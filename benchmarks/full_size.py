@@ -53,15 +53,16 @@ def main() -> None:
     parser.add_argument("--encoder", default="resnet101s", help="of the segmenter, a name of timm")
     parser.add_argument("--batch-size", type=int, default=2, help="CutMix needs two images")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--images", type=int, default=1, help="unlabelled; more tell how many go through in a second")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        root = given.root.absolute() if given.root else draw_photos(folder / "VOC2012")
+        root = given.root.absolute() if given.root else draw_photos(folder / "VOC2012", given.images)
         weights = write_weights(folder / "weights", given.sam, given.encoder)
         parameters = {
-            "dataset_options": {"root": str(root), "split": None, "limit": 1},
+            "dataset_options": {"root": str(root), "split": None, "limit": given.images},
             "labelled": 1,
             "image": 0,
             "mask_options": {
@@ -125,11 +126,11 @@ def write_weights(folder: Path, sam: str, encoder: str) -> dict[str, Path]:
     return paths
 
 
-def draw_photos(root: Path) -> Path:
+def draw_photos(root: Path, images: int) -> Path:
     """Scenes of the drawn world at the size of VOC's photos, in VOC's layout."""
     size = (SIZE[1], SIZE[0])  # PIL's order
-    scenes = datasets.load("storybook", labelled=4, limit=1).labelled
-    for sample in scenes:
+    found = datasets.load("storybook", labelled=4, limit=2 * images, truth_of=("labelled", "unlabelled"))
+    for sample in [*found.labelled, *found.unlabelled]:  # a quarter becomes val
         photo = np.asarray(Image.fromarray(sample.image()).resize(size, Image.Resampling.BICUBIC))
         label = np.asarray(Image.fromarray(sample.truth()).resize(size, Image.Resampling.NEAREST))
         (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
