@@ -1,7 +1,7 @@
 """Does a short run of the demo come out the same twice on this device? python benchmarks/repeat.py --device cuda
 
-The demo with few steps runs twice, in processes and folders of its own. Compared are the files of each stage, and the
-pixels of its label maps; the mean IoU of each row is printed too, because rounding that differs may tip a pixel.
+The stages of the demo, with few steps, are done twice, in processes and folders of their own. Compared are the files
+and the pixels of all label maps: rounding that differs may tip a pixel.
 """
 
 import argparse
@@ -20,8 +20,8 @@ SHORT = {"warm_up": "30", "steps": "20", "dataset_options": "{limit: 30}", "meth
 
 
 def run_once(device: str, results: Path, exact: bool) -> Path:
-    """Execute the run; return its folder."""
-    command = [sys.executable, str(files.ROOT / "notebooks" / "run.py"), "demo", "-p", "device", device]
+    """Do all stages; return the run's folder."""
+    command = [sys.executable, str(files.ROOT / "notebooks" / "run.py"), "demo", "--stages", "-p", "device", device]
     for name, value in SHORT.items():
         command += ["-p", name, value]
     more = {"PLG_RESULTS": str(results)} | ({"PLG_DETERMINISTIC": "2"} if exact else {})
@@ -51,10 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         one, two = (run_once(options.device, Path(temporary) / name, options.exact) for name in ("one", "two"))
-        rows = [files.read_json(folder / "summary.json")["rows"] for folder in (one, two)]
-        miou = {first["name"]: [first["miou"], second["miou"]] for first, second in zip(*rows, strict=True)}
         name = f"repeat{'_exact' if options.exact else ''}_{options.device.partition(':')[0]}"
-        side_by_side.report(options.write, name, options.device, maps=compared(one, two), miou=miou)
+        side_by_side.report(options.write, name, options.device, maps=compared(one, two), n=SHORT)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def test_voc_with_its_own_lists(tiny_root):
     dataset = datasets.load("voc", root=tiny_root, labelled=1, limit=1)
     assert len(ids(dataset.unlabelled)) == len(ids(dataset.val)) == 1
     assert ids(datasets.load("voc", root=tiny_root, labelled=3).unlabelled) == ["03"]
+    judged = datasets.load("voc", root=tiny_root, labelled=3, label_val=True, truth_of=("unlabelled",))
+    assert (ids(judged.unlabelled), judged.val) == (["04", "05"], ()) and judged.unlabelled[0].truth().shape == (16, 24)
 
 
 def test_voc_with_unimatch_lists(tiny_root, tmp_path):

@@ -25,6 +25,7 @@ def load(
     truth_of: tuple[str, ...] = ("labelled",),
     limit: int | None = None,
     split: str | Path | None = None,
+    label_val: bool = False,
 ) -> Dataset:
     """PASCAL VOC 2012 as a data set; it has no test split, since those labels are not public.
 
@@ -34,6 +35,9 @@ def load(
     split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
         missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
         unlabeled.txt or train_aug.txt, of which the labelled ones are left out
+
+    label_val: the images of val take the place of the unlabelled ones, and val is empty: to compare zero-shot labels
+        with published numbers, which are counted there. What is trained then has seen val
 
     The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: put them
     into SegmentationClass.
@@ -81,10 +85,13 @@ def load(
     if leaked:
         problem = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
         raise ValueError(f"{problem}; the labelled ones are from {lists.labelled}: keep each image in one of them")
+    splits = {"unlabelled": list(unlabelled.values()), "val": val}
+    if label_val:
+        splits = {"unlabelled": val, "val": []}
     return datasets.from_pairs(
         "voc",
         class_files.read(CLASS_FILE),
-        {"labelled": chosen, "unlabelled": list(unlabelled.values()), "val": val},
+        {"labelled": chosen, **splits},
         root=root,
         truth_of=truth_of,
         limit=limit,
