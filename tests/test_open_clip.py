@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 
+import numpy as np
 import open_clip as package
 import pytest
 import timm
@@ -23,9 +24,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from plg_utils import checkpoints, encoders, files, labels
+from plg_utils import checkpoints, encoders, files, labels, tags
 from plg_utils.cams import clip_text
 from plg_utils.encoders import open_clip
+from plg_utils.records import Classes
 
 WORDS = ["</s>", "<unk>", "a", "red", "house", "of", "photo"]  # the last token of a padded text is </s>, as SigLIP's
 LENGTH = 8
@@ -194,6 +196,29 @@ def test_texts_of_siglip_are_small_letters_padded_to_its_length(siglip):
         expected = model.encode_text(torch.tensor([[2, 3, 4, 0, 0, 0, 0, 0]]), normalize=True)
     torch.testing.assert_close(encoder.texts(["A RED_house!"]), expected, atol=1e-6, rtol=0)
     assert encoder.tokenize(["a " * 7]).tolist() == [[2] * 7 + [0]]
+    library = package.tokenizer.HFTokenizer(str(path.parent), LENGTH, "canonicalize", local_files_only=True)
+    phrases = ["A photo of a RED house.", "", "boats"]
+    assert torch.equal(encoder.tokenize(phrases), library(phrases))
+
+
+def test_the_file_of_a_tokenizer_is_taken_as_it_is(siglip):
+    """transformers 5 forgets what a file says if its class is Gemma's: its normaliser, and on which side it pads."""
+    folder = siglip[1].parent
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "GemmaTokenizer"}))
+    encoder = encoders.build("open_clip", checkpoint=str(siglip[1]))
+    assert encoder.tokenize(["A red house"]).tolist() == [[2, 3, 4, 0, 0, 0, 0, 0]]
+
+
+def test_tags_of_siglip_come_from_crops(siglip):
+    """Its bias is that of whole images: `tags` asks the patches of a network that has one, which is the miniature."""
+    encoder, (image,) = encoders.build("open_clip", checkpoint=str(siglip[1])), random_images((20, 33))
+    classes = Classes(("background", "house", "photo"), ((), ("house",), ("photo",)), ((0, 0, 0),) * 3, 0)
+    (found,) = tags.by_clip(classes, encoder=encoder, threshold=0.0)([image])
+    how = {"background": 0, "temperature": tags.own_temperature(encoder)}
+    views = tags.embed_crops(encoder, [image])[0]
+    expected = tags.score(views, *encoder.class_embeddings(classes), **how)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-6)
 
 
 # Names

@@ -26,7 +26,7 @@ last block, so SigLIP has "plain" features only.
     pip install "plg-utils[models]"      installs open_clip_torch
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -98,9 +98,9 @@ def build(
 def load(checkpoint: str | None, model: str | Mapping | None = None) -> tuple[nn.Module, Any, dict[str, Any]]:
     """Load network, tokenizer and preprocessing; see `build`.
 
-    returns: the network in single precision for inference, open_clip's tokenizer, and mean, std and interpolation
+    returns: the network in single precision for inference, `_tokenizer`, and mean, std and interpolation
     """
-    open_clip = checkpoints.open_clip_package()
+    package = checkpoints.open_clip_package()
     config = deepcopy(_config(checkpoint, model))
     architecture, preprocessing = config["model_cfg"], config.get("preprocess_cfg", {})
     text, name = architecture["text_cfg"], model if isinstance(model, str) else checkpoint or "the network"
@@ -108,7 +108,7 @@ def load(checkpoint: str | None, model: str | Mapping | None = None) -> tuple[nn
     if "hf_model_name" in text or "multimodal_cfg" in architecture:
         raise ValueError(f"{name} has a text encoder that is not open_clip's own: take a ViT-* or ViT-*-SigLIP2-*")
     architecture["vision_cfg"]["timm_model_pretrained"] = False  # else timm downloads weights of its own
-    network = untrained(partial(open_clip.CustomTextCLIP if custom else open_clip.CLIP, **architecture))
+    network = untrained(partial(package.CustomTextCLIP if custom else package.CLIP, **architecture))
     if not (_is_plain(network.visual) or _is_siglip(network.visual)):
         raise ValueError(f"the patches of {name} are not in the space of its text: take a ViT-* or ViT-*-SigLIP2-*")
     weights = None if checkpoint is None else checkpoints.locate_weights(checkpoint)
@@ -134,11 +134,11 @@ def _config(checkpoint: str | None, model: str | Mapping | None) -> Mapping:
     if name is None:
         raise ValueError("checkpoint: None is random weights, and needs model, such as ViT-B-16-quickgelu:openai")
     checkpoints.known(name)
-    open_clip, beside = checkpoints.open_clip_package(), Path(name).expanduser().absolute().with_name(CONFIG)
-    if name in open_clip.list_pretrained(as_str=True):
+    package, beside = checkpoints.open_clip_package(), Path(name).expanduser().absolute().with_name(CONFIG)
+    if name in package.list_pretrained(as_str=True):
         architecture, tag = name.split(":")
-        preprocessing = open_clip.get_pretrained_cfg(architecture, tag)
-        return {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": preprocessing}
+        preprocessing = package.get_pretrained_cfg(architecture, tag)
+        return {"model_cfg": package.get_model_config(architecture), "preprocess_cfg": preprocessing}
     if beside.is_file():
         return files.read_json(beside)
     remedy = f"give model, such as ViT-B-16-quickgelu:openai, or put {CONFIG} beside it"
@@ -160,24 +160,32 @@ def _is_siglip(visual: nn.Module) -> bool:
     return trunk.num_prefix_tokens == 0 and isinstance(trunk.norm_pre, nn.Identity) and not len(visual.head)
 
 
-def _tokenizer(text: Mapping, folder: Path | None, name: str) -> Any:
-    """open_clip's tokenizer of a text encoder, from the files in a folder where it is one of transformers."""
-    open_clip = checkpoints.open_clip_package()
-    how = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+def _tokenizer(text: Mapping, folder: Path | None, name: str) -> tuple[Callable[[str], list[int]], int]:
+    """From a phrase to its tokens, those of begin and end too, and the token that fills the rest of the length.
+
+    folder: of tokenizer.json, if the text encoder has a tokenizer of its own. The file is taken as it is: what
+        transformers 5 makes of it by its class (Gemma's, of SigLIP 2) drops its normaliser, and may pad on the left
+    """
+    package, how = checkpoints.open_clip_package(), text.get("tokenizer_kwargs", {})
     if "hf_tokenizer_name" not in text:
-        return open_clip.SimpleTokenizer(**how)
+        simple = package.SimpleTokenizer(**how)
+        return lambda phrase: [simple.sot_token_id, *simple.encode(phrase), simple.eot_token_id], 0
     source = f"fetch {', '.join(checkpoints.TOKENIZER)} of {text['hf_tokenizer_name']} from the Hugging Face hub"
     if folder is None:
         raise ValueError(f"{name} with random weights has no tokenizer: {source}, and give a file of weights beside")
     with files.reading(folder / checkpoints.TOKENIZER[0], f"the tokenizer of {name}", f"{source}, and put them there"):
-        return open_clip.tokenizer.HFTokenizer(str(folder), local_files_only=True, **how)
+        from transformers import PreTrainedTokenizerFast
+
+        fast = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        clean, filler = package.tokenizer.get_clean_fn(how.get("clean", "whitespace")), int(fast.pad_token_id)
+    return lambda phrase: fast(clean(phrase)).input_ids, filler
 
 
 @dataclass(eq=False, kw_only=True)
 class Encoder(clip.Encoder):
     """Dense image features and text embeddings of one of open_clip's networks; see `build` for the options."""
 
-    tokenizer: Any
+    tokenizer: tuple[Callable[[str], list[int]], int]  # see `_tokenizer`
 
     def _parts(self) -> tuple[int, int, tuple[int, int]]:
         visual = self.model.visual
@@ -185,17 +193,15 @@ class Encoder(clip.Encoder):
 
     def tokenize(self, phrases: list[str]) -> torch.Tensor:
         """Tokens of M phrases, padded to the network's length: (M, T) int64; a phrase that is too long is refused."""
-        for phrase in phrases:  # the tokenizers cut it off, and say nothing
-            if (count := self._count(phrase)) > self.model.context_length:
-                limit = f"the {self.model.context_length} that the network reads: shorten it, or the template"
-                raise ValueError(f"{phrase!r:.80} has {count} tokens, over {limit}")
-        return self.tokenizer(phrases)
-
-    def _count(self, phrase: str) -> int:
-        """Tokens of a phrase, with those of its begin and end."""
-        if hasattr(self.tokenizer, "tokenizer"):  # of transformers
-            return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(phrase)).input_ids)
-        return 2 + len(self.tokenizer.encode(phrase))
+        encode, filler = self.tokenizer
+        tokens = torch.full((len(phrases), self.model.context_length), filler)
+        for row, phrase in zip(tokens, phrases, strict=True):
+            numbers = torch.tensor(encode(phrase))
+            if len(numbers) > len(row):
+                limit = f"the {len(row)} that the network reads: shorten it, or the template"
+                raise ValueError(f"{phrase!r:.80} has {len(numbers)} tokens, over {limit}")
+            row[: len(numbers)] = numbers
+        return tokens
 
 
 class SigLIP(Encoder):
