@@ -37,7 +37,7 @@ LARGEST = 1 << 33  # bytes of a download whose size is not listed; SAM ViT-H has
 CHUNK = 1 << 20  # bytes
 ALLOWED = ("https://",)  # how addresses begin; tests add a server on this machine
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # of SigLIP, in the repository of the weights
-OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"  # in every repository of open_clip; opened for plain tensors only
+OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"  # open_clip's default name; it is opened for plain tensors only
 OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded at the first use
     "apple/DFN2B-CLIP-ViT-B-16": "5add2d7e0f38e33579305b3ef956d636742d849e",
     "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": "d110532e8d4ff91c574ee60a342323f28468b287",

@@ -5,7 +5,7 @@
     ViT-B-16:laion2b_s34b_b88k                MIT                        150 M
     ViT-L-14:datacomp_xl_s13b_b90k            MIT                        428 M
     ViT-H-14:laion2b_s32b_b79k                MIT                        986 M
-    ViT-B-16-quickgelu:openai                 as encoders/clip.py        150 M
+    ViT-B-16-quickgelu:openai                 MIT for the code alone     150 M
     ViT-B-16-quickgelu:metaclip_fullcc        CC-BY-NC 4.0               150 M
     ViT-B-16-quickgelu:metaclip_400m          CC-BY-NC 4.0               150 M
     ViT-L-14-quickgelu:metaclip_fullcc        CC-BY-NC 4.0               428 M
@@ -19,9 +19,9 @@ None is gated. All others of `open_clip.list_pretrained` whose image encoder is 
 do as well.
 
 SigLIP has no class token: a probe attends to the patches. Its dense features are the values that this attention adds
-up, through its output projection: the region feature of TextRegion (siglip in avaxiao/TextRegion) is their mean over
-a mask, which `labels.pool` takes. The pooling's MLP is left out, as there. GEM and CorrCLIP need the class token's
-last block, so SigLIP has "plain" features only.
+up, through its output projection: the region feature of TextRegion (arXiv 2505.23769, avaxiao/TextRegion) is their
+mean over a mask, which `labels.pool` takes. The pooling's MLP is left out, as there. What GEM and CorrCLIP do to the
+last block leads to the text through the class token's projection, so SigLIP has "plain" features only.
 
     pip install "plg-utils[models]"      installs open_clip_torch
 """
@@ -210,7 +210,7 @@ class SigLIP(Encoder):
     def __post_init__(self):
         """Check the options against the model."""
         if self.features != "plain":
-            raise ValueError(f"features: {self.features} needs a class token, which SigLIP has not: take plain")
+            raise ValueError(f"features: {self.features} needs a class token, which SigLIP lacks: take plain")
         super().__post_init__()
 
     def _parts(self) -> tuple[int, int, tuple[int, int]]:
