@@ -7,6 +7,7 @@ and are downloaded if they are missing. No file is used before its SHA-256 was c
 A repository of the Hugging Face hub is a folder of files, named "hub:owner/name" or "hub:owner/name@commit". Without a
 commit the newest is taken once, and kept: `<folder>.hub.json` records the commit and the SHA-256 of each file, and
 both are enforced from then on. Files that you put into the folder yourself are recorded when they are first used.
+open_clip's names MODEL:TAG stand for the repositories that the installed package lists.
 """
 
 import os
@@ -17,12 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from tqdm import tqdm
 
 from plg_utils import files
+from plg_utils.choices import one_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +36,12 @@ WEIGHTS = "model.safetensors"  # as repositories of the hub call their weights
 LARGEST = 1 << 33  # bytes of a download whose size is not listed; SAM ViT-H has 2.6 billion
 CHUNK = 1 << 20  # bytes
 ALLOWED = ("https://",)  # how addresses begin; tests add a server on this machine
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # of SigLIP, in the repository of the weights
+OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"  # open_clip's default name; it is opened for plain tensors only
+OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded at the first use
+    "apple/DFN2B-CLIP-ViT-B-16": "5add2d7e0f38e33579305b3ef956d636742d849e",
+    "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": "d110532e8d4ff91c574ee60a342323f28468b287",
+}
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
 CLIP_WEIGHTS = ("text_projection", "token_embedding.weight", "visual.proj")  # of every CLIP with a vision transformer
 MARKS = {  # begin of a weight's name: whose it is
@@ -69,6 +78,11 @@ class Checkpoint:
         """Name of the file."""
         return self.address.rsplit("/", 1)[1] if self.address else f"{self.name.removeprefix('miniature_')}.safetensors"
 
+    @property
+    def weights(self) -> str:
+        """Name of the weights in a repository."""
+        return next(name for name in self.files if not name.endswith(".json"))
+
 
 # Addresses: README of facebookresearch/segment-anything. Files of a detector: those that transformers reads.
 _SAM = {
@@ -98,8 +112,36 @@ def clip_checkpoints() -> dict[str, Checkpoint]:
     return {name: Checkpoint(name, url.split("/")[-2], url) for name, url in _MODELS.items()}
 
 
+def open_clip_package() -> ModuleType:
+    """The package open_clip, imported where it is used: it takes seconds, and may be missing."""
+    try:
+        import open_clip
+    except ImportError as error:
+        remedy = 'pip install "plg-utils[models]"'
+        raise ImportError(f'OpenCLIP needs open_clip_torch, the extra "models": {remedy}') from error
+    return open_clip
+
+
+def open_clip_checkpoint(name: str) -> Checkpoint:
+    """Weights that open_clip lists as "MODEL:TAG": a repository of the hub, with its tokenizer if MODEL needs it.
+
+    raises: ValueError for a name that is not listed, and for weights that learned with QuickGELU if MODEL has another
+        activation: open_clip only warns, and computes other features
+    """
+    open_clip = open_clip_package()
+    model, tag = one_of(name, open_clip.list_pretrained(as_str=True), "checkpoint of open_clip").split(":")
+    listed, config = open_clip.get_pretrained_cfg(model, tag), open_clip.get_model_config(model)
+    if listed.get("quick_gelu") and not config.get("quick_gelu"):
+        raise ValueError(f"{name}: these weights learned with QuickGELU, so take {model}-quickgelu:{tag}")
+    hub = listed["hf_hub"].rstrip("/")
+    weights = "open_clip_model.safetensors" if hub.startswith("timm/") else OPEN_CLIP_WEIGHTS
+    commit = OPEN_CLIP_COMMITS.get(hub)
+    wanted = (weights, *(TOKENIZER if "hf_tokenizer_name" in config["text_cfg"] else ()))
+    return Checkpoint(f"hub:{hub}" + (f"@{commit}" if commit else ""), hub=hub, revision=commit, files=wanted)
+
+
 def names() -> list[str]:
-    """All names that `locate` knows, besides the repositories "hub:owner/name"."""
+    """All names that `locate` knows, besides the repositories "hub:owner/name" and open_clip's "MODEL:TAG"."""
     return [*LISTED, *clip_checkpoints()]
 
 
@@ -135,8 +177,11 @@ def known(name: str | Path) -> Checkpoint | None:
         return None
     if name in clip_checkpoints():
         return clip_checkpoints()[str(name)]
+    if re.fullmatch(r"[\w.-]{2,}:\w+", str(name)):
+        return open_clip_checkpoint(str(name))
     raise FileNotFoundError(
-        f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}, and hub:owner/name"
+        f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}, hub:owner/name, and "
+        "open_clip's MODEL:TAG"
     )
 
 
@@ -178,7 +223,10 @@ def locate(name: str | Path) -> Path:
 def locate_weights(name: str | Path) -> Path:
     """Return the verified file of a checkpoint's weights, also where `locate` returns a folder."""
     path = locate(name)
-    return path / WEIGHTS if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    checkpoint = known(name)
+    return path / (checkpoint.weights if checkpoint else WEIGHTS)
 
 
 def sha256_of(name: str | Path) -> str:
@@ -364,10 +412,16 @@ def _states(content: dict, place: str = "the file", depth: int = 0) -> Iterator[
             yield from _states(value, f"`{name}`", depth + 1)
 
 
-def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
+def load_clip_state(
+    path: str | Path,
+    wanted: Mapping[str, Any] = dict.fromkeys(CLIP_WEIGHTS),  # noqa: B006  no one writes into it
+    what: str = "a CLIP with OpenAI's names",
+) -> dict[str, "torch.Tensor"]:
     """Read the weights of a CLIP: a state dict as `load_sam_state` reads it, or a TorchScript archive of OpenAI's.
 
     An archive can run code when it is opened, so its SHA-256 must be one that OpenAI's package lists.
+
+    wanted, what: see `unwrap`
     """
     import torch
 
@@ -384,5 +438,5 @@ def load_clip_state(path: str | Path) -> dict[str, "torch.Tensor"]:
             f"trust it, convert it once: torch.save(torch.jit.load({str(path)!r}, map_location='cpu').state_dict(), "
             "'clip.pth'), and give the path of clip.pth"
         )
-    state = unwrap(path, state, dict.fromkeys(CLIP_WEIGHTS), "a CLIP with OpenAI's names", exact=False)
+    state = unwrap(path, state, wanted, what, exact=False)
     return {key: value.detach() for key, value in state.items() if key not in CLIP_SETTINGS}

@@ -196,6 +196,11 @@ def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict,
 # Features
 
 
+def cut_masks(masks: Masks, box: tuple[int, int, int, int]) -> Masks:
+    """What of the masks of an image lies in a box (left, top, right, bottom): masks of the box, none of them empty."""
+    return Masks.from_dense(_inside(Tile(0, 0, box, masks), box)[1])
+
+
 class Tiled:
     """An encoder whose dense features of large images come from tiles; all else is the encoder's own."""
 
@@ -206,17 +211,32 @@ class Tiled:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
-    def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, a tile's grid in each tile."""
-        small = [image for image in images if max(image.shape[:2]) <= self.tile]
-        whole = iter(self.encoder.images(small) if small else [])
-        return [next(whole) if max(image.shape[:2]) <= self.tile else self._blended(image) for image in images]
+    def images(self, images: Sequence[np.ndarray], masks: Sequence[Masks] | None = None) -> list[torch.Tensor]:
+        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, a tile's grid in each tile.
 
-    def _blended(self, image: np.ndarray) -> torch.Tensor:
+        masks: of each image, if the encoder asks for them; a tile gets what of them lies in it
+        """
+        pairs = list(zip(images, masks or [None] * len(images), strict=True))
+        fits = [max(image.shape[:2]) <= self.tile for image in images]
+        small = [pair for pair, whole in zip(pairs, fits, strict=True) if whole]
+        made = iter(self._encode(*zip(*small, strict=True)) if small else [])
+        return [next(made) if whole else self._blended(*pair) for pair, whole in zip(pairs, fits, strict=True)]
+
+    def _encode(self, images: Sequence[np.ndarray], masks: Sequence[Masks | None]) -> list[torch.Tensor]:
+        return self.encoder.images(images) if None in masks else self.encoder.images(images, masks=masks)
+
+    def _blended(self, image: np.ndarray, masks: Masks | None) -> torch.Tensor:
         """Features (D, h, w) of an image from its tiles, which weigh less towards their edges."""
         size = image.shape[:2]
         sides = [min(self.tile, length) for length in size]
-        (first,) = self.encoder.images([np.ascontiguousarray(image[: sides[0], : sides[1]])])
+
+        def encode(corners: list[tuple[int, int]]) -> list[torch.Tensor]:
+            """Features of the tiles with these corners, each its top and left."""
+            boxes = [(left, top, left + sides[1], top + sides[0]) for top, left in corners]
+            parts = [np.ascontiguousarray(image[top:low, left:right]) for left, top, right, low in boxes]
+            return self._encode(parts, [None if masks is None else cut_masks(masks, box) for box in boxes])
+
+        (first,) = encode([(0, 0)])
         cells = first.shape[1:]  # of a tile
         grid = [max(n, round(length * n / side)) for length, n, side in zip(size, cells, sides, strict=True)]
         overlaps = [min(n - 1, max(1, round(self.overlap * n / side))) for n, side in zip(cells, sides, strict=True)]
@@ -230,12 +250,11 @@ class Tiled:
         places = list(product(*along))
         for begin in range(0, len(places), AT_ONCE):
             together = places[begin : begin + AT_ONCE]
-            cut = []
+            corners = []
             for place in together:
                 corner = zip(place, size, grid, sides, strict=True)
-                top, left = (min(round(at * length / n), length - side) for at, length, n, side in corner)
-                cut.append(np.ascontiguousarray(image[top : top + sides[0], left : left + sides[1]]))
-            for (r, c), features in zip(together, self.encoder.images(cut), strict=True):
+                corners.append(tuple(min(round(at * length / n), length - side) for at, length, n, side in corner))
+            for (r, c), features in zip(together, encode(corners), strict=True):
                 blended[:, r : r + cells[0], c : c + cells[1]] += weight * features
                 total[r : r + cells[0], c : c + cells[1]] += weight
         return blended.div_(total)

@@ -2,7 +2,8 @@
 
 What `build` returns has
 
-    images(images)              list of (H, W, 3) uint8 -> list of (D, h, w) float32, not of length 1
+    images(images)              list of (H, W, 3) uint8 -> list of (D, h, w) float32, not of length 1; if its attribute
+                                `features` is "corr": images(images, masks=...), the masks of each image
     texts(phrases)              K sentences -> (K, D) of length 1
     class_embeddings(classes)   -> (K', D) of length 1, a row for each word, and (K',) the class of each row
 

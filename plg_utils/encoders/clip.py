@@ -1,8 +1,14 @@
-"""CLIP as a dense encoder: its own patch features ("plain"), or those of GEM's self-self attention ("gem").
+"""CLIP as a dense encoder, with one of three kinds of features.
 
 CLIP was trained to compare one token of an image with a sentence; in its last blocks the patch tokens drift away from
-what they show. GEM ("Grounding Everything", arXiv 2312.00878) runs a second stream beside the last blocks, in which
-similar tokens are averaged and nothing else is added. Any `clip.model.CLIP` with a vision transformer will do.
+what they show.
+
+    plain    its own patch tokens
+    gem      GEM ("Grounding Everything", arXiv 2312.00878) runs a second stream beside the last blocks, in which
+             similar tokens are averaged and nothing else is added
+    corr     CorrCLIP (arXiv 2411.10086): in the last block patches attend to similar patches of their own mask only
+
+Any `clip.model.CLIP` with a vision transformer will do, and what has its parts, such as encoders/open_clip.
 """
 
 import math
@@ -23,12 +29,15 @@ from plg_utils import checkpoints, devices, encoders, files
 from plg_utils.choices import one_of
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import clip as miniature
-from plg_utils.records import Classes
+from plg_utils.records import Classes, Masks
 
 SMOKE = {"checkpoint": None}
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1], which all of OpenAI's CLIPs subtract
 STD = (0.26862954, 0.26130258, 0.27577711)
+FEATURES = ("plain", "gem", "corr")
 GEM_DEPTH = 7  # GEM's default for twelve layers
+CORR_SHARPNESS = 4.0  # of the softmax over similarities in [-1, 1], CorrCLIP's
+UNSEGMENTED = -1  # number of the patches in no mask
 OPENAI = {"features": "gem", "image_size": 448, "layer": "ln_1", "resize_by": "pil"}  # GEM's, CLIP-ES's, the package's
 SENTENCES = 256  # encoded at once
 LONGEST = 8  # times image_size: of the long side, if the size is kept
@@ -47,7 +56,7 @@ def build(
     """Load a CLIP and say how its images are read.
 
     checkpoint: a name of `checkpoints` ("miniature_clip", "ViT-B/16", ...), a file, or None: the miniature untrained
-    features: "plain" or "gem"
+    features: "plain", "gem" or "corr"; corr needs the masks of each image
     depth: gem wraps the last depth - 1 blocks, and depth 1 is plain; None: 7, or as many as there are
     image_size: pixels, a multiple of the patch
     device: see `devices.choose`; options: the further fields of `Encoder`
@@ -94,11 +103,14 @@ class Encoder:
     batch_size: int = 16
     cam_layer: str = OPENAI["layer"]  # where cams/clip_text takes its gradient
     resize_by: str = OPENAI["resize_by"]  # "pil", whole grey values; "torch", as the miniature learned
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+    interpolation: str = "bicubic"  # or "bilinear"
 
     def __post_init__(self):
         """Check the options against the model."""
-        layers, self.patch = len(self.model.visual.transformer.resblocks), self.model.visual.conv1.kernel_size[0]
-        one_of(self.features, ("plain", "gem"), "kind of features")
+        layers, self.patch, self.own_size = self._parts()
+        one_of(self.features, FEATURES, "kind of features")
         one_of(self.resize, ("squash", "keep"), "way to resize")
         one_of(self.precision, ("fp32", "bf16"), "precision")
         if not 1 <= self.depth <= layers + 1:
@@ -107,11 +119,25 @@ class Encoder:
             raise ValueError(f"image_size is {self.image_size}, not a multiple of the patch of {self.patch} pixels")
         self.unseen_words, self.warned = getattr(self.model, "unseen_words", None), set()
 
-    def images(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, not of length 1."""
+    def _parts(self) -> tuple[int, int, tuple[int, int]]:
+        """Blocks, pixels of a patch, and the size (H, W) of the images that the network was trained on."""
+        visual = self.model.visual
+        return len(visual.transformer.resblocks), visual.conv1.kernel_size[0], (visual.input_resolution,) * 2
+
+    def images(self, images: Sequence[np.ndarray], masks: Sequence[Masks] | None = None) -> list[torch.Tensor]:
+        """Encode images, each (H, W, 3) uint8 RGB of any size: (D, h, w) float32 each, not of length 1.
+
+        masks: those of each image, which only features "corr" needs, and reads
+        """
+        sizes = [self.network_size(image.shape[:2]) for image in images]
+        if self.features == "corr":
+            if masks is None:
+                raise ValueError("features: corr needs the masks of each image, which are not given here: take gem")
+            grids = [(height // self.patch, width // self.patch) for height, width in sizes]
+            regions = [region_map(*pair).to(self.device) for pair in zip(masks, grids, strict=True)]
+            return self._batches(images, sizes, partial(corr_features, self.model.visual), regions)
         depth = self.depth if self.features == "gem" else 1
         gem = {"depth": depth, "iterations": self.iterations, "temperature": self.temperature}
-        sizes = [self.network_size(image.shape[:2]) for image in images]
         return self._batches(images, sizes, partial(dense_features, self.model.visual, **gem))
 
     def class_tokens(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -119,17 +145,17 @@ class Encoder:
 
         An image is squashed to the square that the network was trained on, so that nothing at its borders is lost.
         """
-        visual = self.model.visual
-        return self._batches(images, [(visual.input_resolution,) * 2] * len(images), visual)
+        return self._batches(images, [self.own_size] * len(images), self.model.visual)
 
     @torch.no_grad()
-    def _batches(self, images, sizes, network) -> list[torch.Tensor]:
-        """What the network makes of each image in its size."""
+    def _batches(self, images, sizes, network, *more) -> list[torch.Tensor]:
+        """What the network makes of each image in its size; more: lists of what it gets beside the images."""
 
         def encode(together: list[int]) -> torch.Tensor:
             batch = torch.stack([self.preprocess(images[index], sizes[index]) for index in together])
+            beside = [torch.stack([of_images[index] for index in together]) for of_images in more]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return network(batch).float()
+                return network(batch, *beside).float()
 
         return encoders.by_size(sizes, self.batch_size, encode)
 
@@ -137,9 +163,13 @@ class Encoder:
     def texts(self, phrases: Sequence[str]) -> torch.Tensor:
         """Encode M phrases: (M, D) of length 1."""
         self.warn_of_unseen_words(phrases)
-        tokens = clip.tokenize(list(phrases), context_length=self.model.context_length).to(self.device)
+        tokens = self.tokenize(list(phrases)).to(self.device)
         encoded = [self.model.encode_text(part) for part in tokens.split(SENTENCES)]
         return F.normalize(torch.cat(encoded).float(), dim=1)
+
+    def tokenize(self, phrases: list[str]) -> torch.Tensor:
+        """Tokens of M phrases: (M, T) int64; a phrase that is too long is refused."""
+        return clip.tokenize(phrases, context_length=self.model.context_length)
 
     def class_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed every word of every class: (K', D) of length 1, and (K',) the class that owns the row."""
@@ -148,7 +178,7 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return self.model.visual.conv1.weight.device
+        return self.model.logit_scale.device
 
     def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size in which the network sees an image of this size, both (H, W)."""
@@ -167,12 +197,13 @@ class Encoder:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is a uint8 (H, W, 3) array, not {image.dtype} {image.shape}")
         if self.resize_by == "pil":
-            image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+            by = Image.Resampling[self.interpolation.upper()]
+            image = np.asarray(Image.fromarray(image).resize(size[::-1], by))
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
         # Colours of a large image are resized one after the other: as floats they take four times as much.
         large = image.size > LARGE
         pixels = torch.cat([self._resized(part, size) for part in (pixels.split(1) if large else [pixels])])
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels - mean) / std
 
     @staticmethod
@@ -223,6 +254,51 @@ def dense_features(
 
     features = visual.ln_post(gem[1:]) @ visual.proj  # (h*w, B, D)
     return features.permute(1, 2, 0).unflatten(2, grid)
+
+
+def corr_features(visual: VisionTransformer, images: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """Features of all patch tokens in the space of the text, by CorrCLIP's last block (corrclip.py of zdk258/CorrCLIP).
+
+    All heads share one attention, softmax(4 x cosine), between patches of the same region. A patch in no mask attends
+    to those, and is attended by those, whose cosine is above the image's mean. The values pass through the block's
+    output projection, the last norm and the projection: no residual, no MLP.
+
+    CorrCLIP compares patches by the last layer of a second network (DINO ViT-B/8), query plus key; here it is CLIP's
+    own last layer, which needs no more weights. In storybook CLIP's value, key, tokens and final tokens were no better.
+    CorrCLIP also adds earlier blocks' features (its spatial branch, which made storybook's labels worse), one class
+    token for each region, and joins similar regions by DBSCAN. These are left out.
+
+    images: (B, 3, H, W) normalised, H and W multiples of the patch; regions: (B, h, w) of `region_map`
+    returns: (B, D, h, w)
+    """
+    tokens, grid = embed_patches(visual, images)
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        tokens = block(tokens)
+    projected = F.linear(last.ln_1(tokens[1:]), last.attn.in_proj_weight, last.attn.in_proj_bias)
+    query, key, value = projected.transpose(0, 1).chunk(3, dim=2)  # (B, h*w, C) each
+    unit = F.normalize(query + key, dim=2)
+    similarity = unit @ unit.mT  # (B, h*w, h*w)
+    number = regions.flatten(1)
+    outside = number == UNSEGMENTED
+    allowed = number[:, :, None] == number[:, None]
+    above = similarity > similarity.mean(dim=(1, 2), keepdim=True)
+    allowed = torch.where(outside[:, :, None] | outside[:, None], above, allowed)
+    allowed.diagonal(dim1=1, dim2=2).fill_(True)  # of patches that are all alike, none is above the mean
+    attention = (CORR_SHARPNESS * similarity).masked_fill(~allowed, float("-inf")).softmax(dim=2)
+    features = visual.ln_post(last.attn.out_proj(attention @ value)) @ visual.proj  # (B, h*w, D)
+    return features.mT.unflatten(2, grid)
+
+
+def region_map(masks: Masks, grid: tuple[int, int]) -> torch.Tensor:
+    """Number of the mask in which the centre of each patch lies, the largest where several do: grid, int64."""
+    (height, width), (rows, columns) = masks.size, grid
+    y, x = ((2 * np.arange(n) + 1) * length // (2 * n) for n, length in ((rows, height), (columns, width)))
+    place = x * height + y[:, None]  # run lengths go down the columns
+    numbers = np.full(grid, UNSEGMENTED)
+    for index in np.argsort(masks.areas(), kind="stable"):  # later ones, which are larger, overwrite
+        numbers[np.searchsorted(masks.runs[index].cumsum(), place, side="right") % 2 == 1] = index
+    return torch.from_numpy(numbers)
 
 
 def embed_patches(visual: VisionTransformer, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -62,7 +62,8 @@ def segment_embeddings(
     returns: (N, D) for each image, in the order of its masks
     """
     embeddings = []
-    for features, of_image in zip(encoder.images(images), masks, strict=True):
+    more = {"masks": masks} if getattr(encoder, "features", None) == "corr" else {}
+    for features, of_image in zip(encoder.images(images, **more), masks, strict=True):
         if normalise_patches:
             features = F.normalize(features, dim=0)
         embeddings.append(labels.pool(features, of_image, of_image.size))
