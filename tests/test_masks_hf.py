@@ -348,6 +348,7 @@ def test_what_is_no_network_for_masks_is_refused(folder, tmp_path, monkeypatch):
         (place / "config.json").write_text(json.dumps(config | content))
         return place
 
+    wider = changed("wider", mask_decoder_config=DECODER | {"mlp_dim": 64})
     other, deeper, broken = changed("other", model_type="bert"), changed("deeper"), changed("broken")
     (broken / "preprocessor_config.json").unlink()
     weights = {"vision_encoder.neck.convs.0.bias": torch.zeros(32)}
@@ -357,8 +358,9 @@ def test_what_is_no_network_for_masks_is_refused(folder, tmp_path, monkeypatch):
     for checkpoint, message in (
         (other, f"there is no mask model in {other}: 'bert', only edgetam, .*sam2.*sam_hq"),
         (deeper, "weights of another network than its config.json says: [0-9]+ of a Sam2Model are missing, e.g. mask"),
-        (broken, "broken lacks what transformers reads: config.json, model.safetensors, preprocessor_config.json"),
-        (empty, "own.safetensors lacks what transformers reads: config.json"),
+        (wider, r"wider could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
+        (broken, r"broken could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
+        (empty, "own.safetensors has no config.json; it needs config.json"),
         ("sam_2.1_tiny", "neither a file nor a checkpoint; known are .*sam2.1_hiera_tiny"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:

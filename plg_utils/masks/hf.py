@@ -119,21 +119,21 @@ def load(checkpoint: str | Path | None) -> tuple["PreTrainedModel", "BaseImagePr
             transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
         )
     folder = checkpoints.locate(checkpoint, NEEDED)
-    lacking = f"{folder} lacks what transformers reads: config.json, {checkpoints.WEIGHTS}, preprocessor_config.json"
+    needs = f"it needs {', '.join(NEEDED)} of one repository of the Hugging Face hub, or of save_pretrained()"
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{lacking}, as on the Hugging Face hub")
+        raise FileNotFoundError(f"{folder} has no config.json; {needs}")
     one_of(files.read_json(folder / "config.json").get("model_type"), sorted(known), f"mask model in {folder}:")
     try:
         network, report = transformers.AutoModelForMaskGeneration.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:  # what transformers raises for files that lack or are broken
-        raise FileNotFoundError(f"{lacking} ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, RuntimeError) as error:  # files that lack, are broken, or have other shapes
+        raise FileNotFoundError(f"{folder} could not be loaded ({str(error).splitlines()[0]}); {needs}") from error
     if missing := sorted(report["missing_keys"]):  # transformers gives them random numbers, and goes on
         raise ValueError(
             f"{folder} holds weights of another network than its config.json says: {len(missing)} of a "
-            f"{type(network).__name__} are missing, e.g. {missing[0]}. Fetch both files from one repository"
+            f"{type(network).__name__} are missing, e.g. {missing[0]}; {needs}"
         )
     if "longest_edge" in processor.size:  # else the short side of a strip would have no pixel
         processor._get_preprocess_shape = lambda size, longest_edge: Resize.get_preprocess_shape(*size, longest_edge)
