@@ -15,7 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -84,13 +84,21 @@ class Checkpoint:
         return next(name for name in self.files if not name.endswith(".json"))
 
 
-# Addresses: README of facebookresearch/segment-anything. Files of a detector: those that transformers reads.
+# Addresses: README of facebookresearch/segment-anything. Files of the hub: those that transformers reads.
 _SAM = {
     "sam_vit_b_01ec64.pth": ("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", None),
     "sam_vit_l_0b3195.pth": ("3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", None),
     "sam_vit_h_4b8939.pth": ("a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
 }
-_DETECTOR = ("config.json", WEIGHTS, "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_MASKS = ("config.json", WEIGHTS, "preprocessor_config.json")
+_DETECTOR = (*_MASKS, *_TOKENIZER)
+_HF = (  # for masks/hf.py; Apache-2.0, as is EdgeTAM
+    *("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
+    *("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"),
+    *("facebook/sam2.1-hiera-base-plus", "facebook/sam2.1-hiera-large"),
+    *("syscv-community/sam-hq-vit-base", "syscv-community/sam-hq-vit-large", "syscv-community/sam-hq-vit-huge"),
+)
 LISTED = {
     checkpoint.name: checkpoint
     for checkpoint in (
@@ -98,7 +106,10 @@ LISTED = {
         *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
         Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
         Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
-        Checkpoint("sam3", hub="facebook/sam3", files=("config.json", WEIGHTS, "preprocessor_config.json")),
+        *(Checkpoint(hub.partition("/")[2].replace("-", "_"), hub=hub, files=_MASKS) for hub in _HF),
+        Checkpoint("edgetam", hub="yonigozlan/EdgeTAM-hf", files=_MASKS),
+        # Gated: Meta's "SAM License" is to be accepted on its page. Not for weapons; what is published names SAM 3.
+        Checkpoint("sam3", hub="facebook/sam3", files=("config.json", WEIGHTS, "processor_config.json")),
     )
 }
 
@@ -185,16 +196,17 @@ def known(name: str | Path) -> Checkpoint | None:
     )
 
 
-def locate(name: str | Path) -> Path:
+def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
     """Return the verified file of a checkpoint, downloaded if it is missing; a path of your own is taken as it is.
 
+    needed: files of a repository "hub:owner/name"
     returns: a file; of the hub, the folder with the files
     """
     checkpoint = known(name)
     if checkpoint is None:
         return Path(name).expanduser().absolute()
     if checkpoint.hub:
-        return _repository(checkpoint)
+        return _repository(replace(checkpoint, files=needed) if checkpoint.name.startswith("hub:") else checkpoint)
     path, wanted = place_of(checkpoint), checkpoint.sha256
     if checkpoint.address:
         remedy = f"delete it and run again, or fetch {checkpoint.address} yourself"
@@ -338,8 +350,14 @@ def _fetch_from_hub(checkpoint: Checkpoint, name: str, place: Path, note: Path, 
         files.write_json(note, record)
         huggingface_hub.hf_hub_download(checkpoint.hub, name, revision=stated.commit_hash, local_dir=place)
     except Exception as error:  # the library's are not all OSErrors: some are those of its HTTP client
+        problem = error
+        if isinstance(error, huggingface_hub.errors.GatedRepoError):
+            problem = (
+                f"status {error.response.status_code}, it is gated: accept its licence on https://huggingface.co/"
+                f"{checkpoint.hub} and log in by `hf auth login`, or put your token into HF_TOKEN"
+            )
         raise FileNotFoundError(
-            f"{name} of {checkpoint.hub} is not here and could not be fetched ({error}). Run again, or fetch "
+            f"{name} of {checkpoint.hub} is not here and could not be fetched ({problem}). Run again, or fetch "
             f"{', '.join(checkpoint.files)} of {checkpoint.hub}{f' at commit {revision}' if revision else ''} from "
             f"the Hugging Face hub on a machine with access and put them into {place}"
         ) from error

@@ -203,6 +203,16 @@ def test_without_a_server_s_help_the_error_says_what_to_put_where(name, status, 
     assert left(tmp_path) == []
 
 
+def test_a_gated_repository_says_which_licence_to_accept(site):
+    site.pages, site.status, site.headers = {}, 401, {"X-Error-Code": "GatedRepo"}  # as it answers without a token
+    with pytest.raises(
+        FileNotFoundError, match="accept its licence on https://huggingface.co/facebook/sam3 and"
+    ) as caught:
+        locate("sam3")
+    assert "`hf auth login`" in str(caught.value) and "HF_TOKEN" in str(caught.value)
+    assert "401" in str(caught.value) and "\n" not in str(caught.value)
+
+
 # The hub
 
 
@@ -218,6 +228,13 @@ def test_the_first_fetch_pins_the_commit_and_records_the_hash(site, tmp_path):
     (place / WEIGHTS).unlink()
     assert (locate("hub:some/net") / WEIGHTS).read_bytes() == CONTENT
     assert {path.split("/")[-2] for _, path, _ in site.asked} == {OLD}
+
+
+def test_more_than_the_weights_of_a_repository_can_be_asked_for(site):
+    site.publish(OLD, "some/net", {WEIGHTS: CONTENT, "config.json": b"{}"})
+    assert not (locate("hub:some/net") / "config.json").exists()
+    site.publish(NEW, "some/net", {WEIGHTS: WRONG, "config.json": b"newer"})
+    assert (locate("hub:some/net", ("config.json", WEIGHTS)) / "config.json").read_bytes() == b"{}"  # of that commit
 
 
 def test_a_commit_can_be_asked_for(site):

@@ -1,8 +1,8 @@
 """Labeller D: SAM 3's answers against transformers', word by word; the rule by hand; its stage."""
 
-import builtins
 import gzip
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,10 +115,10 @@ def test_below_the_threshold_is_background_and_the_labelled_images_choose_it():
     assert choice.threshold == pytest.approx(0.4)  # the only one of the grid between 0.37 and 0.42
 
 
-def test_published_weights_hold_a_tracker_too_which_is_left_out(network, tmp_path, monkeypatch):
+def test_published_weights_hold_a_tracker_too_which_is_left_out(network, processor, tmp_path, monkeypatch):
     monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
     folder, state = tmp_path / "sam3", network[0].state_dict()
-    network[1].save_pretrained(folder)
+    processor.save_pretrained(folder)
     files.write_json(folder / "config.json", {"model_type": "sam3_video", "detector_config": concepts.tiny().to_dict()})
     weights = {f"detector_model.{name}": value.numpy() for name, value in state.items()}
     save_file(
@@ -154,14 +154,7 @@ def test_a_folder_of_another_model_and_one_without_weights_are_refused(network, 
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.split(".")[0] == "transformers":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=re.escape("plg-utils[models]")):
         concepts.build(CLASSES)
 

@@ -1,7 +1,7 @@
 """Detectors: the contract of every file, regions against a flood fill, Grounding DINO by hand."""
 
-import builtins
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,13 +247,6 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.split(".")[0] == "transformers":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=re.escape("plg-utils[models]")):
         grounding_dino.build(CLASSES)

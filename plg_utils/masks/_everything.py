@@ -2,7 +2,8 @@
 
 A grid of points is asked for three masks each; what SAM predicts to be poor is dropped, then what is unstable, what
 touches the edge of a crop, and the poorer of two whose boxes nearly agree (automatic_mask_generator.py of that package;
-Kirillov et al. 2023, appendix B). The networks are the package's own. What is not done as it does it:
+Kirillov et al. 2023, appendix B). The networks are the package's own; hf.py puts others in their place. What is not
+done as the package does it:
 
 - The image enters the decoder once and not once for each point. Its layers broadcast, so what the first of them makes
   of the image alone is made once.
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,8 @@ from plg_utils import run_lengths
 from plg_utils.choices import one_of
 from plg_utils.records import Masks
 from plg_utils.regions import components
+
+Draw = Callable[[torch.Tensor], torch.Tensor]
 
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 PACKAGE_AT_ONCE = 2**26  # the same where the package resizes masks: no photo of VOC or COCO has more with 64 points
@@ -78,9 +82,12 @@ class Candidates:
 
 @dataclass
 class SegmentEverything:
-    """Calls give the `Masks` of an image; the fields are named as the package names them."""
+    """Calls give the `Masks` of an image; the fields are named as the package names them.
 
-    sam: Sam
+    What depends on the network is in `side`, `mask_threshold`, `inside`, `back`, `embed` and `ask`.
+    """
+
+    network: Sam
     points_per_side: int | None = 32
     points_per_batch: int = 64  # halved where the device's memory does not suffice
     pred_iou_thresh: float = 0.88
@@ -101,15 +108,18 @@ class SegmentEverything:
         self.grids = self.point_grids or build_all_layer_point_grids(
             self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
         )
-        self.resize = Resize(self.sam.image_encoder.img_size)
+        self.resize = Resize(self.side)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> Masks:
         """Segment an image (H, W, 3) uint8 RGB."""
         size = image.shape[:2]
         crops, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
-        found = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
+        looks = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
+        found, best = zip(*looks, strict=True)
         everything = Candidates.join(found)
+        if not len(everything):
+            self.tell_why(max(best))
         kept = torch.arange(len(everything))
         if len(crops) > 1:  # of two that agree, the one in the smaller crop
             counts = torch.tensor([len(each) for each in found])
@@ -129,16 +139,30 @@ class SegmentEverything:
         )
         return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
 
-    def look(self, image: np.ndarray, crop: Sequence[int], grid: np.ndarray) -> Candidates:
-        """Ask SAM at each point of a grid (P, 2), in 0 to 1, what it sees in a crop (xyxy pixels) of an image."""
+    def tell_why(self, best: float) -> None:
+        """Warn that the thresholds left no mask of an image whose best predicted IoU is `best`."""
+        name = "pred_iou_thresh" if best <= self.pred_iou_thresh > 0 else "stability_score_thresh"
+        warnings.warn(
+            f"no mask of an image passes the thresholds, its best predicted IoU is {best:.3f}: lower {name}, which is "
+            f"{getattr(self, name)}, unless the image shows nothing",
+            stacklevel=2,
+        )
+
+    def look(self, image: np.ndarray, crop: Sequence[int], grid: np.ndarray) -> tuple[Candidates, float]:
+        """Ask SAM at each point of a grid (P, 2), in 0 to 1, what it sees in a crop (xyxy pixels) of an image.
+
+        returns: the candidates, and the best predicted IoU of all masks, also of those that were dropped
+        """
         height, width = image.shape[:2]
         left, top, right, bottom = crop
         size = bottom - top, right - left
         with self.autocast():
             embedding = self.embed(image[top:bottom, left:right])
-        points = torch.as_tensor(self.resize.apply_coords(grid * size[::-1], size), device=embedding.device)
-        found = []
-        for small, predicted_iou in self.halving(lambda batch: self.decode(embedding, batch), points):
+        scale = np.divide(self.inside(size), size)
+        points = torch.as_tensor(grid * size[::-1] * scale[::-1], device=self.network.device)
+        found, best = [], -np.inf
+        for small, predicted_iou, highest in self.halving(lambda batch: self.decode(embedding, batch), points):
+            best = max(best, float(highest))
             for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
                 boxes, stability = self.measure(part, size)
                 chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
@@ -147,51 +171,79 @@ class SegmentEverything:
                 found.append(Candidates(part, boxes, predicted, stability).take(chosen))
         everything = Candidates.join(found)
         everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
-        return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop)))
+        return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop))), best
 
-    def embed(self, image: np.ndarray) -> torch.Tensor:
-        """Image embedding (1, C, h, w) of an image (H, W, 3) uint8."""
-        pixels = torch.as_tensor(self.resize.apply_image(image), device=self.sam.device)
-        return self.sam.image_encoder(self.sam.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
-
-    def decode(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks of points (P, 2), in pixels of the network's input, whose predicted IoU is high enough.
 
-        This is `MaskDecoder.predict_masks` with three outputs a point.
-        returns: logits (N, r, r) and predicted IoU (N,), float32
+        returns: logits (N, r, r) and predicted IoU (N,), float32; the highest predicted IoU of all masks
         """
-        decoder, prompts = self.sam.mask_decoder, self.sam.prompt_encoder
         with self.autocast():
-            foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-            sparse, dense = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
-            outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-            tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
-            queries, places = decoder.transformer(embedding + dense[:1], prompts.get_dense_pe(), tokens)
-            predicted_iou = decoder.iou_prediction_head(queries[:, 0])[:, 1:].float()  # (P, 3)
+            predicted_iou, draw = self.ask(embedding, points)
             good = predicted_iou > self.pred_iou_thresh if self.pred_iou_thresh > 0 else predicted_iou > -torch.inf
+            return draw(good), predicted_iou[good], predicted_iou.amax()
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of the network's square input."""
+        return self.network.image_encoder.img_size
+
+    @property
+    def mask_threshold(self) -> float:
+        """Logit above which a pixel belongs to a mask."""
+        return self.network.mask_threshold
+
+    def inside(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Size in which the network sees an image or crop (H, W); the rest of its input is padding."""
+        return self.resize.get_preprocess_shape(*size, self.side)
+
+    def back(self, small: int, size: tuple[int, int]) -> list[torch.Tensor]:
+        """Matrices (H, small) and (W, small) from the network's masks (small, small) to an image or crop (H, W)."""
+        return [resizing(small, self.side, *each) for each in zip(self.inside(size), size, strict=True)]
+
+    def embed(self, image: np.ndarray) -> torch.Tensor:
+        """Image embedding (1, C, h, w) of an image (H, W, 3) uint8: what `ask` takes."""
+        pixels = torch.as_tensor(self.resize.apply_image(image), device=self.network.device)
+        return self.network.image_encoder(self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+
+    def ask(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
+        """Ask for three masks at each of these points (P, 2), in pixels of the network's input.
+
+        This is `MaskDecoder.predict_masks` with three outputs a point.
+        returns: predicted IoU (P, 3) float32, and a function that draws the masks where a bool tensor (P, 3) is true,
+            as logits (N, r, r) float32
+        """
+        decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
+        foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
+        sparse, dense = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
+        queries, places = decoder.transformer(embedding + dense[:1], prompts.get_dense_pe(), tokens)
+
+        def draw(good: torch.Tensor) -> torch.Tensor:
             rows = good.any(dim=1)
             features = places[rows].unflatten(1, embedding.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
             features = decoder.output_upscaling(features)  # (R, c, r, r)
             kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
             small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
-        return small[good[rows]].unflatten(1, features.shape[-2:]), predicted_iou[good]
+            return small[good[rows]].unflatten(1, features.shape[-2:])
+
+        return decoder.iou_prediction_head(queries[:, 0])[:, 1:].float(), draw
 
     def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Logits (N, r, r) in the size (H, W) of an image or crop, as `Sam.postprocess_masks` gives them.
+        """Logits (N, r, r) in the size (H, W) of an image or crop, as the network's postprocess_masks gives them.
 
         yields: (N, w, H), columns together in memory, as in COCO's run lengths; all columns of them, or, where a mask
             is very large, a part of the columns after the other
         """
-        side = self.sam.image_encoder.img_size
-        inside = self.resize.get_preprocess_shape(*size, side)
-        rows, columns = (resizing(small.shape[-1], side, *each).to(small) for each in zip(inside, size, strict=True))
+        rows, columns = (each.to(small) for each in self.back(small.shape[-1], size))
         tall = small.transpose(1, 2) @ rows.T
         for part in columns.split(max(1, PIXELS_AT_ONCE // max(1, len(small) * size[0]))):
             yield torch.bmm(part.expand(len(small), -1, -1), tall)
 
     def measure(self, small: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes (N, 4) in an image or crop (H, W), and stability (N,), of masks with logits (N, r, r)."""
-        threshold, offset = self.sam.mask_threshold, self.stability_score_offset
+        threshold, offset = self.mask_threshold, self.stability_score_offset
         inner, outer, columns, rows = 0, 0, [], []
         for logits in self.enlarge(small, size):
             inner, outer = inner + count(logits > threshold + offset), outer + count(logits > threshold - offset)
@@ -207,7 +259,7 @@ class SegmentEverything:
             whole, start = np.zeros((len(few), size[1], size[0]), dtype=bool), left
             for logits in self.enlarge(few, view):
                 end = start + logits.shape[1]
-                whole[:, start:end, top:bottom] = (logits > self.sam.mask_threshold).cpu().numpy()
+                whole[:, start:end, top:bottom] = (logits > self.mask_threshold).cpu().numpy()
                 start = end
             rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
@@ -234,7 +286,7 @@ class SegmentEverything:
 
     def autocast(self) -> torch.autocast:
         """Half precision inside, if it was asked for."""
-        return torch.autocast(self.sam.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Masks:

@@ -61,7 +61,11 @@ def build(
     network = load(checkpoint, model).to(devices.choose(str(device)))
     if compiled:
         network.image_encoder = torch.compile(network.image_encoder)
-    segment = SegmentEverything(network, **chosen)
+    return one_by_one(SegmentEverything(network, **chosen), min_area)
+
+
+def one_by_one(segment: Callable[[np.ndarray], Masks], min_area: int) -> Generate:
+    """Segment each image by a function, and drop masks of fewer than min_area pixels."""
 
     def generate(images: Sequence[np.ndarray]) -> list[Masks]:
         """Segment images, each (H, W, 3) uint8 RGB of any size."""
@@ -74,14 +78,19 @@ def settings(
     checkpoint: str | None,
     density: float,
     *,
+    defaults: dict | None = None,
     points_per_side: int | None = None,
     point_grids: Sequence[np.ndarray] | None = None,
     crop_n_layers: int = 0,
     **options,
 ) -> dict:
-    """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`."""
+    """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`.
+
+    defaults: named as in OFFICIAL; None: those of sam.py's checkpoints
+    """
     is_miniature = checkpoint in (None, "miniature_sam")
-    chosen = (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL) | {"crop_n_layers": crop_n_layers}
+    defaults = defaults or (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL)
+    chosen = defaults | {"crop_n_layers": crop_n_layers}
     chosen |= {name: value for name, value in options.items() if value is not None}
     if point_grids is None:
         if not density > 0:
