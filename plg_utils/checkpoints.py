@@ -206,7 +206,7 @@ def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
     if checkpoint is None:
         return Path(name).expanduser().absolute()
     if checkpoint.hub:
-        return _repository(replace(checkpoint, files=needed) if checkpoint.name.startswith("hub:") else checkpoint)
+        return _repository(replace(checkpoint, files=needed) if str(name).startswith("hub:") else checkpoint)
     path, wanted = place_of(checkpoint), checkpoint.sha256
     if checkpoint.address:
         remedy = f"delete it and run again, or fetch {checkpoint.address} yourself"
