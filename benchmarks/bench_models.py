@@ -3,8 +3,9 @@
 Without a name, all are measured. Each is built with random weights, in the architecture that its repository states, and
 runs in a process of its own, whose largest memory is listed. A mask model asks at --points-per-side points along each
 side and keeps all their masks (thresholds 0, box_nms_thresh 1), because a network that has learnt nothing is sure of
-nothing. The seconds are those of the first photo. `cpu_s` are those that the processor worked, which other jobs on the
-machine lengthen less; in `encode_cpu_s` of them no point has been asked yet.
+nothing. An encoder averages its features in 48 squares, SAM 3 is asked for two words, a segmenter predicts the photo.
+The seconds are those of the first photo. `cpu_s` are those that the processor worked, which other jobs on the machine
+lengthen less; in `encode_cpu_s` of them no point has been asked yet.
 
 To add a network, add an entry to NETWORKS: what builds it, and returns its module and a function of a photo
 (H, W, 3) uint8 to what shall be listed.
@@ -25,8 +26,12 @@ import side_by_side
 import torch
 import transformers
 
-from plg_utils import devices, files
+from plg_utils import devices, files, segmenters
+from plg_utils.encoders import open_clip
+from plg_utils.generators import concepts
+from plg_utils.labels import pool
 from plg_utils.masks import hf
+from plg_utils.records import Classes, Masks
 
 # Numbers: sam2/configs/sam2.1/*.yaml of facebookresearch/sam2; base_plus lacks some, which are the defaults of its
 # hieradet.py. Those of tiny, SAM ViT-B, SAM-HQ ViT-B and SAM 3's tracker are the defaults of transformers' classes.
@@ -99,6 +104,58 @@ def masks(network: Callable[[], Any], processor: type, given: argparse.Namespace
     return model, call
 
 
+def encoder(name: str, features: str, given: argparse.Namespace) -> tuple[torch.nn.Module, Call]:
+    """An encoder of encoders/open_clip: the photo's features, averaged in 48 squares."""
+    known = open_clip.checkpoints.open_clip_package()
+    architecture, tag = name.split(":")
+    content = {
+        "model_cfg": known.get_model_config(architecture),
+        "preprocess_cfg": known.get_pretrained_cfg(*name.split(":")),
+    }
+    content["model_cfg"]["text_cfg"].pop("hf_tokenizer_name", None)  # no text is read
+    encode = open_clip.build(
+        checkpoint=None, model=content, features=features, precision=given.precision, device=given.device
+    )
+
+    def call(photo: np.ndarray) -> dict[str, Any]:
+        height, width = photo.shape[:2]
+        square = (np.arange(height) * 6 // height)[:, None] * 8 + np.arange(width) * 8 // width
+        cells = Masks.from_dense(square == np.arange(48)[:, None, None])
+        (found,) = encode.images([photo], **({"masks": [cells]} if features == "corr" else {}))
+        pool(found, cells, cells.size)
+        return {"features": features, "grid": list(found.shape[1:])}
+
+    return encode.model, call
+
+
+def asked_by_words(given: argparse.Namespace) -> tuple[torch.nn.Module, Call]:
+    """SAM 3 at its full size, asked for two words."""
+    model = transformers.Sam3Model(transformers.Sam3Config()).eval()
+    classes = Classes(("background", "cat", "dog"), ((), ("cat",), ("dog",)), ((0, 0, 0),) * 3)
+    concepts.load = lambda checkpoint: (model, transformers.Sam3ImageProcessor())
+    label = concepts.build(classes, threshold=None, precision=given.precision, device=given.device)
+
+    def call(photo: np.ndarray) -> dict[str, Any]:
+        assert label([photo])[0].label.shape == photo.shape[:2]
+        return {"words": 2}
+
+    return model, call
+
+
+def segmenter(name: str, given: argparse.Namespace) -> tuple[torch.nn.Module, Call]:
+    """A network of segmenters/dpt, which predicts the photo."""
+    model = segmenters.build("dpt", 21, encoder=name, pretrained=False).eval().to(given.device)
+
+    @torch.inference_mode()
+    def call(photo: np.ndarray) -> dict[str, Any]:
+        pixels = torch.tensor(photo, device=given.device).permute(2, 0, 1)[None] / 255
+        with torch.autocast(given.device.partition(":")[0], torch.bfloat16, enabled=given.precision == "bf16"):
+            assert model(pixels).shape[2:] == photo.shape[:2]
+        return {}
+
+    return model, call
+
+
 SQUASHED = transformers.Sam2ImageProcessor
 NETWORKS = {
     "sam_vit_base": partial(
@@ -112,6 +169,27 @@ NETWORKS = {
     "sam3": partial(
         masks, lambda: transformers.Sam3TrackerModel(transformers.Sam3TrackerConfig()), transformers.Sam3ImageProcessor
     ),
+    "sam3 asked by words": asked_by_words,
+    **{
+        f"{name} {features}": partial(encoder, name, features)
+        for name, ways in {
+            "ViT-B-16-quickgelu:metaclip_fullcc": ("plain", "gem", "corr"),
+            "ViT-L-14-quickgelu:metaclip_fullcc": ("gem", "corr"),
+            "ViT-B-16-SigLIP2-256:webli": ("plain",),
+            "ViT-SO400M-14-SigLIP2-378:webli": ("plain",),
+        }.items()
+        for features in ways
+    },
+    **{
+        f"dpt {name}": partial(segmenter, name)
+        for name in (
+            "vit_small_patch14_dinov2.lvd142m",
+            "vit_base_patch14_dinov2.lvd142m",
+            "vit_base_patch14_reg4_dinov2.lvd142m",
+            "vit_base_patch16_dinov3.lvd1689m",
+            "convnext_small.dinov3_lvd1689m",
+        )
+    },
 }
 
 

@@ -411,12 +411,30 @@ def numbers() -> dict[str, str]:
     return found | {"bad_kinds": str(len(bad["malformed"]) - 1)}
 
 
+def models() -> str:
+    """Size, time and memory of networks at full size."""
+    lines = [
+        [
+            f"`{row['name']}`", f"{row['parameters_m']:,.0f} M", f"{row['cpu_s']:.1f}",
+            f"{row['peak_memory_mb'] / 1024:.1f}",
+        ]
+        for row in read("bench/models.json")
+    ]  # fmt: skip
+    return markdown(["network", "weights", "processor's seconds", "memory (GB)"], lines)
+
+
+def dense_features() -> str:
+    """Zero-shot labels by each kind of CLIP's features."""
+    found = read("bench/dense_features.json")
+    return markdown(["features", "SAM's masks", "true masks"], found)
+
+
 def blocks() -> dict[str, Callable[[], str]]:
     """What fills each block, by its name."""
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
         for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
-        + (training, trials, miniatures, bench, scaling, kills, determinism, runs)
+        + (training, trials, miniatures, bench, models, dense_features, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
