@@ -41,7 +41,22 @@ HIERA = {  # hidden_size, heads, blocks_per_stage, global_attention_blocks, wind
     "base_plus": (112, 2, [2, 3, 16, 3], [12, 16, 20], [8, 4, 14, 7], [14, 14]),
     "large": (144, 2, [2, 6, 36, 4], [23, 33, 43], [8, 4, 16, 8], [7, 7]),
 }
+VIT = {  # of SAM and SAM-HQ: hidden_size, layers, heads, global_attn_indexes (build_sam.py of segment_anything)
+    "base": (768, 12, 12, [2, 5, 8, 11]),
+    "large": (1024, 24, 16, [5, 11, 17, 23]),
+    "huge": (1280, 32, 16, [7, 15, 23, 31]),
+}
 Call = Callable[[np.ndarray], dict[str, Any]]
+
+
+def sam(size: str, kind: str) -> transformers.PreTrainedModel:
+    """SAM or SAM-HQ with the vision transformer of this size."""
+    width, layers, heads, global_layers = VIT[size]
+    vision = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "mlp_dim": 4 * width}
+    vision["global_attn_indexes"] = global_layers
+    decoder = {"mask_decoder_config": {"vit_dim": width}} if kind == "SamHQ" else {}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, **decoder)
+    return getattr(transformers, f"{kind}Model")(config)
 
 
 def sam2(size: str) -> transformers.Sam2Model:
@@ -158,12 +173,11 @@ def segmenter(name: str, given: argparse.Namespace) -> tuple[torch.nn.Module, Ca
 
 SQUASHED = transformers.Sam2ImageProcessor
 NETWORKS = {
-    "sam_vit_base": partial(
-        masks, lambda: transformers.SamModel(transformers.SamConfig()), transformers.SamImageProcessor
-    ),
-    "sam_hq_vit_base": partial(
-        masks, lambda: transformers.SamHQModel(transformers.SamHQConfig()), transformers.SamImageProcessor
-    ),
+    **{
+        f"{name}_vit_{size}": partial(masks, partial(sam, size, kind), transformers.SamImageProcessor)
+        for name, kind in (("sam", "Sam"), ("sam_hq", "SamHQ"))
+        for size in VIT
+    },
     **{f"sam2.1_hiera_{size}": partial(masks, partial(sam2, size), SQUASHED) for size in HIERA},
     "edgetam": partial(masks, edgetam, SQUASHED),
     "sam3": partial(
@@ -175,7 +189,9 @@ NETWORKS = {
         for name, ways in {
             "ViT-B-16-quickgelu:metaclip_fullcc": ("plain", "gem", "corr"),
             "ViT-L-14-quickgelu:metaclip_fullcc": ("gem", "corr"),
+            "ViT-H-14:laion2b_s32b_b79k": ("gem",),
             "ViT-B-16-SigLIP2-256:webli": ("plain",),
+            "ViT-L-16-SigLIP2-256:webli": ("plain",),
             "ViT-SO400M-14-SigLIP2-378:webli": ("plain",),
         }.items()
         for features in ways
@@ -186,6 +202,7 @@ NETWORKS = {
             "vit_small_patch14_dinov2.lvd142m",
             "vit_base_patch14_dinov2.lvd142m",
             "vit_base_patch14_reg4_dinov2.lvd142m",
+            "vit_large_patch14_dinov2.lvd142m",
             "vit_base_patch16_dinov3.lvd1689m",
             "convnext_small.dinov3_lvd1689m",
         )
@@ -248,7 +265,8 @@ def main() -> None:
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items() if key not in ("device", "precision")))
     if given.write:
         before = {row["name"]: row for row in files.read_json(given.write)} if given.write.exists() else {}
-        files.write_json(given.write, list((before | {row["name"]: row for row in rows}).values()))
+        found = before | {row["name"]: row for row in rows}
+        files.write_json(given.write, [found[name] for name in NETWORKS if name in found])
 
 
 if __name__ == "__main__":

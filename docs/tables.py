@@ -424,9 +424,12 @@ def models() -> str:
 
 
 def dense_features() -> str:
-    """Zero-shot labels by each kind of CLIP's features."""
-    found = read("bench/dense_features.json")
-    return markdown(["features", "SAM's masks", "true masks"], found)
+    """Mean IoU of zero-shot labels by each kind of CLIP's features."""
+    found = read("bench/dense_features.json")["found"]
+    ways = ("plain", "gem", "corr")
+    masks = list(found[ways[0]])
+    lines = [[f"`{way}`", *(f"{100 * found[way][each]['mean_iou']:.1f}" for each in masks)] for way in ways]
+    return markdown(["features", *masks], lines)
 
 
 def blocks() -> dict[str, Callable[[], str]]:

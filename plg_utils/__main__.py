@@ -72,21 +72,21 @@ def label(options: argparse.Namespace) -> None:
     devices.choose(options.device)
     given = _photos_and_labels(options)
     data = datasets.load("folder", labelled=None, **given)
-    weights = _weights(options)
+    sam, clip = _models(options)
     run = stages.open_run(RUN, data, device=options.device)
-    clip = {"encoder": "clip", "encoder_options": {"checkpoint": weights["clip"]}}
     kept = {"dataset": "folder", "dataset_options": given, "labelled": None, "seed": 0, "device": options.device}
     content = files.read_json(run.folder / "run.json")
     files.write_json(run.folder / "run.json", content | {"parameters": kept | clip})  # for plg export
     print(f"{len(run.images)} photos, {data.classes.num_classes} classes: {', '.join(data.classes.names)}", flush=True)
-    stages.masks(run, mask_model="sam", mask_options={"checkpoint": weights["sam"]})
+    stages.masks(run, **sam)
     stages.segments(run, **clip, embedding_options={})
     stages.labels(run, **clip, threshold=options.threshold, **SETTINGS)
     made = files.read_json(run.folder / "labels_zero_shot" / "manifest.json")["parameters"]
     chosen = data.labelled and data.classes.background is not None  # as stages.choose_threshold does it
     how = f"the best on {len(data.labelled)} photos with labels" if chosen else "the default"
     how = how if options.threshold is None else "as given"
-    remark = f"SAM: {weights['sam']}. CLIP: {weights['clip']}. Threshold: {made['threshold']:.2f}, {how}."
+    names = [found["checkpoint"] for found in (sam["mask_options"], clip["encoder_options"])]
+    remark = f"SAM: {names[0]}. CLIP: {names[1]}. Threshold: {made['threshold']:.2f}, {how}."
     print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
 
 
@@ -98,17 +98,25 @@ def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
 
 
-def _weights(options: argparse.Namespace) -> dict[str, str]:
-    """Checkpoints of SAM and CLIP, fetched if they are missing: a wrong name must not cost the work before it."""
+def _models(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Mask model and encoder, as the stages take them; weights are fetched now: a wrong name must not cost work."""
     from plg_utils import checkpoints
 
-    weights = {kind: getattr(options, kind) or small for kind, small in MINIATURES.items()}
-    for kind, name in weights.items():
+    found = []
+    for kind, what, its_options, usual, of_hub in (
+        ("sam", "mask_model", "mask_options", "sam", "hf"),
+        ("clip", "encoder", "encoder_options", "clip", "open_clip"),
+    ):
+        name = getattr(options, kind) or MINIATURES[kind]
+        known = checkpoints.known(name)
+        from_hub = bool(known and known.hub) or Path(name).expanduser().is_dir()  # a repository, or what lies in one
+        cut = {"tile": options.tile} if options.tile else {}
+        found.append({what: of_hub if from_hub else usual, its_options: {"checkpoint": name} | cut})
         checkpoints.sha256_of(name)
         if name in MINIATURES.values():
             problem = f"without --{kind}, the small network {name} is used, which knows only the ten things of the"
             warnings.warn(f"{problem} storybook: it shows that your files work, and labels nothing else", stacklevel=3)
-    return weights
+    return tuple(found)
 
 
 def _classes(text: str) -> str | list[str]:
@@ -230,8 +238,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("photos", metavar="PHOTOS", help="folder of the photos")
     one.add_argument("--classes", required=True, help='what to look for: "cat, dog", or a class file')
     one.add_argument("--to", required=True, metavar="OUT", help="folder of the results, a new one or that of before")
-    one.add_argument("--sam", metavar="NAME", help="sam_vit_b, sam_vit_l, sam_vit_h, or a file (default: a miniature)")
-    one.add_argument("--clip", metavar="NAME", help="such as ViT-B/16, or a file (default: a miniature)")
+    of_models = "(default: a miniature); docs/models.md has all names"
+    one.add_argument("--sam", metavar="NAME", help=f"sam_vit_h, sam2.1_hiera_large, sam3, ..., or a file {of_models}")
+    one.add_argument("--clip", metavar="NAME", help=f"ViT-B/16, ViT-B-16-SigLIP2-256:webli, ..., or a file {of_models}")
+    one.add_argument("--tile", type=int, metavar="PIXELS", help="look at large photos in tiles of this side")
     one.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the fastest there is (default)")
     one.add_argument("--background", metavar="WORDS", help='what is none of the classes: "wall, sky"')
     one.add_argument("--labels", metavar="DIR", help="labels of a few of the photos, which choose the threshold")

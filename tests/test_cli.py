@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from plg_utils import __main__ as plg
-from plg_utils import figures, files, stages
+from plg_utils import checkpoints, figures, files, stages
 from plg_utils.datasets import storybook
 
 NAMES = ("scène #1", "100 % <b>", "c&d")
@@ -152,6 +152,26 @@ def test_bad_input_is_refused_in_a_line_before_any_work(arguments, says, photos,
     assert plg.main(["label", *arguments]) == 2
     *_, last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert last.startswith("plg label: ") and says in last
+
+
+@pytest.mark.parametrize(
+    ("sam", "clip", "files_of_them"),
+    [
+        (None, None, ("sam", "clip")),
+        ("sam_vit_h", "ViT-L/14", ("sam", "clip")),
+        ("sam2.1_hiera_large", "ViT-B-16-SigLIP2-256:webli", ("hf", "open_clip")),
+        ("hub:someone/a-sam-of-theirs", "ViT-B-16-quickgelu:openai", ("hf", "open_clip")),
+    ],
+)
+def test_a_name_says_which_file_loads_the_model(sam, clip, files_of_them, monkeypatch):
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda name: "")  # else it would be fetched
+    given = ["label", "photos", "--classes", "a", "--to", "out", "--tile", "512"]
+    for option, name in (("--sam", sam), ("--clip", clip)):
+        given += [option, name] if name else []
+    masks, encoder = plg._models(plg.parser().parse_args(given))
+    assert (masks["mask_model"], encoder["encoder"]) == files_of_them
+    assert masks["mask_options"] == {"checkpoint": sam or "miniature_sam", "tile": 512}
+    assert encoder["encoder_options"] == {"checkpoint": clip or "miniature_clip", "tile": 512}
 
 
 def test_an_unreadable_photo_stops_or_is_left_out(photos, capsys):

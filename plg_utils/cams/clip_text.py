@@ -43,6 +43,10 @@ def build(
     if classes.background is None or not classes.words[classes.background]:
         raise ValueError("the class file has no words of the background, and clip_text needs some: add them")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+    if not hasattr(encode.model.visual, "transformer"):
+        raise ValueError(
+            "clip_text asks CLIP's class token, which this encoder lacks: take ViT-B/16, or cam_sources: []"
+        )
     texts = encode.class_embeddings(classes)
     layers = round(LAYERS * len(encode.model.visual.transformer.resblocks))
     how = {"background": classes.background, "scale": encode.model.logit_scale.exp().item()}

@@ -130,7 +130,7 @@ def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "Gr
         raise ImportError(
             'Grounding DINO needs transformers, the extra "models": pip install "plg-utils[models]"'
         ) from error
-    named = [name for name, listed in checkpoints.LISTED.items() if listed.hub]
+    named = [name for name in checkpoints.LISTED if name.startswith("grounding_dino")]
     if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
         raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
     folder = checkpoints.locate(checkpoint) if checkpoint in named else Path(checkpoint).expanduser()
