@@ -47,9 +47,9 @@ CLIP_WEIGHTS = ("text_projection", "token_embedding.weight", "visual.proj")  # o
 MARKS = {  # begin of a weight's name: whose it is
     "image_encoder.layers.": "MobileSAM",
     "image_encoder.patch_embed.seq.": "MobileSAM",
-    "sam_mask_decoder.": "SAM 2 (take masks/hf and the files of its repository on the hub)",
-    "image_encoder.trunk.": "SAM 2 (take masks/hf and the files of its repository on the hub)",
-    "vision_encoder.": "SAM with the names of transformers (take masks/hf)",
+    "sam_mask_decoder.": "SAM 2, which is for masks/hf",
+    "image_encoder.trunk.": "SAM 2, which is for masks/hf",
+    "vision_encoder.": "SAM with the names of transformers, which is for masks/hf",
     "image_encoder.blocks.31.": "SAM vit_h",
     "image_encoder.blocks.23.": "SAM vit_l",
     "image_encoder.blocks.11.": "SAM vit_b",

@@ -791,6 +791,8 @@ def boxes(
 
     mask_options: of the mask model; SAM takes its weights from them
     """
+    if encoder_options.get("features") == "corr":  # which needs masks, and here are none yet
+        encoder_options = encoder_options | {"features": "gem"}
     name, encode = "labels_boxes", encoder_of(run, encoder, encoder_options)
     of_detector = {"encoder": encode, **detector_options} if detector == "clip_boxes" else detector_options
     of_sam = {key: mask_options[key] for key in ("checkpoint", "model") if key in mask_options}

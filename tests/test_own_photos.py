@@ -300,8 +300,8 @@ def test_wrapped_weights_are_found(kind, small_sam, tmp_path):
 
 STRANGE = {
     "MobileSAM": lambda state: state | {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2)},
-    "SAM with the names of transformers": lambda state: prefixed("vision_encoder.", state) | {"mask_decoder.x": 1},
-    "SAM 2": lambda state: {"model": {"image_encoder.trunk.pos_embed": torch.zeros(2)}},
+    "SAM with the names of transformers, which is for masks/hf": lambda state: prefixed("vision_encoder.", state) | {"mask_decoder.x": 1},
+    "SAM 2, which is for masks/hf": lambda state: {"model": {"image_encoder.trunk.pos_embed": torch.zeros(2)}},
     "the state of an optimizer": lambda state: OPTIMIZER,
     "CLIP": lambda state: {"visual.proj": torch.zeros(2)},
     "SAM vit_b": lambda state: state | {"image_encoder.blocks.0.lora.a": torch.zeros(2)},  # an adapter: not dropped
@@ -430,7 +430,7 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
     ("name", "text", "says"),
     [
         ("device", "gpu", "give auto, cpu, cuda"),
-        ("mask_model", "sam2", "there is no mask_model 'sam2', only sam, sam_official"),
+        ("mask_model", "sam2", "there is no mask_model 'sam2', only hf, sam, sam_official"),
         ("encoder", "clipp", "did you mean 'clip'"),
         ("segmenter", "unet", "there is no segmenter 'unet'"),
         ("dataset", "photos", "there is no dataset 'photos'"),

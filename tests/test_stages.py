@@ -251,6 +251,13 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
     assert all(len(set(ids)) == 4 for ids in again.values()) and "labels_boxes: starts again" in capsys.readouterr().err
 
 
+def test_boxes_are_found_without_masks_so_corr_becomes_gem(world, results):
+    parameters = tiny(["02", "06"], **of_world(world, cam_sources=[]))
+    do_stages(parameters | {"encoder_options": {"checkpoint": None, "features": "corr"}})
+    assert made_with(results, "segments")["parameters"]["features"] == "corr"
+    assert made_with(results, "labels_boxes")["parameters"]["encoder"]["features"] == "gem"
+
+
 def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsys):
     for letter in "ab":
         monkeypatch.setattr(store, "git_commit", lambda letter=letter: letter * 40)
