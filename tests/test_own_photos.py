@@ -300,7 +300,9 @@ def test_wrapped_weights_are_found(kind, small_sam, tmp_path):
 
 STRANGE = {
     "MobileSAM": lambda state: state | {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2)},
-    "SAM with the names of transformers, which is for masks/hf": lambda state: prefixed("vision_encoder.", state) | {"mask_decoder.x": 1},
+    "SAM with the names of transformers, which is for masks/hf": lambda state: (
+        prefixed("vision_encoder.", state) | {"mask_decoder.x": 1}
+    ),
     "SAM 2, which is for masks/hf": lambda state: {"model": {"image_encoder.trunk.pos_embed": torch.zeros(2)}},
     "the state of an optimizer": lambda state: OPTIMIZER,
     "CLIP": lambda state: {"visual.proj": torch.zeros(2)},
