@@ -376,6 +376,13 @@ def numbers() -> dict[str, str]:
         pairs = {"unimatch": (UNIMATCH, SUPERVISED), "paper_unimatch": (PAPER, UNIMATCH), "paper_long": (PAPER, LONG)}
         found |= {f"{key}_{count}": f"{of[a] - of[b]:.1f}" for key, (a, b) in pairs.items()}
     found["long_plain"] = f"{mean[12, LONG] - mean[12, PLAIN]:.1f}"
+    alone = 100 * rows("storybook_more").groupby("name").miou.mean()
+    longer = 100 * rows("storybook_converged").groupby("name").miou.mean()
+    found |= {"converged_paper": f"{longer[PAPER]:.1f}", "converged_long": f"{longer[LONG]:.1f}"}
+    found["converged_sharp"] = f"{100 * (longer[SHARP] - longer[RAW]) / (100 - longer[RAW]):.0f}"
+    found["converged_more"] = f"{longer[PAPER] - mean[12, PAPER]:.1f}"
+    for key, name in (("borders", "paper A, second network fresh"), ("start", "paper A, the network's borders")):
+        found[f"change_{key}"] = f"{alone[name] - mean[12, PLAIN]:.1f}"
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
     large, whole = read("bench/masks_sam_vit_b_random_cpu.json"), read("bench/demo.json")
@@ -439,7 +446,7 @@ def blocks() -> dict[str, Callable[[], str]]:
         for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
         + (training, trials, miniatures, bench, models, dense_features, scaling, kills, determinism, runs)
     }
-    tables["storybook"] = lambda: ladder("storybook_table")
+    tables["storybook"] = lambda: ladder("storybook_more", "storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
         name: lambda text=text: text for name, text in numbers().items()
     }
