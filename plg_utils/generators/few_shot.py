@@ -160,7 +160,8 @@ def learn(
             segment_match.paint(masks, named, classes.background, overlap).label
             for masks, *named in zip(labelled.masks, classes_of.split(sizes), scores.split(sizes), strict=True)
         ]
-        return metrics.mean_iou(labelled.truths, painted, classes.num_classes, background=classes.background)
+        found_iou = metrics.mean_iou(labelled.truths, painted, classes.num_classes, background=classes.background)
+        return float(np.nan_to_num(found_iou))  # nan: the truth is void everywhere
 
     tried = STRENGTHS if strength is None else [strength]
     choice = labels.choose_threshold(tried, left_out, smooth=strength is None)
