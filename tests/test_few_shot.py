@@ -98,10 +98,11 @@ def fitted(of_words, features, target, strength):
     return lambda of_words, features: slope * of_words + offset + features @ weights
 
 
-@pytest.mark.parametrize("background", [0, None])
-def test_the_classifier_and_its_strength_equal_plain_loops(background):
+@pytest.mark.parametrize(("background", "sign"), [(0, 1), (None, 1), (0, -1)], ids=["", "no background", "words lie"])
+def test_the_classifier_and_its_strength_equal_plain_loops(background, sign):
     """Scores differ by 2e-7 at most, because they are float32 in the end; mean IoU of each strength by nothing."""
     scenes, (texts, owner), others = [scene(seed) for seed in range(6)], words(), [scene(9)[1], scene(10)[1]]
+    texts = sign * texts
     namer = few_shot.learn(labelled(*scenes), classes_of(background), texts, owner, others=others, share=0.6)
 
     embeddings = [each[1].double().numpy() for each in scenes]
@@ -124,6 +125,10 @@ def test_the_classifier_and_its_strength_equal_plain_loops(background):
         curve.append(metrics.mean_iou([truth for *_, truth in scenes], painted, K, background=background))
     np.testing.assert_allclose(namer.choice.mean_iou, curve, rtol=1e-12)
     assert len(set(curve)) > 1
+    smoothed = labels.choose_threshold(
+        few_shot.STRENGTHS, dict(zip(few_shot.STRENGTHS, curve, strict=True)).get, smooth=True
+    )
+    assert namer.choice.threshold == smoothed.threshold
     assert namer.examples.tolist() == [sum(target, []).count(k) for k in range(K)]
 
     new = scene(11, 8)[1]
@@ -177,6 +182,10 @@ def test_colour_squares_are_named_by_words_and_examples(encoder, options):
         assert not np.array_equal([each.label for each in by_words], truths)
 
 
+def without_blue(truth):
+    return np.where(truth == 3, np.uint8(IGNORE), truth)
+
+
 def without(*names, seeds=range(3)):
     """Scenes whose truth does not show some classes."""
     gone = [classes_of().names.index(name) for name in names]
@@ -185,10 +194,8 @@ def without(*names, seeds=range(3)):
 
 def test_a_class_without_an_example_is_named_by_its_words():
     """Its truth is void, so no mask shows it; or no truth at all is known; an image without masks adds nothing."""
-    blind = [
-        replace(sample, read_truth=lambda truth=sample.truth(): np.where(truth == 3, np.uint8(IGNORE), truth))
-        for sample in labelled_squares(0, 1)
-    ]
+    known = labelled_squares(0, 1)
+    blind = [replace(each, read_truth=lambda each=each: without_blue(each.truth())) for each in known]
     images, truths, _ = zip(*map(colour_squares, range(2, 6)), strict=True)
     generate = generators.build("few_shot", CLASSES, examples=blind, masks=segment_squares, encoder=ColourEncoder())
     np.testing.assert_array_equal([each.label for each in generate(images)], truths)

@@ -146,15 +146,17 @@ def learn(
     seen = _view(chain([together], others), text_embeddings.cpu(), owner.cpu(), classes.num_classes)
     of_words, features = seen(together)
 
-    def fitted(strength: float, chosen: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return _fit(of_words[chosen], features[chosen], target[chosen], strength)
+    def fitted(chosen: torch.Tensor) -> Callable[[float], tuple]:
+        chosen = chosen & (target >= 0)
+        return _fit(of_words[chosen], features[chosen], target[chosen])
+
+    folds = [image % FOLDS == fold for fold in range(min(FOLDS, len(found)))]
+    models = [fitted(~out) for out in folds]
 
     def left_out(strength: float) -> float:
         classes_of, scores = torch.zeros_like(target), torch.zeros(len(target))
-        for fold in range(min(FOLDS, len(found))):
-            out = image % FOLDS == fold
-            model = fitted(strength, ~out & (target >= 0))
-            classes_of[out], scores[out] = _named((of_words[out], features[out]), model)
+        for out, model in zip(folds, models, strict=True):
+            classes_of[out], scores[out] = _named((of_words[out], features[out]), model(strength))
         sizes = [len(of_image) for of_image in found]
         painted = [
             segment_match.paint(masks, named, classes.background, overlap).label
@@ -165,7 +167,7 @@ def learn(
 
     tried = STRENGTHS if strength is None else [strength]
     choice = labels.choose_threshold(tried, left_out, smooth=strength is None)
-    return Namer(seen, *fitted(choice.threshold, target >= 0), choice, counts)
+    return Namer(seen, *fitted(target >= 0)(choice.threshold), choice, counts)
 
 
 def _majority(masks: Masks, truth: np.ndarray, num_classes: int, share: float) -> np.ndarray:
@@ -206,19 +208,21 @@ def _view(every: Iterable[torch.Tensor], texts: torch.Tensor, owner: torch.Tenso
     return seen
 
 
-def _fit(of_words: torch.Tensor, features: torch.Tensor, target: torch.Tensor, strength: float) -> tuple:
-    """Slope, offset and weights (D + 1, K) of the module's formula; without an example, the words decide.
+def _fit(of_words: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> Callable[[float], tuple]:
+    """From a strength to slope, offset and weights (D + 1, K) of the module's formula.
 
-    of_words: (M, K), features: (M, D + 1), target: (M,)
+    of_words: (M, K), features: (M, D + 1), target: (M,); without an example, the words decide
     """
+    if not len(target):
+        words_alone = torch.tensor(1.0), torch.tensor(0.0), features.new_zeros(features.shape[1], of_words.shape[1])
+        return lambda strength: words_alone
     wanted = F.one_hot(target, of_words.shape[1]).double()  # (M, K)
-    if not len(wanted):
-        return torch.tensor(1.0), torch.tensor(0.0), features.new_zeros(features.shape[1], of_words.shape[1])
     spread = of_words - of_words.mean()
     slope = ((spread * wanted).sum() / spread.square().sum().clamp(min=1e-12)).clamp(min=0)
     offset = (wanted - slope * of_words).mean()
-    penalised = features.T @ features + strength * torch.eye(features.shape[1])
-    return slope, offset, torch.linalg.solve(penalised, features.T @ (wanted - slope * of_words - offset))
+    products, aim = features.T @ features, features.T @ (wanted - slope * of_words - offset)
+    penalty = torch.eye(features.shape[1])
+    return lambda strength: (slope, offset, torch.linalg.solve(products + strength * penalty, aim))
 
 
 def _named(seen: tuple, model: tuple) -> tuple[torch.Tensor, torch.Tensor]:
