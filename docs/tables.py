@@ -152,7 +152,7 @@ def few_shot() -> str:
     groups = {
         "as they are": found[asked == ""],
         "two pairs of classes swapped": found[asked == "results/few_shot/swapped.yaml"],
-        "noise as long as 1.2 of each word": noisy,
+        "noise of length 1.2 added to each": noisy,
         "none for the background": found[asked == "results/ablation_words/no_background_words.yaml"],
     }
     lines = []
