@@ -40,6 +40,7 @@ RUNS = {
         "demo_seeds": "[the demo, explained](../docs/results.md#the-demo-explained)",
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
         "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
+        "few_shot*": "[labelled scenes as examples](../docs/results.md#labelled-scenes-as-examples)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
         "review": "[correcting labels](../docs/review.md), [notebook](review/review.ipynb)",
     },
@@ -142,6 +143,23 @@ def trust() -> str:
     of = {method: found.trust[found.method == method].str for method in ("segment_match", "ensemble")}
     lines = [[signal, *(percent(of[method].get(signal), 2, 1) for method in of)] for signal in signals]
     return markdown(["signal", "labels of A", "vote"], lines)
+
+
+def few_shot() -> str:
+    """Labels by words alone, and by words and examples; with noise the mean of its three draws."""
+    found, noisy = rows("few_shot"), rows("few_shot_noise")
+    asked = found.dataset_options.str.get("classes").fillna("")
+    groups = {
+        "as they are": found[asked == ""],
+        "two pairs of classes swapped": found[asked == "results/few_shot/swapped.yaml"],
+        "noise of length 1.2 added to each": noisy,
+        "none for the background": found[asked == "results/ablation_words/no_background_words.yaml"],
+    }
+    lines = []
+    for words, of in groups.items():
+        before, after = (of[of.method == name].groupby("seed").miou.mean() for name in ("segment_match", "few_shot"))
+        lines.append([words, percent(before), percent(after), *(f"{100 * gain:+.1f}" for gain in after - before)])
+    return markdown(["words", "labels by words (%)", "and by examples (%)", "gain with seed 0", "1", "2"], lines)
 
 
 def networks() -> str:
@@ -444,7 +462,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
         for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
-        + (training, trials, miniatures, bench, models, dense_features, scaling, kills, determinism, runs)
+        + (few_shot, training, trials, miniatures, bench, models, dense_features, scaling, kills, determinism, runs)
     }
     tables["storybook"] = lambda: ladder("storybook_more", "storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {

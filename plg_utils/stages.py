@@ -1,6 +1,7 @@
 """The pipeline: one function for each stage, and the table of methods.
 
     masks ─► segments ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict          paper A, notebooks 02 to 04
+             segments ─► few_shot_labels                                                   the same, named by examples
     cam_network ─► cams ─► sepl;   boxes;   concepts;   vote                               papers B and C, notebook 06
 
 Each function opens its folder, makes what is missing, signs off and returns the stage. Notebooks, several processes,
@@ -41,12 +42,14 @@ from plg_utils import (
 from plg_utils import masks as mask_models
 from plg_utils.cams import classifier
 from plg_utils.generators import concepts as sam3
+from plg_utils.generators import few_shot as examples
 from plg_utils.generators import segment_match, sepl
 from plg_utils.labels import ThresholdChoice
 from plg_utils.records import Dataset, Masks, PseudoLabel, Sample, Scores
 
 LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "segment_match": "labels_zero_shot",
+    "few_shot": "labels_few_shot",
     "cam": "labels_cam",
     "sepl": "labels_sepl",
     "boxes": "labels_boxes",
@@ -135,7 +138,7 @@ def check_methods(names: Sequence[str]) -> None:
 
 
 def labels_of(labeller: str) -> str:
-    """Folder of a labeller's label maps: one of segment_match, cam, sepl, boxes, ensemble."""
+    """Folder of a labeller's label maps; labeller: one of LABELLERS."""
     return LABELLERS[choices.one_of(labeller, list(LABELLERS), "labeller")]
 
 
@@ -154,11 +157,13 @@ class Row:
 def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     """Every folder of label maps that the notebooks 02 to 04 may write, in the order of the ladder."""
     raw = labels_of(labeller)
-    title = "zero-shot labels" if labeller == "segment_match" else f"labels of {labeller}"
+    own_titles = {"segment_match": "zero-shot labels", "few_shot": "few-shot labels"}
+    title = own_titles.get(labeller, f"labels of {labeller}")
     fused = {"refine_target": "fusion"}
     sharp, official = fused | {"sepl": "paper"}, fused | {"sepl": "official"}
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
+        LABELLERS["few_shot"]: Row("zero_shot", "few_shot", "few_shot", {}, own_titles["few_shot"]),
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
@@ -432,6 +437,36 @@ def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: flo
         return run.label_of(raw, sample), run.masks_of(sample), run.embeddings_of(sample)
 
     return run.fill_labels(stage, run.images, read=read, make=sure)
+
+
+@dataclass(frozen=True, eq=False)
+class FewShot:
+    """The few-shot labels, and what named them."""
+
+    stage: store.Stage
+    name: examples.Namer
+
+
+@stage_function
+def few_shot_labels(run: Run, *, encoder: str, encoder_options: dict, overlap: str, few_shot: dict) -> FewShot:
+    """Paper A's segments, named by the words and by the labelled images' segments: labels_few_shot/ID.png.
+
+    few_shot: strength, share and words_of of `generators.few_shot.learn`
+    """
+    data, name = run.data, LABELLERS["few_shot"]
+    parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
+    others = map(run.embeddings_of, data.unlabelled)
+    texts = words(run, encoder=encoder, encoder_options=encoder_options)
+    namer = examples.learn(examples.Labelled(*parts), data.classes, *texts, others=others, overlap=overlap, **few_shot)
+    how = few_shot | {"strength": namer.choice.threshold, "overlap": overlap}
+    stage = run.stage(name, how, classes=True, parents=["masks", "segments"], learns_from=["labelled"])
+
+    def named(pairs: list) -> list[np.ndarray]:
+        how = {"background": data.classes.background, "overlap": overlap}
+        return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), namer, **how)]
+
+    filled = run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=named)
+    return FewShot(filled, namer)
 
 
 # Training
@@ -942,6 +977,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield from (call(function) for function in (masks, segments, labels))
     if parameters.get("sure_from") is not None:
         yield call(sure_labels)
+    if parameters.get("few_shot") is not None:
+        yield call(few_shot_labels)
     if "cam_sources" in parameters:
         sources = parameters["cam_sources"]
         if "classifier" in sources:

@@ -88,7 +88,10 @@ def results(tmp_path, monkeypatch):
 def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkeypatch):
     """With the hidden label maps broken, 01 to 04 write the bytes that kernels write without; only 05 notices."""
     steps = [run.Step(notebook(number), {}) for number in ("02", "03", "04", "05")]
-    steps = [run.Step(step.notebook, {k: v for k, v in of_world(world).items() if k in step.known}) for step in steps]
+    steps = [
+        run.Step(step.notebook, {k: v for k, v in of_world(world, few_shot={}).items() if k in step.known})
+        for step in steps
+    ]
     assert run.execute_all(steps, results)
     broken = tmp_path / "broken_world"
     shutil.copytree(world, broken)
@@ -98,17 +101,17 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
         path.write_bytes(b"not for reading")
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "blind"))
     for number in ("01", "02", "03", "04"):
-        execute(number, of_world(broken))
+        execute(number, of_world(broken, few_shot={}))
     labels = [path.relative_to(results) for path in results.rglob("*.png") if path.parent.name != "figures"]
-    # zero-shot (labelled too), enhanced, the same through SEPL, five networks' predictions
-    assert len(labels) == 2 + 2 + 2 + 2 + 5 * 2
+    # zero-shot and few-shot (labelled too), enhanced, the same through SEPL, five networks' predictions
+    assert len(labels) == 2 * (2 + 2) + 2 + 2 + 5 * 2
     for path in labels:
         assert (tmp_path / "blind" / "tiny" / path).read_bytes() == (results / path).read_bytes(), path
     with pytest.raises(ValueError, match="not a readable label map"):
-        execute("05", of_world(broken))
+        execute("05", of_world(broken, few_shot={}))
 
     summary = files.read_json(results / "summary.json")
-    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 8
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 9
     assert {row["stage"] for row in summary["rows"]} == {"zero_shot", "enhanced", "segmenter"}
     told = files.read_json(results / "run.json")
     assert told["parameters"]["steps"] == 1 and told["dataset_options"] == {"root": str(world), "limit": 2}

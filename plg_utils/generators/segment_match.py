@@ -4,7 +4,8 @@
 The steps can be taken one by one, with files in between, or all at once by what `build` returns.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,14 +93,30 @@ def labels_from_embeddings(
     segment_embeddings: (N, D) for each image, text_embeddings: (K', D), owner: (K',)
     overlap: see `labels.paint`; how: threshold, rule and temperature of `labels.assign`
     """
-    together = torch.cat([*segment_embeddings])
-    assigned, scores = labels.assign(together, text_embeddings, owner=owner, background=background, **how)
+    texts = {"text_embeddings": text_embeddings, "owner": owner}
+    name = partial(labels.assign, **texts, background=background, **how)
+    return painted(masks, segment_embeddings, name, background=background, overlap=overlap)
+
+
+def painted(
+    masks: Sequence[Masks],
+    segment_embeddings: Sequence[torch.Tensor],
+    name: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    *,
+    background: int | None,
+    overlap: str,
+) -> Iterator[PseudoLabel]:
+    """Name the segments of images, (N, D) for each, all at once; an image is painted when it is asked for.
+
+    name: from embeddings (M, D) to classes (M,) and scores (M,)
+    """
+    assigned, scores = name(torch.cat([*segment_embeddings]))
     counts = [len(embeddings) for embeddings in segment_embeddings]
     named = zip(assigned.split(counts), scores.split(counts), strict=True)
-    return (_paint(*pair, background, overlap) for pair in zip(masks, named, strict=True))
+    return (paint(*pair, background, overlap) for pair in zip(masks, named, strict=True))
 
 
-def _paint(masks: Masks, named: tuple, background: int | None, overlap: str) -> PseudoLabel:
+def paint(masks: Masks, named: tuple, background: int | None, overlap: str) -> PseudoLabel:
     """Paint an image's segments; named: the class and the score of each."""
     iou = masks.predicted_iou
     return labels.paint(masks, *named, background=background, overlap=overlap, predicted_iou=iou)
@@ -125,7 +142,7 @@ def only_sure(
     returns: (H, W) uint8, IGNORE also where the likeliest class is another one
     """
     likeliest = labels.assign(segment_embeddings, text_embeddings, owner=owner, background=None, rule="softmax")
-    likely = _paint(masks, likeliest, background, overlap)
+    likely = paint(masks, likeliest, background, overlap)
     sure = (likely.label == label) & (likely.confidence >= sure_from)
     return np.where(sure, label, np.uint8(IGNORE))
 
@@ -157,7 +174,7 @@ def choose_threshold(
             assigned = labels.assign(embeddings, text_embeddings, threshold=threshold, **named)
             key = b"classes" + assigned[0].cpu().numpy().tobytes()
             if painted[image][0] != key:  # most steps change the class of few segments
-                label = _paint(of_image, assigned, background, overlap).label
+                label = paint(of_image, assigned, background, overlap).label
                 painted[image] = key, np.where(label == IGNORE, np.uint8(background), label)
         return metrics.mean_iou(truths, [label for _, label in painted], num_classes, background=background)
 
