@@ -182,6 +182,12 @@ def test_colour_squares_are_named_by_words_and_examples(encoder, options):
         assert not np.array_equal([each.label for each in by_words], truths)
 
 
+def test_scores_are_cut_to_what_a_confidence_may_be():
+    of_words = torch.tensor([[2.0, 0.5], [-2.0, -1.0], [0.25, 0.5]])
+    classes, scores = few_shot._named((of_words, torch.zeros(3, 1)), (1.0, 0.0, torch.zeros(1, 2)))
+    assert classes.tolist() == [0, 1, 1] and scores.tolist() == [1.0, 0.0, 0.5]
+
+
 def without_blue(truth):
     return np.where(truth == 3, np.uint8(IGNORE), truth)
 
@@ -210,14 +216,14 @@ def test_a_class_without_an_example_is_named_by_its_words():
 
 def test_equal_scores_give_the_lower_class_and_the_middle_strength():
     masks, embeddings, truth = scene(0)
-    same = torch.ones_like(embeddings)
-    texts, owner = torch.ones(K, WIDTH), torch.arange(K)
+    same = torch.eye(WIDTH)[[0] * 5]
+    texts, owner = torch.eye(WIDTH)[[0] * K], torch.arange(K)
     namer = few_shot.learn(labelled((masks, same, np.full_like(truth, IGNORE))), classes_of(), texts, owner)
     classes, scores = namer(same)
     assert classes.tolist() == [0] * 5 and scores.isfinite().all()
     assert namer.choice.threshold == few_shot.STRENGTHS[len(few_shot.STRENGTHS) // 2]
     alone = few_shot.learn(labelled((masks, same, np.zeros_like(truth))), classes_of(), texts, owner)  # one image
-    assert alone(same)[0].tolist() == [0] * 5
+    assert alone(same)[0].tolist() == [0] * 5 and alone(same)[1].isfinite().all()
     one = Classes(("sky",), (("sky",),), ((0, 0, 0),), None)
     only = few_shot.learn(labelled(*[(m, e, np.zeros_like(t)) for m, e, t in [scene(1)]]), one, texts[:1], owner[:1])
     assert only(embeddings)[0].tolist() == [0] * 5
