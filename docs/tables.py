@@ -36,7 +36,10 @@ RUNS = {
         "storybook_table": "[longer trainings](../docs/results.md#longer-trainings)",
         "paper_figures": "[notebook 08](paper_figures/08_paper_figures.ipynb)",
     },
-    "Your own photos": {"my_photos": "[README](../README.md#your-own-photos)"},
+    "Your own photos": {
+        "my_photos": "[README](../README.md#your-own-photos)",
+        "first_real_run": "[models](../docs/models.md#a-first-real-run)",
+    },
     "More of the storybook": {
         "demo_seeds": "[the demo, explained](../docs/results.md#the-demo-explained)",
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
