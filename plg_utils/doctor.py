@@ -430,8 +430,9 @@ def duration(hours: float) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A card, or the table of presets, as rounded text."""
+    """A card, or the table of presets, as rounded text; a column that says nothing is left out."""
     forms = {"hours": duration, "GB": "{:.2f}".format, "seconds once": "{:.2g}".format, "seconds each": "{:.2g}".format}
     forms |= dict.fromkeys(("times", "memory MB", "GPU MB"), "{:,.0f}".format)
     shown = {name: table[name].map(forms.get(name, str), na_action="ignore") for name in table}
-    return table.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})
+    text = table.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})
+    return text.loc[:, (text != "").any()]

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from clip.model import VisionTransformer
+from torch import nn
 
 from plg_utils import datasets, files
 from plg_utils.records import Classes, Dataset
@@ -28,6 +30,16 @@ def colour_squares(seed: int, side: int = 8) -> SimpleNamespace:
     truth = grid.repeat(side, axis=0).repeat(side, axis=1).astype(np.uint8)
     masks = truth == np.arange(4)[:, None, None]
     return SimpleNamespace(image=np.array(RGB, dtype=np.uint8)[truth], truth=truth, masks=masks, classes=COLOURS)
+
+
+@pytest.fixture(scope="module")
+def small_vision():
+    """A vision transformer with two heads, three layers, and biases and norms that are not trivial."""
+    torch.manual_seed(1)
+    visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=3, heads=2, output_dim=5)
+    for parameter in visual.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return visual.eval()
 
 
 @pytest.fixture

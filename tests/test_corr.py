@@ -7,24 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clip.model import VisionTransformer
 from test_masks import random_images
-from torch import nn
 
 from plg_utils import encoders
 from plg_utils.encoders import clip
 from plg_utils.generators import segment_match
 from plg_utils.records import Masks
-
-
-@pytest.fixture(scope="module")
-def small_vision():
-    """A vision transformer with two heads, three layers, and biases and norms that are not trivial."""
-    torch.manual_seed(1)
-    visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=3, heads=2, output_dim=5)
-    for parameter in visual.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return visual.eval()
 
 
 def by_loops(visual, tokens, regions):

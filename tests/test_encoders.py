@@ -37,16 +37,6 @@ def small_clip():
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def small_vision():
-    """A vision transformer with two heads, three layers, and biases and norms that are not trivial."""
-    torch.manual_seed(1)
-    visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=3, heads=2, output_dim=5)
-    for parameter in visual.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return visual.eval()
-
-
 # Every encoder
 
 
