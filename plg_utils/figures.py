@@ -287,13 +287,18 @@ def similarities(
 
 
 @_figure
-def curve(x: Sequence[float], y: Sequence[float], chosen: float, xlabel: str, ylabel: str) -> Figure:
-    """A measured curve, and a vertical line at the value that was chosen on it."""
+def curve(
+    x: Sequence[float], y: Sequence[float], chosen: float, xlabel: str, ylabel: str, *, log: bool = False
+) -> Figure:
+    """A measured curve, and a vertical line at the value that was chosen on it; log: x on a logarithmic axis."""
     figure, axis = plt.subplots(figsize=(4.6, 2.4))
     axis.plot(x, y, color=STAGES["segmenter"], linewidth=1.8)
     axis.axvline(chosen, color=CHOSEN, linewidth=1.2)
     axis.annotate(f" chosen: {chosen:.2f}", (chosen, min(y)), color=CHOSEN, va="bottom")
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")  # powers of ten would be mathematical text, which is switched off here
     return figure
 
 

@@ -123,6 +123,14 @@ def test_a_ladder_shows_each_seed_and_their_mean():
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
 
 
+def test_a_logarithmic_axis_has_plain_numbers():
+    figure = figures.curve([0.1, 1, 10], [0.1, 0.3, 0.2], 1, "x", "y", log=True)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    shown = [label.get_text() for label in axis.get_xticklabels()]
+    assert {"0.1", "1", "10"} <= set(shown) and not any("$" in text for text in shown)
+
+
 def test_intervals_and_curves_of_confidence_show_what_was_counted():
     (axis,) = figures.intervals({"b": Interval(0.01, -0.02, 0.03, 0.95), "c": Interval(-0.1, -0.2, 0.0, 0.95)}, "").axes
     np.testing.assert_allclose(np.array(axis.collections[0].get_segments())[..., 0], [[-2, 3], [-20, 0]], atol=1e-9)
