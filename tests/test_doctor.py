@@ -249,6 +249,7 @@ def test_a_cost_card_by_hand(by_hand):
     only(stop, "stop", "on a few images: RuntimeError: no such kernel", remedy="do as it says")
     shown = doctor.readable(card)
     assert shown.iloc[0].tolist()[:8] == ["masks", "100", "image", "0", "2", "3 min", "0.10", "510"]
+    assert "not measured" in shown and "not measured" not in doctor.readable(card[:3])  # these say nothing there
 
 
 def test_presets_are_estimated(by_hand):
