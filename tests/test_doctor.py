@@ -14,6 +14,7 @@ import run
 import torch
 from test_pipeline import TINY, execute
 
+from conftest import NO_IMAGES
 from plg_utils import checkpoints, devices, doctor, files, stages
 from plg_utils.doctor import Finding
 
@@ -166,6 +167,8 @@ def test_all_weights_of_a_run(offline):
     dino = {"detector": "grounding_dino", "detector_options": {}}
     assert list(doctor.weights(dino)[1]) == ["detector_options"]
     assert list(doctor.weights({"concept_options": {}})[1]) == ["concept_options"]
+    small = doctor._without(["concept_options"], {"concept_options": {}}, NO_IMAGES)
+    assert small["concept_options"] == {"checkpoint": None}
     absent = doctor.weights(starter.examined("voc_92", {})["parameters"])[1]
     assert list(absent) == ["mask_options", "encoder_options", "segmenter_options"]
 
