@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from plg_utils import checkpoints, encoders, files, labels, tags
+from plg_utils import cams, checkpoints, encoders, files, labels, tags
 from plg_utils.cams import clip_text
 from plg_utils.encoders import open_clip
 from plg_utils.records import Classes
@@ -208,6 +208,13 @@ def test_the_file_of_a_tokenizer_is_taken_as_it_is(siglip):
     (folder / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": "GemmaTokenizer"}))
     encoder = encoders.build("open_clip", checkpoint=str(siglip[1]))
     assert encoder.tokenize(["A red house"]).tolist() == [[2, 3, 4, 0, 0, 0, 0, 0]]
+
+
+def test_clip_text_needs_a_class_token_which_siglip_lacks(siglip):
+    classes = Classes(("background", "house"), (("sky",), ("house",)), ((0, 0, 0),) * 2)
+    encoder = encoders.build("open_clip", checkpoint=str(siglip[1]))
+    with pytest.raises(ValueError, match="asks CLIP's class token, which this encoder lacks: take ViT-B/16"):
+        cams.build("clip_text", classes, encoder=encoder)
 
 
 def test_tags_of_siglip_come_from_crops(siglip):
