@@ -219,6 +219,53 @@ def paint(
         [0, 1] (a cosine is one: compare it only with others of the same encoder); with "vote" the sum of the winning
         class divided by the number of foreground masks on the pixel
     """
+    masks, classes, scores = _checked(masks, classes, scores, overlap, predicted_iou)
+    stored = isinstance(masks, Masks)
+    size = masks.size if stored else masks.shape[1:]
+    if not len(masks):
+        return PseudoLabel(np.full(size, IGNORE, np.uint8), np.zeros(size, np.float32))
+    rank, best_first = _on_top(masks, classes, scores, background, overlap, predicted_iou)
+    worst_first, scores = best_first[::-1], scores.clip(0, 1)
+    label = np.append(IGNORE, classes[worst_first]).astype(np.uint8).take(rank, mode="clip")
+    confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
+    named = [index for index in best_first if classes[index] != background] if overlap == "vote" else []
+    # A vote counts for each class in each pixel. So of a record it is held strip by strip.
+    boxes = _boxes(masks) if named else ()
+    strip = max(1, CHUNK // max(1, size[0])) if stored else size[1]
+    for start in range(0, size[1], strip) if named else ():
+        window = (start, 0, min(start + strip, size[1]), size[0])
+        of_strip = [index for index in named if boxes[index][0] < window[2] and window[0] < boxes[index][2]]
+        cut = (
+            {index: run_lengths.crop(masks.runs[index], masks.size, window) for index in of_strip} if stored else masks
+        )
+        columns = np.s_[:, start : window[2]]
+        if of_strip:
+            _vote(label[columns], confidence[columns], cut, classes, scores, of_strip)
+    return PseudoLabel(label, confidence)
+
+
+def winners(
+    masks: np.ndarray | torch.Tensor | Masks,
+    classes: np.ndarray | torch.Tensor,
+    scores: np.ndarray | torch.Tensor,
+    *,
+    background: int | None = 0,
+    overlap: str = "score",
+    predicted_iou: np.ndarray | None = None,
+) -> np.ndarray:
+    """Number of the mask that wins each pixel in `paint`, whose arguments these are: (H, W) int64, -1 where none is.
+
+    With "vote" no single mask wins, so it is refused.
+    """
+    masks, classes, scores = _checked(masks, classes, scores, overlap, predicted_iou)
+    if overlap == "vote":
+        raise ValueError('with overlap "vote" a pixel belongs to no single mask; give another overlap, such as "score"')
+    rank, best_first = _on_top(masks, classes, scores, background, overlap, predicted_iou)
+    return np.append(-1, best_first[::-1]).take(rank, mode="clip")
+
+
+def _checked(masks, classes, scores, overlap: str, predicted_iou: np.ndarray | None) -> tuple:
+    """Masks, classes and scores of `paint` as arrays or a record, or an error that says what does not fit."""
     stored = isinstance(masks, Masks)
     masks = masks if stored else _array(masks).astype(bool, copy=False)
     shape = (len(masks), *masks.size) if stored else masks.shape
@@ -233,42 +280,34 @@ def paint(
     one_of(overlap, OVERLAPS, "overlap")
     if overlap == "predicted_iou" and predicted_iou is None:
         raise ValueError('overlap "predicted_iou" needs the predicted_iou of each mask')
-    if not len(masks):
-        return PseudoLabel(np.full(shape[1:], IGNORE, np.uint8), np.zeros(shape[1:], np.float32))
+    return masks, classes, scores
 
+
+def _on_top(masks, classes, scores, background, overlap: str, predicted_iou) -> tuple[np.ndarray, np.ndarray]:
+    """Rank (H, W) of the mask on top in each pixel, the worst has 1, 0: none; and the masks' order (N,), best first."""
+    stored = isinstance(masks, Masks)
     first = -scores  # what decides before score and class, the lowest first
     if overlap == "small_on_top":
         first = masks.areas() if stored else masks.sum(axis=(1, 2))
     elif overlap == "predicted_iou":
         first = -np.asarray(predicted_iou)
     best_first = np.lexsort((classes, -scores, first, classes == background))
-    scores = scores.clip(0, 1)
-    worst_first = best_first[::-1]
-    # Rank of the mask on top, from 1 on, 0 for none: (H, W), in memory as the masks are, column by column if decoded.
+    size = masks.size if stored else masks.shape[1:]
+    # In memory as the masks are: column by column if decoded.
     kind = np.min_scalar_type(len(masks))
-    rank = np.zeros(shape[:0:-1], dtype=kind).T if stored else np.zeros_like(masks[0], dtype=kind)
-    boxes = masks.corners() if stored else [(0, 0, shape[2], shape[1])] * len(masks)
-    for number, index in enumerate(worst_first, start=1):
+    rank = np.zeros(size[::-1], dtype=kind).T if stored else np.zeros(size, dtype=kind)
+    boxes = _boxes(masks)
+    for number, index in enumerate(best_first[::-1], start=1):
         left, top, right, bottom = boxes[index]
         mask = run_lengths.crop(masks.runs[index], masks.size, boxes[index]) if stored else masks[index]
         in_box = rank[top:bottom, left:right]
         np.maximum(in_box, mask * kind.type(number), out=in_box)
-    rank = np.ascontiguousarray(rank)
-    label = np.append(IGNORE, classes[worst_first]).astype(np.uint8).take(rank, mode="clip")
-    confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
-    named = [index for index in best_first if classes[index] != background] if overlap == "vote" else []
-    # A vote counts for each class in each pixel. So of a record it is held strip by strip.
-    strip = max(1, CHUNK // max(1, shape[1])) if stored else shape[2]
-    for start in range(0, shape[2], strip) if named else ():
-        window = (start, 0, min(start + strip, shape[2]), shape[1])
-        of_strip = [index for index in named if boxes[index][0] < window[2] and window[0] < boxes[index][2]]
-        cut = (
-            {index: run_lengths.crop(masks.runs[index], masks.size, window) for index in of_strip} if stored else masks
-        )
-        columns = np.s_[:, start : window[2]]
-        if of_strip:
-            _vote(label[columns], confidence[columns], cut, classes, scores, of_strip)
-    return PseudoLabel(label, confidence)
+    return np.ascontiguousarray(rank), best_first
+
+
+def _boxes(masks: np.ndarray | Masks) -> Sequence:
+    """Left, top, right and bottom of each mask of a record, or of the image."""
+    return masks.corners() if isinstance(masks, Masks) else [(0, 0, *masks.shape[:0:-1])] * len(masks)
 
 
 def _vote(label, confidence, masks, classes, scores, named: list[int]) -> None:

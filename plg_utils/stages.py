@@ -1,7 +1,7 @@
 """The pipeline: one function for each stage, and the table of methods.
 
     masks ─► segments ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict          paper A, notebooks 02 to 04
-             segments ─► few_shot_labels                                                   the same, named by examples
+             segments ─► few_shot_labels ─► filtered_labels           the same, named by examples, and what is believed
     cam_network ─► cams ─► sepl;   boxes;   concepts;   vote                               papers B and C, notebook 06
 
 Each function opens its folder, makes what is missing, signs off and returns the stage. Notebooks, several processes,
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from plg_utils import cams as cue_maps
 from plg_utils import (
+    calibration,
     choices,
     datasets,
     devices,
@@ -39,17 +39,19 @@ from plg_utils import (
     training,
     trust,
 )
+from plg_utils import cams as cue_maps
 from plg_utils import masks as mask_models
 from plg_utils.cams import classifier
 from plg_utils.generators import concepts as sam3
 from plg_utils.generators import few_shot as examples
 from plg_utils.generators import segment_match, sepl
-from plg_utils.labels import ThresholdChoice
-from plg_utils.records import Dataset, Masks, PseudoLabel, Sample, Scores
+from plg_utils.labels import ThresholdChoice, assign, winners
+from plg_utils.records import IGNORE, Dataset, Masks, PseudoLabel, Sample, Scores
 
 LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "segment_match": "labels_zero_shot",
     "few_shot": "labels_few_shot",
+    "filtered": "labels_filtered",
     "cam": "labels_cam",
     "sepl": "labels_sepl",
     "boxes": "labels_boxes",
@@ -157,13 +159,13 @@ class Row:
 def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     """Every folder of label maps that the notebooks 02 to 04 may write, in the order of the ladder."""
     raw = labels_of(labeller)
-    own_titles = {"segment_match": "zero-shot labels", "few_shot": "few-shot labels"}
+    own_titles = {"segment_match": "zero-shot labels", "few_shot": "few-shot labels", "filtered": "filtered labels"}
     title = own_titles.get(labeller, f"labels of {labeller}")
     fused = {"refine_target": "fusion"}
     sharp, official = fused | {"sepl": "paper"}, fused | {"sepl": "official"}
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
-        LABELLERS["few_shot"]: Row("zero_shot", "few_shot", "few_shot", {}, own_titles["few_shot"]),
+        **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in ("few_shot", "filtered")},
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
@@ -398,24 +400,42 @@ def choose_threshold(
 @stage_function
 def labels(
     run: Run, *, encoder: str, encoder_options: dict, rule: str, threshold: float | None, default_threshold: float,
-    overlap: str,
+    overlap: str, spoiled: float = 0.0,
 ) -> store.Stage:  # fmt: skip
     """Paper A's zero-shot labels: each segment gets a class, and is painted. labels_zero_shot/ID.png.
 
     threshold: None chooses it on the labelled images, and takes default_threshold where there are none
+    spoiled: share of the names that is wrong on purpose, to see what notices it; see `segment_match.spoiled`
     """
     if threshold is None:
         choice = choose_threshold(run, encoder=encoder, encoder_options=encoder_options, rule=rule, overlap=overlap)
         threshold = choice.threshold if choice else default_threshold
-    how = {"rule": rule, "threshold": threshold, "overlap": overlap}
+    how = {"rule": rule, "threshold": threshold, "overlap": overlap} | ({"spoiled": spoiled} if spoiled else {})
     stage = run.stage("labels_zero_shot", how, classes=True, parents=["segments"])
-    texts, background = words(run, encoder=encoder, encoder_options=encoder_options), run.data.classes.background
+    name = _by_words(run, words(run, encoder=encoder, encoder_options=encoder_options), how)
+    return _fill_named(run, stage, name, overlap)
 
-    def name(pairs: list) -> list[np.ndarray]:
-        found = segment_match.labels_from_embeddings(*zip(*pairs, strict=True), *texts, background=background, **how)
-        return [each.label for each in found]
 
-    return run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=name)
+def _by_words(run: Run, texts: tuple[torch.Tensor, torch.Tensor], how: dict[str, Any]) -> Callable:
+    """Names segments, (N, D), as the zero-shot labels do; how: parameters of their stage."""
+    classes, rule = run.data.classes, {key: how[key] for key in ("rule", "threshold")}
+
+    def name(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        named = assign(embeddings, texts[0], owner=texts[1], background=classes.background, **rule)
+        share = how.get("spoiled", 0)
+        return segment_match.spoiled(embeddings, named, share, classes.num_classes) if share else named
+
+    return name
+
+
+def _fill_named(run: Run, stage: store.Stage, name: Callable, overlap: str) -> store.Stage:
+    """Name the segments of all images, and paint them."""
+
+    def make(pairs: list) -> list[np.ndarray]:
+        how = {"background": run.data.classes.background, "overlap": overlap}
+        return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), name, **how)]
+
+    return run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=make)
 
 
 @stage_function
@@ -461,12 +481,70 @@ def few_shot_labels(run: Run, *, encoder: str, encoder_options: dict, overlap: s
     how = few_shot | {"strength": namer.choice.threshold, "overlap": overlap}
     stage = run.stage(name, how, classes=True, parents=["masks", "segments"], learns_from=["labelled"])
 
-    def named(pairs: list) -> list[np.ndarray]:
-        how = {"background": data.classes.background, "overlap": overlap}
-        return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), namer, **how)]
+    return FewShot(_fill_named(run, stage, namer, overlap), namer)
 
-    filled = run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=named)
-    return FewShot(filled, namer)
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """The filtered labels, and what the labelled images said of the names."""
+
+    stage: store.Stage
+    found: calibration.Calibrated
+
+
+@stage_function
+def filtered_labels(
+    run: Run, *, encoder: str, encoder_options: dict, overlap: str, few_shot: dict | None, label_filter: dict
+) -> Filtered:
+    """The labels without the names that the labelled images tell not to believe: labels_filtered/ID.png.
+
+    The pixels of a segment whose name is not believed become IGNORE, see `calibration`.
+
+    few_shot: as in `few_shot_labels`, whose labels are filtered; None: the zero-shot labels are
+    label_filter: precision and confidence of `calibration.calibrate`
+    """
+    data, classes = run.data, run.data.classes
+    if not data.labelled:
+        raise ValueError("the filter is calibrated on labelled images, and there are none: label some, or do without")
+    source, how = LABELLERS["segment_match" if few_shot is None else "few_shot"], {"overlap": overlap}
+    options = {"encoder": encoder, "encoder_options": encoder_options}
+    left_out: list[tuple] = []  # of the labelled images, where they had a part in the names
+    if few_shot is None:
+        made_by = files.read_json(run.folder / source / "manifest.json")["parameters"]
+        name = _by_words(run, words(run, **options), made_by)
+    else:
+        name = few_shot_labels(run, **options, **how, few_shot=few_shot).name
+        left_out = name.left_out
+    parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
+    others = map(run.embeddings_of, data.unlabelled)
+    said, ask = examples.opinions(examples.Labelled(*parts), classes.num_classes, others=others)
+    how["background"] = classes.background
+
+    def facts(of_image: Masks, named: tuple, opinion: torch.Tensor) -> tuple[np.ndarray, ...]:
+        """Classes of an image's segments, the segment that wins each pixel, the signals."""
+        named = [part.cpu().numpy() for part in named]
+        won = winners(of_image, *named, predicted_iou=of_image.predicted_iou, **how)
+        return named[0], won, calibration.signals(of_image, *named, opinion.numpy(), won)
+
+    named = left_out or map(name, parts[1])
+    known = [facts(*each) for each in zip(parts[0], named, said, strict=True)]
+    right = [calibration.rightness(*each[:2], truth) for each, truth in zip(known, parts[2], strict=True)]
+    image = np.repeat(np.arange(len(right)), [len(each) for each in right])
+    columns = [np.concatenate(part) for part in ([each[2] for each in known], [each[0] for each in known], right)]
+    found = calibration.calibrate(*columns, image, classes.num_classes, **label_filter)
+
+    def believed(stored: list[tuple]) -> list[np.ndarray]:
+        maps = []
+        for of_image, embeddings in stored:
+            assigned, won, seen = facts(of_image, name(embeddings), ask(embeddings))
+            kept = np.where(found.keeps(found.probability(seen, assigned)), assigned, IGNORE)
+            maps.append(np.append(kept, IGNORE)[won].astype(np.uint8))  # where no mask is, won is -1
+        return maps
+
+    parameters = {"of": source, "threshold": found.threshold, **label_filter}
+    stage = run.stage(LABELLERS["filtered"], parameters, classes=True, parents=[source], learns_from=["labelled"])
+    run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=believed)
+    return Filtered(stage, found)
 
 
 # Training
@@ -979,6 +1057,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield call(sure_labels)
     if parameters.get("few_shot") is not None:
         yield call(few_shot_labels)
+    if parameters.get("label_filter") is not None:
+        yield call(filtered_labels)
     if "cam_sources" in parameters:
         sources = parameters["cam_sources"]
         if "classifier" in sources:

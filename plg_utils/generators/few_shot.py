@@ -56,6 +56,7 @@ class Namer:
     weights: torch.Tensor  # (D + 1, K), V and a constant
     choice: labels.ThresholdChoice  # of the strength, by mean IoU on labelled images that were left out
     examples: np.ndarray  # (K,) how many each class has
+    left_out: list[tuple]  # classes and scores of each labelled image's segments, had it been left out
 
     def __call__(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Classes (N,) int64 of segments (N, D), and their scores (N,) float32; of equal scores the lower class wins.
@@ -131,9 +132,7 @@ def learn(
     asked = [words_of is None or classes.names[index] in words_of for index in owner.tolist()]
     text_embeddings, owner = text_embeddings[asked], owner[asked]
 
-    found = [_majority(*pair, classes.num_classes, share) for pair in zip(labelled.masks, labelled.truths, strict=True)]
-    target = torch.from_numpy(np.concatenate(found))  # (M,) class of each segment, -1 for none
-    image = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(of_image) for of_image in found]))
+    target, image = _examples(labelled, classes.num_classes, share)
     counts = np.bincount(target[target >= 0], minlength=classes.num_classes)
     helpless = [name for k, name in enumerate(classes.names) if not counts[k] and k not in owner.tolist()]
     if helpless:
@@ -150,24 +149,69 @@ def learn(
         chosen = chosen & (target >= 0)
         return _fit(of_words[chosen], features[chosen], target[chosen])
 
-    folds = [image % FOLDS == fold for fold in range(min(FOLDS, len(found)))]
+    folds = _folds(image)
     models = [fitted(~out) for out in folds]
+    sizes = [len(of_image) for of_image in labelled.embeddings]
 
-    def left_out(strength: float) -> float:
+    def names_left_out(strength: float) -> list[tuple]:
         classes_of, scores = torch.zeros_like(target), torch.zeros(len(target))
         for out, model in zip(folds, models, strict=True):
             classes_of[out], scores[out] = _named((of_words[out], features[out]), model(strength))
-        sizes = [len(of_image) for of_image in found]
+        return [*zip(classes_of.split(sizes), scores.split(sizes), strict=True)]
+
+    def left_out(strength: float) -> float:
         painted = [
             segment_match.paint(masks, named, classes.background, overlap).label
-            for masks, *named in zip(labelled.masks, classes_of.split(sizes), scores.split(sizes), strict=True)
+            for masks, named in zip(labelled.masks, names_left_out(strength), strict=True)
         ]
         found_iou = metrics.mean_iou(labelled.truths, painted, classes.num_classes, background=classes.background)
         return float(np.nan_to_num(found_iou))  # nan: the truth is void everywhere
 
     tried = STRENGTHS if strength is None else [strength]
     choice = labels.choose_threshold(tried, left_out, smooth=strength is None)
-    return Namer(seen, *fitted(target >= 0)(choice.threshold), choice, counts)
+    model = fitted(target >= 0)(choice.threshold)
+    return Namer(seen, *model, choice, counts, names_left_out(choice.threshold))
+
+
+def opinions(
+    labelled: Labelled, num_classes: int, *, others: Iterable[torch.Tensor] = (), share: float = SHARE
+) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """What the examples say of segments, without any words.
+
+    others, share: see `learn`
+    returns: scores (N, K) of the segments of each labelled image, by the examples of the others; and a function from
+        embeddings (N, D) to such scores, by all examples
+    """
+    target, image = _examples(labelled, num_classes, share)
+    together = torch.cat([*labelled.embeddings]).cpu()
+    no_words = torch.zeros(0, together.shape[1]), torch.zeros(0, dtype=torch.int64)
+    seen = _view(chain([together], others), *no_words, num_classes)
+    of_words, features = seen(together)
+
+    def fitted(chosen: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        chosen = chosen & (target >= 0)
+        _, offset, weights = _fit(of_words[chosen], features[chosen], target[chosen])(1.0)
+        return lambda features: offset + features @ weights
+
+    left_out = torch.zeros(len(target), num_classes, dtype=torch.float64)
+    for out in _folds(image):
+        left_out[out] = fitted(~out)(features[out])
+    by_all = fitted(target >= 0)
+    sizes = [len(embeddings) for embeddings in labelled.embeddings]
+    return [*left_out.split(sizes)], lambda embeddings: by_all(seen(embeddings)[1])
+
+
+def _folds(image: torch.Tensor) -> list[torch.Tensor]:
+    """Which segments are left out in turn, (M,) bool each; image: (M,) number of the labelled image of each."""
+    return [image % FOLDS == fold for fold in range(FOLDS) if (image % FOLDS == fold).any()]
+
+
+def _examples(labelled: Labelled, num_classes: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class of each segment of the labelled images, -1 for none, and the number of its image: (M,) int64 each."""
+    pairs = zip(labelled.masks, labelled.truths, strict=True)
+    found = [torch.from_numpy(_majority(*pair, num_classes, share)) for pair in pairs]
+    counts = torch.tensor([len(of_image) for of_image in found])
+    return torch.cat(found), torch.repeat_interleave(torch.arange(len(found)), counts)
 
 
 def _majority(masks: Masks, truth: np.ndarray, num_classes: int, share: float) -> np.ndarray:

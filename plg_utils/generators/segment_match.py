@@ -4,6 +4,7 @@
 The steps can be taken one by one, with files in between, or all at once by what `build` returns.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -114,6 +115,24 @@ def painted(
     counts = [len(embeddings) for embeddings in segment_embeddings]
     named = zip(assigned.split(counts), scores.split(counts), strict=True)
     return (paint(*pair, background, overlap) for pair in zip(masks, named, strict=True))
+
+
+def spoiled(
+    embeddings: torch.Tensor, named: tuple[torch.Tensor, torch.Tensor], share: float, num_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Names of which a share is wrong on purpose: a test bed for what notices it.
+
+    Each name (N,) is replaced, with this probability, by one of the other classes, all equally likely; its score stays,
+    so that no threshold finds it. The draw follows from the segment's embedding (N, D): it is the same in each run.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"spoiled is {share!r}; give a share of the names, from 0 to 1")
+    classes, scores = named
+    rows = embeddings.detach().cpu().float().numpy()
+    drawn = torch.tensor([zlib.crc32(row.tobytes()) / 2**32 for row in rows], dtype=torch.float64)
+    steps = 1 + (drawn / max(share, 1e-9) * (num_classes - 1)).long().clamp(max=num_classes - 2)
+    other = (classes.cpu() + steps) % num_classes
+    return torch.where(drawn < share, other, classes.cpu()), scores.cpu()
 
 
 def paint(masks: Masks, named: tuple, background: int | None, overlap: str) -> PseudoLabel:

@@ -43,31 +43,35 @@ def build(
     weak_weight: float = 0.0,
     labelled_smoothing: float = 0.0,
     feature_dropout: float = 0.5,
+    fill: bool = False,
+    labels_until: float = 1.0,
     passes: str = "exact",
 ):
     """Build the loss; the options that are not named here are those of `unimatch_loss`.
 
     threshold: or two, at the beginning and at the end of training, and a straight line between them
+    labels_until: share of the training after which the pseudo labels are left behind: from there on the loss is
+        UniMatch's own, whose target is the model's prediction where it is sure (the last stage of ConformalSAM, arXiv
+        2507.15803, does so with predictions made once)
     feature_dropout, passes: see `views`
     """
     one_of(refine_target, TARGETS, "refine_target")
     one_of(passes, PASSES, "passes")
     options = {"smoothing": smoothing, "gate": gate, "weights": weights}
-    options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing}
-    predicts = refine_target != "zero_shot" or bool(gate)
+    options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing, "fill": fill}
+    if not 0 < labels_until <= 1:
+        raise ValueError(f"labels_until is {labels_until!r}; give a share of the training, above 0 and up to 1")
+    alone = {"refine_target": "unimatch", "labelled_smoothing": labelled_smoothing, "weights": weights}
+    how = {"feature_dropout": feature_dropout, "passes": passes}
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:
             raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
-        return unimatch_loss(
-            **views(
-                model, batch, predicts=predicts, weak=weak_weight > 0, feature_dropout=feature_dropout, passes=passes
-            ),
-            **targets(batch),
-            refine_target=refine_target,
-            threshold=schedule(threshold, batch),
-            **options,
-        )
+        late = batch.get("progress", 0) >= labels_until
+        chosen = alone if late else {"refine_target": refine_target, **options}
+        predicts = late or refine_target != "zero_shot" or bool(gate) or fill
+        passed = views(model, batch, predicts=predicts, weak=weak_weight > 0 and not late, **how)
+        return unimatch_loss(**passed, **targets(batch), threshold=schedule(threshold, batch), **chosen)
 
     return loss
 
@@ -149,6 +153,7 @@ def unimatch_loss(
     weights: tuple[float, float, float] = (0.25, 0.25, 0.5),
     weak_weight: float = 0.0,
     labelled_smoothing: float = 0.0,
+    fill: bool = False,
 ) -> dict[str, torch.Tensor]:
     """L = (labelled + weights[0] strong1 + weights[1] strong2 + weights[2] feature + weak_weight weak) / 2.
 
@@ -164,12 +169,13 @@ def unimatch_loss(
     gate: count only pixels where the model is sure; by default so for "unimatch" and not for the others
     weak_weight: of the undisturbed weak view; UniMatch has no such term, since it would teach a prediction itself
     labelled_smoothing: of the true labels
+    fill: where there is no pseudo label, teach the model's own prediction where it is sure, as UniMatch does
     returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
     """
     one_of(refine_target, TARGETS, "refine_target")
     smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
     gate = refine_target == "unimatch" if gate is None else gate
-    options = {"refine_target": refine_target, "threshold": threshold, "gate": gate}
+    options = {"refine_target": refine_target, "threshold": threshold, "gate": gate, "fill": fill}
     weak = choose_target(logits_weak, pseudo_label, ignore, **options)
     pasted = choose_target(logits_partner, partner_pseudo_label, partner_ignore, **options)
 
@@ -207,6 +213,7 @@ def choose_target(
     refine_target: str,
     threshold: float,
     gate: bool,
+    fill: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What a view must predict at each pixel.
 
@@ -214,13 +221,17 @@ def choose_target(
     returns: target (U, H, W) int64; counts (U, H, W) bool, pixels whose loss is added up; valid (U, H, W) bool, those
         over which the sum is divided, also where the model is not sure
     """
-    if refine_target != "zero_shot" or gate:
+    if refine_target != "zero_shot" or gate or fill:
         prediction, sure = predict(logits, threshold)
     if refine_target == "unimatch":
         target, valid = prediction, ~ignore
     else:
         target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
         valid = ~ignore & (pseudo_label != IGNORE)
+        if fill:
+            unlabelled = ~ignore & (pseudo_label == IGNORE)
+            counts = valid & sure if gate else valid
+            return torch.where(unlabelled, prediction, target), counts | (unlabelled & sure), ~ignore
     return target, valid & sure if gate else valid, valid
 
 

@@ -1,0 +1,141 @@
+"""Which names of segments may be believed: a filter that the few labelled images calibrate.
+
+A name is right if at least half of the pixels that its segment wins in the label map have this class in the truth.
+`calibrate` learns from the labelled images how likely that is: a logistic regression on the signals (the words' score,
+what SAM thinks of its mask, its area, what the examples say) and on the class, with a ridge penalty, so that a class
+with many examples gets a height of its own and one with few shares that of all. The threshold on this probability is
+the lowest that promises a precision with a stated confidence: "Learn then Test" (Angelopoulos et al., arXiv 2110.01052)
+with binomial tails, the exact ones of Clopper and Pearson. ConformalSAM (arXiv 2507.15803) calibrates pixels; those of
+one image depend on each other, so segments are counted here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from plg_utils.records import IGNORE, Masks
+
+PENALTY = 1.0  # of the logistic regression, on signals of unit variance; 0.3 and 3 kept and promised the same
+LEVELS = 20  # thresholds that are tried: those that keep 1/20, 2/20, ... of the names
+STARTS = 3  # of them, from which the test goes on to laxer ones: after a third, two thirds and all of the names
+
+
+def signals(masks: Masks, classes: np.ndarray, scores: np.ndarray, opinion: np.ndarray, won: np.ndarray) -> np.ndarray:
+    """What may tell whether the names of an image's segments are right: (N, 6) float64, of any units.
+
+    classes, scores: (N,) the names; opinion: (N, K) what the examples say, see `few_shot.opinions`
+    won: (H, W) the segment that wins each pixel, see `labels.winners`
+    """
+    every = np.arange(len(masks))
+    area = np.bincount(won[won >= 0], minlength=len(masks)) / won.size
+    own, rivals = opinion[every, classes], opinion.copy()
+    rivals[every, classes] = -np.inf
+    lead = own - rivals.max(axis=1, initial=own.min(initial=0))
+    return np.column_stack([scores, masks.predicted_iou, masks.stability, np.log(area + 1e-6), own, lead])
+
+
+def rightness(classes: np.ndarray, won: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Whether each name (N,) is right, 1 or 0; nan where its segment wins no pixel of known truth; (H, W) others."""
+    known = (won >= 0) & (truth != IGNORE)
+    won, truth = won[known], truth[known]
+    total = np.bincount(won, minlength=len(classes))
+    hits = np.bincount(won[truth == classes[won]], minlength=len(classes))
+    return np.where(total > 0, hits >= total / 2, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """How likely a name is right, and from which probability on it may be kept."""
+
+    probability: Callable[[np.ndarray, np.ndarray], np.ndarray]  # signals (N, S), classes (N,) -> (N,) in [0, 1]
+    threshold: float | None  # None: nothing can be promised, no name is kept
+    likely: np.ndarray  # (M,) probability of the names that it learnt from, each by the other labelled images
+    right: np.ndarray  # (M,) bool
+
+    def keeps(self, likely: np.ndarray) -> np.ndarray:
+        """Which names of this probability (N,) are kept: (N,) bool."""
+        return likely >= (np.inf if self.threshold is None else self.threshold)
+
+
+def calibrate(
+    signals: np.ndarray,
+    classes: np.ndarray,
+    right: np.ndarray,
+    image: np.ndarray,
+    num_classes: int,
+    *,
+    precision: float = 0.8,
+    confidence: float = 0.9,
+) -> Calibrated:
+    """Learn from the names on labelled images which names may be kept.
+
+    signals: (M, S), of segments on labelled images; classes, right, image: (M,) the name of each, whether it is right
+        (1 or 0; nan is left out), and the number of its image
+    precision: share of right ones that the kept names have, with this confidence
+    """
+    for name, value in (("precision", precision), ("confidence", confidence)):
+        if not (isinstance(value, int | float) and 0 < value < 1):
+            raise ValueError(f"{name} of the filter is {value!r}; give a share between 0 and 1, such as 0.8")
+    known = np.isfinite(right)
+    signals, classes, right, image = signals[known], classes[known], right[known] == 1, image[known]
+    if not len(right):
+        raise ValueError(
+            "the filter has nothing to learn from: no mask of a labelled image lies on pixels with a known class. "
+            "Label an image that SAM cuts into masks, or do without the filter"
+        )
+    mean, scale = signals.mean(axis=0), signals.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)  # equal signals say nothing
+
+    def inputs(signals: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.ones(len(signals)), (signals - mean) / scale, np.eye(num_classes)[classes]])
+
+    rows = inputs(signals, classes)
+    weights, likely = _logistic_regression(rows, right), np.zeros(len(right))
+    for judged in (image == one for one in np.unique(image)):
+        likely[judged] = _logistic(rows[judged], _logistic_regression(rows[~judged], right[~judged]))
+    threshold = _threshold(likely, right, precision, confidence)
+    return Calibrated(lambda *names: _logistic(inputs(*names), weights), threshold, likely, right)
+
+
+def _threshold(likely: np.ndarray, right: np.ndarray, precision: float, confidence: float) -> float | None:
+    """The lowest probability from which on names may be kept; None where nothing can be promised.
+
+    A set of names passes if, were only the share `precision` of such names right, as many right ones as it has would be
+    seen with a probability of at most (1 - confidence) / STARTS. From each start the sets grow until one fails. So the
+    chance that any set passes wrongly is at most 1 - confidence, however many are tried.
+    """
+    falling = np.sort(likely)[::-1]
+    cuts = [falling[math.ceil(len(falling) * level / LEVELS) - 1] for level in range(1, LEVELS + 1)]
+    passed = []
+    for start in range(1, STARTS + 1):
+        for cut in cuts[math.ceil(LEVELS * start / STARTS) - 1 :]:
+            kept = likely >= cut
+            if tail(int(kept.sum()), int(right[kept].sum()), precision) > (1 - confidence) / STARTS:
+                break
+            passed.append(float(cut))
+    return min(passed, default=None)
+
+
+def tail(count: int, hits: int, share: float) -> float:
+    """Probability of at least this many hits in `count` draws that hit with probability `share`."""
+    return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(hits, count + 1))
+
+
+def _logistic(inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-(inputs @ weights).clip(-50, 50)))
+
+
+def _logistic_regression(inputs: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Weights (I,) by Newton's method; the first input is a constant, and hardly penalised."""
+    penalty = np.diag([1e-3] + [PENALTY] * (inputs.shape[1] - 1))
+    weights = np.zeros(inputs.shape[1])
+    for _ in range(50):
+        likely = _logistic(inputs, weights)
+        slope = inputs.T @ (likely - right) + penalty @ weights
+        step = np.linalg.solve((inputs.T * (likely * (1 - likely))) @ inputs + penalty, slope)
+        weights = weights - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return weights
