@@ -357,11 +357,21 @@ def execute(step: Step, folder: Path) -> Path:
         stderr_file=sys.stderr,
         start_timeout=KERNEL_START,
         extra_arguments=["--IPKernelApp.log_level=50"],
+        **warm_kernels(),
     )
     with files.atomic(path) as temporary:
         nbformat.write(clean(nbformat.read(partial, as_version=4)), temporary)
     partial.unlink()
     return path
+
+
+def warm_kernels() -> dict[str, Any]:
+    """What makes papermill start kernels that are warm, see kernels.py; nothing where they cannot be forked."""
+    if sys.platform != "linux":
+        return {}
+    import kernels
+
+    return {"kernel_manager_class": kernels.Manager}
 
 
 def clean(notebook: Any) -> Any:

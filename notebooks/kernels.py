@@ -1,0 +1,92 @@
+"""Kernels that start warm: a process imports torch and plg_utils once, and each notebook's kernel is forked from it.
+
+A kernel of its own spends three to five seconds of a core on these imports, and a demo starts six. Linux only: elsewhere
+a process that has loaded such libraries cannot be forked safely.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from jupyter_client import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
+
+PRELOADED = ["ipykernel.kernelapp", "plg_utils.stages"]  # not pyplot, which must find a running kernel
+
+
+def serve(arguments: list[str], folder: str, variables: dict[str, str]) -> None:
+    """Be a kernel: in the forked process."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.setsid()  # a group of its own, which signals reach as a whole
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    sys.argv = ["kernel", *arguments]
+    IPKernelApp.launch_instance(argv=arguments)
+
+
+def end_with_parent() -> None:
+    """End this kernel when the process that asked for it does, however that one ends."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class Forked:
+    """A forked kernel, with the part of subprocess.Popen that jupyter_client uses."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, arguments: list[str], folder: str, variables: dict[str, str]):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.process = context.Process(target=serve, args=(arguments, folder, variables))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        """Exit status, None while it runs."""
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        """Wait for the end."""
+        self.process.join()
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+
+class Provisioner(LocalProvisioner):
+    """Starts kernels by forking."""
+
+    async def launch_kernel(self, cmd: list[str], **how: Any) -> dict[str, Any]:
+        """Start a kernel; cmd: python, its options, -m ipykernel_launcher, the kernel's arguments."""
+        arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
+        self.process = Forked(arguments, str(how.get("cwd") or os.getcwd()), dict(how["env"]))
+        self.pid = self.pgid = self.process.pid
+        return self.connection_info
+
+
+class Manager(AsyncKernelManager):
+    """The manager of warm kernels, for nbclient."""
+
+    async def _async_pre_start_kernel(self, **options: Any) -> Any:
+        self.kernel_id = self.kernel_id or "warm"
+        self.provisioner = self.provisioner or Provisioner(
+            kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+        )
+        return await super()._async_pre_start_kernel(**options)
