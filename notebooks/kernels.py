@@ -1,7 +1,7 @@
 """Kernels that start warm: a process imports torch and plg_utils once, and each notebook's kernel is forked from it.
 
-A kernel of its own spends three to five seconds of a core on these imports, and a demo starts six. Linux only: elsewhere
-a process that has loaded such libraries cannot be forked safely.
+A kernel of its own spends three to five seconds of a core on these imports, and a demo starts six. Only on Linux: a
+process that has loaded such libraries cannot be forked safely elsewhere.
 """
 
 import multiprocessing
