@@ -986,14 +986,18 @@ class Labeller:
     needs: tuple[str, ...]  # folders of the stages that it takes
 
 
-def labellers_of(cam_sources: Sequence[str], detector: str, concept_options: dict | None = None) -> dict[str, Labeller]:
-    """Papers A, B and C, SAM 3 if there are options for it, and the vote: each a folder of labels and what it is."""
+def labellers_of(
+    cam_sources: Sequence[str], detector: str, concept_options: dict | None = None, few_shot: dict | None = None
+) -> dict[str, Labeller]:
+    """Papers A, B and C, few-shot labels and SAM 3 if there are options for them, and the vote: by their folders."""
 
     def entry(labeller: str, options: dict, supervision: str, *needs: str) -> Labeller:
         title = " ".join([labeller, *options.values()])
         return Labeller(Row("zero_shot", labeller, labeller, options, title), supervision, needs)
 
     found = {"labels_zero_shot": entry("segment_match", {}, "none", "masks", "segments", "labels_zero_shot")}
+    if few_shot is not None:
+        found["labels_few_shot"] = entry("few_shot", {}, "none", "masks", "segments", "labels_few_shot")
     for source in cam_sources:
         cue = cam_folder(cam_sources, source)
         merged, needs = cue.replace("cam", "sepl", 1), [*(["cam_network"] if source == "classifier" else []), cue]
@@ -1002,17 +1006,24 @@ def labellers_of(cam_sources: Sequence[str], detector: str, concept_options: dic
     found["labels_boxes"] = entry("boxes", {"detector": detector}, "none", "labels_boxes")
     if concept_options is not None:
         found["labels_concepts"] = entry("concepts", {}, "none", "concepts", "labels_concepts")
-    members = voters(cam_sources, concept_options)
+    members = voters(cam_sources, concept_options, few_shot)
     needs = {name for member in members for name in found[member].needs} | {"labels_ensemble"}
     supervision = "tags" if cam_sources else "none"
     found["labels_ensemble"] = entry("ensemble", {}, supervision, *sorted(needs))
     return found
 
 
-def voters(cam_sources: Sequence[str], concept_options: dict | None = None) -> list[str]:
-    """Folders of the labellers that vote: A, B where there are tags, C, and SAM 3 unless its weights are random."""
+def voters(cam_sources: Sequence[str], concept_options: dict | None = None, few_shot: dict | None = None) -> list[str]:
+    """Folders of the labellers that vote: A, B where there are tags, C, and SAM 3 unless its weights are random.
+
+    few_shot: if not None, A votes with its few-shot labels
+    """
     asked = concept_options is not None and not knows_nothing(concept_options)
-    found = ["labels_zero_shot", *(["labels_sepl"] if cam_sources else []), "labels_boxes"]
+    found = [
+        LABELLERS["segment_match" if few_shot is None else "few_shot"],
+        *(["labels_sepl"] if cam_sources else []),
+        "labels_boxes",
+    ]
     return found + (["labels_concepts"] if asked else [])
 
 
@@ -1022,9 +1033,11 @@ def knows_nothing(concept_options: dict) -> bool:
 
 
 @stage_function
-def vote(run: Run, *, cam_sources: Sequence[str], concept_options: dict | None = None) -> store.Stage:
+def vote(
+    run: Run, *, cam_sources: Sequence[str], concept_options: dict | None = None, few_shot: dict | None = None
+) -> store.Stage:
     """A vote of labellers in which the ones that agree with the others count more: labels_ensemble/ID.png."""
-    num_classes, members = run.data.classes.num_classes, voters(cam_sources, concept_options)
+    num_classes, members = run.data.classes.num_classes, voters(cam_sources, concept_options, few_shot)
     stage = run.stage("labels_ensemble", {"supervision": "tags" if cam_sources else "none"}, parents=members)
 
     def elect(batch: list) -> list[np.ndarray]:
