@@ -19,7 +19,7 @@ from plg_utils.records import IGNORE, Masks
 
 PENALTY = 1.0  # of the logistic regression, on signals of unit variance; 0.3 and 3 kept and promised the same
 LEVELS = 20  # thresholds that are tried: those that keep 5/20, 6/20, ... of the names
-FIRST = 5  # of the levels: with fewer names than a quarter of those of twelve images, nothing could be promised
+FIRST = 5  # of the levels
 
 
 def signals(masks: Masks, classes: np.ndarray, scores: np.ndarray, opinion: np.ndarray, won: np.ndarray) -> np.ndarray:
@@ -110,6 +110,8 @@ def _threshold(likely: np.ndarray, right: np.ndarray, precision: float, confiden
     for level in range(FIRST, LEVELS + 1):
         cut = float(falling[math.ceil(len(falling) * level / LEVELS) - 1])
         kept = likely >= cut
+        if precision ** kept.sum() > 1 - confidence:
+            continue  # too few to pass, were all of them right
         if tail(int(kept.sum()), int(right[kept].sum()), precision) > 1 - confidence:
             break
         chosen = cut

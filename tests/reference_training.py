@@ -48,7 +48,7 @@ def inside(box, y, x):
 
 def unimatch(
     arrays, *, refine_target, threshold, smoothing, gate,
-    weights=(0.25, 0.25, 0.5), weak_weight=0.0, labelled_smoothing=0.0,
+    weights=(0.25, 0.25, 0.5), weak_weight=0.0, labelled_smoothing=0.0, fill=False,
 ):  # fmt: skip
     """Total loss of UniMatch and its gradients by logits_labelled, _strong1, _strong2, _feature, _weak.
 
@@ -83,9 +83,10 @@ def unimatch(
             guess = probabilities.index(max(probabilities))
             if arrays["partner_ignore" if pasted else "ignore"][u, y, x]:
                 continue
-            if refine_target == "unimatch":
-                target = guess
-            elif refine_target == "zero_shot":
+            if refine_target == "unimatch" or (fill and stored == IGNORE):
+                rows.append((u, y, x, guess, sure or (refine_target == "unimatch" and not gate)))
+                continue
+            if refine_target == "zero_shot":
                 target = stored
             elif stored == IGNORE:
                 target = IGNORE

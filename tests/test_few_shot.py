@@ -16,6 +16,7 @@ from plg_utils.generators.few_shot import Labelled
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
 K, WIDTH = 4, 6
+NULL = np.zeros((WIDTH + 1, K))
 NOTHING = torch.empty(0, WIDTH), torch.empty(0, dtype=torch.int64)  # no words
 
 
@@ -131,6 +132,10 @@ def test_the_classifier_and_its_strength_equal_plain_loops(background, sign):
     assert namer.choice.threshold == smoothed.threshold
     assert namer.examples.tolist() == [sum(target, []).count(k) for k in range(K)]
 
+    for out, named in enumerate(namer.left_out):
+        scores = learnt_from([i for i in range(6) if i != out], namer.choice.threshold)(*seen[out])
+        assert named[0].tolist() == scores.argmax(axis=1).tolist()
+
     new = scene(11, 8)[1]
     found, scores = namer(new)
     expected = learnt_from(range(6), namer.choice.threshold)(
@@ -138,6 +143,33 @@ def test_the_classifier_and_its_strength_equal_plain_loops(background, sign):
     )
     np.testing.assert_array_equal(found, expected.argmax(axis=1))
     np.testing.assert_allclose(scores, expected.max(axis=1).clip(0, 1), atol=2e-7)
+
+
+def test_what_the_examples_say_without_words_equals_plain_loops():
+    """Each labelled image by the others' examples, others by all; an image's own truth changes nothing for it."""
+    scenes, others = [scene(seed) for seed in range(5)], [scene(9)[1]]
+    said, ask = few_shot.opinions(labelled(*scenes), K, others=others, share=0.6)
+    every = np.concatenate([*(each[1].double().numpy() for each in scenes), others[0].double().numpy()])
+    seen = [view(every, np.empty((0, WIDTH)), [], each[1].double().numpy()) for each in scenes]
+    target = [majority(masks, truth, 0.6) for masks, _, truth in scenes]
+
+    def learnt_from(images):
+        chosen = [(*pair, k) for i in images for *pair, k in zip(*seen[i], target[i], strict=True) if k >= 0]
+        of_words, features, found = (np.array(part) for part in zip(*chosen, strict=True))
+        wanted = np.eye(K)[found]
+        rows, left = np.concatenate([features, np.eye(WIDTH + 1)]), np.concatenate([wanted - wanted.mean(), NULL])
+        return lambda features: wanted.mean() + features @ np.linalg.lstsq(rows, left, rcond=None)[0]
+
+    for out, found in enumerate(said):
+        np.testing.assert_allclose(found, learnt_from([i for i in range(5) if i != out])(seen[out][1]), atol=1e-10)
+    new = scene(11)[1]
+    features = view(every, np.empty((0, WIDTH)), [], new.double().numpy())[1]
+    np.testing.assert_allclose(ask(new), learnt_from(range(5))(features), atol=1e-10)
+
+    masks, embeddings, truth = scenes[2]
+    edited = [*scenes[:2], (masks, embeddings, np.roll(truth, 3)), *scenes[3:]]
+    again, _ = few_shot.opinions(labelled(*edited), K, others=others, share=0.6)
+    assert torch.equal(again[2], said[2]) and not torch.equal(again[1], said[1])
 
 
 def test_an_example_is_a_mask_that_mostly_shows_one_class():

@@ -201,6 +201,13 @@ def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background)
         np.testing.assert_allclose(guess.confidence, confidence, atol=1e-6)
         assert guess.confidence.min() >= 0
         assert guess.confidence.max() <= 1
+        if overlap == "vote":
+            with pytest.raises(ValueError, match="a pixel belongs to no single mask"):
+                labels.winners(masks, classes, scores, **options)
+        else:
+            won = labels.winners(masks, classes, scores, predicted_iou=predicted_iou, **options)
+            np.testing.assert_array_equal(np.append(classes, IGNORE)[won], guess.label)
+            np.testing.assert_allclose(np.append(scores.clip(0, 1), 0)[won], guess.confidence)
         order = rng.permutation(count)
         again = labels.paint(masks[order], classes[order], scores[order], predicted_iou=predicted_iou[order], **options)
         np.testing.assert_array_equal(again.label, guess.label)

@@ -42,9 +42,10 @@ def tensors(given):
 
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_loss_and_gradients_equal_the_plain_loops(refine_target):
-    grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (0, 1))
-    for seed, (threshold, smoothing, gate, _) in enumerate(grid):
+    grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (False, True))
+    for seed, (threshold, smoothing, gate, fill) in enumerate(grid):
         options = {"refine_target": refine_target, "threshold": threshold, "smoothing": smoothing, "gate": gate}
+        options |= {"fill": fill}
         options |= {"weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
         options |= {"weak_weight": (0, 0, 0.4)[seed % 3], "labelled_smoothing": (0, 0.15)[seed % 2]}
         given = arrays(seed)
@@ -352,15 +353,33 @@ def test_the_three_passes_of_unimatch(refine_target, views):
     assert model.calls == (passes if refine_target != "zero_shot" else passes[1:])
 
 
-@pytest.mark.parametrize("name", ["weak_weight", "labelled_smoothing", "smoothing", "gate", "weights", "threshold"])
+@pytest.mark.parametrize(
+    "name", ["weak_weight", "labelled_smoothing", "smoothing", "gate", "weights", "threshold", "fill"]
+)
 def test_each_option_of_build_reaches_the_loss(name):
-    values = {"gate": True, "weights": (1.0, 0.0, 0.0)}
+    values = {"gate": True, "weights": (1.0, 0.0, 0.0), "fill": True}
     options = {"refine_target": "fusion", "threshold": 0.4}  # of three classes: sure here and there
     drawn, totals = batch(), []
+    drawn["pseudo_label"][:, :2] = IGNORE
     for more in ({}, {name: values.get(name, 0.37)}):
         torch.manual_seed(0)
         totals.append(losses.build("unimatch", **options | more)(reference_training.tiny(), drawn)["total"].item())
     assert totals[0] != pytest.approx(totals[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("refine_target", ["zero_shot", "fusion"])
+def test_labels_that_are_left_behind(refine_target):
+    """Up to labels_until the loss is that of the labels, from there on UniMatch's own, to the last bit."""
+    options = {"threshold": 0.4, "weak_weight": 0.5, "labelled_smoothing": 0.1}
+    late = losses.build("unimatch", refine_target=refine_target, labels_until=0.6, **options)
+    early = losses.build("unimatch", refine_target=refine_target, **options)
+    own = losses.build("unimatch", **options | {"weak_weight": 0.0})
+    for progress, expected in ((0.0, early), (0.59, early), (0.6, own), (0.9, own)):
+        drawn, totals = batch() | {"progress": progress}, []
+        for loss in (late, expected):
+            torch.manual_seed(0)
+            totals.append(loss(reference_training.tiny(), drawn)["total"].item())
+        assert totals[0] == totals[1], progress
 
 
 def test_fast_passes():
@@ -422,6 +441,8 @@ def test_wrong_options_are_refused():
         losses.build("unimatch", refine_target="e2")
     with pytest.raises(ValueError, match="no passes 'quick', only exact, fast"):
         losses.build("unimatch", passes="quick")
+    with pytest.raises(ValueError, match="labels_until is 0; give a share of the training"):
+        losses.build("unimatch", labels_until=0)
     drawn = batch()
     del drawn["pseudo_label"]
     with pytest.raises(ValueError, match="needs pseudo labels"):
