@@ -45,6 +45,8 @@ RUNS = {
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
         "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
         "few_shot*": "[labelled scenes as examples](../docs/results.md#labelled-scenes-as-examples)",
+        "spoiled_names": "[labels that harm](../docs/results.md#labels-that-harm)",
+        "best*": "[the best of the house](../docs/results.md#the-best-of-the-house)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
         "review": "[correcting labels](../docs/review.md), [notebook](review/review.ipynb)",
     },
@@ -164,6 +166,54 @@ def few_shot() -> str:
         before, after = (of[of.method == name].groupby("seed").miou.mean() for name in ("segment_match", "few_shot"))
         lines.append([words, percent(before), percent(after), *(f"{100 * gain:+.1f}" for gain in after - before)])
     return markdown(["words", "labels by words (%)", "and by examples (%)", "gain with seed 0", "1", "2"], lines)
+
+
+def filter_draws() -> str:
+    """What the filter keeps of the names, and whether its promise holds, over draws of the labelled scenes."""
+    lines = []
+    for damage, of in read("bench/filter_draws.json")["damage"].items():
+        shares = [f"{100 * of[name]:.0f}" for name in ("right", "kept", "kept_pixels", "right_of_kept", "lowest")]
+        lines.append([damage, *shares, str(of["nothing_kept"]), str(of["broken"])])
+    heads = ["damage", "right (%)", "kept (%)", "pixels kept (%)", "right of the kept (%)", "in the worst draw"]
+    return markdown([*heads, "draws that keep nothing", "promises broken"], lines)
+
+
+def spoiled() -> str:
+    """Networks on labels of which a share is wrong on purpose, with and without the filter, and without labels."""
+    found, plain = rows("spoiled_names"), scores(rows("demo_seeds"), "name")
+    shares = sorted(found.spoiled.unique())
+    lines = []
+    for title, (name, labeller) in {
+        "raw labels": ("direct", "segment_match"), "filtered labels": ("direct", "filtered"),
+        "paper A": ("paper_a", "segment_match"), "paper A, filtered labels": ("paper_a", "filtered"),
+    }.items():  # fmt: skip
+        of = found[(found.method == name) & (found.labeller == labeller) & (found.stage == "segmenter")]
+        lines.append([title, *(percent(of.miou[of.spoiled == share]) for share in shares)])
+    for name in (SUPERVISED, UNIMATCH):  # which no name reaches
+        lines.append([name, *[plain[name,]] * len(shares)])
+    return markdown(["network, 100 val images", *(f"{share:.0%} of the names wrong" for share in shares)], lines)
+
+
+def best() -> str:
+    """The best recipe, and what is lost with each of its parts."""
+    vote, alone, plain = rows("best"), rows("best_alone"), rows("demo_seeds")
+    with_examples = vote.few_shot.map(lambda value: value is not None)
+    ways = {
+        "vote with few-shot labels, paper A": (vote[with_examples], "paper A"),
+        "without SAM's borders": (vote[with_examples], "paper A, the network's borders"),
+        "without refinement, at equal cost": (vote[with_examples], LONG),
+        "without examples": (vote[~with_examples], "paper A"),
+        "without the vote: few-shot labels": (alone[alone.labeller == "few_shot"], "paper A"),
+        "without the vote, through the filter": (alone[alone.labeller == "filtered"], "paper A"),
+        "paper A as it is": (plain, "paper A"),
+    }
+    base = plain[plain.name == "paper A"].set_index("seed").miou
+    lines = []
+    for title, (of, name) in ways.items():
+        found = of[of.name == name].set_index("seed").miou.sort_index()
+        gains = [f"{100 * (value - base[seed]):+.1f}" for seed, value in found.items()]
+        lines.append([title, percent(found), *gains])
+    return markdown(["network, 100 val images", MIOU, "over paper A, seed 0", "1", "2"], lines)
 
 
 def networks() -> str:
@@ -468,7 +518,22 @@ def blocks() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
         for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
-        + (few_shot, training, trials, miniatures, bench, models, dense_features, scaling, kills, determinism, runs)
+        + (
+            few_shot,
+            filter_draws,
+            spoiled,
+            best,
+            training,
+            trials,
+            miniatures,
+            bench,
+            models,
+            dense_features,
+            scaling,
+            kills,
+            determinism,
+            runs,
+        )
     }
     tables["storybook"] = lambda: ladder("storybook_more", "storybook_table")
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {

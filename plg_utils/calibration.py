@@ -10,16 +10,68 @@ one image depend on each other, so segments are counted here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from plg_utils.records import IGNORE, Masks
+from plg_utils import labels
+from plg_utils.generators import few_shot
+from plg_utils.records import IGNORE, Classes, Masks
 
 PENALTY = 1.0  # of the logistic regression, on signals of unit variance; 0.3 and 3 kept and promised the same
 LEVELS = 20  # thresholds that are tried: those that keep 5/20, 6/20, ... of the names
 FIRST = 5  # of the levels
+
+
+@dataclass(frozen=True, eq=False)
+class Filter:
+    """Leaves out of label maps the names that are not believed; made by `learn`."""
+
+    calibrated: "Calibrated"
+    opinions: Callable[[torch.Tensor], torch.Tensor]  # embeddings (N, D) -> what the examples say, (N, K)
+    how: dict  # background and overlap of `labels.winners`
+
+    def label(self, masks: Masks, embeddings: torch.Tensor, named: tuple) -> np.ndarray:
+        """Label map (H, W) uint8 of an image's segments (N, D), IGNORE where the name is not believed.
+
+        named: classes (N,) and scores (N,)
+        """
+        classes, won, seen = _facts(masks, named, self.opinions(embeddings), self.how)
+        believed = self.calibrated.keeps(self.calibrated.probability(seen, classes))
+        return np.append(np.where(believed, classes, IGNORE), IGNORE)[won].astype(np.uint8)  # won is -1 in no mask
+
+
+def learn(
+    labelled: few_shot.Labelled,
+    named: Sequence[tuple],
+    classes: Classes,
+    *,
+    others: Iterable[torch.Tensor] = (),
+    overlap: str = "score",
+    **promise: float,
+) -> Filter:
+    """Learn from labelled images which names to believe; no other truth is read.
+
+    named: classes (N,) and scores (N,) of the segments of each labelled image, as they were without its truth
+    others: embeddings (N, D) of further images, see `few_shot.opinions`
+    promise: precision and confidence of `calibrate`
+    """
+    said, opinions = few_shot.opinions(labelled, classes.num_classes, others=others)
+    how = {"background": classes.background, "overlap": overlap}
+    facts = [_facts(*each, how) for each in zip(labelled.masks, named, said, strict=True)]
+    right = [rightness(*each[:2], truth) for each, truth in zip(facts, labelled.truths, strict=True)]
+    image = np.repeat(np.arange(len(right)), [len(each) for each in right])
+    columns = [np.concatenate(part) for part in ([each[2] for each in facts], [each[0] for each in facts], right)]
+    return Filter(calibrate(*columns, image, classes.num_classes, **promise), opinions, how)
+
+
+def _facts(masks: Masks, named: tuple, opinion: torch.Tensor, how: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes (N,) of an image's segments, the segment that wins each pixel (H, W), the signals (N, S)."""
+    classes, scores = (part.cpu().numpy() for part in named)
+    won = labels.winners(masks, classes, scores, predicted_iou=masks.predicted_iou, **how)
+    return classes, won, signals(masks, classes, scores, opinion.numpy(), won)
 
 
 def signals(masks: Masks, classes: np.ndarray, scores: np.ndarray, opinion: np.ndarray, won: np.ndarray) -> np.ndarray:

@@ -45,8 +45,8 @@ from plg_utils.cams import classifier
 from plg_utils.generators import concepts as sam3
 from plg_utils.generators import few_shot as examples
 from plg_utils.generators import segment_match, sepl
-from plg_utils.labels import ThresholdChoice, assign, winners
-from plg_utils.records import IGNORE, Dataset, Masks, PseudoLabel, Sample, Scores
+from plg_utils.labels import ThresholdChoice, assign
+from plg_utils.records import Dataset, Masks, PseudoLabel, Sample, Scores
 
 LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "segment_match": "labels_zero_shot",
@@ -503,48 +503,32 @@ def filtered_labels(
     few_shot: as in `few_shot_labels`, whose labels are filtered; None: the zero-shot labels are
     label_filter: precision and confidence of `calibration.calibrate`
     """
-    data, classes = run.data, run.data.classes
+    data = run.data
     if not data.labelled:
         raise ValueError("the filter is calibrated on labelled images, and there are none: label some, or do without")
-    source, how = LABELLERS["segment_match" if few_shot is None else "few_shot"], {"overlap": overlap}
+    source = LABELLERS["segment_match" if few_shot is None else "few_shot"]
     options = {"encoder": encoder, "encoder_options": encoder_options}
-    left_out: list[tuple] = []  # of the labelled images, where they had a part in the names
-    if few_shot is None:
-        made_by = files.read_json(run.folder / source / "manifest.json")["parameters"]
-        name = _by_words(run, words(run, **options), made_by)
-    else:
-        name = few_shot_labels(run, **options, **how, few_shot=few_shot).name
-        left_out = name.left_out
     parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
+    if few_shot is None:
+        how = files.read_json(run.folder / source / "manifest.json")["parameters"]
+        name = _by_words(run, words(run, **options), how)
+        named = [*map(name, parts[1])]
+    else:
+        name = few_shot_labels(run, **options, overlap=overlap, few_shot=few_shot).name
+        named = name.left_out
     others = map(run.embeddings_of, data.unlabelled)
-    said, ask = examples.opinions(examples.Labelled(*parts), classes.num_classes, others=others)
-    how["background"] = classes.background
+    believed = calibration.learn(
+        examples.Labelled(*parts), named, data.classes, others=others, overlap=overlap, **label_filter
+    )
+    parameters = {"of": source, "threshold": believed.calibrated.threshold, **label_filter}
+    learns_from = ["labelled"]
+    stage = run.stage(LABELLERS["filtered"], parameters, classes=True, parents=[source], learns_from=learns_from)
 
-    def facts(of_image: Masks, named: tuple, opinion: torch.Tensor) -> tuple[np.ndarray, ...]:
-        """Classes of an image's segments, the segment that wins each pixel, the signals."""
-        named = [part.cpu().numpy() for part in named]
-        won = winners(of_image, *named, predicted_iou=of_image.predicted_iou, **how)
-        return named[0], won, calibration.signals(of_image, *named, opinion.numpy(), won)
+    def filtered(stored: list[tuple]) -> list[np.ndarray]:
+        return [believed.label(*each, name(each[1])) for each in stored]
 
-    named = left_out or map(name, parts[1])
-    known = [facts(*each) for each in zip(parts[0], named, said, strict=True)]
-    right = [calibration.rightness(*each[:2], truth) for each, truth in zip(known, parts[2], strict=True)]
-    image = np.repeat(np.arange(len(right)), [len(each) for each in right])
-    columns = [np.concatenate(part) for part in ([each[2] for each in known], [each[0] for each in known], right)]
-    found = calibration.calibrate(*columns, image, classes.num_classes, **label_filter)
-
-    def believed(stored: list[tuple]) -> list[np.ndarray]:
-        maps = []
-        for of_image, embeddings in stored:
-            assigned, won, seen = facts(of_image, name(embeddings), ask(embeddings))
-            kept = np.where(found.keeps(found.probability(seen, assigned)), assigned, IGNORE)
-            maps.append(np.append(kept, IGNORE)[won].astype(np.uint8))  # where no mask is, won is -1
-        return maps
-
-    parameters = {"of": source, "threshold": found.threshold, **label_filter}
-    stage = run.stage(LABELLERS["filtered"], parameters, classes=True, parents=[source], learns_from=["labelled"])
-    run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=believed)
-    return Filtered(stage, found)
+    run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=filtered)
+    return Filtered(stage, believed.calibrated)
 
 
 # Training

@@ -1,4 +1,4 @@
-"""The filter of names: its regression and its promise against plain loops and chance, the loss of nothing, the stage."""
+"""The filter of names: its regression and its promise against plain loops and chance, and the stage."""
 
 import math
 from dataclasses import replace
