@@ -3,6 +3,9 @@
 import contextlib
 import io
 import os
+import subprocess
+import sys
+import time
 
 import grid
 import nbformat
@@ -341,3 +344,44 @@ def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp
     write_notebook(tmp_path / "changed.ipynb", PARAMETERS, WORK, "steps + 2")
     assert "has changed" in run.outdated(copy, run.Step(tmp_path / "changed.ipynb", parameters), run_file)
     assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters), run_file)
+
+
+SLEEPER = 'import os, pathlib, time\npathlib.Path("../pid").write_text(str(os.getpid()))\ntime.sleep(600)'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+def test_a_killed_run_takes_its_kernel_along(tmp_path):
+    """A kernel that outlives its run goes on writing into a folder that the next run takes for its own."""
+    (tmp_path / "notebooks").mkdir()
+    path = write_notebook(tmp_path / "notebooks" / "00_sleeps.ipynb", PARAMETERS, SLEEPER)
+    step = f"run.Step(pathlib.Path({str(path)!r}), {{}})"
+    code = f"import pathlib, run; run.execute({step}, pathlib.Path({str(tmp_path)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=run.NOTEBOOKS, stderr=subprocess.DEVNULL)
+    wait_until((tmp_path / "pid").exists)
+    kernel = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    wait_until(lambda: not alive(kernel))
+
+
+def alive(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(true, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.1)
+
+
+def test_a_kernel_that_dies_is_told_from_a_failed_cell(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    path = write_notebook(tmp_path / "00_dies.ipynb", PARAMETERS, "import os\nos.kill(os.getpid(), 9)")
+    assert not run.execute_all([run.Step(path, {"run": "toy"})], tmp_path / "toy")
+    assert "probably out of memory" in capsys.readouterr().err
