@@ -34,6 +34,7 @@ Choices and method: the networks and the algorithms.
     training      fit and predict
     cams/         coarse class maps: from a classifier, from CLIP, or from a folder
     generators/   from images to pseudo labels: one file for each labeller
+    calibration   which names of segments may be believed: a filter that the labelled images calibrate
     trust         agreement of labellers, and a vote: how good labels are where there is no truth
     diagnosis     kinds of error, borders, calibration
     stages        the pipeline: one function for each stage, and the table of methods
