@@ -173,11 +173,17 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
     }
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
-    for name in [*METHODS, *(name for name in own if name not in METHODS)]:
+    own = [name for name in own if name not in METHODS and not name.endswith("_sepl")]
+    for name in [*METHODS, *own]:
         method = method_of(name)
         source = labeller if method.labels else None
-        what = "segmenter", method.method or name, source, method.options, method.title
-        rows[f"predictions_{name}"] = Row(*what, trained_by=name)
+        of_sam = method.options | {"predictions": "SAM's borders"}
+        for ending, options, title in (
+            ("", method.options, method.title),
+            ("_sepl", of_sam, f"{method.title}, with SAM"),
+        ):
+            what = "segmenter", method.method or name, source, options, title
+            rows[f"predictions_{name}{ending}"] = Row(*what, trained_by=name)
     return rows
 
 
@@ -768,6 +774,28 @@ def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] | None = ()) 
 
 
 @stage_function
+def sharpen_predictions(
+    run: Run, method: str, *, mask_model: str, mask_options: dict, evaluated: Sequence[str]
+) -> store.Stage | None:
+    """SAM's borders for the predictions of a method, by paper B's rule as in `sharpen`: predictions_METHOD_sepl/ID.png.
+
+    So SAM is asked when a network is used, too, which costs more than the network. Its masks are not kept.
+    """
+    if run.data.classes.background != 0:
+        return None  # the rule needs background to be class 0
+    source, num_classes = f"predictions_{method}", run.data.classes.num_classes
+    samples = [sample for split in evaluated for sample in getattr(run.data, split)]
+    weights = [_checkpoint(mask_models, mask_model, mask_options)]
+    stage = run.stage(f"{source}_sepl", {"model": mask_model, **mask_options}, checkpoints=weights, parents=[source])
+    segment = _lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options))
+
+    def sharpened(pairs: list) -> list[np.ndarray]:
+        return [sepl.merge(label, segment([image])[0].dense(), num_classes, "paper") for image, label in pairs]
+
+    return run.fill_labels(stage, samples, read=lambda s: (s.image(), run.label_of(source, s)), make=sharpened)
+
+
+@stage_function
 def merge(
     run: Run, name: str, *, cue: str, mode: str, splits: Sequence[str], supervision: str | None = None
 ) -> store.Stage:
@@ -1077,6 +1105,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield f"{call(train, training=how, method=method)} {method}"
     if "methods" in parameters:
         yield call(predict_all, training=how)
+    for method in parameters.get("sharpened", ()):
+        yield f"{call(sharpen_predictions, method=method)} {method}"
 
 
 # Scores: the only functions here that read the truth of images that are not labelled

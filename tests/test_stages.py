@@ -5,12 +5,14 @@ import shutil
 from dataclasses import replace
 from inspect import signature
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, tiny
 
 from conftest import colour_squares
-from plg_utils import distributed, files, stages, store, training
+from plg_utils import distributed, files, masks, stages, store, training
+from plg_utils.generators import sepl
 from plg_utils.segmenters import dpt
 
 SINGLE = ["masks", "segments", "labels_zero_shot"]
@@ -285,3 +287,20 @@ def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
     with pytest.raises(ValueError, match="processes is 0"):
         stages.open_run("tiny", here.data, processes=0)
     assert distributed.count() == 1
+
+
+def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, results):
+    """Paper B's rule on the predictions and SAM's masks of val images, which have no masks in the run."""
+    parameters = tiny(["02", "04"], **of_world(world, methods=["supervised"], sharpened=["supervised"]))
+    here = do_stages(parameters)
+    find = masks.build("sam", **parameters["mask_options"])
+    for sample in here.data.val:
+        plain = here.label_of("predictions_supervised", sample)
+        expected = sepl.merge(plain, find([sample.image()])[0].dense(), here.data.classes.num_classes, "paper")
+        np.testing.assert_array_equal(here.label_of("predictions_supervised_sepl", sample), expected)
+        assert not (results / "masks" / f"{sample.id}.json").exists()
+    rows = stages.rows_of(here.folder, "segment_match")
+    row = rows["predictions_supervised_sepl"]
+    assert row.title == "supervised only, with SAM" and row.trained_by == "supervised"
+    assert row.options == {"predictions": "SAM's borders"}
+    assert "predictions_supervised_sepl_sepl" not in rows
