@@ -579,7 +579,7 @@ def _write_out(options: argparse.Namespace) -> None:
         print("correct them: labelme {} --labels {} --nodata".format(*folders))
     print(f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
-    print(f"next round:   python -m plg_utils.review {quote(options.run)} --corrected {folders} --to DIR")
+    print(f"next round:   the same command with --corrected {folders} --to DIR")
 
 
 def _stored(stage: Path, num_classes: int, sample: Sample) -> np.ndarray:
