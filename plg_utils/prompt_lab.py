@@ -6,6 +6,7 @@ takes milliseconds:
     load           masks, segment embeddings and truths of some images   -> Lab
     edit           other words and templates, checked                    -> Classes
     Lab.try_out    classes, threshold                                    -> Outcome: labels, margins, IoU, unknown words
+    choose_words   words that may be better                              -> Choice: those that help labelled images
     save           classes                                               -> a class file with its hash in the name
 
 `Panel` is the same in a notebook, as widgets.
@@ -30,8 +31,8 @@ import torch
 from matplotlib.figure import Figure
 
 from plg_utils import choices, class_files, encoders, figures, files, labels, metrics, trust
-from plg_utils.generators import segment_match
-from plg_utils.records import Classes, Dataset, Masks, Sample
+from plg_utils.generators import few_shot, segment_match
+from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
 THUMBNAIL = 224  # pixels of a picture's longer side in `Lab.picture`
 
@@ -246,14 +247,23 @@ def edit(
         choices.one_of(name, classes.names, "class")
     edited |= words or {}
     edited |= {name: (*edited[name], *more) for name, more in (add or {}).items()}
-    owners: dict[str, str] = {}
-    for name, of_class in edited.items():
-        for word in of_class:
-            plain = " ".join(word.casefold().split())  # as CLIP reads it
-            if owners.setdefault(plain, name) != name:
-                raise ValueError(f"{owners[plain]} and {name} both have the word {word!r}: give it to one of them")
+    _check_one_owner(edited)
     of_all, templates = tuple(map(tuple, edited.values())), classes.templates if templates is None else tuple(templates)
     return class_files.parse(class_files.content_of(replace(classes, words=of_all, templates=templates)))
+
+
+def _plain(word: str) -> str:
+    """The word as CLIP reads it."""
+    return " ".join(word.casefold().split())
+
+
+def _check_one_owner(words: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a word of two classes."""
+    owners: dict[str, str] = {}
+    for name, of_class in words.items():
+        for word in of_class:
+            if (owner := owners.setdefault(_plain(word), name)) != name:
+                raise ValueError(f"{owner} and {name} both have the word {word!r}: give it to one of them")
 
 
 def words_of(line: str) -> list[str]:
@@ -289,6 +299,238 @@ def save(path: str | Path, classes: Classes, origin: str = "") -> tuple[Path, st
         comment = "".join(f"# {line}\n" for line in head.splitlines())
         partial.write_text(comment + partial.read_text(encoding="utf-8"), encoding="utf-8")
     return path, digest
+
+
+# Words that the labelled images choose
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Words that labelled images chose from candidates, and how well they label images that did not choose them.
+
+    In all three mean IoU, each labelled image has the threshold that is chosen on the others.
+    """
+
+    classes: Classes  # the run's, with the candidates that were kept
+    threshold: float | None  # the best for them on all labelled images; None without a background
+    before: float  # mean IoU with the run's words
+    after: float  # with the chosen words, on the images that chose them: too good
+    nested: float  # with words that are chosen on the others, as the threshold is; nan for two images
+    rows: tuple[dict[str, Any], ...]  # "class", "word", "kept", "effect" and "worst" of each new candidate
+
+    def __str__(self) -> str:
+        """Return the three numbers."""
+        chose, left_out = f"{100 * self.after:.1f} % on the images that chose", f"{100 * self.nested:.1f} %"
+        left_out = "unknown on others" if np.isnan(self.nested) else f"{left_out} on images that did not"
+        return f"mean IoU {100 * self.before:.1f} % before; with chosen words {chose}, {left_out}"
+
+
+def read_candidates(source: str | Path | Mapping[str, Sequence[str]], classes: Classes) -> dict[str, list[str]]:
+    """Read words that may be better: a YAML file, or its content, that maps classes to lists of words.
+
+    The name of the background has words for it, and the key `templates` sentences with one {} each. A ValueError says
+    what is wrong: another shape, an unknown class, a word of two classes.
+    """
+    content, what = source, "candidates"
+    if isinstance(source, str | Path):
+        content, what = files.read_yaml(files.ROOT / source), f"candidates in {source}"
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} must map classes to lists of words, and are {files.shown(content)}")
+    for name, words in content.items():
+        if name != "templates":
+            choices.one_of(name, classes.names, "class")
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"{what}: those of {name} must be a list of texts, not {files.shown(words)}")
+    edit(classes, templates=[*classes.templates, *content.get("templates", ())])
+    _check_one_owner({name: words for name, words in content.items() if name != "templates"})
+    return {name: [word.strip() for word in words] for name, words in content.items()}
+
+
+def choose_words(lab: Lab, candidates: str | Path | Mapping[str, Sequence[str]]) -> Choice:
+    """Choose words, templates and background words on the labelled images; no other truth is read.
+
+    Greedy forward selection: the candidate that raises mean IoU most is added, until none raises it. Mean IoU is
+    counted over all labelled images, each with the threshold that `segment_match.choose_threshold` chooses on the
+    others. With few images, some candidate always fits one of them by chance: so a candidate must also raise the mean
+    IoU of the others, whichever image is left out. A word that another class has is taken from that class, which gets
+    its own first candidate if it has no word left.
+
+    candidates: see `read_candidates`; one with words that the encoder never read is not tried, with a warning
+    returns: "effect" of a kept candidate is what it added to the mean IoU, that of a refused one what it would add to
+        the chosen words; "worst" is the least effect on the others when an image is left out. Both are nan where a
+        candidate was not tried: it came with another one, cannot be added, or was never read
+    """
+    candidates, images = read_candidates(candidates, lab.classes), np.arange(len(lab.truths))
+    if len(images) < 2:
+        problem = f"words are chosen on labelled images that are left out in turn, and {len(images)} have a truth"
+        raise ValueError(f"{problem}: label two or more, and run notebook 02 again")
+    unseen_words = getattr(lab.encode, "unseen_words", None) or (lambda texts: [])
+    known = {
+        name: [word for word in words if not unseen_words([word.replace("{}", " ")])]
+        for name, words in candidates.items()
+    }
+    if never := [word for name, words in candidates.items() for word in words if word not in known[name]]:
+        warnings.warn(f"the encoder never read these candidates, and they are not tried: {never}", stacklevel=2)
+
+    trials = _Trials(lab)
+    chosen, gains = trials.choose(known, images)
+    refused = {step: trials.gain(chosen, edited, images) for step, edited in _steps(chosen, known).items()}
+    rows = []
+    for name, word in ((name, word) for name, words in candidates.items() for word in words):
+        had, has = (
+            list(map(_plain, classes.templates if name == "templates" else classes.words[classes.names.index(name)]))
+            for classes in (lab.classes, chosen)
+        )
+        if _plain(word) in had:
+            continue
+        kept = _plain(word) in has
+        effect, worst = (gains | refused).get((name, word), (np.nan, np.nan))
+        rows.append({"class": name, "word": word, "kept": kept, "effect": effect, "worst": worst})
+
+    nested, folds = np.nan, images % few_shot.FOLDS
+    if len(images) > 2:
+        found = []
+        for fold in np.unique(folds):
+            counts = trials.counts(trials.choose(known, images[folds != fold])[0])
+            found.append(counts[_best(counts[:, folds != fold].sum(axis=1)), folds == fold].sum(axis=0))
+        nested = float(_mean_iou(sum(found)))
+    before, after = (trials.left_out(classes, images)[0] for classes in (lab.classes, chosen))
+    return Choice(chosen, lab.best_threshold(chosen), before, after, nested, tuple(rows))
+
+
+def _steps(classes: Classes, candidates: dict[str, list[str]]) -> dict[tuple[str, str], Classes]:
+    """The classes after one more candidate; class and word -> classes."""
+    steps = {}
+    for name, word in ((name, word) for name, words in candidates.items() for word in words):
+        if name == "templates":
+            if word not in classes.templates:
+                steps[name, word] = replace(classes, templates=(*classes.templates, word))
+        elif words := _given(classes, name, word, candidates):
+            steps[name, word] = replace(classes, words=words)
+    return steps
+
+
+def _given(classes: Classes, name: str, word: str, candidates: dict[str, list[str]]) -> tuple | None:
+    """The words of all classes after one got a word; None if it has the word, or another class would have none left."""
+    words, todo = dict(zip(classes.names, classes.words, strict=True)), [(name, word)]
+    if _plain(word) in map(_plain, words[name]):
+        return None
+    while todo:
+        name, word = todo.pop()
+        for other, before in words.items():
+            words[other] = tuple(each for each in before if _plain(each) != _plain(word))
+            if before and not words[other] and classes.names.index(other) != classes.background:
+                if not candidates.get(other):
+                    return None
+                todo.append((other, candidates[other][0]))
+        words[name] = (*words[name], word)
+    return tuple(words.values())
+
+
+class _Trials:
+    """Counts of the labelled images with other words.
+
+    Pixels that are in the same masks get the same label. So an image is painted as a row of such parts.
+    """
+
+    def __init__(self, lab: Lab):
+        self.lab, self.embeddings = lab, lab.segment_embeddings[: len(lab.truths)]
+        self.images = [
+            _parts(*pair, lab.classes.num_classes, lab.how["overlap"])
+            for pair in zip(lab.masks, lab.truths, strict=False)
+        ]
+        self.known: dict[tuple, np.ndarray] = {}  # words and templates -> counts
+        self.painted: dict[tuple, np.ndarray] = {}  # image, classes and scores of its segments -> (3, K)
+
+    def choose(self, candidates: dict[str, list[str]], images: np.ndarray) -> tuple[Classes, dict]:
+        """The words that these labelled images choose, and effect and worst effect of each step."""
+        chosen, gains = self.lab.classes, {}
+        while True:
+            steps = _steps(chosen, candidates)
+            tried = {step: self.gain(chosen, edited, images) for step, edited in steps.items()}
+            rising = [step for step, both in tried.items() if min(both) > 1e-9]  # sums of floats are not exact
+            if not rising:
+                return chosen, gains
+            best = max(rising, key=lambda step: tried[step][0])
+            chosen, gains[best] = steps[best], tried[best]
+
+    def gain(self, before: Classes, after: Classes, images: np.ndarray) -> tuple[float, float]:
+        """Change of the mean IoU over images, and the least change of that of the others when one is left out."""
+        (old, of_others), (new, now) = (self.left_out(classes, images) for classes in (before, after))
+        return new - old, float((now - of_others).min())
+
+    def left_out(self, classes: Classes, images: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean IoU over n images, each with the threshold chosen on the others; and (n,) that of each one's others."""
+        counts = self.counts(classes)[:, images]  # (T, n, 3, K)
+        others = counts.sum(axis=1, keepdims=True) - counts
+        each = np.arange(len(images))
+        best = [_best(others[:, k]) for k in each]
+        return float(_mean_iou(counts[best, each].sum(axis=0))), _mean_iou(others[best, each])
+
+    def counts(self, classes: Classes) -> np.ndarray:
+        """Pixels that are right, true and given at each threshold: (T, M, 3, K) int64, see `metrics.margins`."""
+        key = classes.words, classes.templates
+        if key not in self.known:
+            texts, owner = self.lab.text_embeddings(classes)
+            how = {"owner": owner, "background": classes.background, "rule": self.lab.how["rule"]}
+            named = labels.assign(torch.cat(self.embeddings), texts, **how)
+            sizes = [len(of_image) for of_image in self.embeddings]
+            segments = zip(*(tensor.split(sizes) for tensor in named), strict=True)
+            of_images = [self._at_thresholds(k, *map(torch.Tensor.numpy, pair)) for k, pair in enumerate(segments)]
+            self.known[key] = np.stack(of_images, axis=1)
+        return self.known[key]
+
+    def _at_thresholds(self, k: int, assigned: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Counts (T, 3, K) of image k, whose segments have these classes and scores without a threshold."""
+        background, found = self.lab.classes.background, []
+        if background is None:
+            return self._paint(k, assigned, scores)[None]
+        for threshold in segment_match.GRID:
+            low = (assigned != background) & (scores < threshold)  # as `labels.assign` rejects them
+            found.append(self._paint(k, np.where(low, background, assigned), np.where(low, 1 - scores, scores)))
+        return np.stack(found)
+
+    def _paint(self, k: int, assigned: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        key = k, assigned.tobytes(), scores.tobytes()
+        if key not in self.painted:
+            masks, pixels, how = self.images[k]
+            background, num_classes = self.lab.classes.background, pixels.shape[1]
+            label = labels.paint(masks, assigned, scores, background=background, **how).label[0].astype(np.int64)
+            given = np.eye(num_classes + 1, dtype=np.int64)[np.where(label == IGNORE, num_classes, label)]  # (A, K+1)
+            self.painted[key] = np.stack(metrics.margins(pixels.T @ given, "background", background))
+        return self.painted[key]
+
+
+def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[np.ndarray, np.ndarray, dict]:
+    """The parts into which masks cut an image: (N, 1, A) bool, their pixels of each class (A, K), how to paint them."""
+    drawn = [masks.take([k]).dense()[0] for k in range(len(masks))]
+    code = np.zeros(truth.shape, np.uint64)
+    for mask, key in zip(
+        drawn, np.random.default_rng(0).integers(2**63, size=len(drawn), dtype=np.uint64), strict=True
+    ):
+        code ^= mask * key  # the sum of random keys tells in which masks a pixel is
+    _, first, part = np.unique(code, return_index=True, return_inverse=True)
+    pixels = np.bincount(part.ravel() * 256 + truth.ravel(), minlength=256 * len(first)).reshape(-1, 256)
+    inside = np.array([mask.ravel()[first] for mask in drawn], bool).reshape(len(drawn), 1, len(first))
+    if overlap == "small_on_top":  # a part is no pixel: the order is that of the masks' real areas
+        return inside, pixels[:, :num_classes], {"overlap": "predicted_iou", "predicted_iou": -masks.areas()}
+    return inside, pixels[:, :num_classes], {"overlap": overlap, "predicted_iou": masks.predicted_iou}
+
+
+def _mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU (...) of counts (..., 3, K), as `metrics.scores` has it; 0 where no class has a truth pixel."""
+    hit, true, given = np.moveaxis(counts, -2, 0)
+    iou = metrics.shares(hit, true + given - hit, where=true > 0)
+    return np.nansum(iou, axis=-1) / (true > 0).sum(axis=-1).clip(min=1)
+
+
+def _best(counts: np.ndarray) -> int:
+    """Index of the threshold that `segment_match.choose_threshold` chooses by counts (T, 3, K)."""
+    curve = _mean_iou(counts)
+    return int(labels.choose_threshold(range(len(curve)), lambda k: curve[int(k)], smooth=True).threshold)
+
+
+# The panel
 
 
 class Panel(widgets.VBox):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from plg_utils import metrics
+from plg_utils.generators import few_shot
 from plg_utils.records import IGNORE, Masks, PseudoLabel
 
 
@@ -76,6 +77,16 @@ def margins(
     index = foreground.nonzero()[:, 0][index]
     others = of_groups.scatter(1, index[:, None], -torch.inf)
     return (best - others.amax(dim=1)).cpu().numpy()
+
+
+def few_shot_margins(namer: few_shot.Namer, segment_embeddings: torch.Tensor) -> np.ndarray:
+    """How sure few-shot labels are of each segment (N, D): score of its best class minus that of the second, (N,)."""
+    of_words, features = namer.seen(segment_embeddings)
+    scores = namer.slope * of_words + namer.offset + features @ namer.weights  # (N, K), see generators/few_shot.py
+    if scores.shape[1] < 2:
+        raise ValueError("a margin compares two classes, and there is one: all segments have the same name")
+    best, second = scores.topk(2, dim=1).values.T
+    return (best - second).numpy()
 
 
 def mean_over_things(values: np.ndarray, masks: Masks, label: np.ndarray, *, background: int = 0) -> float:

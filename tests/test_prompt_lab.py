@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from test_pipeline import execute
 
 from conftest import COLOURS, RGB, colour_squares
-from plg_utils import class_files, datasets, encoders, files, labels, prompt_lab
+from plg_utils import class_files, datasets, encoders, files, labels, metrics, prompt_lab
+from plg_utils.generators import segment_match
 from plg_utils.records import IGNORE, Classes, Masks, Sample
 
 WORLD = {"run": "tiny", "labelled": 2}
@@ -245,6 +246,185 @@ def test_a_class_file_reads_back_and_its_name_holds_its_hash(tmp_path):
         prompt_lab.save(tmp_path / "mine.yaml", edited)
 
 
+# Words that the labelled images choose
+
+
+class Random:
+    """An encoder whose sentences are directions near one that the test wants, or anywhere."""
+
+    def __init__(self, near=(), noise=0.8):
+        self.near, self.noise = dict(near), noise
+
+    def texts(self, phrases):
+        found = []
+        for phrase in phrases:
+            drawn = torch.randn(5, generator=torch.Generator().manual_seed(sum(map(ord, phrase))))
+            found.append(torch.eye(5)[self.near[phrase]] + self.noise * drawn if phrase in self.near else drawn)
+        return torch.nn.functional.normalize(torch.stack(found), dim=1)
+
+
+def random_lab(seed=0, images=5, *, classes=COLOURS, overlap="score", rule="cosine"):
+    """A lab of boxes over each other, with noisy embeddings, noisy words, and void."""
+    rng = np.random.default_rng(seed)
+    masks, embeddings, truths = [], [], []
+    for _ in range(images):
+        owner, drawn, truth = rng.integers(0, 4, 8), np.zeros((8, 14, 18), bool), np.zeros((14, 18), np.uint8)
+        for mask, k in zip(drawn, owner, strict=True):
+            top, left = rng.integers(0, 10), rng.integers(0, 14)
+            mask[top : top + rng.integers(2, 7), left : left + rng.integers(2, 7)] = True
+            truth[mask] = k
+        truth[rng.random(truth.shape) < 0.05] = IGNORE
+        masks.append(Masks.from_dense(drawn, rng.random(8)))
+        embeddings.append(torch.eye(5)[owner] + 0.4 * torch.tensor(rng.normal(size=(8, 5))).float())
+        truths.append(truth)
+    near = {f"a photo of a {word}.": k for k, word in enumerate(NAMES)}
+    near |= {f"a photo of a {word} thing.": k for k, word in enumerate(NAMES)}
+    how, samples = (
+        {"rule": rule, "threshold": 0.3, "overlap": overlap},
+        tuple(Sample(f"{k}", None) for k in range(images)),
+    )
+    return prompt_lab.Lab(classes, how, samples, tuple(masks), tuple(embeddings), tuple(truths), (), Random(near))
+
+
+CANDIDATES = {name: [f"{name} thing", f"{name} cloth"] for name in NAMES[1:]}
+CANDIDATES |= {"background": ["black thing", "a void"], "templates": ["{}", "see {}"]}
+
+
+@pytest.mark.parametrize("rule", ["cosine", "softmax"])
+@pytest.mark.parametrize("overlap", labels.OVERLAPS)
+def test_parts_are_counted_as_pixels(overlap, rule):
+    lab = random_lab(overlap=overlap, rule=rule)
+    trials, images = prompt_lab._Trials(lab), np.arange(5)
+    for words in ({}, {"red": ["red thing", "red cloth"], "background": []}):
+        classes = prompt_lab.edit(lab.classes, words=words)
+        counts = trials.counts(classes)
+        for threshold, of_threshold in list(zip(segment_match.GRID, counts, strict=True))[::5]:
+            outcome = lab.try_out(classes, threshold=float(threshold))
+            pairs = zip(lab.truths, outcome.labels, strict=True)
+            expected = [np.stack(metrics.margins(metrics.confusion(*pair, 4), "background", 0)) for pair in pairs]
+            np.testing.assert_array_equal(of_threshold, expected)
+            assert prompt_lab._mean_iou(of_threshold.sum(axis=0)) == pytest.approx(outcome.mean_iou, abs=1e-12)
+        assert segment_match.GRID[prompt_lab._best(counts.sum(axis=1))] == lab.best_threshold(classes)
+    everything = random_lab(classes=NO_BACKGROUND, overlap=overlap, rule=rule)
+    counts = prompt_lab._Trials(everything).counts(NO_BACKGROUND)[:, images].sum(axis=1)
+    assert prompt_lab._mean_iou(counts) == pytest.approx([everything.try_out().mean_iou], abs=1e-12)
+
+
+def of_images(lab, images):
+    """The lab with some of its images."""
+    parts = {name: tuple(getattr(lab, name)[k] for k in images) for name in ("masks", "segment_embeddings", "truths")}
+    return replace(lab, samples=tuple(lab.samples[k] for k in images), _painted={}, **parts)
+
+
+def pooled(lab, choose):
+    """Mean IoU of all images, each with the words and the threshold that `choose` takes from a lab of the others."""
+    matrix = 0
+    for out in range(len(lab.truths)):
+        classes, threshold = choose(of_images(lab, [k for k in range(len(lab.truths)) if k != out]))
+        label = of_images(lab, [out]).try_out(classes, threshold=threshold).labels[0]
+        matrix = matrix + metrics.confusion(lab.truths[out], label, 4)
+    return metrics.scores(matrix).mean_iou
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_image_is_labelled_by_what_the_others_choose(seed):
+    lab = random_lab(seed)
+    choice = prompt_lab.choose_words(lab, CANDIDATES)
+    for classes, found in ((lab.classes, choice.before), (choice.classes, choice.after)):
+        expected = pooled(lab, lambda rest, classes=classes: (classes, rest.best_threshold(classes)))
+        assert found == pytest.approx(expected, abs=1e-12)
+
+    def chosen_by(rest):
+        found = prompt_lab.choose_words(rest, CANDIDATES)
+        return found.classes, found.threshold
+
+    assert choice.nested == pytest.approx(pooled(lab, chosen_by), abs=1e-12)
+    assert choice.threshold == lab.best_threshold(choice.classes)
+
+
+def test_a_candidate_must_help_whichever_image_is_left_out():
+    """The effects in plain words, and that the loop stops where none rises."""
+    lab = random_lab(1)
+    choice = prompt_lab.choose_words(lab, CANDIDATES)
+    rows = {(row["class"], row["word"]): row for row in choice.rows}
+    assert set(rows) == {(name, word) for name, words in CANDIDATES.items() for word in words}
+    kept = [row for row in rows.values() if row["kept"]]
+    assert kept and all(row["effect"] > 0 and row["worst"] > 0 for row in kept)
+    assert choice.after == pytest.approx(choice.before + sum(row["effect"] for row in kept))
+
+    others = [of_images(lab, [k for k in range(5) if k != out]) for out in range(5)]
+
+    def scores(classes):
+        labels_of = [rest.try_out(classes, threshold=rest.best_threshold(classes)) for rest in others]
+        return np.array([outcome.mean_iou for outcome in labels_of])
+
+    refused, chosen = [row for row in rows.values() if not row["kept"]], scores(choice.classes)
+    assert any(row["effect"] > 0 for row in refused)  # it helps, but one image alone is the reason
+    for row in refused:
+        assert min(row["effect"], row["worst"]) <= 1e-9
+        more = {"templates": [*choice.classes.templates, row["word"]]} if row["class"] == "templates" else {}
+        classes = prompt_lab.edit(choice.classes, **more or {"add": {row["class"]: [row["word"]]}})
+        assert row["worst"] == pytest.approx((scores(classes) - chosen).min(), abs=1e-12)
+
+
+def test_swapped_words_find_their_class():
+    """By hand: red has green's word and green red's; a candidate takes its word from the class that has it."""
+    wrong = prompt_lab.edit(COLOURS, words={"red": ["green"], "green": ["red"]})
+    lab = squares_lab(wrong, images=3)
+    candidates = {"red": ["red"], "green": ["green"], "blue": ["a sea"]}
+    choice = prompt_lab.choose_words(lab, candidates)
+    assert choice.classes.words == (("black",), ("red",), ("green",), ("blue",))
+    assert (choice.before, choice.after, choice.nested) == (0.5, 1, 1)
+    first, second, third = choice.rows
+    assert first == {"class": "red", "word": "red", "kept": True, "effect": 0.5, "worst": 0.5}
+    assert second["kept"] and np.isnan(second["effect"])  # it came with the first
+    assert third == {"class": "blue", "word": "a sea", "kept": False, "effect": 0, "worst": 0}
+    alone = prompt_lab.choose_words(lab, {"red": ["red"]})  # green would be left without a word
+    assert alone.classes == wrong and not alone.rows[0]["kept"] and np.isnan(alone.rows[0]["effect"])
+    assert np.isnan(prompt_lab.choose_words(squares_lab(wrong), candidates).nested)  # of two images
+    assert "unknown on others" in str(prompt_lab.choose_words(squares_lab(wrong), candidates))
+
+
+def test_one_class_and_words_that_were_never_read(tmp_path):
+    one = Classes(("background", "red"), ((), ("red",)), RGB[:2])
+    lab = replace(squares_lab(one), truths=tuple((truth == 1).astype(np.uint8) for truth in squares_lab().truths))
+    with pytest.warns(UserWarning, match=r"never read these candidates.*\['an orange'\]"):
+        choice = prompt_lab.choose_words(lab, {"red": ["an orange"], "background": ["black"], "templates": []})
+    assert not any(row["kept"] for row in choice.rows)
+    path = tmp_path / "candidates.yaml"
+    path.write_text("red: [RED, a rose]")
+    assert prompt_lab.read_candidates(path, one) == {"red": ["RED", "a rose"]}
+    assert [row["word"] for row in prompt_lab.choose_words(lab, path).rows] == ["a rose"]  # the class has the other
+
+
+@pytest.mark.parametrize(
+    ("candidates", "reason"),
+    [
+        (["red"], "candidates must map classes to lists of words, and are ['red']"),
+        ({"mauve": ["a sea"]}, "no class 'mauve', only background, red"),
+        ({"red": "a rose"}, "those of red must be a list of texts, not 'a rose'"),
+        ({"red": [True]}, "those of red must be a list of texts, not [True]"),
+        ({"red": ["a rose"], "blue": ["a  Rose"]}, "both have the word 'a "),
+        ({"templates": ["a photo"]}, "'a photo' needs one {}"),
+    ],
+)
+def test_wrong_candidates_are_refused(candidates, reason, tmp_path):
+    path = tmp_path / "candidates.yaml"
+    files.write_json(path, candidates)  # JSON is YAML
+    for source in (candidates, path):
+        with pytest.raises(ValueError) as error:
+            prompt_lab.choose_words(squares_lab(), source)
+        assert reason.replace("candidates", f"candidates in {path}" if source is path else "candidates", 1) in str(
+            error.value
+        )
+
+
+@pytest.mark.parametrize(("lab", "count"), [(squares_lab(truth=False), 0), (squares_lab(images=1), 1)])
+def test_too_few_labelled_images_choose_no_words(lab, count):
+    with pytest.raises(ValueError, match=f"left out in turn, and {count} have a truth: label two or more"):
+        prompt_lab.choose_words(lab, {"red": ["a rose"]})
+
+
 # The panel
 
 
@@ -342,7 +522,9 @@ def test_the_notebook_runs_without_a_browser(made, world, monkeypatch, capsys, t
     pictures = {f"figures/07_{name}.png" for name in ("edits", "margins", "panel")}
     new = {path.relative_to(made.folder).as_posix() for path in after.keys() - before.keys()}
     assert before.items() <= after.items()
-    assert new == {f"07_classes-{digest[:8]}.yaml", "07_prompt_lab.json", *pictures}
+    chosen = found["choice"].classes
+    names = {f"07_classes-{digest[:8]}.yaml", f"07_chosen-{class_files.sha256(chosen)[:8]}.yaml"}
+    assert new == {*names, "07_prompt_lab.json", *pictures}
     written = files.read_json(made.folder / "07_prompt_lab.json")
     assert written["classes_sha256"] == digest and written["edits"][1]["never read"] == "toadstool"
     assert [row["words"] for row in written["edits"]] == ["as it is", *found["edits"]]

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from conftest import COLOURS, colour_squares
 from plg_utils import datasets, files, review, store, trust
 from plg_utils.datasets import storybook
+from plg_utils.generators import few_shot
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
 
 THINGS = Classes(("sky", "road"), (("the sky",), ("a road",)), ((10, 20, 30), (200, 100, 0)), None)  # no background
@@ -447,6 +448,86 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
             review.least_trusted(folder, f"labels_{name}", given)
 
 
+@pytest.fixture
+def rounds(run, monkeypatch):
+    """The run with masks and segments, red ones more like green from image to image, and these two words swapped."""
+    folder, data, truths, _ = run
+    stage = store.stage(folder / "segments", parameters={}, dataset=data)
+    for k, sample in enumerate(stage.todo(data.unlabelled, [".safetensors"])):
+        files.write_masks(folder / "masks" / f"{sample.id}.json", Masks.from_dense(colour_squares(k).masks))
+        embeddings = torch.eye(5)[:4] + 0.1 * torch.tensor(np.random.default_rng(k).normal(size=(4, 5))).float()
+        embeddings[1, 2] += 0.15 * k
+        files.write_embeddings(stage.path(sample.id, ".safetensors"), embeddings)
+    stage.finish()
+    path = folder / "labels_zero_shot" / "manifest.json"
+    files.write_json(path, files.read_json(path) | {"parameters": {"overlap": "score"}})
+    words = SimpleNamespace(class_embeddings=lambda classes: (torch.eye(5)[[0, 2, 1, 3]], torch.arange(4)))
+    monkeypatch.setattr(review.encoders, "build", lambda *given, **options: words)
+    return folder, data, truths, words
+
+
+def test_a_round_learns_from_the_corrected_images_and_asks_where_names_are_unsure(rounds, tmp_path, capsys):
+    folder, data, truths, words = rounds
+    ids = [sample.id for sample in data.unlabelled]
+    corrected = [review.Reviewed(id, truths[id], ("png",), {}) for id in ids[:2]]
+    ranked, trusts, label_of = review.least_sure(folder, data, lambda: words, corrected)
+    masks = {id: files.read_masks(folder / "masks" / f"{id}.json") for id in ids}
+    embeddings = {id: files.read_embeddings(folder / "segments" / f"{id}.safetensors") for id in ids}
+    labelled = few_shot.Labelled(*([of[id] for id in ids[:2]] for of in (masks, embeddings, truths)))
+    texts = words.class_embeddings(data.classes)
+    namer = few_shot.learn(labelled, data.classes, *texts, others=iter(embeddings.values()))
+    expected = {id: float(trust.few_shot_margins(namer, embeddings[id]).mean()) for id in ids[2:]}
+    assert {id: row["trust"] for id, row in trusts.items()} == pytest.approx(expected)
+    assert [sample.id for sample in ranked] == sorted(expected, key=expected.get)
+    right = [np.array_equal(label_of(sample), truths[sample.id]) for sample in data.unlabelled[2:]]
+    assert sum(right[:3]) == 3  # the words alone call all red ones green
+
+    for number, sources in enumerate(([], ["round0"], ["round0", "round1"])):
+        given = [str(tmp_path / source) for source in sources]
+        target = tmp_path / f"round{number}"
+        status = review.main(["mine", "--corrected", *given, "--least", "2", "--to", str(target)])
+        if not number:  # the run has no labelled image
+            assert status == 1 and "there are none" in capsys.readouterr().err
+            review.write(target, data.unlabelled[:2], lambda s: np.zeros_like(truths[s.id]), data.classes)
+        else:
+            assert status == 0 and f"--corrected {' '.join([*given, str(target)])} --to DIR" in capsys.readouterr().out
+        index = files.read_json(target / "index.json")["images"]
+        if number == 1:
+            assert [entry["id"] for entry in index] == [sample.id for sample in ranked[:2]]
+        assert not number or not {entry["id"] for entry in index} & {image.id for image in corrected}
+        for entry in index:
+            files.write_label(
+                target / entry["photo"].replace("images", "labels"), truths[entry["id"]], data.classes.colours
+            )
+
+
+def test_untouched_images_are_asked_again_unless_they_are_right(rounds, tmp_path):
+    _, data, truths, _ = rounds
+    review.write(tmp_path / "a", data.unlabelled[:3], lambda s: truths[s.id], data.classes)
+    files.write_label(
+        tmp_path / "a" / "labels" / f"{data.unlabelled[0].id}.png", np.roll(truths[data.unlabelled[0].id], 1)
+    )
+    for more, count in (([], 7), (["--untouched"], 5)):
+        given = ["mine", "--corrected", str(tmp_path / "a"), *more, "--to", str(tmp_path / f"b{count}")]
+        assert review.main(given) == 0
+        assert len(files.read_json(tmp_path / f"b{count}" / "index.json")["images"]) == count
+
+
+def test_a_round_of_another_run_is_refused(rounds, tmp_path, capsys):
+    folder, data, truths, words = rounds
+    with pytest.raises(ValueError, match="x are no unlabelled images of mine"):
+        review.least_sure(folder, data, lambda: words, [review.Reviewed("x", RING, (), {})])
+    other = dataclasses.replace(data.classes, names=("background", "red", "green", "ink"))
+    review.write(tmp_path / "a", data.unlabelled[:1], lambda s: truths[s.id], other)
+    assert review.main(["mine", "--corrected", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 1
+    assert "has the classes background, red, green, ink, not those of mine" in capsys.readouterr().err
+    (folder / "segments" / "manifest.json").write_text('{"state": "running"}')
+    with pytest.raises(
+        ValueError, match="segments cannot be used: it is not finished. Run notebooks/run.py mine again"
+    ):
+        review.least_sure(folder, data, lambda: words)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -462,7 +543,10 @@ def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "--read", "b"], ["--read", "b", "--ids", "3"], ["a", "--untouched"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["a", "--read", "b"], ["--read", "b", "--ids", "3"], ["a", "--untouched"], ["--read", "b", "--corrected"]],
+)
 def test_the_command_is_asked_for_one_thing(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         review.main([*arguments, "--to", "y"])

@@ -1,5 +1,7 @@
 """Trust without truth: every number by hand on maps of a few pixels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,17 @@ def test_margins_by_hand():
     np.testing.assert_allclose(trust.margins(segments, texts, owner), [0.4, 1.0, -1.0], atol=1e-6)
     with pytest.raises(ValueError, match="compares two classes"):
         trust.margins(segments, texts[:1], owner[:1])
+
+
+def test_few_shot_margins_by_hand():
+    of_words, features = torch.tensor([[0.2, 0.4, 0.1], [0.5, 0.5, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    namer = SimpleNamespace(seen=lambda embeddings: (of_words, features), slope=2.0, offset=0.1)
+    namer.weights = torch.tensor([[0.0, -0.1, 0.5], [0.3, 0.0, 0.0]])
+    # 2 w + 0.1 + f V: the first 0.5, 0.8, 0.8; the second 1.4, 1.1, 0.1
+    np.testing.assert_allclose(trust.few_shot_margins(namer, None), [0.0, 0.3], atol=1e-6)
+    namer.seen, namer.weights = lambda embeddings: (of_words[:, :1], features), namer.weights[:, :1]
+    with pytest.raises(ValueError, match="compares two classes, and there is one"):
+        trust.few_shot_margins(namer, None)
 
 
 def test_only_things_are_asked():
