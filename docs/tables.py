@@ -45,6 +45,7 @@ RUNS = {
         "storybook_*": "[longer trainings](../docs/results.md#longer-trainings)",
         "compare_labellers_seeds": "[three labellers](../docs/results.md#three-labellers)",
         "few_shot*": "[labelled scenes as examples](../docs/results.md#labelled-scenes-as-examples)",
+        "chosen_words": "[notebook 07](../notebooks/07_prompt_lab.ipynb), when it has run",
         "spoiled_names": "[labels that harm](../docs/results.md#labels-that-harm)",
         "best*": "[the best of the house](../docs/results.md#the-best-of-the-house)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
