@@ -39,6 +39,7 @@ from torchvision.ops import box_area, nms
 
 from plg_utils import run_lengths
 from plg_utils.choices import one_of
+from plg_utils.masks import _two_way
 from plg_utils.records import Masks
 from plg_utils.regions import components
 
@@ -201,12 +202,17 @@ class SegmentEverything:
         """Matrices (H, small) and (W, small) from the network's masks (small, small) to an image or crop (H, W)."""
         return [resizing(small, self.side, *each) for each in zip(self.inside(size), size, strict=True)]
 
-    def embed(self, image: np.ndarray) -> torch.Tensor:
-        """Image embedding (1, C, h, w) of an image (H, W, 3) uint8: what `ask` takes."""
+    def embed(self, image: np.ndarray) -> tuple[torch.Tensor, _two_way.Decoder | None]:
+        """What `ask` takes: the embedding (1, C, h, w) of an image (H, W, 3) uint8, and its decoder where that pays."""
         pixels = torch.as_tensor(self.resize.apply_image(image), device=self.network.device)
-        return self.network.image_encoder(self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+        found = self.network.image_encoder(self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+        decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
+        found = found + prompts(points=None, boxes=None, masks=None)[1]  # what stands for a mask that was not given
+        tokens = 1 + decoder.num_mask_tokens + 2  # a point, and the one that stands for a box
+        pays = _two_way.pays(decoder.transformer, tokens)
+        return found, _two_way.Decoder(decoder, found, prompts.get_dense_pe()) if pays else None
 
-    def ask(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
+    def ask(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
         """Ask for three masks at each of these points (P, 2), in pixels of the network's input.
 
         This is `MaskDecoder.predict_masks` with three outputs a point.
@@ -215,14 +221,20 @@ class SegmentEverything:
         """
         decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
         foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-        sparse, dense = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
+        sparse, _ = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
-        queries, places = decoder.transformer(embedding + dense[:1], prompts.get_dense_pe(), tokens)
+        image, algebra = embedding
+        if algebra:
+            queries, states = algebra.transform(tokens)
+        else:
+            queries, places = decoder.transformer(image, prompts.get_dense_pe(), tokens)
 
         def draw(good: torch.Tensor) -> torch.Tensor:
             rows = good.any(dim=1)
-            features = places[rows].unflatten(1, embedding.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
+            if algebra:
+                return algebra.draw(states, queries, rows)[good[rows]].float()
+            features = places[rows].unflatten(1, image.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
             features = decoder.output_upscaling(features)  # (R, c, r, r)
             kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
             small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
