@@ -39,7 +39,7 @@ from torchvision.ops import box_area, nms
 
 from plg_utils import run_lengths
 from plg_utils.choices import one_of
-from plg_utils.masks import _two_way
+from plg_utils.masks import _encoder, _two_way
 from plg_utils.records import Masks
 from plg_utils.regions import components
 
@@ -205,7 +205,9 @@ class SegmentEverything:
     def embed(self, image: np.ndarray) -> tuple[torch.Tensor, _two_way.Decoder | None]:
         """What `ask` takes: the embedding (1, C, h, w) of an image (H, W, 3) uint8, and its decoder where that pays."""
         pixels = torch.as_tensor(self.resize.apply_image(image), device=self.network.device)
-        found = self.network.image_encoder(self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+        found = _encoder.encode(
+            self.network.image_encoder, self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous())
+        )
         decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
         found = found + prompts(points=None, boxes=None, masks=None)[1]  # what stands for a mask that was not given
         tokens = 1 + decoder.num_mask_tokens + 2  # a point, and the one that stands for a box
@@ -231,9 +233,9 @@ class SegmentEverything:
             queries, places = decoder.transformer(image, prompts.get_dense_pe(), tokens)
 
         def draw(good: torch.Tensor) -> torch.Tensor:
-            rows = good.any(dim=1)
             if algebra:
-                return algebra.draw(states, queries, rows)[good[rows]].float()
+                return algebra.draw(states, queries, good)
+            rows = good.any(dim=1)
             features = places[rows].unflatten(1, image.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
             features = decoder.output_upscaling(features)  # (R, c, r, r)
             kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
