@@ -21,6 +21,10 @@ def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed
     for block in encoder.blocks:
+        scores = block.attn.num_heads * tokens[..., 0].numel() * (block.window_size**2 or tokens[0, ..., 0].numel())
+        if scores <= SCORES_AT_ONCE[tokens.device.type]:  # nothing to gain: the miniature
+            tokens = block(tokens)
+            continue
         tokens = tokens + attend(block.attn, block.norm1(tokens), block.window_size)
         tokens = tokens + block.mlp(block.norm2(tokens))
     return encoder.neck(tokens.permute(0, 3, 1, 2))

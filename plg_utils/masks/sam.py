@@ -56,6 +56,8 @@ def build(
         points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
     min_mask_region_area: pixels; smaller holes and islands of a mask are removed
     precision: "fp32", or "bf16" for autocast; not an option of the package
+    skip_covered: ask every fifth point first, and of the others those that are not well inside a good mask: fewer
+        points for nearly the same masks (docs/speed.md); not an option of the package
     The defaults of points_per_side and the first two thresholds are those in OFFICIAL, or in `miniature.DEFAULTS`.
     """
     chosen = settings(checkpoint, density, **options)
