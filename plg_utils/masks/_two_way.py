@@ -44,7 +44,8 @@ class Decoder:
     def __init__(self, decoder: MaskDecoder, image: torch.Tensor, place: torch.Tensor):
         """Make what all prompts share, of the image embedding and its positional encoding, (1, C, h, w) each."""
         self.decoder, self.grid = decoder, image.shape[-2:]
-        image, place = image[0].flatten(1).float(), place[0].flatten(1).float()  # (C, N)
+        weight = decoder.iou_token.weight  # for the type: in autocast an embedding may be bf16
+        image, place = (each[0].flatten(1).to(weight) for each in (image, place))  # (C, N)
         constant = torch.zeros_like(image[:, 0])  # b
         self.layers, spreads, rows = [], [], []  # spreads (H, d, C) and rows (C,): what each layer up to here adds to R
         with torch.autocast(image.device.type, enabled=False):
@@ -179,7 +180,7 @@ def spread_and_normed(
     """
     scale, z, rows = state
     with torch.autocast(z.device.type, enabled=False):  # a variance by squares needs all digits
-        given, ones = [each.float() for each in given], torch.ones_like(scale)
+        given, ones = [each.to(scale) for each in given], torch.ones_like(scale)
         z = torch.cat([z, ones, weights], dim=1)
         rows = torch.cat([centred(rows), row.expand(len(z), 1, -1), product(given[-1], spread).flatten(1, 2)], dim=1)
         parts = [
