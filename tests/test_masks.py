@@ -1,6 +1,7 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
 import itertools
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -240,19 +241,27 @@ def no_worse(found, usual, exact):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [7, 28])
 @torch.no_grad()
-def test_the_algebra_is_taken_where_torch_counts_fewer_multiplications(shape, depth, tokens):
-    decoder = decoder_of(*shape, depth=depth)
-    image, place = torch.randn(2, 1, shape[0], 40, 40)  # so many image tokens that those of the prompts hardly count
-    algebra = _two_way.Decoder(decoder, image, place)
-    calls = algebra.transform, lambda prompts: decoder.transformer(image, place, prompts)
-    counted = torch.zeros(2, 2)
-    for row, call in enumerate(calls):
-        for column, prompts in enumerate((1, 2)):
-            with FlopCounterMode(display=False) as counter:
-                call(torch.randn(prompts, tokens, shape[0]))
-            counted[row, column] = counter.get_total_flops()
-    ours, theirs = counted[:, 1] - counted[:, 0]  # without what is made once for an image
-    assert _two_way.pays(decoder.transformer, tokens) == bool(ours < theirs)
+def test_multiplications_are_those_that_torch_counts(shape, depth, tokens):
+    decoder, counted = decoder_of(*shape, depth=depth), torch.zeros(2, 2, 2, dtype=torch.double)
+    for column, side in enumerate((4, 5)):
+        image, place = torch.randn(2, 1, shape[0], side, side)
+        algebra = _two_way.Decoder(decoder, image, place)
+        for row, call in enumerate((algebra.transform, partial(decoder.transformer, image, place))):
+            for prompts in (1, 2):
+                with FlopCounterMode(display=False) as counter:
+                    call(torch.randn(prompts, tokens, shape[0]))
+                counted[row, column, prompts - 1] = counter.get_total_flops() / 2
+    of_a_prompt = counted[..., 1] - counted[..., 0]  # without what is made once for an image
+    of_an_image_token = (of_a_prompt[:, 1] - of_a_prompt[:, 0]) / (25 - 16)  # without what its own tokens cost
+    found = _two_way.multiplications(decoder.transformer, tokens)
+    assert list(found) == of_an_image_token.tolist()
+    assert _two_way.pays(decoder.transformer, tokens) == (found[0] < found[1])
+
+
+def test_the_algebra_pays_for_sam_and_the_miniature():
+    for shape, fewer in (((256, 8), 4.5), ((64, 2), 2.6)):
+        algebra, layers = _two_way.multiplications(decoder_of(*shape).transformer, 7)
+        assert layers > fewer * algebra
 
 
 @pytest.mark.parametrize("pays", [False, True])

@@ -25,17 +25,23 @@ State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # r (P, 1, N), z (P, K,
 
 
 def pays(transformer: TwoWayTransformer, tokens: int) -> bool:
-    """Whether the algebra multiplies less than the layers do, counted for an image token and a prompt of T tokens."""
+    """Whether the algebra multiplies less than the layers do, for prompts of this many tokens."""
+    algebra, layers = multiplications(transformer, tokens)
+    return algebra < layers
+
+
+def multiplications(transformer: TwoWayTransformer, tokens: int) -> tuple[int, int]:
+    """Multiplications for each image token and prompt, by the algebra and by the layers as they are."""
     attention = transformer.final_attn_token_to_image
     projection, product = attention.embedding_dim * attention.internal_dim, tokens * attention.internal_dim
     rows, known = attention.num_heads * tokens, 0
-    layers = algebra = 0
+    algebra = layers = 0
     for index in range(transformer.depth):
         layers += (4 if index else 1) * projection + 4 * product  # the first layer projects the image once for all
         algebra += 5 * product + 3 * rows * known  # both attentions
         known += 1 + rows
         algebra += (index + 1) * product + known**2  # the variance
-    return algebra + 3 * product + 2 * rows * known < layers + 2 * projection + 2 * product
+    return algebra + 3 * product + 2 * rows * known, layers + 2 * projection + 2 * product
 
 
 class Decoder:
@@ -189,7 +195,8 @@ def spread_and_normed(
         ]
         products = torch.cat([part for pair in parts for part in pair], dim=1).mul_(2 * scale)  # (P, K, N)
         products = torch.baddbmm(products, rows @ rows.mT, z).mul_(z).sum(dim=1, keepdim=True)
-        factor = torch.rsqrt(square * scale**2 + products / rows.shape[2] + norm.eps)  # (P, 1, N)
+        variance = (square * scale**2 + products / rows.shape[2]).clamp(min=0)  # (P, 1, N)
+        factor = torch.rsqrt(variance + norm.eps)
         return scale * factor, z * factor, rows * norm.weight
 
 
