@@ -237,9 +237,8 @@ def no_worse(found, usual, exact):
         assert error < 2 * limit, (float(error), float(limit))
 
 
-@pytest.mark.parametrize("shape", [(256, 8), (64, 2), (8, 1), (16, 4)], ids=str)
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("tokens", [7, 28])
+@pytest.mark.parametrize("shape", [(256, 8), (64, 2), (16, 4)], ids=str)
+@pytest.mark.parametrize(("depth", "tokens"), [(1, 7), (2, 7), (3, 7), (2, 28)])
 @torch.no_grad()
 def test_multiplications_are_those_that_torch_counts(shape, depth, tokens):
     decoder, counted = decoder_of(*shape, depth=depth), torch.zeros(2, 2, 2, dtype=torch.double)
