@@ -10,7 +10,7 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import nn
 
-SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # 4 MB, the fastest of six sizes; 256 MB, where ViT-B has 800 MB
+SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # 4 MB, the fastest of six sizes; 256 MB, not measured
 
 
 def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
