@@ -1,6 +1,7 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
 import itertools
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 import reference
 import torch
 from pycocotools import mask as coco
-from segment_anything import SamAutomaticMaskGenerator
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from segment_anything.utils.amg import batched_mask_to_box
+from segment_anything.utils.amg import batched_mask_to_box, build_point_grid
+from torch.utils.flop_counter import FlopCounterMode
 
 from plg_utils import datasets
 from plg_utils import masks as mask_models
-from plg_utils.masks import _everything, sam, sam_official
+from plg_utils.masks import _encoder, _everything, _two_way, sam, sam_official
 from plg_utils.miniature import DEFAULTS
 from plg_utils.records import Masks
 
@@ -166,6 +168,188 @@ def test_the_miniature_finds_what_the_package_finds(options):
     for ours, official in zip(sam.build(**options)(images), sam_official.build(**options)(images), strict=True):
         assert len(ours) > 1
         agree(ours, official)
+
+
+def decoder_of(channels, heads, depth=2, rate=2, activation=torch.nn.GELU):
+    """The package's mask decoder with random weights, those that it starts with at 0 or 1 included."""
+    torch.manual_seed(0)
+    options = {"mlp_dim": 8, "num_heads": heads, "attention_downsample_rate": rate}
+    decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=depth, embedding_dim=channels, **options),
+        transformer_dim=channels,
+        activation=activation,
+        iou_head_depth=2,
+        iou_head_hidden_dim=8,
+    )
+    for weight in decoder.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    return decoder.eval()
+
+
+DECODERS = {  # channels, heads; of the decoder; tokens of a prompt, size of the embedding, prompts
+    "SAM's numbers": ((256, 8), {}, 2, (5, 7), 3),
+    "the miniature's": ((64, 2), {"activation": torch.nn.ReLU}, 2, (4, 4), 9),
+    "three layers, one head": ((16, 1), {"depth": 3}, 3, (2, 9), 2),
+    "one layer, all channels": ((32, 4), {"depth": 1, "rate": 1}, 1, (3, 3), 1),
+}
+
+
+@pytest.mark.parametrize("case", DECODERS.values(), ids=DECODERS)
+@torch.inference_mode()
+def test_the_decoder_by_algebra_is_the_package_s(case, monkeypatch):
+    shape, options, tokens, size, prompts = case
+    decoder = decoder_of(*shape, **options).double()
+    image, place, dense = torch.randn(3, 1, shape[0], *size, dtype=torch.double)
+    sparse = torch.randn(prompts, tokens, shape[0], dtype=torch.double)
+    monkeypatch.setattr(_two_way, "TOKENS_AT_ONCE", 2 * size[0] * size[1])  # two prompts, then two and so on
+    good = torch.rand(prompts, 3) < 0.6
+    good[0] = torch.tensor([True, False, True])
+
+    def ours():
+        algebra = _two_way.Decoder(decoder, image + dense, place)
+        outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(prompts, -1, -1)
+        answers, states = algebra.transform(torch.cat([outputs, sparse], dim=1))
+        assert [len(state[0]) for state in states][:-1] == [2] * ((prompts - 1) // 2)
+        masks = algebra.draw(states, answers, good)
+        return masks, decoder.iou_prediction_head(answers[:, 0])
+
+    def theirs():
+        masks, scores = decoder.predict_masks(image, place, sparse, dense)
+        return masks[:, 1:][good], scores
+
+    exact = theirs()
+    for found, expected in zip(ours(), exact, strict=True):
+        torch.testing.assert_close(
+            found.double(), expected, atol=1e-7, rtol=1e-6 if found.dtype == torch.float else 1e-9
+        )
+    decoder.float()
+    image, place, dense, sparse = (each.float() for each in (image, place, dense, sparse))
+    no_worse(ours(), theirs(), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        no_worse(ours(), theirs(), exact)
+
+
+def no_worse(found, usual, exact):
+    """Whether results are as near to the exact ones as the package's, which rounds at other places."""
+    for ours, theirs, expected in zip(found, usual, exact, strict=True):
+        error, limit = ((each.double() - expected).square().mean().sqrt() for each in (ours, theirs))
+        assert error < 2 * limit, (float(error), float(limit))
+
+
+@pytest.mark.parametrize("shape", [(256, 8), (64, 2), (16, 4)], ids=str)
+@pytest.mark.parametrize(("depth", "tokens"), [(1, 7), (2, 7), (3, 7), (2, 28)])
+@torch.no_grad()
+def test_multiplications_are_those_that_torch_counts(shape, depth, tokens):
+    decoder, counted = decoder_of(*shape, depth=depth), torch.zeros(2, 2, 2, dtype=torch.double)
+    for column, side in enumerate((4, 5)):
+        image, place = torch.randn(2, 1, shape[0], side, side)
+        algebra = _two_way.Decoder(decoder, image, place)
+        for row, call in enumerate((algebra.transform, partial(decoder.transformer, image, place))):
+            for prompts in (1, 2):
+                with FlopCounterMode(display=False) as counter:
+                    call(torch.randn(prompts, tokens, shape[0]))
+                counted[row, column, prompts - 1] = counter.get_total_flops() / 2
+    of_a_prompt = counted[..., 1] - counted[..., 0]  # without what is made once for an image
+    of_an_image_token = (of_a_prompt[:, 1] - of_a_prompt[:, 0]) / (25 - 16)  # without what its own tokens cost
+    found = _two_way.multiplications(decoder.transformer, tokens)
+    assert list(found) == of_an_image_token.tolist()
+    assert _two_way.pays(decoder.transformer, tokens) == (found[0] < found[1])
+
+
+def test_the_algebra_pays_for_sam_and_the_miniature():
+    for shape, fewer in (((256, 8), 4.5), ((64, 2), 2.6)):
+        algebra, layers = _two_way.multiplications(decoder_of(*shape).transformer, 7)
+        assert layers > fewer * algebra
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_masks_are_those_of_the_package_with_and_without_algebra(toy, pays, monkeypatch):
+    monkeypatch.setattr(_two_way, "pays", lambda transformer, tokens: pays)
+    image = random_images((30, 30))[0]
+    options = KEEP_ALL | {"pred_iou_thresh": 0.15}
+    agree(sam.build(**options)([image])[0], recorded(SamAutomaticMaskGenerator(toy, **options).generate(image)))
+
+
+ENCODERS = {
+    "windows that fit": {"img_size": 32, "window_size": 2},
+    "windows over the edge": {"img_size": 40, "window_size": 3},
+    "no bias": {"img_size": 40, "window_size": 2, "qkv_bias": False},
+    "no places": {"img_size": 24, "window_size": 2, "use_rel_pos": False, "use_abs_pos": False},
+}
+
+
+@pytest.mark.parametrize("options", ENCODERS.values(), ids=ENCODERS)
+@pytest.mark.parametrize("at_once", [1, 40, 300])  # one query of one head, a few of it, several heads
+@torch.inference_mode()
+def test_the_encoder_is_the_package_s(options, at_once, monkeypatch):
+    torch.manual_seed(0)
+    shape = {"patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 3, "out_chans": 4, "global_attn_indexes": (1,)}
+    encoder = ImageEncoderViT(**({"use_rel_pos": True} | shape | options)).eval().double()
+    for weight in encoder.parameters():
+        weight += 0.2 * torch.randn_like(weight)
+    images = torch.randn(2, 3, options["img_size"], options["img_size"], dtype=torch.double)
+    exact = encoder(images)
+    monkeypatch.setattr(_encoder, "SCORES_AT_ONCE", {"cpu": at_once})
+    torch.testing.assert_close(_encoder.encode(encoder, images), exact, atol=1e-12, rtol=1e-12)
+    encoder, images = encoder.float(), images.float()
+    expected = encoder(images)
+    no_worse([_encoder.encode(encoder, images)], [expected], [exact])
+    with torch.autocast("cpu", torch.bfloat16):
+        no_worse([_encoder.encode(encoder, images)], [encoder(images)], [exact])
+    monkeypatch.undo()
+    monkeypatch.setattr(_encoder, "attend", None)  # with so few scores the blocks are taken as they are
+    assert torch.equal(_encoder.encode(encoder, images), expected)
+
+
+def test_prompting_by_boxes_uses_this_encoder_and_leaves_the_package_as_it_is(toy, monkeypatch):
+    image, boxes = random_images((20, 30))[0], np.array([[1, 2, 20, 15], [5, 5, 9, 9]])
+    encoded, forward = [], ImageEncoderViT.forward
+    encode = _encoder.encode
+    monkeypatch.setattr(_encoder, "SCORES_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(_encoder, "encode", lambda *a: encoded.append(a) or encode(*a))
+    ((masks, scores),) = sam.build_box_prompter()([image], [boxes])
+    assert len(encoded) == 1 and ImageEncoderViT.forward is forward
+    official = SamPredictor(toy_sam())
+    official.model.mask_decoder = toy.mask_decoder
+    official.set_image(image)
+    asked = official.transform.apply_boxes_torch(torch.tensor(boxes), image.shape[:2])
+    expected, expected_scores, _ = official.predict_torch(None, None, asked, multimask_output=False)
+    assert (masks != expected[:, 0].numpy()).sum() <= 1
+    np.testing.assert_allclose(scores, expected_scores[:, 0].detach(), atol=1e-5)
+
+
+def test_points_well_inside_good_masks_are_covered(toy):
+    """By plain loops; a pixel of the toy's masks is two of its input."""
+    torch.manual_seed(0)
+    everything = _everything.SegmentEverything(toy, points_per_side=1, pred_iou_thresh=0.6)
+    small = torch.rand(6, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2) - 0.4
+    scores = torch.tensor([0.7, 0.79, 0.81, 0.9, 0.8, 0.95])
+    points = torch.rand(200, 2) * 32
+    expected = []
+    for x, y in (points / 2).long().tolist():
+        window = small[:, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        expected.append(any(score > 0.8 and (mask > 0).all() for mask, score in zip(window, scores, strict=True)))
+    boxes = torch.zeros(6, 4, dtype=torch.long)
+    found = everything.covered(points, _everything.Candidates(small, boxes, scores, scores))
+    assert found.tolist() == expected and 0 < sum(expected) < 200
+    none = everything.covered(points, _everything.Candidates(small, boxes, scores - 0.5, scores))
+    assert not none.any()
+
+
+def test_covered_points_are_skipped_if_that_is_asked_for(monkeypatch):
+    data = datasets.load("storybook", labelled=1, limit=1)
+    image, asked, decode = data.unlabelled[0].image(), [], _everything.SegmentEverything.decode
+    monkeypatch.setattr(_everything.SegmentEverything, "decode", lambda *a: asked.append(a[2]) or decode(*a))
+    (exact,) = sam.build()([image])
+    grid = torch.as_tensor(build_point_grid(8) * 128)
+    assert len(asked) == 1 and torch.equal(asked[0], grid)
+    (fast,) = sam.build(skip_covered=True)([image])
+    first, later = asked[1:]
+    assert torch.equal(first, grid[::5])
+    assert 5 < len(later) < 50 and len({*map(tuple, torch.cat([first, later]).tolist())}) == len(first) + len(later)
+    overlap = coco.iou(list(exact.rles), list(fast.rles), [0] * len(fast))
+    assert (overlap.max(axis=1) > 0.9).mean() > 0.8
 
 
 @pytest.mark.parametrize("size", [(20, 30), (32, 32), (50, 34), (7, 90)])

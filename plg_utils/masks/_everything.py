@@ -5,14 +5,15 @@ touches the edge of a crop, and the poorer of two whose boxes nearly agree (auto
 Kirillov et al. 2023, appendix B). The networks are the package's own; hf.py puts others in their place. What is not
 done as the package does it:
 
-- The image enters the decoder once and not once for each point. Its layers broadcast, so what the first of them makes
-  of the image alone is made once.
+- The decoder is taken apart by algebra, see _two_way.py; where that does not pay, the image enters it once and not once
+  for each point. The encoder does the same with less memory traffic, see _encoder.py.
 - A mask is drawn only where the predicted IoU, which needs no mask, is high enough.
 - Two bilinear resizings and the cut between them are one matrix for the rows and one for the columns, so that nothing
   as large as the network's input (1024 x 1024) is made for a mask.
 - Masks stay small (256 x 256) until boxes have been compared; run lengths are made for those that are left, by
   pycocotools for many at once.
 - Connected regions are found in NumPy, where the package needs OpenCV.
+- With skip_covered, which is not the default, points inside good masks are not asked.
 
 The order of additions differs, so a predicted IoU differs by 1e-6 or so, and a pixel whose logit is nearly 0 may change
 sides; see tests/test_masks.py and benchmarks/bench_masks.py.
@@ -39,11 +40,13 @@ from torchvision.ops import box_area, nms
 
 from plg_utils import run_lengths
 from plg_utils.choices import one_of
+from plg_utils.masks import _encoder, _two_way
 from plg_utils.records import Masks
 from plg_utils.regions import components
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
 
+FIRST = 5  # with skip_covered every fifth point is asked first: on the usual grids they are evenly spread
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 PACKAGE_AT_ONCE = 2**26  # the same where the package resizes masks: no photo of VOC or COCO has more with 64 points
 
@@ -101,6 +104,7 @@ class SegmentEverything:
     point_grids: list[np.ndarray] | None = None  # instead of points_per_side
     min_mask_region_area: int = 0
     precision: str = "fp32"
+    skip_covered: bool = False
 
     def __post_init__(self):
         """Lay the grids, one for each layer of crops."""
@@ -160,18 +164,34 @@ class SegmentEverything:
             embedding = self.embed(image[top:bottom, left:right])
         scale = np.divide(self.inside(size), size)
         points = torch.as_tensor(grid * size[::-1] * scale[::-1], device=self.network.device)
+        first = torch.arange(len(points), device=points.device) % (FIRST if self.skip_covered else 1) == 0
         found, best = [], -np.inf
-        for small, predicted_iou, highest in self.halving(lambda batch: self.decode(embedding, batch), points):
-            best = max(best, float(highest))
-            for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
-                boxes, stability = self.measure(part, size)
-                chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
-                if self.stability_score_thresh > 0:
-                    chosen &= stability >= self.stability_score_thresh
-                found.append(Candidates(part, boxes, predicted, stability).take(chosen))
+        for asked in (points[first], points[~first]):
+            if found and len(asked):
+                asked = asked[~self.covered(asked, Candidates.join(found))]
+            for small, predicted_iou, highest in self.halving(lambda batch: self.decode(embedding, batch), asked):
+                best = max(best, float(highest))
+                for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
+                    boxes, stability = self.measure(part, size)
+                    chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
+                    if self.stability_score_thresh > 0:
+                        chosen &= stability >= self.stability_score_thresh
+                    found.append(Candidates(part, boxes, predicted, stability).take(chosen))
         everything = Candidates.join(found)
         everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
         return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop))), best
+
+    def covered(self, points: torch.Tensor, found: Candidates) -> torch.Tensor:
+        """Which of these points (P, 2), in pixels of the network's input, need not be asked, (P,) bool.
+
+        They lie inside a mask, and so do the eight pixels around them in the network's size of masks; and its predicted
+        IoU is in the upper half of what pred_iou_thresh lets pass.
+        """
+        small = found.small[found.predicted_iou > (1 + self.pred_iou_thresh) / 2]
+        around = torch.cartesian_prod(*[torch.arange(-1, 2, device=points.device)] * 2)  # (9, 2)
+        at = (points * small.shape[-1] / self.side).long()[:, None] + around
+        columns, rows = at.clamp(0, small.shape[-1] - 1).unbind(2)  # (P, 9)
+        return (small[:, rows, columns] > self.mask_threshold).all(dim=2).any(dim=0)
 
     def decode(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks of points (P, 2), in pixels of the network's input, whose predicted IoU is high enough.
@@ -201,12 +221,19 @@ class SegmentEverything:
         """Matrices (H, small) and (W, small) from the network's masks (small, small) to an image or crop (H, W)."""
         return [resizing(small, self.side, *each) for each in zip(self.inside(size), size, strict=True)]
 
-    def embed(self, image: np.ndarray) -> torch.Tensor:
-        """Image embedding (1, C, h, w) of an image (H, W, 3) uint8: what `ask` takes."""
+    def embed(self, image: np.ndarray) -> tuple[torch.Tensor, _two_way.Decoder | None]:
+        """What `ask` takes: the embedding (1, C, h, w) of an image (H, W, 3) uint8, and its decoder where that pays."""
         pixels = torch.as_tensor(self.resize.apply_image(image), device=self.network.device)
-        return self.network.image_encoder(self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous()))
+        found = _encoder.encode(
+            self.network.image_encoder, self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous())
+        )
+        decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
+        found = found + prompts(points=None, boxes=None, masks=None)[1]  # what stands for a mask that was not given
+        tokens = 1 + decoder.num_mask_tokens + 2  # a point, and the one that stands for a box
+        pays = _two_way.pays(decoder.transformer, tokens)
+        return found, _two_way.Decoder(decoder, found, prompts.get_dense_pe()) if pays else None
 
-    def ask(self, embedding: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
+    def ask(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
         """Ask for three masks at each of these points (P, 2), in pixels of the network's input.
 
         This is `MaskDecoder.predict_masks` with three outputs a point.
@@ -215,14 +242,20 @@ class SegmentEverything:
         """
         decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
         foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-        sparse, dense = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
+        sparse, _ = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
-        queries, places = decoder.transformer(embedding + dense[:1], prompts.get_dense_pe(), tokens)
+        image, algebra = embedding
+        if algebra:
+            queries, states = algebra.transform(tokens)
+        else:
+            queries, places = decoder.transformer(image, prompts.get_dense_pe(), tokens)
 
         def draw(good: torch.Tensor) -> torch.Tensor:
+            if algebra:
+                return algebra.draw(states, queries, good)
             rows = good.any(dim=1)
-            features = places[rows].unflatten(1, embedding.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
+            features = places[rows].unflatten(1, image.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
             features = decoder.output_upscaling(features)  # (R, c, r, r)
             kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
             small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
@@ -236,6 +269,10 @@ class SegmentEverything:
         yields: (N, w, H), columns together in memory, as in COCO's run lengths; all columns of them, or, where a mask
             is very large, a part of the columns after the other
         """
+        if self.inside(size) == size:  # seen in its own size, so one resizing is all: cheaper without a matrix
+            whole = F.interpolate(small.mT[:, None], (self.side, self.side), mode="bilinear")
+            yield whole[:, 0, : size[1], : size[0]]
+            return
         rows, columns = (each.to(small) for each in self.back(small.shape[-1], size))
         tall = small.transpose(1, 2) @ rows.T
         for part in columns.split(max(1, PIXELS_AT_ONCE // max(1, len(small) * size[0]))):

@@ -6,6 +6,7 @@ SAM can be asked for the mask in a box too, see `build_box_prompter`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 
 from plg_utils import checkpoints, devices
-from plg_utils.masks import Generate
+from plg_utils.masks import Generate, _encoder
 from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, SegmentEverything
 from plg_utils.miniature import DEFAULTS
 from plg_utils.miniature import sam as miniature
@@ -55,6 +56,8 @@ def build(
         points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
     min_mask_region_area: pixels; smaller holes and islands of a mask are removed
     precision: "fp32", or "bf16" for autocast; not an option of the package
+    skip_covered: ask every fifth point first, and of the others those that are not well inside a good mask: fewer
+        points for nearly the same masks (docs/speed.md); not an option of the package
     The defaults of points_per_side and the first two thresholds are those in OFFICIAL, or in `miniature.DEFAULTS`.
     """
     chosen = settings(checkpoint, density, **options)
@@ -110,7 +113,7 @@ def settings(
 def build_box_prompter(
     *, checkpoint: str | None = "miniature_sam", model: str | None = None, multimask: bool = False, device: str = "cpu"
 ) -> Prompt:
-    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor`.
+    """Load a SAM that is prompted with boxes, by the package's own `SamPredictor` with our encoder.
 
     checkpoint, model, device: as for `build`
     multimask: take the best of SAM's three masks by the IoU that it predicts, instead of its single mask
@@ -118,6 +121,8 @@ def build_box_prompter(
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
     predictor = SamPredictor(load(checkpoint, model).to(devices.choose(str(device))))
+    encoder = predictor.model.image_encoder
+    encoder.forward = partial(_encoder.encode, encoder)  # of this network alone
     predictor.transform = Resize(predictor.transform.target_length)
 
     @torch.inference_mode()
