@@ -459,10 +459,12 @@ def numbers() -> dict[str, str]:
     for key, name in (("borders", "paper A, second network fresh"), ("start", "paper A, the network's borders")):
         found[f"change_{key}"] = f"{alone[name] - mean[12, PLAIN]:.1f}"
 
-    again, masks = read("bench/labels_again.json"), read("bench/masks_miniature_sam_cpu.json")
-    large, whole = read("bench/masks_sam_vit_b_random_cpu.json"), read("bench/demo.json")
+    again, masks = read("bench/labels_again.json"), read("bench/masks_full_miniature_sam_8.json")
+    large, whole = read("bench/masks_full_sam_vit_b_random_32.json"), read("bench/demo.json")
     found |= {"again_images": f"{again['n']['images']:,}", "again_seconds": f"{again['ours_s']:.1f}"}
-    found |= {"equal_scenes": str(masks["n"]["scenes"]), "networks_seconds": f"{masks['floor_s']:.2f}"}
+    equal, scenes = masks["agreement"], masks["n"]["images"]
+    found |= {"equal_scenes": f"{equal['images_with_equal_masks'] * scenes:.0f}", "all_scenes": str(scenes)}
+    found["other_pixels"] = str(equal["pixels_that_differ"])
     _, two, four = read("bench/scaling_processes.json")["speedup"]
     found |= {"two_processes": f"{two:.1f}", "four_processes": f"{four:.1f}"}
     for side in ("ours", "original"):

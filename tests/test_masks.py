@@ -290,7 +290,7 @@ def test_the_encoder_is_the_package_s(options, at_once, monkeypatch):
         weight += 0.2 * torch.randn_like(weight)
     images = torch.randn(2, 3, options["img_size"], options["img_size"], dtype=torch.double)
     exact = encoder(images)
-    monkeypatch.setattr(_encoder, "SCORES_AT_ONCE", {"cpu": at_once})
+    monkeypatch.setattr(_encoder, "ON_CPU", at_once)
     torch.testing.assert_close(_encoder.encode(encoder, images), exact, atol=1e-12, rtol=1e-12)
     encoder, images = encoder.float(), images.float()
     expected = encoder(images)
@@ -306,7 +306,7 @@ def test_prompting_by_boxes_uses_this_encoder_and_leaves_the_package_as_it_is(to
     image, boxes = random_images((20, 30))[0], np.array([[1, 2, 20, 15], [5, 5, 9, 9]])
     encoded, forward = [], ImageEncoderViT.forward
     encode = _encoder.encode
-    monkeypatch.setattr(_encoder, "SCORES_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(_encoder, "ON_CPU", 1)
     monkeypatch.setattr(_encoder, "encode", lambda *a: encoded.append(a) or encode(*a))
     ((masks, scores),) = sam.build_box_prompter()([image], [boxes])
     assert len(encoded) == 1 and ImageEncoderViT.forward is forward

@@ -10,7 +10,7 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import nn
 
-SCORES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}  # 4 MB, the fastest of six sizes; 256 MB, not measured
+ON_CPU, ELSEWHERE = 2**20, 2**26  # scores at once: 4 MB, the fastest of six sizes; 256 MB, not measured
 
 
 def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -22,12 +22,17 @@ def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
         tokens = tokens + encoder.pos_embed
     for block in encoder.blocks:
         scores = block.attn.num_heads * tokens[..., 0].numel() * (block.window_size**2 or tokens[0, ..., 0].numel())
-        if scores <= SCORES_AT_ONCE[tokens.device.type]:  # nothing to gain: the miniature
+        if scores <= few_scores(tokens):  # nothing to gain: the miniature
             tokens = block(tokens)
             continue
         tokens = tokens + attend(block.attn, block.norm1(tokens), block.window_size)
         tokens = tokens + block.mlp(block.norm2(tokens))
     return encoder.neck(tokens.permute(0, 3, 1, 2))
+
+
+def few_scores(tokens: torch.Tensor) -> int:
+    """How many attention scores are made at once where these tokens are."""
+    return ON_CPU if tokens.device.type == "cpu" else ELSEWHERE
 
 
 def attend(attention: Attention, tokens: torch.Tensor, window: int) -> torch.Tensor:
@@ -51,7 +56,7 @@ def attend(attention: Attention, tokens: torch.Tensor, window: int) -> torch.Ten
 def over_all(attention: Attention, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attention (G, h, w, d) of G heads, each among all h x w tokens, of a few queries after the other."""
     size = queries.shape[1:3]
-    num_tokens, at_once = size.numel(), SCORES_AT_ONCE[queries.device.type]
+    num_tokens, at_once = size.numel(), few_scores(queries)
     places = []
     if attention.use_rel_pos:
         of_rows, of_columns = attention.rel_pos_h, attention.rel_pos_w
