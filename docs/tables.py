@@ -198,14 +198,17 @@ def spoiled() -> str:
 def best() -> str:
     """The best recipe, and what is lost with each of its parts."""
     vote, alone, plain = rows("best"), rows("best_alone"), rows("demo_seeds")
-    with_examples = vote.few_shot.map(lambda value: value is not None)
+    full, bare = (vote[vote.few_shot.map(lambda value, there=there: (value is not None) == there)] for there in (1, 0))
+    sam, sharp = "with SAM", "and SAM's borders in use"
     ways = {
-        "vote with few-shot labels, paper A": (vote[with_examples], "paper A"),
-        "without SAM's borders": (vote[with_examples], "paper A, the network's borders"),
-        "without refinement, at equal cost": (vote[with_examples], LONG),
-        "without examples": (vote[~with_examples], "paper A"),
-        "without the vote: few-shot labels": (alone[alone.labeller == "few_shot"], "paper A"),
-        "without the vote, through the filter": (alone[alone.labeller == "filtered"], "paper A"),
+        f"vote with few-shot names, paper A, {sharp}": (full, f"paper A, {sam}"),
+        "the same without SAM in use": (full, "paper A"),
+        "without examples in the vote": (bare, "paper A"),
+        "without the vote: few-shot names alone": (alone[alone.labeller == "few_shot"], "paper A"),
+        "these through the filter": (alone[alone.labeller == "filtered"], "paper A"),
+        "without SAM's borders in the labels": (full, "paper A, the network's borders"),
+        "without refinement, at equal cost": (full, LONG),
+        f"without refinement, {sharp}": (full, f"{LONG}, {sam}"),
         "paper A as it is": (plain, "paper A"),
     }
     base = plain[plain.name == "paper A"].set_index("seed").miou
