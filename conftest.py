@@ -4,7 +4,11 @@ Each pytest call writes its results into an empty folder, so that nothing is reu
 """
 
 import os
+import sys
 import tempfile
+
+import kernels
+import nbval.kernel
 
 RESULTS = tempfile.TemporaryDirectory(prefix="plg-results-")
 
@@ -14,6 +18,8 @@ def pytest_configure(config):
     os.environ["PLG_RESULTS"] = RESULTS.name
     os.environ["PLG_PROGRESS"] = "0"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else each kernel starts with a warning about debuggers
+    if sys.platform == "linux":
+        nbval.kernel.KernelManager = kernels.BlockingManager  # see notebooks/kernels.py; nbval has no option for it
 
 
 def pytest_unconfigure(config):

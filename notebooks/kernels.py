@@ -11,7 +11,8 @@ import sys
 import threading
 from typing import Any
 
-from jupyter_client import AsyncKernelManager
+import pandas
+from jupyter_client import AsyncKernelManager, KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 PRELOADED = ["ipykernel.kernelapp", "plg_utils.stages"]  # not pyplot, which must find a running kernel
@@ -25,6 +26,7 @@ def serve(arguments: list[str], folder: str, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    pandas.set_option("display.max_columns", 20)  # its default in a notebook; imported before, it took a terminal's
     threading.Thread(target=end_with_parent, daemon=True).start()
     sys.argv = ["kernel", *arguments]
     IPKernelApp.launch_instance(argv=arguments)
@@ -81,8 +83,8 @@ class Provisioner(LocalProvisioner):
         return self.connection_info
 
 
-class Manager(AsyncKernelManager):
-    """The manager of warm kernels, for nbclient."""
+class Warm:
+    """What makes a kernel manager start its kernels by forking."""
 
     async def _async_pre_start_kernel(self, **options: Any) -> Any:
         self.kernel_id = self.kernel_id or "warm"
@@ -90,3 +92,11 @@ class Manager(AsyncKernelManager):
             kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
         )
         return await super()._async_pre_start_kernel(**options)
+
+
+class Manager(Warm, AsyncKernelManager):
+    """The manager of warm kernels, for papermill."""
+
+
+class BlockingManager(Warm, KernelManager):
+    """The same for nbval."""
