@@ -197,19 +197,19 @@ def spoiled() -> str:
 
 def best() -> str:
     """The best recipe, and what is lost with each of its parts."""
-    vote, alone, plain = rows("best"), rows("best_alone"), rows("demo_seeds")
-    full, bare = (vote[vote.few_shot.map(lambda value, there=there: (value is not None) == there)] for there in (1, 0))
-    sam, sharp = "with SAM", "and SAM's borders in use"
+    found, vote, plain = rows("best"), rows("best_vote"), rows("demo_seeds")
+    filtered = rows("best_alone").query("labeller == 'filtered'")
+    sam, used = "with SAM", "SAM's borders in use"
     ways = {
-        f"vote with few-shot names, paper A, {sharp}": (full, f"paper A, {sam}"),
-        "the same without SAM in use": (full, "paper A"),
-        "without examples in the vote": (bare, "paper A"),
-        "without the vote: few-shot names alone": (alone[alone.labeller == "few_shot"], "paper A"),
-        "these through the filter": (alone[alone.labeller == "filtered"], "paper A"),
-        "without SAM's borders in the labels": (full, "paper A, the network's borders"),
-        "without refinement, at equal cost": (full, LONG),
-        f"without refinement, {sharp}": (full, f"{LONG}, {sam}"),
-        "paper A as it is": (plain, "paper A"),
+        f"few-shot names, paper A, {used}": (found, f"paper A, {sam}"),
+        f"without {used}": (found, "paper A"),
+        "without both: the network's borders": (found, "paper A, the network's borders"),
+        f"without refinement, at equal cost, {used}": (found, f"{LONG}, {sam}"),
+        "without both": (found, LONG),
+        f"with the vote, {used}": (vote, f"paper A, {sam}"),
+        f"with the vote, without {used}": (vote, "paper A"),
+        f"with the filter, without {used}": (filtered, "paper A"),
+        "without examples: paper A as it is": (plain, "paper A"),
     }
     base = plain[plain.name == "paper A"].set_index("seed").miou
     lines = []
