@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_pipeline import do_stages, of_world, tiny
 
-from plg_utils import calibration, files, stages
+from plg_utils import calibration, files, labels, stages
 from plg_utils.generators import segment_match
 from plg_utils.records import IGNORE, Masks
 
@@ -187,6 +187,25 @@ def test_the_stage_leaves_out_whole_segments_and_nothing_else(world, results, fe
         stages.filtered_labels(replace(here, data=replace(here.data, labelled=())), **arguments)
     with pytest.raises(ValueError, match='overlap "vote" a pixel belongs to no single mask'):
         stages.filtered_labels(here, **arguments | {"overlap": "vote"})
+
+
+def test_few_shot_names_are_judged_as_they_were_without_the_truth_of_their_image(world, results):
+    """Else they would look better on the labelled images, whose examples they have learnt, than on any other."""
+    strong = {"strength": 0.01}  # the examples decide
+    models = {"mask_options": {"checkpoint": "miniature_sam"}, "encoder_options": {"checkpoint": "miniature_clip"}}
+    parameters = tiny(["02"], **of_world(world, few_shot=strong, label_filter={}, **models))
+    parameters["dataset_options"]["classes"] = str(files.ROOT / "results" / "few_shot" / "swapped.yaml")  # wrong words
+    here = do_stages(parameters)
+    clip = {name: parameters[name] for name in ("encoder", "encoder_options", "overlap")}
+    namer = stages.few_shot_labels(here, **clip, few_shot=strong).name
+    found, learnt, expected = stages.filtered_labels(here, **clip, few_shot=strong, label_filter={}).found, [], []
+    for sample, left_out in zip(here.data.labelled, namer.left_out, strict=True):
+        masks, own = here.masks_of(sample), namer(here.embeddings_of(sample))
+        for names, right in ((left_out, expected), (own, learnt)):
+            won = labels.winners(masks, *names, overlap=parameters["overlap"], predicted_iou=masks.predicted_iou)
+            right.extend(calibration.rightness(names[0].numpy(), won, sample.truth()))
+    assert found.right.tolist() == [bool(each) for each in expected if np.isfinite(each)]
+    assert np.nansum(learnt) > np.nansum(expected)
 
 
 def test_a_filter_that_can_promise_nothing_keeps_nothing(world, results):

@@ -289,8 +289,10 @@ def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
     assert distributed.count() == 1
 
 
-def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, results):
+def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, results, monkeypatch):
     """Paper B's rule on the predictions and SAM's masks of val images, which have no masks in the run."""
+    modes, merge = set(), sepl.merge
+    monkeypatch.setattr(sepl, "merge", lambda *given: modes.add(given[3]) or merge(*given))
     parameters = tiny(["02", "04"], **of_world(world, methods=["supervised"], sharpened=["supervised"]))
     here = do_stages(parameters)
     find = masks.build("sam", **parameters["mask_options"])
@@ -299,6 +301,7 @@ def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, res
         expected = sepl.merge(plain, find([sample.image()])[0].dense(), here.data.classes.num_classes, "paper")
         np.testing.assert_array_equal(here.label_of("predictions_supervised_sepl", sample), expected)
         assert not (results / "masks" / f"{sample.id}.json").exists()
+    assert modes == {"paper"}  # the rule of its text, as for the enhanced labels
     rows = stages.rows_of(here.folder, "segment_match")
     row = rows["predictions_supervised_sepl"]
     assert row.title == "supervised only, with SAM" and row.trained_by == "supervised"

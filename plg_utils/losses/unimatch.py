@@ -70,7 +70,7 @@ def build(
         late = batch.get("progress", 0) >= labels_until
         chosen = alone if late else {"refine_target": refine_target, **options}
         predicts = late or refine_target != "zero_shot" or bool(gate) or fill
-        passed = views(model, batch, predicts=predicts, weak=weak_weight > 0 and not late, **how)
+        passed = views(model, batch, predicts=predicts, weak=weak_weight > 0, **how)
         return unimatch_loss(**passed, **targets(batch), threshold=schedule(threshold, batch), **chosen)
 
     return loss
