@@ -201,14 +201,14 @@ def best() -> str:
     filtered = rows("best_alone").query("labeller == 'filtered'")
     sam, used = "with SAM", "SAM's borders in use"
     ways = {
+        f"few-shot names, one network for the steps of two, {used}": (found, f"{LONG}, {sam}"),
         f"few-shot names, paper A, {used}": (found, f"paper A, {sam}"),
-        f"without {used}": (found, "paper A"),
-        "without both: the network's borders": (found, "paper A, the network's borders"),
-        f"without refinement, at equal cost, {used}": (found, f"{LONG}, {sam}"),
-        "without both": (found, LONG),
-        f"with the vote, {used}": (vote, f"paper A, {sam}"),
-        f"with the vote, without {used}": (vote, "paper A"),
-        f"with the filter, without {used}": (filtered, "paper A"),
+        "few-shot names, paper A": (found, "paper A"),
+        "the same with the network's borders in the labels": (found, "paper A, the network's borders"),
+        "few-shot names, one network for the steps of two": (found, LONG),
+        f"paper A with the vote, {used}": (vote, f"paper A, {sam}"),
+        "paper A with the vote": (vote, "paper A"),
+        "few-shot names through the filter, paper A": (filtered, "paper A"),
         "without examples: paper A as it is": (plain, "paper A"),
     }
     base = plain[plain.name == "paper A"].set_index("seed").miou
@@ -461,6 +461,10 @@ def numbers() -> dict[str, str]:
     found["converged_more"] = f"{longer[PAPER] - mean[12, PAPER]:.1f}"
     for key, name in (("borders", "paper A, second network fresh"), ("start", "paper A, the network's borders")):
         found[f"change_{key}"] = f"{alone[name] - mean[12, PLAIN]:.1f}"
+
+    used = rows("best").query("split == 'val'").set_index("name")
+    for key, name in (("sharpen", "paper A, with SAM"), ("network", PAPER)):
+        found[f"{key}_seconds"] = f"{(used.loc[name].seconds / used.loc[name].images).median():.2f}"
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_full_miniature_sam_8.json")
     large, whole = read("bench/masks_full_sam_vit_b_random_32.json"), read("bench/demo.json")
