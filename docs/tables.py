@@ -171,8 +171,10 @@ def few_shot() -> str:
 
 def filter_draws() -> str:
     """What the filter keeps of the names, and whether its promise holds, over draws of the labelled scenes."""
-    lines = []
-    for damage, of in read("bench/filter_draws.json")["damage"].items():
+    lines, found = [], read("bench/filter_draws.json")["damage"]
+    words = ["word noise of length 1.2", "no background words", "two pairs of words swapped"]
+    for damage in ["none", *words, "a quarter of the names", "half of the names"]:
+        of = found[damage]
         shares = [f"{100 * of[name]:.0f}" for name in ("right", "kept", "kept_pixels", "right_of_kept", "lowest")]
         lines.append([damage, *shares, str(of["nothing_kept"]), str(of["broken"])])
     heads = ["damage", "right (%)", "kept (%)", "pixels kept (%)", "right of the kept (%)", "in the worst draw"]
@@ -206,6 +208,7 @@ def best() -> str:
         "few-shot names, paper A": (found, "paper A"),
         "the same with the network's borders in the labels": (found, "paper A, the network's borders"),
         "few-shot names, one network for the steps of two": (found, LONG),
+        f"the vote, one network for the steps of two, {used}": (vote, f"{LONG}, {sam}"),
         f"paper A with the vote, {used}": (vote, f"paper A, {sam}"),
         "paper A with the vote": (vote, "paper A"),
         "few-shot names through the filter, paper A": (filtered, "paper A"),

@@ -7,6 +7,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,34 @@ def test_what_the_text_says_about_camvid():
     assert (unimatch.miou < supervised.miou).all()
     for name in ("pedestrian", "sign", "pavement"):
         assert unimatch.iou.str[name].sum() < 0.8 * supervised.iou.str[name].sum()
+
+
+def test_what_the_text_says_about_few_labels():
+    """The filter's promise, its networks in each draw, the best recipe, and the words that were chosen."""
+    damage = tables.read("bench/filter_draws.json")["damage"]
+    assert sum(of["broken"] for of in damage.values()) == 1 and len(damage) == 6
+    miou = {
+        (row["method"], row["labeller"], row["spoiled"], row["seed"]): row["miou"]
+        for row in tables.read("spoiled_names/grid.json")["rows"]
+        if row["stage"] == "segmenter"
+    }
+    plain = {(row["name"], row["seed"]): row["miou"] for row in tables.read("demo_seeds/grid.json")["rows"]}
+    used = {(row["name"], row["seed"]): row["miou"] for row in tables.read("best/grid.json")["rows"]}
+    for seed in range(3):
+        raw, filtered = (
+            {share: miou["direct", labeller, share, seed] for share in (0.0, 0.5)}
+            for labeller in ("segment_match", "filtered")
+        )
+        assert filtered[0.5] > raw[0.5] + 0.1 and filtered[0.5] > plain[tables.SUPERVISED, seed]
+        assert abs(filtered[0.0] - raw[0.0]) < 0.005
+        assert used[f"{tables.LONG}, with SAM", seed] > plain[tables.PAPER, seed] + 0.015
+    half = [
+        np.mean([miou["direct", labeller, 0.5, seed] for seed in range(3)])
+        for labeller in ("segment_match", "filtered")
+    ]
+    assert half[0] < np.mean([plain[tables.UNIMATCH, seed] for seed in range(3)]) < half[1]
+    chosen = tables.read("chosen_words/07_prompt_lab.json")["chosen"]
+    assert chosen["nested"] > chosen["before"] + 0.2
 
 
 def test_what_the_text_says_about_speed_and_failures():
