@@ -1076,7 +1076,7 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         function(run, *args, **own | more)
         return function.__name__
 
-    if "mask_model" in parameters:
+    if "rule" in parameters:
         yield from (call(function) for function in (masks, segments, labels))
     if parameters.get("sure_from") is not None:
         yield call(sure_labels)

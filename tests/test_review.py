@@ -490,7 +490,9 @@ def test_a_round_learns_from_the_corrected_images_and_asks_where_names_are_unsur
             assert status == 1 and "there are none" in capsys.readouterr().err
             review.write(target, data.unlabelled[:2], lambda s: np.zeros_like(truths[s.id]), data.classes)
         else:
-            assert status == 0 and f"--corrected {' '.join([*given, str(target)])} --to DIR" in capsys.readouterr().out
+            assert (
+                status == 0 and f"--corrected {shlex.join([*given, str(target)])} --to DIR" in capsys.readouterr().out
+            )
         index = files.read_json(target / "index.json")["images"]
         if number == 1:
             assert [entry["id"] for entry in index] == [sample.id for sample in ranked[:2]]

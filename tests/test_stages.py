@@ -103,7 +103,7 @@ def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path
     do_stages(parameters)
     edited = next((results / "labels_enhanced").glob("*.png")).stem
     files.write_image(folder / "photos" / f"{edited}.png", colour_squares(9, side=16).image)
-    later = {name: value for name, value in parameters.items() if name not in ("mask_model", "sure_from")}
+    later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
     with pytest.raises(ValueError, match=f"labels_zero_shot was made from other photos .* 1 differ, e.g. {edited}"):
         do_stages(later)
     do_stages(parameters)
