@@ -354,8 +354,8 @@ def miniatures() -> str:
 def bench() -> str:
     """Ours compared with the originals."""
     names = {
-        "masks_miniature_sam_cpu": "SAM's masks of an image, miniature",
-        "masks_miniature_sam_cpu_plain_malloc": "the same without the Makefile's settings of glibc",
+        "masks_full_miniature_sam_8": "SAM's masks of an image, miniature",
+        "masks_full_sam_vit_b_random_32": "SAM's masks of a photo, ViT-B",
         "training_miniature_exact_fp32_cpu": 'a step of UniMatch, `passes="exact"`',
         "training_miniature_fast_fp32_cpu": '`passes="fast"`',
         "training_miniature_fast_bf16_cpu": '`passes="fast"`, `precision="bf16"`, hardware without it',

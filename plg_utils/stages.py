@@ -502,9 +502,9 @@ class Filtered:
 def filtered_labels(
     run: Run, *, encoder: str, encoder_options: dict, overlap: str, few_shot: dict | None, label_filter: dict
 ) -> Filtered:
-    """The labels without the names that the labelled images tell not to believe: labels_filtered/ID.png.
+    """Labels without the names that are probably wrong, by what the labelled images show: labels_filtered/ID.png.
 
-    The pixels of a segment whose name is not believed become IGNORE, see `calibration`.
+    The pixels of a segment whose name is left out become IGNORE, see `calibration`.
 
     few_shot: as in `few_shot_labels`, whose labels are filtered; None: the zero-shot labels are
     label_filter: precision and confidence of `calibration.calibrate`
@@ -776,13 +776,15 @@ def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] | None = ()) 
 @stage_function
 def sharpen_predictions(
     run: Run, method: str, *, mask_model: str, mask_options: dict, evaluated: Sequence[str]
-) -> store.Stage | None:
+) -> store.Stage:
     """SAM's borders for the predictions of a method, by paper B's rule as in `sharpen`: predictions_METHOD_sepl/ID.png.
 
     So SAM is asked when a network is used, too, which costs more than the network. Its masks are not kept.
     """
     if run.data.classes.background != 0:
-        return None  # the rule needs background to be class 0
+        raise ValueError(
+            f"SEPL needs class 0 to be the background, which {run.data.name} lacks: leave `sharpened` empty"
+        )
     source, num_classes = f"predictions_{method}", run.data.classes.num_classes
     samples = [sample for split in evaluated for sample in getattr(run.data, split)]
     weights = [_checkpoint(mask_models, mask_model, mask_options)]

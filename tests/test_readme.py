@@ -109,13 +109,23 @@ def test_what_the_text_says_about_few_labels():
         for labeller in ("segment_match", "filtered")
     ]
     assert half[0] < np.mean([plain[tables.UNIMATCH, seed] for seed in range(3)]) < half[1]
+    lost = [
+        100
+        * np.mean([miou["paper_a", labeller, 0.0, seed] - miou["paper_a", labeller, 0.5, seed] for seed in range(3)])
+        for labeller in ("filtered", "segment_match")
+    ]
+    assert [round(each) for each in lost] == [3, 16]
     chosen = tables.read("chosen_words/07_prompt_lab.json")["chosen"]
     assert chosen["nested"] > chosen["before"] + 0.2
 
 
 def test_what_the_text_says_about_speed_and_failures():
     read = tables.read
+    text = (files.ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     for name in ("miniature_sam_8", "sam_vit_b_random_32"):
+        of = read(f"bench/masks_full_{name}.json")
+        whole = f"{of['ours_s']:.3g} | {of['original_s']:.4g} | {of['ratio']:.1f} |"
+        assert whole in text or f"{of['ours_s']:.3f} | {of['original_s']:.3f} | {of['ratio']:.1f} |" in text, whole
         found = read(f"bench/masks_full_{name}.json")["agreement"]
         assert found["masks"][0] == found["masks"][1] and found["pixels_that_differ"] <= 2
     for name in ("masks", "labels"):

@@ -301,6 +301,11 @@ def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, res
         expected = sepl.merge(plain, find([sample.image()])[0].dense(), here.data.classes.num_classes, "paper")
         np.testing.assert_array_equal(here.label_of("predictions_supervised_sepl", sample), expected)
         assert not (results / "masks" / f"{sample.id}.json").exists()
+    no_background = replace(here.data, classes=replace(here.data.classes, background=None))
+    with pytest.raises(ValueError, match="needs class 0 to be the background"):
+        stages.sharpen_predictions(
+            replace(here, data=no_background), "supervised", mask_model="sam", mask_options={}, evaluated=["val"]
+        )
     assert modes == {"paper"}  # the rule of its text, as for the enhanced labels
     rows = stages.rows_of(here.folder, "segment_match")
     row = rows["predictions_supervised_sepl"]
