@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     options = command.parse_args(arguments)
     try:
-        given = run.written_out([(name, run.value_of(name, value)) for name, value in options.p])
+        given = run.written_out(options.p)
         examined(options.run, given)
     except run.Refused as refusal:
         print(refusal, file=sys.stderr)

@@ -6,7 +6,6 @@ process that has loaded such libraries cannot be forked safely elsewhere.
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from typing import Any
@@ -38,38 +37,23 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-class Forked:
+class Forked(multiprocessing.get_context("forkserver").Process):
     """A forked kernel, with the part of subprocess.Popen that jupyter_client uses."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, arguments: list[str], folder: str, variables: dict[str, str]):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self.process = context.Process(target=serve, args=(arguments, folder, variables))
-        self.process.start()
-        self.pid = self.process.pid
-
     def poll(self) -> int | None:
         """Exit status, None while it runs."""
-        return self.process.exitcode
+        return self.exitcode
 
     def wait(self) -> int | None:
         """Wait for the end."""
-        self.process.join()
-        return self.process.exitcode
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the process."""
         os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.send_signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        self.send_signal(signal.SIGTERM)
 
 
 class Provisioner(LocalProvisioner):
@@ -78,7 +62,9 @@ class Provisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **how: Any) -> dict[str, Any]:
         """Start a kernel; cmd: python, its options, -m ipykernel_launcher, the kernel's arguments."""
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        self.process = Forked(arguments, str(how.get("cwd") or os.getcwd()), dict(how["env"]))
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        self.process = Forked(target=serve, args=(arguments, str(how.get("cwd") or os.getcwd()), dict(how["env"])))
+        self.process.start()
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 

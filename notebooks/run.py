@@ -147,13 +147,6 @@ def presets() -> dict[str, dict[str, Any]]:
     return literal(PRESETS.read_text(encoding="utf-8"), PRESETS)
 
 
-def value_of(name: str, text: str) -> Any:
-    """Value of a parameter that the command line gives: YAML, but of data_root and class_file a path as it is."""
-    if name in SHORT and not (name == "class_file" and text.lstrip()[:1] in ("[", "{")):
-        return text
-    return yaml_of(text, f"the value of {name}")
-
-
 def yaml_of(text: str, where: str) -> Any:
     """Value of a YAML text on the command line, unless YAML takes a part of it for a comment."""
     hidden = re.sub(r"(?<!\S)#", "\ue000", text)
@@ -168,23 +161,25 @@ def yaml_of(text: str, where: str) -> Any:
     return value
 
 
-def written_out(given: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Parameters as -p gives them, later ones over earlier ones, with those in SHORT put where they belong.
+def written_out(given: list[tuple[str, str]]) -> dict[str, Any]:
+    """Parameters as -p gives them, in YAML, later ones over earlier ones, with those in SHORT put where they belong.
 
-    Paths in these are meant from where the command is given; notebooks run in a folder of their own.
+    Paths are taken as they are, and are meant from where the command is given; notebooks run in a folder of their own.
     """
     changes: dict[str, Any] = {}
-    for name, value in given:
-        mapping, key = SHORT.get(name, (None, None))
-        if mapping and (not isinstance(value, str | list) or not value):
+    for name, text in given:
+        is_path = name in SHORT and not (name == "class_file" and text.lstrip()[:1] in ("[", "{"))
+        value = text if is_path else yaml_of(text, f"the value of {name}")
+        if name not in SHORT:
+            added = {name: paths_from_here(name, value)}
+        elif not isinstance(value, str | list) or not value:
             raise Refused(f"{name} is {value!r}, a {type(value).__name__}; give the path of a file or folder")
-        if mapping and isinstance(value, str):
-            path = absolute(value)
-            if not path.exists():
-                names = f", or a list of names: -p class_file '[{value}]'" if name == "class_file" else ""
-                raise Refused(f"{name} is {value}, and there is no {path}: correct the path{names}")
-            value = str(path)
-        added = {mapping: {key: value}} if mapping else {name: paths_from_here(name, value)}
+        else:
+            if is_path and not absolute(text).exists():
+                names = f", or a list of names: -p class_file '[{text}]'" if name == "class_file" else ""
+                raise Refused(f"{name} is {text}, and there is no {absolute(text)}: correct the path{names}")
+            mapping, key = SHORT[name]
+            added = {mapping: {key: str(absolute(text)) if is_path else value}}
         changes |= joined(changes, added, {})
     return changes
 
@@ -291,9 +286,14 @@ def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
     ]
 
 
+def known_of(steps: list[Step]) -> dict[str, Any]:
+    """All parameters of the steps, defaults included."""
+    return {name: value for step in steps for name, value in step.known.items()}
+
+
 def note(steps: list[Step], folder: Path) -> dict[str, Any]:
     """Write all parameters of a run into its run.json, beside what is there; return the file's content."""
-    path, parameters = folder / "run.json", {name: value for step in steps for name, value in step.known.items()}
+    path, parameters = folder / "run.json", known_of(steps)
     content = files.read_json(path) if path.exists() else {}
     content |= {"run": steps[0].parameters["run"], "parameters": files.plain(parameters)}
     content |= {"notebooks": [step.notebook.stem for step in steps]}
@@ -339,9 +339,14 @@ def execute(step: Step, folder: Path) -> Path:
 
     While it runs, and if it fails, what there is of it stands in NAME.partial.ipynb.
     """
-    import nbformat  # these two take seconds to import, which a refused run need not wait for
+    import nbformat  # these take seconds to import, which a refused run need not wait for
     import papermill
 
+    warm = {}
+    if sys.platform == "linux":  # elsewhere kernels cannot be forked
+        import kernels
+
+        warm = {"kernel_manager_class": kernels.Manager}
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / step.notebook.name, folder / f"{step.notebook.stem}.partial.ipynb"
     os.environ.setdefault("PLG_PROGRESS", "stderr")  # of the kernels, which show their bars here
@@ -357,21 +362,12 @@ def execute(step: Step, folder: Path) -> Path:
         stderr_file=sys.stderr,
         start_timeout=KERNEL_START,
         extra_arguments=["--IPKernelApp.log_level=50"],
-        **warm_kernels(),
+        **warm,
     )
     with files.atomic(path) as temporary:
         nbformat.write(clean(nbformat.read(partial, as_version=4)), temporary)
     partial.unlink()
     return path
-
-
-def warm_kernels() -> dict[str, Any]:
-    """What makes papermill start kernels that are warm, see kernels.py; nothing where they cannot be forked."""
-    if sys.platform != "linux":
-        return {}
-    import kernels
-
-    return {"kernel_manager_class": kernels.Manager}
 
 
 def clean(notebook: Any) -> Any:
@@ -462,7 +458,7 @@ def do_stages(steps: list[Step], folder: Path) -> None:
     """Do the slow stages of a run without notebooks, together with the processes that torchrun has started."""
     from plg_utils import datasets, distributed, stages  # torch takes seconds to import
 
-    known, both = {name: value for step in steps for name, value in step.known.items()}, ("labelled", "unlabelled")
+    known, both = known_of(steps), ("labelled", "unlabelled")
     distributed.start(known.get("device", "auto"))
     with distributed.main_first():
         note(steps, folder)
@@ -501,10 +497,8 @@ def write_page(folder: Path) -> None:
         if (folder / "summary.json").is_file():
             page.write(folder)
     except Exception as error:  # whatever it is, the run's results are there and must be shown
-        print(
-            f"no page ({type(error).__name__}: {error}): python -m plg_utils.page {shlex.quote(folder.name)}",
-            file=sys.stderr,
-        )
+        command = f"python -m plg_utils.page {shlex.quote(folder.name)}"
+        print(f"no page ({type(error).__name__}: {error}): {command}", file=sys.stderr)
 
 
 # Publishing
@@ -560,7 +554,7 @@ def main(arguments: list[str] | None = None, *, notebooks: Path = NOTEBOOKS, pub
     if options.publish and (options.p or options.g):
         command.error("what is published is what parameters.yaml says: write the change there and run again")
     try:
-        changes = written_out([(name, value_of(name, text)) for name, text in options.p])
+        changes = written_out(options.p)
         recipe = read(options.run, notebooks=notebooks, published=published)
         axes = axes_of(recipe, options.g, changes)
         folder, target = files.results_root() / options.run, published / options.run

@@ -131,8 +131,7 @@ MINIATURE = {"encoder": "miniature", "pretrained": True}
 
 
 def set_by(name, *changes):
-    recipe = run.read(name)
-    return run.settled(recipe, run.written_out([(key, run.literal(text, "")) for key, text in changes]))
+    return run.settled(run.read(name), run.written_out(changes))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, ca
     assert f"'dataset_options': {{'split': '92', 'root': '{here}'}}" in capsys.readouterr().out
     short = [("data_root", "here"), ("class_file", "my.yaml")]
     assert run.written_out(short) == {"dataset_options": {"root": here, "classes": mine}}
-    more = [*short, ("dataset_options", {"val": 5, "root": "x"}), ("data_root", "there"), ("class_file", ["cat"])]
+    more = [*short, ("dataset_options", "{val: 5, root: x}"), ("data_root", "there"), ("class_file", "[cat]")]
     assert run.written_out(more) == {"dataset_options": {"root": f"{tmp_path}/there", "classes": ["cat"], "val": 5}}
 
 
