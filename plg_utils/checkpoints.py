@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"  # as repositories of the hub call their weights
 LARGEST = 1 << 33  # bytes of a download whose size is not listed; SAM ViT-H has 2.6 billion
 CHUNK = 1 << 20  # bytes
 ALLOWED = ("https://",)  # how addresses begin; tests add a server on this machine
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # of SigLIP, in the repository of the weights
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # of SigLIP and Grounding DINO, beside the weights
 OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"  # open_clip's default name; it is opened for plain tensors only
 OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded at the first use
     "apple/DFN2B-CLIP-ViT-B-16": "5add2d7e0f38e33579305b3ef956d636742d849e",
@@ -90,9 +90,8 @@ _SAM = {
     "sam_vit_l_0b3195.pth": ("3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", None),
     "sam_vit_h_4b8939.pth": ("a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
 }
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _MASKS = ("config.json", WEIGHTS, "preprocessor_config.json")
-_DETECTOR = (*_MASKS, *_TOKENIZER)
+_DETECTOR = (*_MASKS, *TOKENIZER)
 _HF = (  # for masks/hf.py; Apache-2.0, as is EdgeTAM
     *("facebook/sam-vit-base", "facebook/sam-vit-large", "facebook/sam-vit-huge"),
     *("facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-small"),
@@ -404,9 +403,7 @@ def unwrap(
         return fitting[0][1]
     if fitting:
         places = ", ".join(place for place, _ in fitting)
-        raise ValueError(
-            f"{path} holds the weights of {what} in {places}: save one of these alone, by its state_dict()"
-        )
+        raise ValueError(f"{path} holds the weights of {what} in {places}: save one of these by its state_dict()")
     seen = [str(name) for _, state in states for name in state]
     seems = next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
     seems = f", it seems to be {seems}" if seems else ""

@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", 
 Image.MAX_IMAGE_PIXELS = 2**27
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 LARGE = 2**25  # pixels; larger photos are read one after the other
+_ONE = threading.Lock()
 LONGEST = 200  # bytes of an id; file systems allow 255, of which suffixes and temporary names need some
 DISK_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
@@ -158,7 +159,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
     """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all."""
-    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, _turn(image):
+    # PIL and NumPy need 7 bytes for a pixel, so only one thread at a time decodes a large photo.
+    turn = lambda image: _ONE if image.width * image.height > LARGE else nullcontext()  # noqa: E731
+    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, turn(image):
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
             remarks.append(f"the first of {image.n_frames} pages or frames is taken")
@@ -175,14 +178,6 @@ def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
         if ";16" in coding and image.mode[0] != "I" and pixels.max() < 64:  # Pillow reads the upper 8 bits alone
             raise ValueError("16-bit colours that use 14 bits or fewer")
     return pixels, "; ".join(remarks)
-
-
-_ONE = threading.Lock()
-
-
-def _turn(image: Image.Image) -> AbstractContextManager:
-    """Wait until no other thread decodes a large photo, if this is one; PIL and NumPy need 7 bytes for a pixel."""
-    return _ONE if image.width * image.height > LARGE else nullcontext()
 
 
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -217,12 +212,6 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(partial, format="JPEG" if _is_jpeg(path) else "PNG", quality=95)
 
 
-def png_bits(path: str | Path) -> int:
-    """Bits of a number in a PNG, from its header."""
-    with open(path, "rb") as file:
-        return file.read(25)[24]
-
-
 def _is_jpeg(path: str | Path) -> bool:
     return Path(path).suffix.lower() in {".jpg", ".jpeg"}
 
@@ -231,14 +220,15 @@ def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
     """Read a label map, a palette or grey PNG: (H, W) uint8, values below `num_classes` (if given) or IGNORE."""
     remedy = "write it again with the stage or the tool that made it"
     with reading(path, "a readable label map", remedy), Image.open(path, formats=FORMATS) as image:
+        few_bits = re.search(r"'L;([24])'", str(image.tile))  # gone once the image is loaded
         image.load()
     label, problem = np.array(image), ""
     if image.format != "PNG":
         problem = f"is a {image.format} file, not a PNG: other formats may change class values"
     elif label.dtype != np.uint8 or label.ndim != 2:
         problem = f"holds {label.dtype} {label.shape}, not a uint8 (H, W) label map"
-    elif image.mode == "L" and png_bits(path) < 8:
-        problem = f"is grey of {png_bits(path)} bits, which readers stretch to 0 to 255"
+    elif few_bits:
+        problem = f"is grey of {few_bits[1]} bits, which readers stretch to 0 to 255"
     if problem:
         remedy = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
         raise ValueError(f"{path} {problem}; {remedy}")
@@ -288,18 +278,12 @@ def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int
 
 def write_masks(path: str | Path, masks: Masks) -> None:
     """Write the masks of an image in their order, as JSON: run lengths, area, box (XYWH) and the two scores."""
-    columns = masks.rles, masks.areas(), masks.boxes(), masks.predicted_iou, masks.stability
-    rows = [
-        {
-            "counts": rle["counts"],
-            "area": area,
-            "bbox": box,
-            "predicted_iou": float(str(iou)),  # the shortest text that reads back as the same float32
-            "stability": float(str(stability)),
-        }
-        for rle, area, box, iou, stability in zip(*columns, strict=True)
-    ]
-    write_json(path, {"size": list(masks.size), "masks": rows})
+    counts = [rle["counts"] for rle in masks.rles]
+    # The text of a float32 is the shortest that reads back as the same.
+    scores = [[float(str(score)) for score in scores] for scores in (masks.predicted_iou, masks.stability)]
+    keys = ("counts", "area", "bbox", "predicted_iou", "stability")
+    rows = zip(counts, masks.areas(), masks.boxes(), *scores, strict=True)
+    write_json(path, {"size": list(masks.size), "masks": [dict(zip(keys, row, strict=True)) for row in rows]})
 
 
 def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
@@ -446,9 +430,10 @@ class PlainYaml(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Make a dict, if no key is there twice."""
-        keys = {key.value: key for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-        for name in repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            raise yaml.MarkedYAMLError(problem=f"the key {name!r} twice: keep one", problem_mark=keys[name].start_mark)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in repeated(key.value for key in keys):
+            mark = next(key.start_mark for key in keys[::-1] if key.value == name)
+            raise yaml.MarkedYAMLError(problem=f"the key {name!r} twice: keep one", problem_mark=mark)
         return super().construct_mapping(node, deep)
 
 
