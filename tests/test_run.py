@@ -9,6 +9,7 @@ import time
 
 import grid
 import nbformat
+import psutil
 import pytest
 import run
 
@@ -47,9 +48,8 @@ def toy(tmp_path_factory):
     for folder in folders.values():
         folder.mkdir()
     write_notebook(folders["notebooks"] / "00_works.ipynb", PARAMETERS, WORK, "steps + 1")
-    write_notebook(
-        folders["notebooks"] / "01_fails.ipynb", 'run = "demo"  # name\nsteps = 3  # steps', FAILURE, "steps"
-    )
+    own = 'run = "demo"  # name\nsteps = 3  # steps'
+    write_notebook(folders["notebooks"] / "01_fails.ipynb", own, FAILURE, "steps")
     write_notebook(folders["notebooks"] / "06_later.ipynb", 'run = "demo"  # name\nlater = 1  # of no numbered run')
     write_run(folders, "rate: 1e-3")
     return folders
@@ -110,14 +110,8 @@ def test_a_run_that_another_process_makes_is_left_to_it(toy, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (
-            "stebs: 3",
-            "no parameter of the run wrong called 'stebs', only run, steps, rate, data_root, class_file, preset",
-        ),
-        ("later: 2", "'later'"),  # of a notebook that is not in the run
+        ("later: 2", "called 'later', only run, steps, rate, data_root"),  # of a notebook that is not in the run
         ("steps: true", "steps is True, a bool; give a value of type int, such as the default 3"),
-        ("steps: 0", "give a whole number from 1 on, such as the default 3"),
-        ("notebooks: [00_works, 09_gone]", "holds no 09_gone.ipynb: correct `notebooks`"),
     ],
 )
 def test_a_wrong_run_is_refused(toy, text, says):
@@ -196,9 +190,8 @@ def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_pat
 
     options = {"checkpoint": "large", "points": 4, "density": 0.5}
     assert parameters(preset="fast") == {"steps": 8, "mask_options": options, "precision": "bf16"}
-    assert (
-        parameters(preset="slow") == parameters() == {"steps": 40, "mask_options": {"checkpoint": "large", "points": 9}}
-    )
+    unchanged = {"steps": 40, "mask_options": {"checkpoint": "large", "points": 9}}
+    assert parameters(preset="slow") == parameters() == unchanged
     changed = parameters(preset="fast", steps=7, precision="fp32", mask_options={"density": 1.0})
     assert changed == {"steps": 7, "precision": "fp32", "mask_options": options | {"density": 1.0}}
     assert parameters(preset="fast", steps=1)["steps"] == 1
@@ -356,26 +349,19 @@ def test_a_killed_run_takes_its_kernel_along(tmp_path):
     step = f"run.Step(pathlib.Path({str(path)!r}), {{}})"
     code = f"import pathlib, run; run.execute({step}, pathlib.Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=run.NOTEBOOKS, stderr=subprocess.DEVNULL)
-    wait_until((tmp_path / "pid").exists)
-    kernel = int((tmp_path / "pid").read_text())
+    wait_for(tmp_path / "pid")
+    kernel = psutil.Process(int((tmp_path / "pid").read_text()))
     process.kill()
     process.wait()
-    wait_until(lambda: not alive(kernel))
+    kernel.wait(timeout=120)  # raises if it lives on
 
 
-def alive(number):
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until(true, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not true():
+def wait_for(path):
+    """Wait until another process has written a file."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
     time.sleep(0.1)
 
 
