@@ -173,14 +173,14 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 
     made = {key: stated(key, manifests) for key in ("git_commit", "device", "threads", "classes_sha256", "packages")}
     made |= {"split_sha256": stated("split_sha256", own), "stages": {}, "checkpoints": {}}
-    made |= {"wall_seconds": 0, "shared_wall_seconds": 0, "peak_memory_mb": 0, "peak_cuda_memory_mb": 0}
+    made |= {"wall_seconds": 0, "shared_wall_seconds": 0}
     for name, stage in manifests.items():
         kept = {key: stage.get(key) for key in ("fingerprint", "wall_seconds")}
         made["stages"][name] = kept | {"shared": name not in own}
         made["checkpoints"] |= stage.get("checkpoints") or {}
         made["wall_seconds" if name in own else "shared_wall_seconds"] += stage.get("wall_seconds") or 0
-        for key in ("peak_memory_mb", "peak_cuda_memory_mb"):
-            made[key] = max(made[key], stage.get(key) or 0)
+    for key in ("peak_memory_mb", "peak_cuda_memory_mb"):
+        made[key] = max((stage.get(key) or 0 for stage in manifests.values()), default=0)
     return point.identity | {"run": grid.run, "dataset": summary.get("dataset"), "rows": summary["rows"], "made": made}
 
 

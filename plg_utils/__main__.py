@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from plg_utils import files
 
@@ -156,13 +157,11 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     counts = {}
     for sample in store.progress(samples, what="overlays"):
         picture, found = out / "overlays" / f"{sample.id}.jpg", run.label_of("labels_zero_shot", sample)
-        if (
-            new[sample.id] != _sha256(out / "labels" / f"{sample.id}.png")
-            or not picture.is_file()
-            or _older(picture, sample.path)
-        ):
+        copy = out / "labels" / f"{sample.id}.png"
+        fresh = picture.is_file() and picture.stat().st_mtime >= sample.path.stat().st_mtime
+        if not fresh or new[sample.id] != _sha256(copy):
             picture.unlink(missing_ok=True)  # else it may stay beside a newer map
-            with files.atomic(out / "labels" / f"{sample.id}.png") as partial:
+            with files.atomic(copy) as partial:
                 partial.write_bytes((source / f"{sample.id}.png").read_bytes())
             files.write_image(picture, figures.overlay(sample.image(), found, classes))
         counts[sample.id] = np.bincount(found.ravel(), minlength=256)
@@ -176,41 +175,29 @@ def _sha256(path: Path) -> str | None:
     return files.sha256(path) if path.is_file() else None
 
 
-def _older(path: Path, than: Path) -> bool:
-    return path.stat().st_mtime < than.stat().st_mtime
-
-
 def _shares(counts: "np.ndarray", names: Sequence[str]) -> list[tuple[str, str]]:
     """Names that occur, and their share of the pixels, (256,), the largest first."""
-    rows = [
-        (name, int(pixels))
-        for name, pixels in zip((*names, "no label"), [*counts[: len(names)], counts[255]], strict=True)
-    ]
-    return [(name, f"{pixels / counts.sum():.1%}") for name, pixels in sorted(rows, key=lambda row: -row[1]) if pixels]
+    rows = zip((*names, "no label"), [*counts[: len(names)].tolist(), int(counts[255])], strict=True)
+    rows = sorted(rows, key=lambda row: -row[1])
+    return [(name, f"{pixels / counts.sum():.1%}") for name, pixels in rows if pixels]
 
 
 def page(path: Path, data: "Dataset", counts: dict[str, "np.ndarray"], remark: str) -> None:
     """Write one HTML page with the overlays beside it; counts: pixels of each value, (256,), by id."""
-    from urllib.parse import quote
-
     import jinja2
 
     from plg_utils import figures
 
     names = data.classes.names
     colours = dict(zip((*names, "no label"), (*data.classes.colours, figures.VOID), strict=True))
-    total = [
-        (name, "#{:02x}{:02x}{:02x}".format(*colours[name]), share)
-        for name, share in _shares(sum(counts.values()), names)
-    ]
+    shares = _shares(sum(counts.values()), names)
+    total = [(name, "#{:02x}{:02x}{:02x}".format(*colours[name]), share) for name, share in shares]
     photos = [(id, ", ".join(" ".join(one) for one in _shares(own, names))) for id, own in counts.items()]
     environment = jinja2.Environment(autoescape=True)
     environment.filters["url"] = lambda text: quote(text, safe="")
-    title = f"{len(photos)} photos"
+    shown = {"title": f"{len(photos)} photos", "remark": remark, "total": total, "photos": photos}
     with files.atomic(path) as partial:
-        template = environment.from_string(PAGE)
-        text = template.render(title=title, remark=remark, total=total, photos=photos)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(environment.from_string(PAGE).render(shown), encoding="utf-8")
 
 
 def hand_over(command: str, arguments: list[str]) -> int:
