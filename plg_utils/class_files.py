@@ -37,9 +37,7 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         content = yolo_names(content)
     if isinstance(content, list):
         content = {"background": list(background), "classes": _things(content)}
-    _check_keys(
-        content, needed={"classes"}, allowed={"version", "templates", "background", "classes"}, what="a class file"
-    )
+    _check_keys(content, "a class file", "classes", "background", "templates", "version")
     if repr(content.get("version", 1)) != "1":  # True is 1, too
         raise ValueError(f"version {content['version']!r} of class files is not known, only 1")
     templates = _texts(content.get("templates", ["a photo of a {}."]), "templates")
@@ -61,20 +59,17 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
     chosen = [entry.get("colour") for entry in entries if isinstance(entry, dict)]
     free = [colour for colour in palette if colour not in chosen]
     for entry in entries:
-        _check_keys(entry, needed={"name"}, allowed={"name", "words", "colour"}, what="a class")
+        _check_keys(entry, "a class", "name", "colour", "words")
         (name,) = _texts([entry["name"]], "name")
         names.append(name)
         words.append(_texts(entry.get("words", [name]), f"words of {name}"))
         own = palette[len(colours) % 256]  # VOC's of this value, or the next that no class has chosen
         own = own if own not in chosen else next(colour for colour in free if tuple(colour) not in colours)
         colours.append(_colour(entry.get("colour", own), name))
-    repeated = files.repeated(names)
     if has_background and any(is_background(name) for name in names[1:]):
-        raise ValueError(
-            "`background` is class 0 by itself, and a class of the list has this name, too: remove it from the list. "
-            "The other classes keep their order, and are numbered from 1 on"
-        )
-    if repeated:
+        problem = "`background` is class 0 by itself, and a class of the list has this name, too"
+        raise ValueError(f"{problem}: remove it from the list. The others keep their order, and are numbered from 1 on")
+    if repeated := files.repeated(names):
         raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
     if len(names) > IGNORE:
         raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
@@ -151,14 +146,14 @@ def sha256(classes: Classes) -> str:
     return hashlib.sha256(json.dumps(asdict(classes), sort_keys=True).encode()).hexdigest()
 
 
-def _check_keys(mapping: Any, *, needed: set[str], allowed: set[str], what: str) -> None:
+def _check_keys(mapping: Any, what: str, needed: str, *others: str) -> None:
+    allowed = sorted((needed, *others))
     if not isinstance(mapping, dict):
-        raise ValueError(f"{what} is a mapping with the keys {', '.join(sorted(allowed))}, not {files.shown(mapping)}")
-    unknown = sorted(str(key) for key in mapping if key not in allowed)
-    if unknown:
-        raise ValueError(f"{what} has no key {', '.join(unknown)}, only {', '.join(sorted(allowed))}")
-    if needed - mapping.keys():
-        raise ValueError(f"{what} needs the key {', '.join(sorted(needed - mapping.keys()))}")
+        raise ValueError(f"{what} is a mapping with the keys {', '.join(allowed)}, not {files.shown(mapping)}")
+    if unknown := sorted(str(key) for key in mapping if key not in allowed):
+        raise ValueError(f"{what} has no key {', '.join(unknown)}, only {', '.join(allowed)}")
+    if needed not in mapping:
+        raise ValueError(f"{what} needs the key {needed}")
 
 
 def _texts(values: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:

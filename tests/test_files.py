@@ -96,11 +96,7 @@ def test_counts_decode_as_coco_encodes_them():
     ("counts", "complaint"),
     [
         ("", "add up to 0"),
-        ("7", "add up to 7"),
-        ("0O7", "negative, or zero"),  # 0, -1, 7
         ("1005", "negative, or zero"),  # 1, 0, 0, 5
-        ("P", "ends within"),
-        ("PPPPPPPPP1", "has no end"),
         ("é", "does not occur"),
     ],
 )
