@@ -347,7 +347,7 @@ def test_a_killed_run_takes_its_kernel_along(tmp_path):
     (tmp_path / "notebooks").mkdir()
     path = write_notebook(tmp_path / "notebooks" / "00_sleeps.ipynb", PARAMETERS, SLEEPER)
     step = f"run.Step(pathlib.Path({str(path)!r}), {{}})"
-    code = f"import pathlib, run; run.execute({step}, pathlib.Path({str(tmp_path)!r}))"
+    code = f"import kernels, pathlib, run; kernels.PRELOADED = []; run.execute({step}, pathlib.Path({str(tmp_path)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=run.NOTEBOOKS, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "pid")
     kernel = psutil.Process(int((tmp_path / "pid").read_text()))
