@@ -37,7 +37,7 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-class Forked(multiprocessing.get_context("forkserver").Process):
+class Forked(multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn").Process):
     """A forked kernel, with the part of subprocess.Popen that jupyter_client uses."""
 
     stdin = stdout = stderr = None

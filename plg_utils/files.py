@@ -432,8 +432,8 @@ class PlainYaml(yaml.SafeLoader):
         """Make a dict, if no key is there twice."""
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for name in repeated(key.value for key in keys):
-            mark = next(key.start_mark for key in keys[::-1] if key.value == name)
-            raise yaml.MarkedYAMLError(problem=f"the key {name!r} twice: keep one", problem_mark=mark)
+            *_, last = (key.start_mark for key in keys if key.value == name)
+            raise yaml.MarkedYAMLError(problem=f"the key {name!r} twice: keep one", problem_mark=last)
         return super().construct_mapping(node, deep)
 
 

@@ -56,6 +56,8 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     printed = capsys.readouterr()
     assert len(re.findall("warning: without --(sam|clip), .* knows only the ten things", printed.err)) == 2
     assert "3 photos, 3 classes: background, tree, house" in printed.out
+    shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", printed.out, re.MULTILINE)]
+    assert len(shares) > 1 and shares == sorted(shares, reverse=True)
     assert "Threshold: 0.20, the default." in printed.out
     out, source = Path("out"), Path("out/run/labels_zero_shot")
     maps = {name: files.read_label(out / "labels" / f"{name}.png", 3) for name in NAMES}

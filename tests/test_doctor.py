@@ -287,7 +287,7 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     parameters = tiny(world, steps=4, warm_up=3)
     parameters.pop("run")
     data = doctor.data(parameters)[0]
-    card, stop = doctor.measure(data, parameters, images=2, steps=1, patience=-1)
+    card, stop = doctor.measure(data, parameters, images=2, steps=1)
     assert not stop and not list(tmp_path.glob("*/*")) and not any(card["not measured"])
     for _ in stages.everything(stages.open_run("whole", data, images_at_once=2), parameters):
         pass

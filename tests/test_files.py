@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from plg_utils import choices, class_files, datasets, figures, files, run_lengths
-from plg_utils.records import IGNORE
+from plg_utils.records import IGNORE, Masks
 
 LABEL = np.array([[0, 1, 2], [1, 2, IGNORE]], dtype=np.uint8)
 
@@ -125,6 +125,8 @@ def test_json_is_plain_and_sorted(tmp_path):
     assert text.endswith("}\n")
     assert text.index('"a"') < text.index('"b": null') < text.index('"c": "ä"')
     assert files.read_json(tmp_path / "a.json") == {"a": [1, [2, [3.5]]], "b": None, "c": "ä"}
+    files.write_masks(tmp_path / "a.json", Masks.from_dense(np.ones((1, 2, 3), bool), [0.1]))
+    assert files.read_json(tmp_path / "a.json")["masks"][0]["predicted_iou"] == 0.1  # not 0.10000000149
 
 
 def test_a_class_file_by_hand(tmp_path):
