@@ -85,9 +85,9 @@ def load(
     for part, splits in ((train, ("labelled", "unlabelled")), (val, ("val",))):
         wanted = [id for name in splits if name in truth_of for id in ids[name]]
         read_it = partial(_read, part.instances, classes)
-        painted = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
-        broken |= painted.broken
-        samples |= {name: tuple(painted.sample(part.photos[id]) for id in ids[name]) for name in splits}
+        of_part, sample = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
+        broken |= of_part
+        samples |= {name: tuple(sample(part.photos[id]) for id in ids[name]) for name in splits}
     _instances.warn_of_broken(broken, "coco")
     return Dataset("coco", classes, **samples, provenance=provenance)
 

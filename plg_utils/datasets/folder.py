@@ -13,7 +13,7 @@ Label Studio puts eight digits before the name of an upload, and leaves out sign
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _formats, _instances
-from plg_utils.records import IGNORE, Classes, Dataset
+from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
@@ -85,8 +85,7 @@ def load(
     has_map = set(mapped)
     seen = dict.fromkeys(id for split in ids if split in truth_of for id in ids[split] if id in has_map)
     if content:
-        painted = _painted(content, seen, chosen_classes)
-        remarks, sample = _remarks(content, photos), painted.sample
+        remarks, sample = _remarks(content, photos), _paint(content, seen, chosen_classes)
     else:
         _compare_palettes([maps[id] for id in (*taught, *measured) if maps], chosen_classes.num_classes)
         remarks, shown = (), {id: maps[id] for id in seen}
@@ -204,10 +203,11 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
     _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
     named = [path for path in folder.iterdir() if path.suffix and path not in own and path not in paths.values()]
     bare, taken = ({files.same_name(id) for id in ids} for ids in (photos.keys() - found.values(), found.values()))
-    others = [path.name for path in named if files.same_name(path.stem) in bare]
-    _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
-    objects = [path.name for path in named if files.same_name(path.stem) in taken and path.suffix in (".json", ".txt")]
-    _warn_of_others(sorted(objects), f"files of {folder} may hold objects of photos that have a PNG there, too,")
+    others = sorted(path.name for path in named if files.same_name(path.stem) in bare)
+    _warn_of_others(others, f"files of {folder} have the name of a photo without label map, but are no PNG,")
+    objects = (path for path in named if path.suffix in (".json", ".txt"))
+    objects = sorted(path.name for path in objects if files.same_name(path.stem) in taken)
+    _warn_of_others(objects, f"files of {folder} may hold objects of photos that have a PNG there, too,")
     return {id: paths[name] for name, id in found.items()}
 
 
@@ -270,8 +270,11 @@ def _annotated(content: _instances.Instances, photos: dict[str, Path]) -> list[s
     return sorted(set(listed) - set(empty))
 
 
-def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> _instances.Painted:
-    """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class."""
+def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> Callable[[Path], Sample]:
+    """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class.
+
+    returns: what makes the sample of a photo
+    """
     nothing = IGNORE if classes.background is None else classes.background
     found = {id: value_of(name, classes) for id, name in content.categories.items()}
     if not any(value in classes.foreground for value in found.values()):
@@ -284,32 +287,25 @@ def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes
     maps = files.data_root() / "folder_labels"
     more = [files.sha256(source) for source in content.sources]  # where sizes are those of photos, they count too
     more += [sorted(content.sizes.items(), key=str)] if more else []
-    painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values, *more)
-    _instances.warn_of_broken(painted.broken, "folder")
+    read_it = lambda: (content, values)  # noqa: E731
+    broken, sample = _instances.make_maps(content.path, maps, ids, classes, read_it, nothing, values, *more)
+    _instances.warn_of_broken(broken, "folder")
     categories = [row.get("category_id") for id in ids for row in content.annotations[id] if row.get("iscrowd")]
     crowds = sum(found.get(category) in classes.foreground for category in categories)
     if crowds:
         problem = f"{crowds} annotations of {content.path} are crowds (iscrowd 1), which are void"
         warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=3)
-    lost = Counter(
-        content.categories[annotation["category_id"]]
-        for id, reason in painted.broken.items()
-        if not reason
-        for annotation in content.annotations[id]
-        if found[annotation["category_id"]] is None
-        and not (
-            classes.background is None and class_files.is_background(content.categories[annotation["category_id"]])
-        )
-    )
+    void = classes.background is None
+    strange = {id: content.categories[id] for id, value in found.items() if value is None}
+    strange = {id: name for id, name in strange.items() if not (void and class_files.is_background(name))}
+    painted = [row["category_id"] for id, reason in broken.items() if not reason for row in content.annotations[id]]
+    lost = Counter(strange[category] for category in painted if category in strange)
     if lost:
         shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
-        warnings.warn(
-            f"{lost.total()} annotations have categories that are no class: {shown}; they count as "
-            f"{'void' if classes.background is None else 'background'}. If a class means one of them, rename the "
-            f"category in the json, or add it to the words of the class",
-            stacklevel=3,
-        )
-    return painted
+        problem = f"{lost.total()} annotations have categories that are no class: {shown}"
+        meaning = f"they count as {'void' if void else 'background'}. If a class means one of them, rename the category"
+        warnings.warn(f"{problem}; {meaning} in the json, or add it to the words of the class", stacklevel=3)
+    return sample
 
 
 def value_of(name: str, classes: Classes) -> int | None:
