@@ -130,7 +130,7 @@ def test_lists_say_what_is_taken(root):
         ("train/a.png trainannot/b.png", "with one ID"),
         ("train/0016E5_07961.png trainannot/0016E5_07961.png", "both in train and in val, e.g. 0016E5_07961"),
         ("train/a.png trainannot/a.png", "2 files of the labelled images in .*train.txt are not below .*a.png"),
-        ("", "lists no frame"),
+        ("", "lists no image"),
     ],
 )
 def test_lists_are_checked(root, line, complaint):

@@ -110,22 +110,18 @@ def _parts(root: Path, year: int, seed: int) -> tuple[_Set, _Set]:
     """Train and val: two folders and two json files, or one of each, of which a quarter is drawn for val."""
     for folder in (root, root / "images"):
         if (folder / f"train{year}").is_dir():
-            jsons = [root / "annotations" / f"instances_{part}{year}.json" for part in ("train", "val")]
-            parts = [folder / f"{part}{year}" for part in ("train", "val")]
-            missing = [path for path in (*jsons, *parts) if not path.exists()]
+            names = [f"{part}{year}" for part in ("train", "val")]
+            places = [(root / "annotations" / f"instances_{name}.json", folder / name) for name in names]
+            missing = [path for pair in places for path in pair if not path.exists()]
             if missing:
                 raise FileNotFoundError(f"{root} has no {missing[0].relative_to(root)}, which belongs to train{year}")
-            train, val = (_Set(path, _photos(part)) for path, part in zip(jsons, parts, strict=True))
-            return train, val
+            return tuple(_Set(path, _photos(photos)) for path, photos in places)
     if not ((root / "images").is_dir() and (root / "instances.json").is_file()):
-        raise FileNotFoundError(
-            f"{root} has neither train{year}, val{year} and annotations, nor images and instances.json: root must be "
-            f"the folder of COCO"
-        )
+        problem = f"{root} has neither train{year}, val{year} and annotations, nor images and instances.json"
+        raise FileNotFoundError(f"{problem}: root must be the folder of COCO")
     photos = _photos(root / "images")
     val_ids, train_ids = datasets.draw(list(photos), len(photos) // 4, seed)
-    train, val = (_Set(root / "instances.json", {id: photos[id] for id in ids}) for ids in (train_ids, val_ids))
-    return train, val
+    return tuple(_Set(root / "instances.json", {id: photos[id] for id in ids}) for ids in (train_ids, val_ids))
 
 
 def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], list[str]]:
@@ -133,8 +129,6 @@ def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], li
     labelled, measured = _read_list(lists.labelled), _read_list(lists.val)
     datasets.check_disjoint(labelled=labelled, val=measured)
     for path, ids, part in ((lists.labelled, labelled, train), (lists.val, measured, val)):
-        if not ids:
-            raise ValueError(f"{path} lists no image: write an id in each line")
         missing = [id for id in ids if id not in part.photos]
         if missing:
             where = next(iter(part.photos.values())).parent

@@ -67,10 +67,8 @@ def load(
         pool, others, val = _drawn_lists(folder, photos, root, seed)
     else:
         pool, val = _read_list(lists.labelled, photos), _read_list(lists.val, photos)
-        others = _read_list(lists.train, photos) if lists.train and lists.train.is_file() else []
-        for path, entries in ((lists.labelled, pool), (lists.val, val)):
-            if not entries:
-                raise ValueError(f"{path} lists no image: write an id in each line")
+        has_others = lists.train and lists.train.is_file()
+        others = _read_list(lists.train, photos, may_be_empty=True) if has_others else []
     if split is None:
         chosen, rest, provenance = datasets.choose(pool, 92 if labelled is None else labelled, seed)
     else:
@@ -111,18 +109,17 @@ def _photos(root: Path) -> dict[str, str]:
     return {path.stem: f"JPEGImages/{path.name}" for path in sorted(found, key=lambda path: path.suffix == ".jpg")}
 
 
-def _read_list(path: Path, photos: dict[str, str] | None = None) -> list[datasets.Entry]:
+def _read_list(path: Path, photos: dict[str, str], may_be_empty: bool = False) -> list[datasets.Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch); photos: by id."""
     entries = []
-    for where, words in datasets.read_list(path):
+    for where, words in datasets.read_list(path, may_be_empty=may_be_empty):
         id = " ".join(words)
-        if photos and id in photos:  # it may have spaces and dots
+        if id in photos:  # it may have spaces and dots
             entries.append((photos[id], f"SegmentationClass/{id}.png"))
             continue
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
         if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
-            line = " ".join(words)
-            raise ValueError(f"{where}: {line!r} is neither an id nor a photo and a label map below the root")
+            raise ValueError(f"{where}: {id!r} is neither an id nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
             id = files.check_stem(words[0], where)
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
@@ -131,9 +128,7 @@ def _read_list(path: Path, photos: dict[str, str] | None = None) -> list[dataset
     return entries
 
 
-def _drawn_lists(
-    folder: Path, photos: dict[str, str], root: Path, seed: int
-) -> tuple[list[datasets.Entry], list[datasets.Entry], list[datasets.Entry]]:
+def _drawn_lists(folder: Path, photos: dict[str, str], root: Path, seed: int) -> tuple[list[datasets.Entry], ...]:
     """Lists where train.txt and val.txt are missing: pool, photos without map, and val (a quarter of all maps)."""
     if (folder / "all.txt").is_file():
         entries = _read_list(folder / "all.txt", photos)
