@@ -262,12 +262,10 @@ def draw(items: list, count: int, seed: int) -> tuple[list, list]:
     return drawn, [item for index, item in enumerate(items) if index not in chosen]
 
 
-def drawn(count: int, seed: int, pool: str = "") -> str:
-    """Say that labelled images were drawn by a seed, perhaps from a pool, and what that means."""
-    if not count:
-        return "no image is labelled"
-    source = f" from the {pool}" if pool else ""
-    return f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
+def drawn(count: int, seed: int, source: str = "") -> str:
+    """Say that labelled images were drawn by a seed, and what that means; source: such as " from the list"."""
+    said = f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
+    return said if count else "no image is labelled"
 
 
 def choose(pool: list, labelled: int | str, seed: int) -> tuple[list, list, str]:

@@ -57,15 +57,13 @@ class Lists:
         wanted = datasets.count(labelled, training) if isinstance(labelled, str) else labelled
         if isinstance(wanted, int) and wanted > len(pool):
             part = f", {wanted} images," if isinstance(labelled, str) else ""
-            raise ValueError(
-                f"labelled={labelled!r}{part} is more than the {len(pool)} that {self.labelled} lists; with a split "
-                f"`labelled` can be left out (None): all listed images are labelled then"
-            )
+            problem = f"labelled={labelled!r}{part} is more than the {len(pool)} that {self.labelled} lists"
+            raise ValueError(f"{problem}; with a split leave `labelled` out (None) to label all that are listed")
         count = len(pool) if wanted is None else datasets.count(wanted, len(pool))
         source = f"UniMatch's list {self.name} (commit {COMMIT})" if self.name else str(self.labelled)
         provenance = f"the {count} labelled images are {source}"
         if count < len(pool):
-            provenance = datasets.drawn(count, seed, f"{len(pool)} of {source}")
+            provenance = datasets.drawn(count, seed, f" from the {len(pool)} of {source}")
             if count:
                 warnings.warn(provenance, stacklevel=3)
         return *datasets.draw(pool, count, seed), provenance

@@ -23,9 +23,7 @@ YEARS = (2014, 2017)
 SMOKE = {"labelled": 2, "limit": 2}
 
 
-class _Set(NamedTuple):
-    """Photos that share a json: those of train or of val."""
-
+class _Set(NamedTuple):  # train or val
     instances: Path
     photos: dict[str, Path]  # by id, in the order of the ids
 
@@ -53,14 +51,11 @@ def load(
         supervised works): numbers of the two do not compare
     split: a list of UniMatch's by its name, 1_512 to 1_32 (`_splits`: fetched if missing), or a folder with lists in
         its format: labeled.txt, and here or one level up val.txt; lines are "train2017/ID.jpg masks/ID.png", of which
-        the id counts: label maps are made here. Unlabelled is the rest of train; `labelled`: see `Lists.choose`
-    cache: folder of the label maps, by default `coco_labels` in the data folder; a subfolder is named after the content
-        of the json and the rule of painting
-
-    Without `split` the labelled images are drawn by the seed, with a warning: numbers on them do not compare with
-    published ones. Label maps are only painted for the splits in `truth_of`. Maps that exist are not painted again, so
-    a load can be stopped at any time. An image with an annotation that cannot be painted has no label map: a warning
-    counts these images, and `truth` says why.
+        the id counts. Unlabelled is the rest of train; `labelled`: see `Lists.choose`. Without it the labelled images
+        are drawn by the seed, with a warning: numbers on them do not compare with published ones
+    cache: folder of the label maps, by default `coco_labels` in the data folder. They are painted once, for the splits
+        in `truth_of`; a load can be stopped at any time. An image with an annotation that cannot be painted has no
+        label map: a warning counts these images, and `truth` says why
     """
     if year not in YEARS:
         raise ValueError(f"year={year!r}: COCO's divisions are those of {' and '.join(map(str, YEARS))}")

@@ -34,13 +34,10 @@ def load(
         `split` see `Lists.choose`; without it, None for 92, and a part is a part of the images that could be labelled
     split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
         missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
-        unlabeled.txt or train_aug.txt, of which the labelled ones are left out
-
+        unlabeled.txt or train_aug.txt, of which the labelled ones are left out. 1_16 to 1_4 and u2pl_1_4 name label
+        maps of the augmented set (SBD), which are not in VOCdevkit: put them into SegmentationClass
     label_val: the images of val take the place of the unlabelled ones, and val is empty: to compare zero-shot labels
         with published numbers, which are counted there. What is trained then has seen val
-
-    The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: put them
-    into SegmentationClass.
 
     Without `split`, the labelled images are drawn from ImageSets/Segmentation/train.txt, and the unlabelled ones are
     the rest of train_aug.txt, or of train.txt if there is no train_aug.txt. If train.txt and val.txt are missing, a
@@ -83,13 +80,11 @@ def load(
     if leaked:
         problem = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
         raise ValueError(f"{problem}; the labelled ones are from {lists.labelled}: keep each image in one of them")
-    splits = {"unlabelled": list(unlabelled.values()), "val": val}
-    if label_val:
-        splits = {"unlabelled": val, "val": []}
+    others = list(unlabelled.values())
     return datasets.from_pairs(
         "voc",
         class_files.read(CLASS_FILE),
-        {"labelled": chosen, **splits},
+        {"labelled": chosen} | ({"unlabelled": val, "val": []} if label_val else {"unlabelled": others, "val": val}),
         root=root,
         truth_of=truth_of,
         limit=limit,
