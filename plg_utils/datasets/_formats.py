@@ -39,6 +39,7 @@ KNOWN = (
     "data.yaml with labels/*.txt, or the unpacked folder of CVAT's Segmentation mask 1.1"
 )
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt")  # YOLO's files of names
+AGAIN = "correct it, or export it again"
 STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # rows and columns: right, down, left, up
 
 
@@ -48,61 +49,56 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     has_maps: whether the folder holds label maps of photos: then other files beside them do not count
     """
     if place.is_dir():
-        root = place.parent if place.name == "SegmentationClass" else place
-        if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
-            return read_cvat(root)
-        if has_maps:
-            return None
-        if names := next((path for name in NAMES if (path := place / name).is_file()), None):
-            return read_yolo(names)
-        jsons = _visible(place.glob("*.json"))
-        if jsons and _kind(files.read_json(jsons[0], "correct it, or export it again")) == "labelme":
-            return read_labelme(jsons)
-        if jsons and not list(place.glob("*.txt")):
-            raise ValueError(f"{place} holds {jsons[0].name}, which is no json of labelme: name a single json itself")
-        above = [path / name for path in list(place.parents)[:2] for name in NAMES]
-        if texts := _visible(place.rglob("*.txt")):
-            if names := next((path for path in above if path.is_file()), None):
-                return read_yolo(names, place)
-            example = f"{place} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
-            raise ValueError(f"{example} says which class a number is: name the folder that has it. {KNOWN}")
-        if not _visible(place.glob("*.[pP][nN][gG]")):
-            inner = [path.parent.name for path in _visible(place.glob("*/*.png"))]
-            hint = f", but its folder {inner[0]} holds PNG: name that, if they are label maps" if inner else ""
-            raise FileNotFoundError(f"{place} itself holds no labels{hint}; {KNOWN}")
-        return None
-    if place.suffix.lower() in (".yaml", ".yml"):
+        return _read_folder(place, has_maps)
+    suffix = place.suffix.lower()
+    if suffix in (".yaml", ".yml"):
         return read_yolo(place)
-    if not place.exists() and place.suffix.lower() != ".json":
-        return None
-    if place.suffix.lower() != ".json":
-        unpack = "unpack it and name the folder; " if place.suffix.lower() in (".zip", ".gz", ".7z") else ""
+    if suffix != ".json":
+        if not place.exists():
+            return None
+        unpack = "unpack it and name the folder; " if suffix in (".zip", ".gz", ".7z") else ""
         raise ValueError(f"{place} is no form of labels that is known: {unpack}{KNOWN}")
-    content = files.read_json(place, "correct it, or export it again")
-    kind = _kind(content)
-    if kind == "labelme":
-        return read_labelme([place])
-    if kind == "label_studio":
-        return read_label_studio(place)
-    if kind:
-        raise ValueError(f"{place} is {kind}")
-    return _instances.read(place)
-
-
-def _kind(content: Any) -> str:
-    """What a json is: labelme, label_studio, "" for COCO, or what it is instead, and what to do."""
+    content = files.read_json(place, AGAIN)
     first = content[0] if isinstance(content, list) and content else content
     keys = first.keys() if isinstance(first, dict) else set()
     if "shapes" in keys:
-        return "labelme"
+        return read_labelme([place])
     if isinstance(content, list) or {"data", "annotations"} <= keys:
         if "data" in keys and keys & {"annotations", "predictions", "completions"}:
-            return "label_studio"
-        return "a list, but no tasks of Label Studio with data and annotations: export it as JSON, not as JSON-MIN"
+            return read_label_studio(place)
+        problem = "a list, but no tasks of Label Studio with data and annotations"
+        raise ValueError(f"{place} is {problem}: export it as JSON, not as JSON-MIN")
     rows = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "segments_info" in rows[0]:
-        return "a json of COCO's panoptic form: export the objects (instances), or label maps"
-    return ""
+        raise ValueError(f"{place} is a json of COCO's panoptic form: export the objects (instances), or label maps")
+    return _instances.read(place)
+
+
+def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
+    root = folder.parent if folder.name == "SegmentationClass" else folder
+    if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
+        return read_cvat(root)
+    if has_maps:
+        return None
+    if names := next((path for name in NAMES if (path := folder / name).is_file()), None):
+        return read_yolo(names)
+    texts, jsons = _visible(folder.rglob("*.txt")), _visible(folder.glob("*.json"))
+    first = files.read_json(jsons[0], AGAIN) if jsons else None
+    if isinstance(first, dict) and "shapes" in first:
+        return read_labelme(jsons)
+    if jsons and not list(folder.glob("*.txt")):
+        raise ValueError(f"{folder} holds {jsons[0].name}, which is no json of labelme: name a single json itself")
+    if texts:
+        above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
+        if names := next((path for path in above if path.is_file()), None):
+            return read_yolo(names, folder)
+        problem = f"{folder} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
+        raise ValueError(f"{problem} says which class a number is: name the folder that has it. {KNOWN}")
+    if _visible(folder.glob("*.[pP][nN][gG]")):
+        return None
+    inner = [path.parent.name for path in _visible(folder.glob("*/*.png"))]
+    hint = f", but its folder {inner[0]} holds PNG: name that, if they are label maps" if inner else ""
+    raise FileNotFoundError(f"{folder} itself holds no labels{hint}; {KNOWN}")
 
 
 def _visible(paths: Iterator[Path]) -> list[Path]:
@@ -111,11 +107,10 @@ def _visible(paths: Iterator[Path]) -> list[Path]:
 
 def _gathered(place: Path, images: list, categories: dict, sources: list[Path], **more: Any) -> Instances:
     """Instances of images (id, size, rows), of which none is lost if two have the same id."""
-    stems = [stem for stem, *_ in images]
-    annotations: dict[str, list] = {stem: [] for stem in stems}
+    annotations: dict[str, list] = {}
     for stem, _, rows in images:
-        annotations[stem] += rows
-    sizes, repeated = {stem: size for stem, size, _ in images}, frozenset(files.repeated(stems))
+        annotations.setdefault(stem, []).extend(rows)
+    sizes, repeated = {stem: size for stem, size, _ in images}, frozenset(files.repeated(stem for stem, *_ in images))
     return Instances(place, sizes, annotations, categories, 0, repeated, tuple(sources), **more)
 
 
@@ -145,12 +140,9 @@ def read_labelme(paths: list[Path]) -> Instances:
         images.append((path.stem, None if None in size else size, rows))
     kinds = [row["segmentation"].args[0].get("shape_type") for *_, rows in images for row in rows]
     names = {row["category_id"]: row["category_id"] for *_, rows in images for row in rows}
-    if kinds and set(kinds) == {"rectangle"}:
-        problem = f"all {len(kinds)} shapes of {place} are rectangles"
-        warnings.warn(
-            f"{problem}: each counts as an object that fills it. If they are boxes around objects, outline the objects",
-            stacklevel=4,
-        )
+    if set(kinds) == {"rectangle"}:
+        problem = f"all {len(kinds)} shapes of {place} are rectangles: each counts as an object that fills it"
+        warnings.warn(f"{problem}. If they are boxes around objects, outline the objects", stacklevel=5)
     return _gathered(place, images, names, paths, in_order=True)
 
 
@@ -215,24 +207,26 @@ def _yolo_rows(path: Path) -> list[dict]:
     for number, line in enumerate(files.read_lines(path), start=1):
         if not line.split():
             continue
-        why, corners = "", np.zeros(0)
+        name, *numbers = line.split()
         try:
-            category, *numbers = line.split()
             corners = np.array(numbers, dtype=np.float64)
-            category = int(float(category)) if float(category).is_integer() else category
+            category, why = int(float(name)) if float(name).is_integer() else name, _why_no_polygon(corners)
         except ValueError:
             category, why = 0, f"{line[:40]!r} is no number of a class and numbers from 0 to 1"
-        if not why and len(corners) in (4, 5):
-            why = "it is a box (x, y, width, height); a box alone is no outline"
-        elif not why and (len(corners) < 6 or len(corners) % 2):
-            why = f"{len(corners)} numbers are no x and y of three corners or more"
-        elif not why and not ((corners >= -0.01) & (corners <= 1.01)).all():  # false for nan; Ultralytics' tolerance
-            far = corners[~((corners >= -0.01) & (corners <= 1.01))][0]
-            why = f"the number {far:g} is not from 0 to 1: divide x by the width of the image, and y by the height"
         polygons += [] if why else [corners]
         mask = partial(_refuse, why) if why else partial(_yolo_mask, corners.reshape(-1, 2), polygons)
         rows.append({"id": f"in line {number} of {path.name}", "category_id": category, "segmentation": mask})
     return rows
+
+
+def _why_no_polygon(corners: np.ndarray) -> str:
+    if len(corners) in (4, 5):
+        return "it is a box (x, y, width, height); a box alone is no outline"
+    if len(corners) < 6 or len(corners) % 2:
+        return f"{len(corners)} numbers are no x and y of three corners or more"
+    far = corners[~((corners >= -0.01) & (corners <= 1.01))]  # nan, too; Ultralytics' tolerance
+    remedy = "divide x by the width of the image, and y by the height"
+    return f"the number {far[0]:g} is not from 0 to 1: {remedy}" if len(far) else ""
 
 
 def _yolo_mask(polygon: np.ndarray, polygons: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -350,20 +344,20 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
         if region["type"] == "keypointlabels" or (box and any(np.allclose(box, one, atol=0.5) for one in outlined)):
             continue  # points that asked a model; the box that an import from COCO adds to each polygon
         size, names = size or region["size"], region.get("names") or []
+        why = ""
         if len(names) != 1:
-            shape = partial(_refuse, f"a region has the labels {files.shown(names)}, and one is right")
+            why = f"a region has the labels {files.shown(names)}, and one is right"
         elif region["size"] != size:
-            shape = partial(_refuse, f"regions of two sizes, {size} and {region['size']}")
+            why = f"regions of two sizes, {size} and {region['size']}"
         elif region["turned"]:
-            shape = partial(
-                _refuse, f"the image was turned by {region['turned']} degrees: turn it back and export again"
-            )
+            why = f"the image was turned by {region['turned']} degrees: turn it back and export again"
         elif "rle" in region:
             shape = partial(brush_mask, region["rle"])
         elif "points" in region:  # in percent of width and height
             shape = [[number / 100 * size[1 - axis] for x_y in region["points"] for axis, number in enumerate(x_y)]]
         else:
-            shape = partial(_refuse, f"it is of the type {region['type']}; right are brushes and polygons")
+            why = f"it is of the type {region['type']}; right are brushes and polygons"
+        shape = partial(_refuse, why) if why else shape
         rows.append({"id": id, "category_id": names[0] if names else "", "segmentation": shape})
     return rows, size
 
@@ -441,15 +435,13 @@ def read_cvat(root: Path) -> Instances:
             raise ValueError(f"{problem}: right is a name and a colour of its own, NAME:RED,GREEN,BLUE::")
     colours.setdefault((0, 0, 0), "background")
     maps = _visible((root / "SegmentationClass").rglob("*.png"))
-    codes = [(red << 16) + (green << 8) + blue for red, green, blue in colours]
-    images, names = [], [*colours.values()]
+    codes = {(red << 16) + (green << 8) + blue: name for (red, green, blue), name in colours.items()}
+    images = []
     for place in maps:
         read = partial(_coloured, place, tuple(codes))
-        rows = [
-            {"category_id": name, "segmentation": partial(read, code)} for code, name in zip(codes, names, strict=True)
-        ]
+        rows = [{"category_id": name, "segmentation": partial(read, code)} for code, name in codes.items()]
         images.append((place.stem, None, rows))
-    return _gathered(root, images, dict(zip(names, names, strict=True)), [path, *maps])
+    return _gathered(root, images, {name: name for name in codes.values()}, [path, *maps])
 
 
 def _coloured(path: Path, codes: tuple[int, ...], code: int, size: tuple[int, int]) -> np.ndarray:

@@ -63,9 +63,8 @@ def read(path: Path) -> Instances:
             if twice:
                 raise ValueError(f"{part} have the id {twice[0]} more than once")
         names = {category["id"]: category["name"] for category in content["categories"]}
-        for id, name in names.items():
-            if not isinstance(name, str):
-                raise TypeError(f"the name of category {id!r} is not text")
+        if strange := [id for id, name in names.items() if not isinstance(name, str)]:
+            raise TypeError(f"the name of category {strange[0]!r} is not text")
         stems = {_text(image["id"]): stem_of(image["file_name"]) for image in content["images"]}
         sizes = {stems[_text(image["id"])]: (image["height"], image["width"]) for image in content["images"]}
         by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
@@ -75,8 +74,8 @@ def read(path: Path) -> Instances:
         for annotation in brushed:
             annotation["iscrowd"] = 0
         for annotation in content["annotations"]:
-            if _text(annotation.get("category_id")) in known:
-                annotation["category_id"] = known[_text(annotation["category_id"])]
+            category = annotation.get("category_id")
+            annotation["category_id"] = known.get(_text(category), category)
             by_image[stems.get(_text(annotation["image_id"]))].append(annotation)
     strays, clicks = len(by_image.pop(None)), 0
     for stem, annotations in by_image.items():
@@ -168,11 +167,11 @@ def decode(segmentation: list | dict | Callable, size: tuple[int, int]) -> np.nd
     if isinstance(counts, str):
         masks = run_lengths.decode([counts])
         run_lengths.check(masks, size)
-    elif not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
-        raise ValueError("run lengths that are neither a text nor a list of numbers from 0 on")
-    elif sum(counts) != height * width:
-        raise ValueError(f"its run lengths add up to {sum(counts)}, the image has {height * width} pixels")
-    else:
+    else:  # zeros are allowed here
+        if not isinstance(counts, list) or any(type(run) is not int or run < 0 for run in counts):
+            raise ValueError("run lengths that are neither a text nor a list of numbers from 0 on")
+        if sum(counts) != height * width:
+            raise ValueError(f"its run lengths add up to {sum(counts)}, the image has {height * width} pixels")
         masks = [np.array(counts)]
     return np.ascontiguousarray(run_lengths.dense(masks, size)[0])
 
@@ -203,28 +202,6 @@ def _check_place(polygons: list, size: tuple[int, int]) -> None:
 # The label maps of a json
 
 
-@dataclass(frozen=True)
-class Painted:
-    """The label maps of a json that were asked for."""
-
-    instances: Path
-    cache: Path  # folder with ID.png, or ID.txt with the reason why there is no label map
-    classes: Classes
-    broken: dict[str, str]  # id: this reason, empty for an image with label map
-
-    def sample(self, photo: Path) -> Sample:
-        """Sample of a photo, with its label map if that was asked for."""
-        label = self.cache / f"{photo.stem}.png" if photo.stem in self.broken else None
-        sample = datasets.photo(photo, label, classes=self.classes, origin=self.instances)
-        reason = self.broken.get(photo.stem)
-
-        def read_truth() -> np.ndarray:
-            remedy = "correct it in the json, or remove it, or leave the image out"
-            raise BrokenAnnotation(f"{photo.stem} has no label map: {reason} ({self.instances}); {remedy}")
-
-        return replace(sample, read_truth=read_truth) if reason else sample
-
-
 def make_maps(
     instances: Path,
     maps: Path,
@@ -232,11 +209,14 @@ def make_maps(
     classes: Classes,
     read_it: Callable[[], tuple[Instances, dict[int, int]]],
     *more: object,
-) -> Painted:
+) -> tuple[dict[str, str], Callable[[Path], Sample]]:
     """Paint the label maps of these images that are missing.
 
-    maps: folder of all label maps; the subfolder's name changes with the json, the classes, the rule, and `more`
+    maps: folder of all label maps; the subfolder's name changes with the json, the classes, the rule, and `more`. It
+        holds ID.png, or ID.txt with the reason why there is no label map
     read_it: returns the content of the json and the value of each category; only called if a map is missing
+    returns: this reason for each id, "" for an image with label map; and what makes the sample of a photo, with its
+        label map if that was asked for
     """
     digest = files.sha256(instances) if instances.is_file() else ""
     painted = f"{digest} {classes.names} {classes.colours} {RULE}"  # words do not change the maps
@@ -249,7 +229,20 @@ def make_maps(
         for id in store.progress(missing, what=f"label maps of {instances.name}"):
             _make_map(cache / f"{id}.png", content, id, values, classes)
     reasons = {path.stem: path.read_text(encoding="utf-8") for path in cache.glob("*.txt")}
-    return Painted(instances, cache, classes, {id: reasons.get(id, "") for id in ids})
+    broken = {id: reasons.get(id, "") for id in ids}
+
+    def sample(photo: Path) -> Sample:
+        label = cache / f"{photo.stem}.png" if photo.stem in broken else None
+        of_photo = datasets.photo(photo, label, classes=classes, origin=instances)
+        reason = broken.get(photo.stem)
+
+        def read_truth() -> np.ndarray:
+            remedy = "correct it in the json, or remove it, or leave the image out"
+            raise BrokenAnnotation(f"{photo.stem} has no label map: {reason} ({instances}); {remedy}")
+
+        return replace(of_photo, read_truth=read_truth) if reason else of_photo
+
+    return broken, sample
 
 
 def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], classes: Classes) -> None:

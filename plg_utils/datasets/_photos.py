@@ -8,9 +8,10 @@ disk may have been away.
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import PIL
@@ -27,19 +28,21 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     """
     bad: dict[Path, str] = {}
     changed: dict[str, str] = {}  # name: what of the file the image does not show
-    folders: dict[Path, list[Path]] = {}
-    for path in paths:
-        folders.setdefault(path.parent, []).append(path)
     with distributed.main_first():  # the other processes find the results in the data folder
-        for folder, own in folders.items():
-            found, remarks = _in_folder(folder, own)
+        for folder in dict.fromkeys(path.parent for path in paths):
+            found, remarks = _in_folder(folder, [path for path in paths if path.parent == folder])
             bad, changed = bad | found, changed | remarks
     if changed:
-        listed = "".join(f"\n  {name}: {remark}" for name, remark in list(changed.items())[:SHOWN])
-        listed += f"\n  ... and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         problem = f"photos that are read in part or scaled: {len(changed)}. Export as 8-bit RGB what is wrong so"
-        warnings.warn(f"{problem}:{listed}", stacklevel=2)
+        remarks = [f"{name}: {remark}" for name, remark in changed.items()]
+        warnings.warn(f"{problem}:{listed(remarks, SHOWN)}", stacklevel=2)
     return {path: bad[path] for path in paths if path in bad}
+
+
+def listed(reasons: Collection[str], most: int) -> str:
+    """The first of these reasons, each in a line of its own, and how many more there are."""
+    more = [f"... and {len(reasons) - most} more"] if len(reasons) > most else []
+    return "".join(f"\n  {reason}" for reason in [*islice(reasons, most), *more])
 
 
 def _in_folder(folder: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[str, str]]:

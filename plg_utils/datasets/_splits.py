@@ -57,15 +57,13 @@ class Lists:
         wanted = datasets.count(labelled, training) if isinstance(labelled, str) else labelled
         if isinstance(wanted, int) and wanted > len(pool):
             part = f", {wanted} images," if isinstance(labelled, str) else ""
-            raise ValueError(
-                f"labelled={labelled!r}{part} is more than the {len(pool)} that {self.labelled} lists; with a split "
-                f"`labelled` can be left out (None): all listed images are labelled then"
-            )
+            problem = f"labelled={labelled!r}{part} is more than the {len(pool)} that {self.labelled} lists"
+            raise ValueError(f"{problem}; with a split leave `labelled` out (None) to label all that are listed")
         count = len(pool) if wanted is None else datasets.count(wanted, len(pool))
         source = f"UniMatch's list {self.name} (commit {COMMIT})" if self.name else str(self.labelled)
         provenance = f"the {count} labelled images are {source}"
         if count < len(pool):
-            provenance = datasets.drawn(count, seed, f"{len(pool)} of {source}")
+            provenance = datasets.drawn(count, seed, f" from the {len(pool)} of {source}")
             if count:
                 warnings.warn(provenance, stacklevel=3)
         return *datasets.draw(pool, count, seed), provenance
@@ -79,14 +77,14 @@ def names(family: str) -> list[str]:
 
 def find(split: str | int | Path, family: str) -> Lists:
     """Find the lists that `split` stands for: a name of UniMatch's, or a folder of lists in its format."""
-    name = str(split)
+    name, known = str(split), names(family)
     if isinstance(split, int):  # in YAML 92 is a number, and so is 1_16: 116
-        name = next((name for name in names(family) if name.replace("_", "") == str(split)), name)
-    if name in names(family):
+        name = next((name for name in known if name.replace("_", "") == str(split)), name)
+    if name in known:
         return _published(family, name)
-    folder = Path(str(split)).expanduser()
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        choices.one_of(str(split), names(family), "folder or list of UniMatch's called")
+        choices.one_of(name, known, "folder or list of UniMatch's called")
     val = next((path for path in (folder / "val.txt", folder.parent / "val.txt") if path.is_file()), None)
     if val is None or not (folder / "labeled.txt").is_file():
         raise FileNotFoundError(f"{folder} has no labeled.txt, or neither it nor {folder.parent} has val.txt")
@@ -97,9 +95,8 @@ def find(split: str | int | Path, family: str) -> Lists:
 def _published(family: str, name: str) -> Lists:
     """Files of a list of UniMatch's: fetched if missing, and in any case those that were published."""
     root = files.data_root() / "splits"
-    wanted = [f"{family}/{name}/labeled.txt", f"{family}/val.txt"]
-    if f"{family}/train_aug.txt" in SHA256:
-        wanted.append(f"{family}/train_aug.txt")
+    wanted = [f"{family}/{file}" for file in (f"{name}/labeled.txt", "val.txt", "train_aug.txt")]
+    wanted = [path for path in wanted if path in SHA256]  # COCO has no train_aug.txt
     missing = [path for path in wanted if not (root / path).exists()]
     try:
         for path in missing:

@@ -36,9 +36,8 @@ def load(
         folder. `train.txt`, `val.txt` and `test.txt` list the pairs; of a folder without list all frames are taken.
     labelled: how many frames of train have labels, or which part of them, as "1/8" (rounded up); evenly spaced, so 12
         are not among the 24. The rest of train is unlabelled.
-    seed: moves the labelled frames along the videos: with 12 of 367 there are 30 places for the first of them
-        (`spaced`). Each of the first 30 seeds takes another place. If more than half of the frames are labelled there
-        is only one place, and the seed does nothing.
+    seed: moves the labelled frames along the videos (`spaced`): of 12 of 367 the first has 30 places, another one for
+        each of 30 seeds. If more than half of the frames are labelled there is one place, and the seed does nothing.
     shrink: 2 reads photos and label maps at half the size (`smaller`), for machines that cannot train at full size. A
         mean IoU at another size does not compare.
 
@@ -144,6 +143,4 @@ def _entries(root: Path, part: str) -> list[datasets.Entry]:
             line = " ".join(words)
             raise ValueError(f"{where}: {line!r} is not {part}/ID.png {part}annot/ID.png, with one ID")
         entries.append((photos / paths[0].name, maps / paths[1].name))
-    if not entries:
-        raise ValueError(f"{listed} lists no frame: write one in each line, or remove the list to take all frames")
     return entries

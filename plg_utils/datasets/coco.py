@@ -23,9 +23,7 @@ YEARS = (2014, 2017)
 SMOKE = {"labelled": 2, "limit": 2}
 
 
-class _Set(NamedTuple):
-    """Photos that share a json: those of train or of val."""
-
+class _Set(NamedTuple):  # train or val
     instances: Path
     photos: dict[str, Path]  # by id, in the order of the ids
 
@@ -53,14 +51,11 @@ def load(
         supervised works): numbers of the two do not compare
     split: a list of UniMatch's by its name, 1_512 to 1_32 (`_splits`: fetched if missing), or a folder with lists in
         its format: labeled.txt, and here or one level up val.txt; lines are "train2017/ID.jpg masks/ID.png", of which
-        the id counts: label maps are made here. Unlabelled is the rest of train; `labelled`: see `Lists.choose`
-    cache: folder of the label maps, by default `coco_labels` in the data folder; a subfolder is named after the content
-        of the json and the rule of painting
-
-    Without `split` the labelled images are drawn by the seed, with a warning: numbers on them do not compare with
-    published ones. Label maps are only painted for the splits in `truth_of`. Maps that exist are not painted again, so
-    a load can be stopped at any time. An image with an annotation that cannot be painted has no label map: a warning
-    counts these images, and `truth` says why.
+        the id counts. Unlabelled is the rest of train; `labelled`: see `Lists.choose`. Without it the labelled images
+        are drawn by the seed, with a warning: numbers on them do not compare with published ones
+    cache: folder of the label maps, by default `coco_labels` in the data folder. They are painted once, for the splits
+        in `truth_of`; a load can be stopped at any time. An image with an annotation that cannot be painted has no
+        label map: a warning counts these images, and `truth` says why
     """
     if year not in YEARS:
         raise ValueError(f"year={year!r}: COCO's divisions are those of {' and '.join(map(str, YEARS))}")
@@ -85,9 +80,9 @@ def load(
     for part, splits in ((train, ("labelled", "unlabelled")), (val, ("val",))):
         wanted = [id for name in splits if name in truth_of for id in ids[name]]
         read_it = partial(_read, part.instances, classes)
-        painted = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
-        broken |= painted.broken
-        samples |= {name: tuple(painted.sample(part.photos[id]) for id in ids[name]) for name in splits}
+        of_part, sample = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
+        broken |= of_part
+        samples |= {name: tuple(sample(part.photos[id]) for id in ids[name]) for name in splits}
     _instances.warn_of_broken(broken, "coco")
     return Dataset("coco", classes, **samples, provenance=provenance)
 
@@ -110,22 +105,18 @@ def _parts(root: Path, year: int, seed: int) -> tuple[_Set, _Set]:
     """Train and val: two folders and two json files, or one of each, of which a quarter is drawn for val."""
     for folder in (root, root / "images"):
         if (folder / f"train{year}").is_dir():
-            jsons = [root / "annotations" / f"instances_{part}{year}.json" for part in ("train", "val")]
-            parts = [folder / f"{part}{year}" for part in ("train", "val")]
-            missing = [path for path in (*jsons, *parts) if not path.exists()]
+            names = [f"{part}{year}" for part in ("train", "val")]
+            places = [(root / "annotations" / f"instances_{name}.json", folder / name) for name in names]
+            missing = [path for pair in places for path in pair if not path.exists()]
             if missing:
                 raise FileNotFoundError(f"{root} has no {missing[0].relative_to(root)}, which belongs to train{year}")
-            train, val = (_Set(path, _photos(part)) for path, part in zip(jsons, parts, strict=True))
-            return train, val
+            return tuple(_Set(path, _photos(photos)) for path, photos in places)
     if not ((root / "images").is_dir() and (root / "instances.json").is_file()):
-        raise FileNotFoundError(
-            f"{root} has neither train{year}, val{year} and annotations, nor images and instances.json: root must be "
-            f"the folder of COCO"
-        )
+        problem = f"{root} has neither train{year}, val{year} and annotations, nor images and instances.json"
+        raise FileNotFoundError(f"{problem}: root must be the folder of COCO")
     photos = _photos(root / "images")
     val_ids, train_ids = datasets.draw(list(photos), len(photos) // 4, seed)
-    train, val = (_Set(root / "instances.json", {id: photos[id] for id in ids}) for ids in (train_ids, val_ids))
-    return train, val
+    return tuple(_Set(root / "instances.json", {id: photos[id] for id in ids}) for ids in (train_ids, val_ids))
 
 
 def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], list[str]]:
@@ -133,8 +124,6 @@ def _listed(lists: _splits.Lists, train: _Set, val: _Set) -> tuple[list[str], li
     labelled, measured = _read_list(lists.labelled), _read_list(lists.val)
     datasets.check_disjoint(labelled=labelled, val=measured)
     for path, ids, part in ((lists.labelled, labelled, train), (lists.val, measured, val)):
-        if not ids:
-            raise ValueError(f"{path} lists no image: write an id in each line")
         missing = [id for id in ids if id not in part.photos]
         if missing:
             where = next(iter(part.photos.values())).parent

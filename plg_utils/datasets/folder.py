@@ -13,7 +13,7 @@ Label Studio puts eight digits before the name of an upload, and leaves out sign
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from PIL import Image
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _formats, _instances
-from plg_utils.records import IGNORE, Classes, Dataset
+from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
@@ -48,11 +48,10 @@ def load(
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
     background: words for what is none of the classes, if `classes` is a list of names; none are needed
     labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
-        colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or objects: a
-        json of COCO or Label Studio, or a folder of labelme, YOLO or CVAT (`_formats`), whose images have the names of
-        the photos (folders and suffix do not matter). A photo that they list without annotation counts as
-        unlabelled, with a warning: tools list those that no one has annotated. Maps are kept in `folder_labels` in the
-        data folder
+        colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or objects
+        (`_formats`), whose images have the names of the photos; folders and suffix do not matter. A photo that they
+        list without annotation counts as unlabelled, with a warning: tools list those that no one has annotated. Maps
+        of objects are kept in `folder_labels` in the data folder
     labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
         after val; None for all. The rest counts as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
@@ -85,8 +84,7 @@ def load(
     has_map = set(mapped)
     seen = dict.fromkeys(id for split in ids if split in truth_of for id in ids[split] if id in has_map)
     if content:
-        painted = _painted(content, seen, chosen_classes)
-        remarks, sample = _remarks(content, photos), painted.sample
+        remarks, sample = _remarks(content, photos), _paint(content, seen, chosen_classes)
     else:
         _compare_palettes([maps[id] for id in (*taught, *measured) if maps], chosen_classes.num_classes)
         remarks, shown = (), {id: maps[id] for id in seen}
@@ -96,11 +94,9 @@ def load(
 
 
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
-    if classes is None or not isinstance(classes, str | Path | list | tuple) or not classes:
-        raise ValueError(
-            f'classes={classes!r}: name what to look for: classes=["cat", "dog"], or the path of a class file '
-            "(for run.py: -p class_file '[cat, dog]')"
-        )
+    if not isinstance(classes, str | Path | list | tuple) or not classes:
+        remedy = """classes=["cat", "dog"], or the path of a class file (for run.py: -p class_file '[cat, dog]')"""
+        raise ValueError(f"classes={classes!r}: name what to look for: {remedy}")
     if not isinstance(background, list | tuple):
         raise ValueError(f'background={background!r} must be a list of words, such as ["wall", "sky"]')
     if isinstance(classes, str) and "," in classes and not ("/" in classes or Path(classes).suffix):
@@ -204,10 +200,11 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
     _warn_of_others(sorted(paths.keys() - found.keys()), f"label maps of {folder} have the name of no photo")
     named = [path for path in folder.iterdir() if path.suffix and path not in own and path not in paths.values()]
     bare, taken = ({files.same_name(id) for id in ids} for ids in (photos.keys() - found.values(), found.values()))
-    others = [path.name for path in named if files.same_name(path.stem) in bare]
-    _warn_of_others(sorted(others), f"files of {folder} have the name of a photo without label map, but are no PNG,")
-    objects = [path.name for path in named if files.same_name(path.stem) in taken and path.suffix in (".json", ".txt")]
-    _warn_of_others(sorted(objects), f"files of {folder} may hold objects of photos that have a PNG there, too,")
+    others = sorted(path.name for path in named if files.same_name(path.stem) in bare)
+    _warn_of_others(others, f"files of {folder} have the name of a photo without label map, but are no PNG,")
+    objects = (path for path in named if path.suffix in (".json", ".txt"))
+    objects = sorted(path.name for path in objects if files.same_name(path.stem) in taken)
+    _warn_of_others(objects, f"files of {folder} may hold objects of photos that have a PNG there, too,")
     return {id: paths[name] for name, id in found.items()}
 
 
@@ -242,12 +239,11 @@ def _renamed(content: _instances.Instances, photos: dict[str, Path]) -> _instanc
         problem = f"{content.path} lists no image with the name of a photo, {listed}"
         raise FileNotFoundError(f"{problem}. The photos are called e.g. {min(photos)}")
     _warn_of_others(sorted(content.sizes.keys() - ids.keys()), f"images of {content.path} have the name of no photo")
+    unknown = [name for name in ids if content.sizes[name] is None]
+    sizes = content.sizes | {name: files.image_size(photos[ids[name]]) for name in unknown}
     return replace(
         content,
-        sizes={
-            ids.get(name, name): files.image_size(photos[ids[name]]) if size is None and name in ids else size
-            for name, size in content.sizes.items()
-        },
+        sizes={ids.get(name, name): size for name, size in sizes.items()},
         annotations={ids.get(name, name): rows for name, rows in content.annotations.items()},
         repeated=frozenset(ids.get(name, name) for name in content.repeated),
     )
@@ -270,46 +266,43 @@ def _annotated(content: _instances.Instances, photos: dict[str, Path]) -> list[s
     return sorted(set(listed) - set(empty))
 
 
-def _painted(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> _instances.Painted:
-    """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class."""
+def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) -> Callable[[Path], Sample]:
+    """Paint the label maps of these photos; warn of broken annotations, and of categories that are no class.
+
+    returns: what makes the sample of a photo
+    """
     nothing = IGNORE if classes.background is None else classes.background
     found = {id: value_of(name, classes) for id, name in content.categories.items()}
     if not any(value in classes.foreground for value in found.values()):
         known = ", ".join(list(content.categories.values())[:8]) or "none"
+        names = ", ".join(classes.names[index] for index in classes.foreground)[:200]
         raise ValueError(
-            f"no category of {content.path} is a class: its categories are {known}, the classes are "
-            f"{', '.join(classes.names[index] for index in classes.foreground)[:200]}"
+            f"no category of {content.path} is a class: its categories are {known}, the classes are {names}"
         )
     values = {id: nothing if value is None else value for id, value in found.items()}
     maps = files.data_root() / "folder_labels"
     more = [files.sha256(source) for source in content.sources]  # where sizes are those of photos, they count too
     more += [sorted(content.sizes.items(), key=str)] if more else []
-    painted = _instances.make_maps(content.path, maps, ids, classes, lambda: (content, values), nothing, values, *more)
-    _instances.warn_of_broken(painted.broken, "folder")
+    broken, sample = _instances.make_maps(
+        content.path, maps, ids, classes, lambda: (content, values), nothing, values, *more
+    )
+    _instances.warn_of_broken(broken, "folder")
     categories = [row.get("category_id") for id in ids for row in content.annotations[id] if row.get("iscrowd")]
     crowds = sum(found.get(category) in classes.foreground for category in categories)
     if crowds:
         problem = f"{crowds} annotations of {content.path} are crowds (iscrowd 1), which are void"
         warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=3)
-    lost = Counter(
-        content.categories[annotation["category_id"]]
-        for id, reason in painted.broken.items()
-        if not reason
-        for annotation in content.annotations[id]
-        if found[annotation["category_id"]] is None
-        and not (
-            classes.background is None and class_files.is_background(content.categories[annotation["category_id"]])
-        )
-    )
+    void = classes.background is None
+    strange = {id: content.categories[id] for id, value in found.items() if value is None}
+    strange = {id: name for id, name in strange.items() if not (void and class_files.is_background(name))}
+    painted = [row["category_id"] for id, reason in broken.items() if not reason for row in content.annotations[id]]
+    lost = Counter(strange[category] for category in painted if category in strange)
     if lost:
         shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
-        warnings.warn(
-            f"{lost.total()} annotations have categories that are no class: {shown}; they count as "
-            f"{'void' if classes.background is None else 'background'}. If a class means one of them, rename the "
-            f"category in the json, or add it to the words of the class",
-            stacklevel=3,
-        )
-    return painted
+        problem = f"{lost.total()} annotations have categories that are no class: {shown}"
+        meaning = f"they count as {'void' if void else 'background'}. If a class means one of them, rename the category"
+        warnings.warn(f"{problem}; {meaning} in the json, or add it to the words of the class", stacklevel=3)
+    return sample
 
 
 def value_of(name: str, classes: Classes) -> int | None:
@@ -336,9 +329,8 @@ def _plain(name: str) -> str:
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
     """Rows for `plg_utils.check`: where json and folder differ."""
-    absent, unlisted = sorted(content.sizes.keys() - photos.keys()), sorted(photos.keys() - content.sizes.keys())
-    rows = [
-        ("note", "images of the json that are not in the folder", len(absent), f"e.g. {min(absent, default='')}"),
-        ("note", "photos that the json does not list", len(unlisted), f"e.g. {min(unlisted, default='')}"),
-    ]
-    return tuple(row for row in rows if row[2])
+    ids = {
+        "images of the json that are not in the folder": content.sizes.keys() - photos.keys(),
+        "photos that the json does not list": photos.keys() - content.sizes.keys(),
+    }
+    return tuple(("note", finding, len(own), f"e.g. {min(own)}") for finding, own in ids.items() if own)

@@ -34,13 +34,10 @@ def load(
         `split` see `Lists.choose`; without it, None for 92, and a part is a part of the images that could be labelled
     split: a list of UniMatch's by its name, 92 to 1464, 1_16 to 1_4, u2pl_1_16 to u2pl_1_4 (`_splits`: fetched if
         missing), or a folder with lists in its format: labeled.txt, and here or one level up val.txt, and
-        unlabeled.txt or train_aug.txt, of which the labelled ones are left out
-
+        unlabeled.txt or train_aug.txt, of which the labelled ones are left out. 1_16 to 1_4 and u2pl_1_4 name label
+        maps of the augmented set (SBD), which are not in VOCdevkit: put them into SegmentationClass
     label_val: the images of val take the place of the unlabelled ones, and val is empty: to compare zero-shot labels
         with published numbers, which are counted there. What is trained then has seen val
-
-    The lists 1_16 to 1_4 and u2pl_1_4 name label maps of the augmented set (SBD), which are not in VOCdevkit: put them
-    into SegmentationClass.
 
     Without `split`, the labelled images are drawn from ImageSets/Segmentation/train.txt, and the unlabelled ones are
     the rest of train_aug.txt, or of train.txt if there is no train_aug.txt. If train.txt and val.txt are missing, a
@@ -67,10 +64,8 @@ def load(
         pool, others, val = _drawn_lists(folder, photos, root, seed)
     else:
         pool, val = _read_list(lists.labelled, photos), _read_list(lists.val, photos)
-        others = _read_list(lists.train, photos) if lists.train and lists.train.is_file() else []
-        for path, entries in ((lists.labelled, pool), (lists.val, val)):
-            if not entries:
-                raise ValueError(f"{path} lists no image: write an id in each line")
+        has_others = lists.train and lists.train.is_file()
+        others = _read_list(lists.train, photos, may_be_empty=True) if has_others else []
     if split is None:
         chosen, rest, provenance = datasets.choose(pool, 92 if labelled is None else labelled, seed)
     else:
@@ -85,13 +80,11 @@ def load(
     if leaked:
         problem = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
         raise ValueError(f"{problem}; the labelled ones are from {lists.labelled}: keep each image in one of them")
-    splits = {"unlabelled": list(unlabelled.values()), "val": val}
-    if label_val:
-        splits = {"unlabelled": val, "val": []}
+    others = list(unlabelled.values())
     return datasets.from_pairs(
         "voc",
         class_files.read(CLASS_FILE),
-        {"labelled": chosen, **splits},
+        {"labelled": chosen} | ({"unlabelled": val, "val": []} if label_val else {"unlabelled": others, "val": val}),
         root=root,
         truth_of=truth_of,
         limit=limit,
@@ -111,18 +104,17 @@ def _photos(root: Path) -> dict[str, str]:
     return {path.stem: f"JPEGImages/{path.name}" for path in sorted(found, key=lambda path: path.suffix == ".jpg")}
 
 
-def _read_list(path: Path, photos: dict[str, str] | None = None) -> list[datasets.Entry]:
+def _read_list(path: Path, photos: dict[str, str], may_be_empty: bool = False) -> list[datasets.Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch); photos: by id."""
     entries = []
-    for where, words in datasets.read_list(path):
+    for where, words in datasets.read_list(path, may_be_empty=may_be_empty):
         id = " ".join(words)
-        if photos and id in photos:  # it may have spaces and dots
+        if id in photos:  # it may have spaces and dots
             entries.append((photos[id], f"SegmentationClass/{id}.png"))
             continue
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
         if outside or len(words) > 2 or (len(words) == 2 and not words[1].endswith(".png")):
-            line = " ".join(words)
-            raise ValueError(f"{where}: {line!r} is neither an id nor a photo and a label map below the root")
+            raise ValueError(f"{where}: {id!r} is neither an id nor a photo and a label map below the root")
         if len(words) == 1 and not PurePosixPath(words[0]).suffix:
             id = files.check_stem(words[0], where)
             words = [f"JPEGImages/{id}.jpg", f"SegmentationClass/{id}.png"]
@@ -131,9 +123,7 @@ def _read_list(path: Path, photos: dict[str, str] | None = None) -> list[dataset
     return entries
 
 
-def _drawn_lists(
-    folder: Path, photos: dict[str, str], root: Path, seed: int
-) -> tuple[list[datasets.Entry], list[datasets.Entry], list[datasets.Entry]]:
+def _drawn_lists(folder: Path, photos: dict[str, str], root: Path, seed: int) -> tuple[list[datasets.Entry], ...]:
     """Lists where train.txt and val.txt are missing: pool, photos without map, and val (a quarter of all maps)."""
     if (folder / "all.txt").is_file():
         entries = _read_list(folder / "all.txt", photos)

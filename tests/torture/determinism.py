@@ -46,17 +46,6 @@ CONDITIONS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # environment,
     "bf16": ({}, {"precision": "bf16"}),
 }
 AGAINST = {"2 threads again": "2 threads"}  # all others are compared with the first run
-PIXELS = "the share of pixels"
-ARTEFACTS = {  # what is compared: the files that hold it, and what its largest difference is one of
-    "masks": ("masks/*.json", "scores, or all of an image's masks"),
-    "segment embeddings": ("segments/*.safetensors", "a number, as a share of the largest"),
-    "zero-shot labels": ("labels_zero_shot/*.png", PIXELS),
-    "network after 12 steps": ("network_unimatch/network.safetensors", "a weight, as a share of its tensor's largest"),
-    "its loss": ("04_segmenter.json", "a row of the history"),
-    "enhanced labels": ("labels_enhanced/*.png", PIXELS),
-    "predictions": ("predictions_unimatch/*.png", PIXELS),
-    "mean IoU": ("summary.json", "a fraction"),
-}
 NOT_COMPARABLE = 1.0  # other numbers of masks
 
 
@@ -112,20 +101,6 @@ def run_with_kills(folder: Path, world: Path, seconds: float) -> int:
     return kills
 
 
-def differences(one: Path, other: Path) -> dict[str, float]:
-    """Largest difference between what two runs wrote, of each of ARTEFACTS; 0 if all bytes are equal."""
-    kinds = {".safetensors": _of_tensors, ".png": _of_labels, "04_segmenter.json": _of_histories}
-    kinds["summary.json"], found = _of_scores, {}
-    for artefact, (pattern, _) in ARTEFACTS.items():
-        names = sorted(path.relative_to(one) for path in one.glob(pattern) if path.name != "manifest.json")
-        if not names:
-            raise FileNotFoundError(f"{one} holds no {pattern}")
-        difference = kinds.get(pattern) or kinds.get(Path(pattern).suffix, _of_masks)
-        pairs = [(one / name, other / name) for name in names]
-        found[artefact] = max(0.0 if a.read_bytes() == b.read_bytes() else difference(a, b) for a, b in pairs)
-    return found
-
-
 def _of_masks(one: Path, other: Path) -> float:
     """Largest difference of a score; NOT_COMPARABLE where a mask is another."""
     masks = [json.loads(path.read_text(encoding="utf-8"))["masks"] for path in (one, other)]
@@ -136,6 +111,7 @@ def _of_masks(one: Path, other: Path) -> float:
 
 
 def _of_tensors(one: Path, other: Path) -> float:
+    """Largest difference of a number, as a share of the largest of its tensor."""
     from safetensors.torch import load_file
 
     first, second = load_file(one), load_file(other)
@@ -153,6 +129,7 @@ def _of_labels(one: Path, other: Path) -> float:
 
 
 def _of_histories(one: Path, other: Path) -> float:
+    """Largest difference of a loss."""
     rows = [json.loads(path.read_text(encoding="utf-8"))["histories"]["unimatch"] for path in (one, other)]
     return max(abs(a["total"] - b["total"]) for a, b in zip(*rows, strict=True))
 
@@ -164,11 +141,35 @@ def _of_scores(one: Path, other: Path) -> float:
     return max(abs(a["miou"] - b["miou"]) for a, b in zip(*rows, strict=True))
 
 
+ARTEFACTS = {  # what is compared: the files that hold it, and the largest difference of two of them
+    "masks": ("masks/*.json", _of_masks),
+    "segment embeddings": ("segments/*.safetensors", _of_tensors),
+    "zero-shot labels": ("labels_zero_shot/*.png", _of_labels),
+    "network after 12 steps": ("network_unimatch/network.safetensors", _of_tensors),
+    "its loss": ("04_segmenter.json", _of_histories),
+    "enhanced labels": ("labels_enhanced/*.png", _of_labels),
+    "predictions": ("predictions_unimatch/*.png", _of_labels),
+    "mean IoU": ("summary.json", _of_scores),
+}
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Largest difference between what two runs wrote, of each of ARTEFACTS; 0 if all bytes are equal."""
+    found = {}
+    for artefact, (pattern, difference) in ARTEFACTS.items():
+        names = sorted(path.relative_to(one) for path in one.glob(pattern) if path.name != "manifest.json")
+        if not names:
+            raise FileNotFoundError(f"{one} holds no {pattern}")
+        pairs = [(one / name, other / name) for name in names]
+        found[artefact] = max(0.0 if a.read_bytes() == b.read_bytes() else difference(a, b) for a, b in pairs)
+    return found
+
+
 def told(artefact: str, largest: float) -> str:
     """A cell of the table."""
     if largest == 0:
         return "equal"
-    if ARTEFACTS[artefact][1] == PIXELS:
+    if ARTEFACTS[artefact][1] == _of_labels:
         return f"{100 * largest:.2g} % of an image"
     return "other masks" if artefact == "masks" and largest == NOT_COMPARABLE else f"{largest:.1g}"
 
@@ -191,10 +192,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="JSON file, such as results/reliability.json")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT)]
+    import reliability
     import torch
     from tqdm import tqdm
-
-    from plg_utils import files
 
     found: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability(), "torch": str(torch.__version__)}
     found |= {"steps": SMALL["steps"], "kills": 0, "largest_difference": {}}
@@ -212,11 +212,8 @@ def main() -> None:
             against = Path(place) / AGAINST[name] if name in AGAINST else first
             pair = (each / SMALL["run"] for each in (against, folder))
             found["largest_difference"][name] = differences(*pair)
-    print(json.dumps(found, indent=2))
+    reliability.tell("determinism", found, options.write)
     print(table(found))
-    if options.write:
-        known = files.read_json(options.write) if options.write.exists() else {}
-        files.write_json(options.write, known | {"determinism": found})
 
 
 if __name__ == "__main__":

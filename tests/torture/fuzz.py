@@ -9,7 +9,6 @@ file that takes seconds or more memory than there is, is a failure, and is kept.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +28,7 @@ sys.path[:0] = [str(ROOT / "notebooks")]
 warnings.simplefilter("ignore")
 
 import numpy as np
+import reliability
 import run as runner
 import torch
 from tqdm import tqdm
@@ -44,6 +44,7 @@ RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 36, 3), dtype=np.uint8)
 LABEL = np.arange(24 * 36, dtype=np.uint8).reshape(24, 36) % 4
 NETWORK = torch.nn.Linear(3, 2)
+OPTIMIZER = torch.optim.SGD(NETWORK.parameters())  # without memory
 SHAPES = ([[2, 2, 12, 2, 12, 9, 2, 9]], {"size": [24, 36], "counts": [9, 9, 846]})  # a polygon, a crowd
 COCO = {
     "images": [{"id": 1, "file_name": "a.png", "height": 24, "width": 36}],
@@ -53,11 +54,6 @@ COCO = {
         for k, shape in enumerate(SHAPES)
     ],
 }
-
-
-def optimizer() -> torch.optim.Optimizer:
-    """Build an optimizer of the network without memory."""
-    return torch.optim.SGD(NETWORK.parameters())
 
 
 def write_manifest(path: Path) -> None:
@@ -102,31 +98,24 @@ def read_coco(path: Path) -> None:
         sample.truth()
 
 
-def write_voc(path: Path) -> None:
-    """Write a split list."""
-    path.write_text("".join(f"2007_00000{k}\n" for k in range(1, 6)), encoding="utf-8")
+def write_list(path: Path, numbers: Iterable[int] = range(1, 6)) -> None:
+    """Write a list of images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"2007_00000{k}\n" for k in numbers), encoding="utf-8")
 
 
 def read_voc(path: Path) -> None:
     """Load VOC with this list of labelled images."""
     root = path.parent / "voc"
+    lists = root / "ImageSets" / "Segmentation"
     if not root.exists():
         for k in range(1, 9):
             files.write_image(root / "JPEGImages" / f"2007_00000{k}.jpg", PHOTO)
             files.write_label(root / "SegmentationClass" / f"2007_00000{k}.png", LABEL)
-        for name, numbers in (("train", range(1, 7)), ("val", (7, 8)), ("trainval", range(1, 9))):
-            place = root / "ImageSets" / "Segmentation" / f"{name}.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("".join(f"2007_00000{k}\n" for k in numbers), encoding="utf-8")
-    train = root / "ImageSets" / "Segmentation" / "train.txt"
-    shutil.copy(path, train)
-    with naming(path, train):
+        write_list(lists / "val.txt", (7, 8))
+    shutil.copy(path, lists / "train.txt")
+    with naming(path, lists / "train.txt"):
         datasets.load("voc", root=root, labelled=1)
-
-
-def write_run(path: Path) -> None:
-    """Write a parameter file."""
-    shutil.copy(ROOT / "results" / "voc_92" / "parameters.yaml", path)
 
 
 def read_run(path: Path) -> None:
@@ -160,18 +149,24 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], object]]] =
     ),
     "state of a training": (
         "a.safetensors",
-        lambda path: training.save_state(path, {}, NETWORK, optimizer(), None, [{"step": 1, "total": 0.5}], 1),
-        lambda path: training.load_state(path, {}, torch.nn.Linear(3, 2), optimizer(), None),
+        lambda path: training.save_state(path, {}, NETWORK, OPTIMIZER, None, [{"step": 1, "total": 0.5}], 1),
+        lambda path: training.load_state(path, {}, torch.nn.Linear(3, 2), OPTIMIZER, None),
     ),
     "SAM's checkpoint": ("a.pth", lambda path: torch.save(NETWORK.state_dict(), path), checkpoints.load_sam_state),
-    "CLIP's checkpoint": ("a.pt", lambda path: torch.save(NETWORK.state_dict(), path), checkpoints.load_clip_state),
+    "CLIP's checkpoint": (
+        "a.pt",
+        lambda path: torch.save(dict.fromkeys(checkpoints.CLIP_WEIGHTS, torch.zeros(2)), path),
+        checkpoints.load_clip_state,
+    ),
     "class file": (
         "a.yaml", lambda path: shutil.copy(ROOT / "plg_utils/datasets/classes/voc.yaml", path), class_files.read
     ),
     "table": ("a.json", lambda path: files.write_json(path, COCO), files.read_json),
     "annotations, COCO": ("instances.json", lambda path: files.write_json(path, COCO), read_coco),
-    "list of a split": ("train.txt", write_voc, read_voc),
-    "parameters of a run": ("a.yaml", write_run, read_run),
+    "list of a split": ("train.txt", write_list, read_voc),
+    "parameters of a run": (
+        "a.yaml", lambda path: shutil.copy(ROOT / "results/voc_92/parameters.yaml", path), read_run
+    ),
     "manifest": ("a.manifest", write_manifest, read_manifest),
 }  # fmt: skip
 
@@ -245,18 +240,17 @@ def outcomes_of(kind: str, paths: list[Path], kept: Path, bar: tqdm) -> Counter:
         child.start()
         sender.close()
         end = ""
-        while paths and not end:
+        while paths and end not in ("hung", "crashed"):
             try:
-                outcome = results.recv() if results.poll(SECONDS) else ""
-                end = "" if outcome else "hung"
+                end = outcome = results.recv() if results.poll(SECONDS) else "hung"
+                if outcome not in ("read", "refused", "hung"):
+                    end = "failed"
             except EOFError:
                 child.join()
-                end = "crashed"
-                outcome = f"exit code {child.exitcode}"
-            kind_of_outcome = end or (outcome if outcome in ("read", "refused") else "failed")
-            outcomes[kind_of_outcome] += 1
+                end, outcome = "crashed", f"exit code {child.exitcode}"
+            outcomes[end] += 1
             path, *paths = paths
-            if kind_of_outcome not in ("read", "refused"):
+            if end not in ("read", "refused"):
                 keep(kept, kind, path, f"{end} {outcome}")
             bar.update()
         child.kill()
@@ -290,11 +284,7 @@ def main() -> int:
     ends = ("read", "refused", "failed", "crashed", "hung")
     table = {kind: {end: outcomes[end] for end in ends} for kind, outcomes in found.items()}
     sums = {end: sum(of[end] for of in table.values()) for end in ends}
-    told = {"files": total, **sums, "by_kind": table}
-    print(json.dumps(told, indent=2))
-    if options.write:
-        known = files.read_json(options.write) if options.write.exists() else {}
-        files.write_json(options.write, known | {"fuzz": told})
+    reliability.tell("fuzz", {"files": total, **sums, "by_kind": table}, options.write)
     return int(sums["failed"] + sums["crashed"] + sums["hung"] > 0)
 
 

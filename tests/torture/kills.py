@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "notebooks")]
 os.environ |= {"PLG_PROGRESS": "0", "MPLBACKEND": "Agg"}
 
+import reliability
 import run
 from tqdm import tqdm
 
@@ -180,17 +181,16 @@ def command_round(root: Path, rng: random.Random, kills: int, killed: Counter, b
     for attempt in range(kills + 1):
         with (root / "said.log").open("a", encoding="utf-8") as said:
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
-            try:
-                code = process.wait(None if attempt == kills else rng.uniform(3, 12))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                killed["run.py, a grid"] += 1
-                bar.update()
-                continue
-        if code:
-            raise Lost((root / "said.log").read_text(encoding="utf-8")[-3000:])
-        break
+        try:
+            code = process.wait(None if attempt == kills else rng.uniform(3, 12))
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed["run.py, a grid"] += 1
+            bar.update()
+    if code:
+        raise Lost((root / "said.log").read_text(encoding="utf-8")[-3000:])
     rows = files.read_json(root / "results" / "ablation_threshold" / "grid.json")["rows"]
     return [{key: row[key] for key in ("method", "stage", "miou", "point")} for row in rows]
 
@@ -224,10 +224,7 @@ def main() -> None:
                     raise Lost(f"the grid's rows differ: {left_alone}, {ended}")
     found = {"kills": killed.total(), "rounds": rounds + (options.commands > 0)}
     found |= {"files_compared": rounds * len(expected), "by_stage": dict(killed.most_common())}
-    print(json.dumps(found, indent=2))
-    if options.write:
-        known = files.read_json(options.write) if options.write.exists() else {}
-        files.write_json(options.write, known | {"kills": found})
+    reliability.tell("kills", found, options.write)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python tests/torture/malformed.py --write results/reliability.json        part o
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -12,9 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests")]
 
 import pytest
+import reliability
 import test_bad_inputs
-
-from plg_utils import files
 
 
 def main() -> int:
@@ -25,10 +23,7 @@ def main() -> int:
     if pytest.main(["-q", str(ROOT / "tests" / "test_bad_inputs.py")]):
         return 1
     counts = test_bad_inputs.counts()
-    print(json.dumps(counts, indent=2))
-    if options.write:
-        known = files.read_json(options.write) if options.write.exists() else {}
-        files.write_json(options.write, known | {"malformed": counts})
+    reliability.tell("malformed", counts, options.write)
     return 0
 
 
