@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from plg_utils import encoders, files
+from plg_utils.labels import class_cosines
 from plg_utils.records import Classes, Sample
 
 CROPS = 3  # along each side
@@ -51,17 +51,15 @@ def by_clip(
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     bias = getattr(getattr(encode, "model", None), "logit_bias", None)
     how = {"background": classes.background, "temperature": own_temperature(encode)}
-    how |= {} if bias is None else {"bias": float(bias.detach())}
+    how["bias"] = None if bias is None else float(bias.detach())
     texts = encode.class_embeddings(classes)
 
     @torch.no_grad()
     def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
         """Tag samples, or images (H, W, 3) uint8 RGB."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        if bias is None:
-            views = embed_crops(encode, images)
-        else:
-            views = [features.flatten(1).T for features in encode.images(images)]
+        dense = bias is not None
+        views = [each.flatten(1).T for each in encode.images(images)] if dense else embed_crops(encode, images)
         return [choose(score(of_image, *texts, **how), classes.foreground, threshold) for of_image in views]
 
     return tag
@@ -99,20 +97,6 @@ def own_temperature(encoder: object) -> float:
     """Temperature that an encoder's CLIP was trained with, 1 / logit scale; 0.01, that of OpenAI's, if it has none."""
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     return 0.01 if scale is None else 1 / float(scale.detach().exp())
-
-
-def class_cosines(
-    embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare embeddings with all words; the cosine of a class is that of its best word.
-
-    embeddings: (V, D) of any length, text_embeddings: (K', D), owner: (K',) the class of each word
-    returns: cosines with the foreground classes in rising order (V, F) and with each background word (V, M)
-    """
-    cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (V, K')
-    is_background = torch.zeros_like(owner, dtype=torch.bool) if background is None else owner == background
-    foreground = owner[~is_background].unique()
-    return torch.stack([cosine[:, owner == k].amax(dim=1) for k in foreground], dim=1), cosine[:, is_background]
 
 
 def score(
