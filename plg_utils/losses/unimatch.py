@@ -117,11 +117,20 @@ def views(
     if predicts and passes == "fast":
         logits_partner = others(logits_weak.detach())
 
-    strong = [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
-    logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat(strong)), size).chunk(2)
-    logits = {"logits_labelled": logits_labelled, "logits_weak": logits_weak, "logits_partner": logits_partner}
-    logits |= {"logits_strong1": logits_strong1, "logits_strong2": logits_strong2, "logits_feature": logits_feature}
-    return logits
+    logits_strong1, logits_strong2 = model(torch.cat(pasted_views(batch))).chunk(2)
+    return {
+        "logits_labelled": logits_labelled,
+        "logits_weak": logits_weak,
+        "logits_partner": logits_partner,
+        "logits_strong1": logits_strong1,
+        "logits_strong2": logits_strong2,
+        "logits_feature": logits_feature,
+    }
+
+
+def pasted_views(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The two strong views (U, 3, H, W) after CutMix."""
+    return [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
 
 
 def targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
@@ -137,7 +146,7 @@ def unimatch_loss(
     logits_weak: torch.Tensor | None,
     logits_partner: torch.Tensor | None,
     logits_strong1: torch.Tensor,
-    logits_strong2: torch.Tensor,
+    logits_strong2: torch.Tensor | None,
     logits_feature: torch.Tensor | None,
     ignore: torch.Tensor,
     partner_ignore: torch.Tensor,
@@ -159,8 +168,8 @@ def unimatch_loss(
 
     logits_labelled: (B, K, H, W), all other logits (U, K, H, W): of the weak view, of the weak view of the images that
         CutMix pastes, of the pasted strong views, of the weak view with dropped features. No gradient flows through
-        the first two (through the first only by weak_weight); they may be None where no prediction is asked for, and
-        the last where there is no such view, as in UniMatch V2.
+        the first two (through the first only by weak_weight); they may be None where no prediction is asked for. The
+        last is None in UniMatch V2, and so are the last two in FixMatch: they have no such view.
     logits_learnt: (U, K, H, W), those of the weak view that weak_weight teaches, if logits_weak are another network's
     label: (B, H, W) int64; pseudo_label, partner_pseudo_label: (U, H, W) int64; IGNORE where nothing is to be learnt
     ignore, partner_ignore: (U, H, W) bool, pixels that never count; boxes1, boxes2: (U, 4) left, top, right, bottom
@@ -170,7 +179,7 @@ def unimatch_loss(
     weak_weight: of the undisturbed weak view; UniMatch has no such term, since it would teach a prediction itself
     labelled_smoothing: of the true labels
     fill: where there is no pseudo label, teach the model's own prediction where it is sure, as UniMatch does
-    returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
+    returns: total, labelled, strong (mean of the views), feature, and sure, the part of the pixels where it is sure
     """
     one_of(refine_target, TARGETS, "refine_target")
     smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
@@ -179,13 +188,14 @@ def unimatch_loss(
     weak = choose_target(logits_weak, pseudo_label, ignore, **options)
     pasted = choose_target(logits_partner, partner_pseudo_label, partner_ignore, **options)
 
-    mixed1 = [cutmix(*pair, boxes1) for pair in zip(weak, pasted, strict=True)]
-    mixed2 = [cutmix(*pair, boxes2) for pair in zip(weak, pasted, strict=True)]
     labelled = mean_cross_entropy(logits_labelled, label, smoothing=labelled_smoothing)
-    strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
-    strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
-    unlabelled = weights[0] * strong1 + weights[1] * strong2
-    terms = {"labelled": labelled, "strong": (strong1 + strong2) / 2}
+    strong = []
+    for logits, boxes in ((logits_strong1, boxes1), (logits_strong2, boxes2)):
+        if logits is not None:
+            mixed = [cutmix(*pair, boxes) for pair in zip(weak, pasted, strict=True)]
+            strong.append(consistency(logits, *mixed, smoothing=smoothing))
+    unlabelled = sum(weight * of_view for weight, of_view in zip(weights, strong, strict=False))
+    terms = {"labelled": labelled, "strong": sum(strong) / len(strong)}
     if logits_feature is not None:
         terms["feature"] = consistency(logits_feature, *weak, smoothing=smoothing)
         unlabelled = unlabelled + weights[2] * terms["feature"]
@@ -224,15 +234,14 @@ def choose_target(
     if refine_target != "zero_shot" or gate or fill:
         prediction, sure = predict(logits, threshold)
     if refine_target == "unimatch":
-        target, valid = prediction, ~ignore
-    else:
-        target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
-        valid = ~ignore & (pseudo_label != IGNORE)
-        if fill:
-            unlabelled = ~ignore & (pseudo_label == IGNORE)
-            counts = valid & sure if gate else valid
-            return torch.where(unlabelled, prediction, target), counts | (unlabelled & sure), ~ignore
-    return target, valid & sure if gate else valid, valid
+        return prediction, ~ignore & sure if gate else ~ignore, ~ignore
+    target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
+    valid = ~ignore & (pseudo_label != IGNORE)
+    counts = valid & sure if gate else valid
+    if not fill:
+        return target, counts, valid
+    unlabelled = ~ignore & (pseudo_label == IGNORE)
+    return torch.where(unlabelled, prediction, target), counts | (unlabelled & sure), ~ignore
 
 
 def consistency(
