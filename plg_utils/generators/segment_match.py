@@ -63,8 +63,7 @@ def segment_embeddings(
     normalise_patches: bring the feature of each patch to length 1 before pooling, so that all count the same
     returns: (N, D) for each image, in the order of its masks
     """
-    embeddings = []
-    more = {"masks": masks} if getattr(encoder, "features", None) == "corr" else {}
+    embeddings, more = [], {"masks": masks} if getattr(encoder, "features", None) == "corr" else {}
     for features, of_image in zip(encoder.images(images, **more), masks, strict=True):
         if normalise_patches:
             features = F.normalize(features, dim=0)
