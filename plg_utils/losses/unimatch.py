@@ -57,21 +57,20 @@ def build(
     """
     one_of(refine_target, TARGETS, "refine_target")
     one_of(passes, PASSES, "passes")
-    options = {"smoothing": smoothing, "gate": gate, "weights": weights}
-    options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing, "fill": fill}
     if not 0 < labels_until <= 1:
         raise ValueError(f"labels_until is {labels_until!r}; give a share of the training, above 0 and up to 1")
     alone = {"refine_target": "unimatch", "labelled_smoothing": labelled_smoothing, "weights": weights}
-    how = {"feature_dropout": feature_dropout, "passes": passes}
+    by_labels = {"smoothing": smoothing, "gate": gate, "weak_weight": weak_weight, "fill": fill}
+    by_labels = alone | by_labels | {"refine_target": refine_target}
+    how = {"weak": weak_weight > 0, "feature_dropout": feature_dropout, "passes": passes}
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:
             raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
         late = batch.get("progress", 0) >= labels_until
-        chosen = alone if late else {"refine_target": refine_target, **options}
         predicts = late or refine_target != "zero_shot" or bool(gate) or fill
-        passed = views(model, batch, predicts=predicts, weak=weak_weight > 0, **how)
-        return unimatch_loss(**passed, **targets(batch), threshold=schedule(threshold, batch), **chosen)
+        passed = views(model, batch, predicts=predicts, **how) | targets(batch)
+        return unimatch_loss(**passed, threshold=schedule(threshold, batch), **alone if late else by_labels)
 
     return loss
 
@@ -97,30 +96,24 @@ def views(
     """
     if passes == "fast" and predicts and "partner_weak" in batch:
         raise ValueError('passes="fast" takes the batch itself as CutMix partner; give passes="exact" for views')
-    size = batch["image"].shape[-2:]
+    size, exact = batch["image"].shape[-2:], passes == "exact"
     labelled, unlabelled = len(batch["image"]), len(batch["weak"])
-
-    logits_partner = None
-    if predicts and passes == "exact":
-        logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
+    logits_partner = predict_in_eval_mode(model, partner(batch, "weak")) if predicts and exact else None
 
     features = model.encode(torch.cat([batch["image"], batch["weak"]]))
-    kept = slice(0, None) if passes == "exact" else slice(labelled, None)
-    parts = [labelled, unlabelled] if passes == "exact" else [unlabelled]
-    dropped = [distributed.dropout2d(maps[kept], feature_dropout, parts) for maps in features]
-    if passes == "fast" and not (predicts or weak):  # the loss needs no clean weak view
+    parts = [labelled, unlabelled] if exact else [unlabelled]
+    dropped = [distributed.dropout2d(maps[-sum(parts) :], feature_dropout, parts) for maps in features]
+    if not (exact or predicts or weak):  # the loss needs no clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
     sizes = len(features[0]) - labelled, len(dropped[0]) - unlabelled
     logits_labelled, logits_weak, _, logits_feature = logits.split([labelled, *sizes, unlabelled])
-    logits_weak = logits_weak if predicts or weak else None
-    if predicts and passes == "fast":
+    if predicts and not exact:
         logits_partner = others(logits_weak.detach())
-
     logits_strong1, logits_strong2 = model(torch.cat(pasted_views(batch))).chunk(2)
     return {
         "logits_labelled": logits_labelled,
-        "logits_weak": logits_weak,
+        "logits_weak": logits_weak if predicts or weak else None,
         "logits_partner": logits_partner,
         "logits_strong1": logits_strong1,
         "logits_strong2": logits_strong2,
