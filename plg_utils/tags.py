@@ -1,8 +1,7 @@
 """Tags: which classes an image shows, according to CLIP, which needs no label, or a file, or the data set.
 
-Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP looks at an image
-in several views, compares each with the words of all classes, and the best view of a class decides. So a small thing
-counts as much as a large one. The views:
+Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP compares several
+views of an image with the words of all classes, and the best view of a class decides. The views:
 
     crops   the image and nine overlapping crops, each embedded by CLIP's class token; for OpenAI's networks
     dense   each patch of the image; for a network whose patches learned from captions, such as the miniature, whose
@@ -45,8 +44,8 @@ def by_clip(
     sigmoid. Others get crops and the softmax, see `score`.
 
     encoder: the name of a file in encoders/, or what it has built already
-    threshold: score from which on a class is a tag; the best class always is one. At 0.5 a view is more of the class
-        than of all else (softmax), or the answer is rather yes than no (sigmoid): nothing is tuned on labels
+    threshold: score from which on a class is a tag; the best class always is one. 0.5 is not tuned on labels: a view
+        is more of the class than of all else (softmax), or the answer is rather yes than no (sigmoid)
     """
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     bias = getattr(getattr(encode, "model", None), "logit_bias", None)
@@ -56,7 +55,6 @@ def by_clip(
 
     @torch.no_grad()
     def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
-        """Tag samples, or images (H, W, 3) uint8 RGB."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
         dense = bias is not None
         views = [each.flatten(1).T for each in encode.images(images)] if dense else embed_crops(encode, images)
@@ -82,7 +80,6 @@ def read(path: str | Path, classes: Classes) -> Tag:
     tags = {str(id): _given({number[name] for name in names}) for id, names in content.items()}
 
     def tag(samples: Sequence[Sample]) -> list[Tags]:
-        """Look the tags of samples up by their id."""
         if not all(isinstance(item, Sample) for item in samples):
             raise TypeError("tags are found by the id of a Sample, which an image without one lacks")
         missing = [sample.id for sample in samples if sample.id not in tags]

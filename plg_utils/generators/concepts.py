@@ -84,7 +84,6 @@ def build(
         return named(PseudoLabel(which.cpu().numpy(), best.cpu().numpy()), threshold, classes.background)
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
         return [label(item.image() if isinstance(item, Sample) else item) for item in samples]
 
     return generate

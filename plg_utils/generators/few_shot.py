@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
+from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, segment_match
 from plg_utils.masks import sam
@@ -86,7 +87,7 @@ def build(
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
 
     def stored(samples: Sequence[Sample | np.ndarray]) -> tuple[Sequence[Masks], list[torch.Tensor]]:
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         found = segment(images)
         return found, segment_match.segment_embeddings(encode, images, found)
 
@@ -94,7 +95,6 @@ def build(
     name = learn(known, classes, *encode.class_embeddings(classes), overlap=overlap, **how)
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
         return [*segment_match.painted(*stored(samples), name, background=classes.background, overlap=overlap)]
 
     return generate

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
+from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate
 from plg_utils.masks import sam
@@ -46,8 +47,7 @@ def build(
     how |= {"threshold": threshold, "background": classes.background}
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         segments = segment(images)
         embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
         return [*labels_from_embeddings(segments, embeddings, *texts, **how)] if images else []
