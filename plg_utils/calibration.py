@@ -63,7 +63,8 @@ def learn(
     facts = [_facts(*each, how) for each in zip(labelled.masks, named, said, strict=True)]
     right = [rightness(*each[:2], truth) for each, truth in zip(facts, labelled.truths, strict=True)]
     image = np.repeat(np.arange(len(right)), [len(each) for each in right])
-    columns = [np.concatenate(part) for part in ([each[2] for each in facts], [each[0] for each in facts], right)]
+    names, _, seen = zip(*facts, strict=True)
+    columns = map(np.concatenate, (seen, names, right))
     return Filter(calibrate(*columns, image, classes.num_classes, **promise), opinions, how)
 
 

@@ -97,9 +97,6 @@ def bilinear_weights(pixels: int, cells: int) -> torch.Tensor:
     return (1 - distance).clamp(min=0).float()
 
 
-# Regions
-
-
 # The threshold
 
 
@@ -178,11 +175,7 @@ def assign(
     if not len(foreground):
         raise ValueError("no text embedding belongs to a foreground class")
 
-    cosine = F.normalize(segment_embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (N, K')
-    place = torch.searchsorted(foreground, owner[~is_background]).expand(len(cosine), -1)
-    of_classes = cosine.new_full((len(cosine), len(foreground)), -torch.inf)  # (N, classes): of each the best word
-    of_classes = of_classes.scatter_reduce(1, place, cosine[:, ~is_background], "amax")
-    scores = torch.cat([of_classes, cosine[:, is_background]], dim=1)
+    scores = torch.cat(class_cosines(segment_embeddings, text_embeddings, owner, background=background), dim=1)
     if rule == "softmax":
         scores = (scores / temperature).softmax(dim=1)
     best, index = scores[:, : len(foreground)].max(dim=1)  # the first, so the lowest class, of equal ones
@@ -193,6 +186,22 @@ def assign(
     if threshold is not None:
         rejected |= best < threshold
     return classes.masked_fill(rejected, background), torch.where(rejected, 1 - best, best)
+
+
+def class_cosines(
+    embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compare embeddings with all words; the cosine of a class is that of its best word.
+
+    embeddings: (N, D) of any length, text_embeddings: (K', D), owner: (K',) the class of each word, see `assign`
+    returns: cosines with the foreground classes in rising order (N, F) and with each background word (N, M)
+    """
+    cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (N, K')
+    is_background = (owner < 0) | (owner == (-1 if background is None else background))
+    classes, place = owner[~is_background].unique(return_inverse=True)
+    best = cosine.new_full((len(cosine), len(classes)), -torch.inf)
+    best = best.scatter_reduce(1, place.expand(len(cosine), -1), cosine[:, ~is_background], "amax")
+    return best, cosine[:, is_background]
 
 
 # Paint
@@ -220,27 +229,20 @@ def paint(
         class divided by the number of foreground masks on the pixel
     """
     masks, classes, scores = _checked(masks, classes, scores, overlap, predicted_iou)
-    stored = isinstance(masks, Masks)
-    size = masks.size if stored else masks.shape[1:]
-    if not len(masks):
-        return PseudoLabel(np.full(size, IGNORE, np.uint8), np.zeros(size, np.float32))
     rank, best_first = _on_top(masks, classes, scores, background, overlap, predicted_iou)
     worst_first, scores = best_first[::-1], scores.clip(0, 1)
     label = np.append(IGNORE, classes[worst_first]).astype(np.uint8).take(rank, mode="clip")
     confidence = np.append(np.float32(0), scores[worst_first]).take(rank, mode="clip")
     named = [index for index in best_first if classes[index] != background] if overlap == "vote" else []
-    # A vote counts for each class in each pixel. So of a record it is held strip by strip.
-    boxes = _boxes(masks) if named else ()
-    strip = max(1, CHUNK // max(1, size[0])) if stored else size[1]
-    for start in range(0, size[1], strip) if named else ():
-        window = (start, 0, min(start + strip, size[1]), size[0])
-        of_strip = [index for index in named if boxes[index][0] < window[2] and window[0] < boxes[index][2]]
-        cut = (
-            {index: run_lengths.crop(masks.runs[index], masks.size, window) for index in of_strip} if stored else masks
-        )
-        columns = np.s_[:, start : window[2]]
-        if of_strip:
-            _vote(label[columns], confidence[columns], cut, classes, scores, of_strip)
+    # A vote counts for each class in each pixel. So it is held strip by strip.
+    height, width = label.shape
+    boxes, strip = _boxes(masks), max(1, CHUNK // max(1, height))
+    for left in range(0, width, strip) if named else ():
+        right = min(left + strip, width)
+        voters = [index for index in named if boxes[index][0] < right and left < boxes[index][2]]
+        drawn = {index: _inside(masks, index, (left, 0, right, height)) for index in voters}
+        if voters:
+            _vote(label[:, left:right], confidence[:, left:right], drawn, classes, scores)
     return PseudoLabel(label, confidence)
 
 
@@ -265,10 +267,9 @@ def winners(
 
 
 def _checked(masks, classes, scores, overlap: str, predicted_iou: np.ndarray | None) -> tuple:
-    """Masks, classes and scores of `paint` as arrays or a record, or an error that says what does not fit."""
-    stored = isinstance(masks, Masks)
-    masks = masks if stored else _array(masks).astype(bool, copy=False)
-    shape = (len(masks), *masks.size) if stored else masks.shape
+    """Masks, classes and scores of `paint` as a record and arrays, or an error that says what does not fit."""
+    masks = masks if isinstance(masks, Masks) else _array(masks).astype(bool, copy=False)
+    shape = (len(masks), *masks.size) if isinstance(masks, Masks) else masks.shape
     classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
     counts = [len(values) for values in (classes, scores, predicted_iou) if values is not None]
     if len(shape) != 3 or set(counts) != {len(masks)}:
@@ -285,23 +286,20 @@ def _checked(masks, classes, scores, overlap: str, predicted_iou: np.ndarray | N
 
 def _on_top(masks, classes, scores, background, overlap: str, predicted_iou) -> tuple[np.ndarray, np.ndarray]:
     """Rank (H, W) of the mask on top in each pixel, the worst has 1, 0: none; and the masks' order (N,), best first."""
-    stored = isinstance(masks, Masks)
     first = -scores  # what decides before score and class, the lowest first
     if overlap == "small_on_top":
-        first = masks.areas() if stored else masks.sum(axis=(1, 2))
+        first = masks.areas() if isinstance(masks, Masks) else masks.sum(axis=(1, 2))
     elif overlap == "predicted_iou":
         first = -np.asarray(predicted_iou)
     best_first = np.lexsort((classes, -scores, first, classes == background))
-    size = masks.size if stored else masks.shape[1:]
-    # In memory as the masks are: column by column if decoded.
     kind = np.min_scalar_type(len(masks))
-    rank = np.zeros(size[::-1], dtype=kind).T if stored else np.zeros(size, dtype=kind)
+    size = masks.size if isinstance(masks, Masks) else masks.shape[1:]
+    rank = np.zeros(size[::-1], dtype=kind).T  # in memory column by column, as decoded masks are
     boxes = _boxes(masks)
     for number, index in enumerate(best_first[::-1], start=1):
         left, top, right, bottom = boxes[index]
-        mask = run_lengths.crop(masks.runs[index], masks.size, boxes[index]) if stored else masks[index]
         in_box = rank[top:bottom, left:right]
-        np.maximum(in_box, mask * kind.type(number), out=in_box)
+        np.maximum(in_box, _inside(masks, index, boxes[index]) * kind.type(number), out=in_box)
     return np.ascontiguousarray(rank), best_first
 
 
@@ -310,16 +308,24 @@ def _boxes(masks: np.ndarray | Masks) -> Sequence:
     return masks.corners() if isinstance(masks, Masks) else [(0, 0, *masks.shape[:0:-1])] * len(masks)
 
 
-def _vote(label, confidence, masks, classes, scores, named: list[int]) -> None:
-    """Let the masks that have a foreground class, `named`, vote on each pixel; overwrites label and confidence there.
+def _inside(masks: np.ndarray | Masks, index: int, box: Sequence[int]) -> np.ndarray:
+    """What of a mask lies in a box: (h, w) bool."""
+    left, top, right, bottom = box
+    if isinstance(masks, Masks):
+        return run_lengths.crop(masks.runs[index], masks.size, box)
+    return masks[index, top:bottom, left:right]
 
-    masks: (H, W) bool by number; named: sorted by their score, because a sum of floats depends on the order; not empty
+
+def _vote(label: np.ndarray, confidence: np.ndarray, masks: dict[int, np.ndarray], classes, scores) -> None:
+    """Let masks vote on each pixel; overwrites label and confidence (H, W) there.
+
+    masks: (H, W) bool by number, sorted by their score, because a sum of floats depends on the order; not empty
     """
-    candidates = np.unique(classes[named])  # rising, so that the lower class wins a tie
+    candidates = np.unique(classes[[*masks]])  # rising, so that the lower class wins a tie
     votes = np.full((len(candidates), *label.shape), -1.0)  # -1: less than a vote of score 0
     voters = np.zeros(label.shape)
-    for index in named:
-        of_class, mask = votes[np.searchsorted(candidates, classes[index])], masks[index]
+    for index, mask in masks.items():
+        of_class = votes[np.searchsorted(candidates, classes[index])]
         of_class[mask] = of_class[mask].clip(min=0) + scores[index]
         voters[mask] += 1
     voted = voters > 0

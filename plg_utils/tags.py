@@ -1,8 +1,7 @@
 """Tags: which classes an image shows, according to CLIP, which needs no label, or a file, or the data set.
 
-Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP looks at an image
-in several views, compares each with the words of all classes, and the best view of a class decides. So a small thing
-counts as much as a large one. The views:
+Paper C (arXiv 2405.06586) asks CLIP in the place of a person; how exactly is not public. Here CLIP compares several
+views of an image with the words of all classes, and the best view of a class decides. The views:
 
     crops   the image and nine overlapping crops, each embedded by CLIP's class token; for OpenAI's networks
     dense   each patch of the image; for a network whose patches learned from captions, such as the miniature, whose
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from plg_utils import encoders, files
+from plg_utils.labels import class_cosines
 from plg_utils.records import Classes, Sample
 
 CROPS = 3  # along each side
@@ -45,23 +44,20 @@ def by_clip(
     sigmoid. Others get crops and the softmax, see `score`.
 
     encoder: the name of a file in encoders/, or what it has built already
-    threshold: score from which on a class is a tag; the best class always is one. At 0.5 a view is more of the class
-        than of all else (softmax), or the answer is rather yes than no (sigmoid): nothing is tuned on labels
+    threshold: score from which on a class is a tag; the best class always is one. 0.5 is not tuned on labels: a view
+        is more of the class than of all else (softmax), or the answer is rather yes than no (sigmoid)
     """
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     bias = getattr(getattr(encode, "model", None), "logit_bias", None)
     how = {"background": classes.background, "temperature": own_temperature(encode)}
-    how |= {} if bias is None else {"bias": float(bias.detach())}
+    how["bias"] = None if bias is None else float(bias.detach())
     texts = encode.class_embeddings(classes)
 
     @torch.no_grad()
     def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
-        """Tag samples, or images (H, W, 3) uint8 RGB."""
         images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        if bias is None:
-            views = embed_crops(encode, images)
-        else:
-            views = [features.flatten(1).T for features in encode.images(images)]
+        dense = bias is not None
+        views = [each.flatten(1).T for each in encode.images(images)] if dense else embed_crops(encode, images)
         return [choose(score(of_image, *texts, **how), classes.foreground, threshold) for of_image in views]
 
     return tag
@@ -84,7 +80,6 @@ def read(path: str | Path, classes: Classes) -> Tag:
     tags = {str(id): _given({number[name] for name in names}) for id, names in content.items()}
 
     def tag(samples: Sequence[Sample]) -> list[Tags]:
-        """Look the tags of samples up by their id."""
         if not all(isinstance(item, Sample) for item in samples):
             raise TypeError("tags are found by the id of a Sample, which an image without one lacks")
         missing = [sample.id for sample in samples if sample.id not in tags]
@@ -99,20 +94,6 @@ def own_temperature(encoder: object) -> float:
     """Temperature that an encoder's CLIP was trained with, 1 / logit scale; 0.01, that of OpenAI's, if it has none."""
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     return 0.01 if scale is None else 1 / float(scale.detach().exp())
-
-
-def class_cosines(
-    embeddings: torch.Tensor, text_embeddings: torch.Tensor, owner: torch.Tensor, *, background: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compare embeddings with all words; the cosine of a class is that of its best word.
-
-    embeddings: (V, D) of any length, text_embeddings: (K', D), owner: (K',) the class of each word
-    returns: cosines with the foreground classes in rising order (V, F) and with each background word (V, M)
-    """
-    cosine = F.normalize(embeddings.float(), dim=1) @ F.normalize(text_embeddings.float(), dim=1).T  # (V, K')
-    is_background = torch.zeros_like(owner, dtype=torch.bool) if background is None else owner == background
-    foreground = owner[~is_background].unique()
-    return torch.stack([cosine[:, owner == k].amax(dim=1) for k in foreground], dim=1), cosine[:, is_background]
 
 
 def score(

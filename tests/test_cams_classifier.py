@@ -87,8 +87,6 @@ def test_images_of_all_sizes_come_back_in_their_order(tiny):
         alone = classifier.cams(model, image[None], [of_image], scales=(1.0, 0.5))[0]
         assert each.tags == of_image
         np.testing.assert_allclose(each.maps, alone, atol=1e-6)
-    for each, label in zip(made, cue(images), strict=True):
-        np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, classifier.THRESHOLD))
 
 
 def test_the_miniature_is_the_encoder_of_the_segmenter():

@@ -39,8 +39,7 @@ def images(count, size=(16, 16)):
 # Grad-CAM
 
 
-@pytest.mark.parametrize("layer", ("ln_1", "ln_post"))
-@pytest.mark.parametrize("scale", [1.0, 8.0])
+@pytest.mark.parametrize(("layer", "scale"), [("ln_1", 1.0), ("ln_1", 8.0), ("ln_post", 8.0)])
 @pytest.mark.parametrize("tags", [[(1,), (2, 3), ()], [(2,), (), (1, 2, 3)], [(), (), ()]])
 def test_grad_cam_equals_hooks_on_clips_own_module(visual, tags, scale, layer):
     pictures, text = images(3), words()
@@ -73,18 +72,6 @@ def test_without_refinement_no_attention_is_made_and_no_gradient_stays(visual):
     assert [tuple(each.shape) for each in maps] == [(1, 2, 3)] * 2
     assert all(parameter.grad is None for parameter in visual.parameters())
     assert not any(each.requires_grad for each in maps)
-
-
-def test_the_words_of_the_background_and_of_present_classes_compete(visual):
-    def asked(tags, text):
-        return clip_text.grad_cam(visual, images(1), [tags], text, OWNER, background=0, scale=4.0, layers=0)[0][0]
-
-    other_background, absent = words(), words()
-    other_background[4:] = -other_background[4:]
-    absent[3] = -absent[3]
-    assert not torch.allclose(asked((1, 2), words()), asked((1, 2), other_background), atol=1e-3)
-    assert torch.equal(asked((1, 2), words()), asked((1, 2), absent))  # class 3 is not in the image
-    assert not torch.allclose(asked((1, 2), words())[0], asked((1,), words())[0], atol=1e-3)
 
 
 # Refinement

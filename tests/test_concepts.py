@@ -59,8 +59,7 @@ def surest_by_the_library(network, processor, image, mask_score):
     return owners[stacked.argmax(dim=0)].numpy(), stacked.amax(dim=0).numpy()
 
 
-@pytest.mark.parametrize("words_at_once", [1, 4, 8])
-@pytest.mark.parametrize("mask_score", [0.0, 0.24, 1.0])
+@pytest.mark.parametrize(("words_at_once", "mask_score"), [(1, 0.0), (4, 0.24), (8, 1.0)])
 def test_labels_are_those_of_the_library_asked_word_by_word(network, processor, words_at_once, mask_score):
     options = {"checkpoint": None, "threshold": None, "mask_score": mask_score, "words_at_once": words_at_once}
     generate = generators.build("concepts", CLASSES, **options)
@@ -84,9 +83,8 @@ def test_a_word_is_as_sure_as_its_surest_mask_or_its_map_by_hand():
     def logits(*probabilities):
         return torch.tensor(probabilities).logit()
 
-    masks = torch.stack(
-        [logits([0.9, 0.1], [0.1, 0.1]), logits([0.8, 0.8], [0.8, 0.8]), logits([0.9, 0.9], [0.9, 0.9])]
-    )
+    masks = [logits([0.9, 0.1], [0.1, 0.1]), logits([0.8, 0.8], [0.8, 0.8]), logits([0.9, 0.9], [0.9, 0.9])]
+    masks = torch.stack(masks)
     answer = SimpleNamespace(
         presence_logits=logits([0.1], [0.5]),
         pred_logits=logits([0.9, 0.9, 0.9], [1.0 - 1e-7, 0.5, 0.2]),

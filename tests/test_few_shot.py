@@ -41,7 +41,7 @@ def scene(seed, count=5):
 
 
 def labelled(*scenes):
-    return Labelled(*zip(*scenes, strict=True))
+    return Labelled(*zip(*scenes, strict=True)) if scenes else Labelled([], [], [])
 
 
 def classes_of(background=0):
@@ -126,23 +126,18 @@ def test_the_classifier_and_its_strength_equal_plain_loops(background, sign):
         curve.append(metrics.mean_iou([truth for *_, truth in scenes], painted, K, background=background))
     np.testing.assert_allclose(namer.choice.mean_iou, curve, rtol=1e-12)
     assert len(set(curve)) > 1
-    smoothed = labels.choose_threshold(
-        few_shot.STRENGTHS, dict(zip(few_shot.STRENGTHS, curve, strict=True)).get, smooth=True
-    )
-    assert namer.choice.threshold == smoothed.threshold
+    of_strength = dict(zip(few_shot.STRENGTHS, curve, strict=True))
+    chosen = labels.choose_threshold(few_shot.STRENGTHS, of_strength.get, smooth=True)
+    assert namer.choice.threshold == chosen.threshold
     assert namer.examples.tolist() == [sum(target, []).count(k) for k in range(K)]
 
-    for out, named in enumerate(namer.left_out):
-        scores = learnt_from([i for i in range(6) if i != out], namer.choice.threshold)(*seen[out])
-        assert named[0].tolist() == scores.argmax(axis=1).tolist()
-
     new = scene(11, 8)[1]
-    found, scores = namer(new)
-    expected = learnt_from(range(6), namer.choice.threshold)(
-        *view(every, texts.double().numpy(), owner.tolist(), new.double().numpy())
-    )
-    np.testing.assert_array_equal(found, expected.argmax(axis=1))
-    np.testing.assert_allclose(scores, expected.max(axis=1).clip(0, 1), atol=2e-7)
+    of_new = view(every, texts.double().numpy(), owner.tolist(), new.double().numpy())
+    cases = [(named, [i for i in range(6) if i != out], seen[out]) for out, named in enumerate(namer.left_out)]
+    for (found, scores), images, looked_at in [*cases, (namer(new), range(6), of_new)]:
+        expected = learnt_from(images, namer.choice.threshold)(*looked_at)
+        np.testing.assert_array_equal(found, expected.argmax(axis=1))
+        np.testing.assert_allclose(scores, expected.max(axis=1).clip(0, 1), atol=2e-7)
 
 
 def test_what_the_examples_say_without_words_equals_plain_loops():
@@ -214,16 +209,6 @@ def test_colour_squares_are_named_by_words_and_examples(encoder, options):
         assert not np.array_equal([each.label for each in by_words], truths)
 
 
-def test_scores_are_cut_to_what_a_confidence_may_be():
-    of_words = torch.tensor([[2.0, 0.5], [-2.0, -1.0], [0.25, 0.5]])
-    classes, scores = few_shot._named((of_words, torch.zeros(3, 1)), (1.0, 0.0, torch.zeros(1, 2)))
-    assert classes.tolist() == [0, 1, 1] and scores.tolist() == [1.0, 0.0, 0.5]
-
-
-def without_blue(truth):
-    return np.where(truth == 3, np.uint8(IGNORE), truth)
-
-
 def without(*names, seeds=range(3)):
     """Scenes whose truth does not show some classes."""
     gone = [classes_of().names.index(name) for name in names]
@@ -233,7 +218,7 @@ def without(*names, seeds=range(3)):
 def test_a_class_without_an_example_is_named_by_its_words():
     """Its truth is void, so no mask shows it; or no truth at all is known; an image without masks adds nothing."""
     known = labelled_squares(0, 1)
-    blind = [replace(each, read_truth=lambda each=each: without_blue(each.truth())) for each in known]
+    blind = [replace(s, read_truth=lambda s=s: np.where(s.truth() == 3, np.uint8(IGNORE), s.truth())) for s in known]
     images, truths, _ = zip(*map(colour_squares, range(2, 6)), strict=True)
     generate = generators.build("few_shot", CLASSES, examples=blind, masks=segment_squares, encoder=ColourEncoder())
     np.testing.assert_array_equal([each.label for each in generate(images)], truths)
@@ -251,14 +236,14 @@ def test_equal_scores_give_the_lower_class_and_the_middle_strength():
     same = torch.eye(WIDTH)[[0] * 5]
     texts, owner = torch.eye(WIDTH)[[0] * K], torch.arange(K)
     namer = few_shot.learn(labelled((masks, same, np.full_like(truth, IGNORE))), classes_of(), texts, owner)
-    classes, scores = namer(same)
-    assert classes.tolist() == [0] * 5 and scores.isfinite().all()
+    found, scores = namer(same)
+    assert found.tolist() == [0] * 5 and scores.isfinite().all()
     assert namer.choice.threshold == few_shot.STRENGTHS[len(few_shot.STRENGTHS) // 2]
-    alone = few_shot.learn(labelled((masks, same, np.zeros_like(truth))), classes_of(), texts, owner)  # one image
-    assert alone(same)[0].tolist() == [0] * 5 and alone(same)[1].isfinite().all()
     one = Classes(("sky",), (("sky",),), ((0, 0, 0),), None)
-    only = few_shot.learn(labelled(*[(m, e, np.zeros_like(t)) for m, e, t in [scene(1)]]), one, texts[:1], owner[:1])
-    assert only(embeddings)[0].tolist() == [0] * 5
+    for classes, texts_and_owner in ((classes_of(), (texts, owner)), (one, (texts[:1], owner[:1]))):
+        known = labelled((masks, embeddings, np.zeros_like(truth)))  # one image, of one class
+        found, scores = few_shot.learn(known, classes, *texts_and_owner)(same)
+        assert found.tolist() == [0] * 5 and scores.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -274,9 +259,8 @@ def test_equal_scores_give_the_lower_class_and_the_middle_strength():
     ids=["no labelled image", "nothing known", "its words not asked", "no such class", "no strength", "percent"],
 )
 def test_what_cannot_be_learnt_is_refused_in_a_line(scenes, texts, options, says):
-    known = labelled(*scenes) if scenes else Labelled([], [], [])
     with pytest.raises(ValueError, match=says):
-        few_shot.learn(known, classes_of(), *texts, **options)
+        few_shot.learn(labelled(*scenes), classes_of(), *texts, **options)
 
 
 # The stage, and words that are spoiled

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from plg_utils import losses
-from plg_utils.losses.fixmatch import fixmatch_loss
 from plg_utils.losses.semivl import semivl_loss
 from plg_utils.losses.unimatch import unimatch_loss
 from plg_utils.losses.unimatch_v2 import lose_channels
@@ -81,19 +80,6 @@ def test_a_batch_counted_by_hand():
     assert terms["sure"].item() == pytest.approx(2 / 3)
 
 
-def test_hard_gated_targets_are_unimatch():
-    """Unsmoothed labels that are the model's own prediction, counted only where it is sure: UniMatch's loss."""
-    given = tensors(arrays(0))
-    own = unimatch_loss(**given)["total"]
-    given["pseudo_label"] = given["logits_weak"].argmax(1)
-    given["partner_pseudo_label"] = given["logits_partner"].argmax(1)
-    for refine_target in ("zero_shot", "fusion"):
-        theirs = unimatch_loss(**given, refine_target=refine_target, smoothing=0.0, gate=True)["total"]
-        assert theirs.item() == pytest.approx(own.item(), abs=1e-7)
-        smooth = unimatch_loss(**given, refine_target=refine_target)["total"]
-        assert smooth.item() != pytest.approx(own.item(), abs=1e-3)
-
-
 def test_nothing_valid_is_zero_and_not_nan():
     given = arrays(1)
     given["label"][:] = IGNORE
@@ -104,25 +90,6 @@ def test_nothing_valid_is_zero_and_not_nan():
         terms["total"].backward()
         assert terms["total"].item() == 0
         assert all(leaves[name].grad.abs().sum() == 0 for name in LEARNT)
-
-
-def test_zero_shot_targets_need_no_prediction():
-    given = tensors(arrays(2))
-    expected = unimatch_loss(**given, refine_target="zero_shot")["total"]
-    given |= {"logits_weak": None, "logits_partner": None}
-    assert torch.equal(unimatch_loss(**given, refine_target="zero_shot")["total"], expected)
-
-
-def test_fixmatch_is_unimatch_with_one_view():
-    given = tensors(arrays(3))
-    whole = unimatch_loss(**given, weights=(1, 0, 0), threshold=0.6)
-    expected = whole["total"]
-    shared = ("logits_labelled", "label", "logits_weak", "logits_partner", "ignore", "partner_ignore")
-    mine = {name: given[name] for name in shared}
-    got = fixmatch_loss(**mine, logits_strong=given["logits_strong1"], boxes=given["boxes1"], threshold=0.6)
-    assert got["total"].item() == pytest.approx(expected.item(), abs=1e-7)
-    assert got["total"].item() == pytest.approx((got["labelled"] + got["strong"]).item() / 2)
-    assert got["sure"].item() == pytest.approx(whole["sure"].item()) and 0 < got["sure"] < 1
 
 
 def test_semivl_and_its_gradients_equal_the_plain_loops():
@@ -205,18 +172,37 @@ def teacher():
     return torch.no_grad()(reference_training.tiny(seed=1).eval())
 
 
+# Steps written out once more, with the same random numbers
+
+
+def cut_and_paste(drawn, views):
+    """What CutMix pastes, by name, and the two strong views with it."""
+    names = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
+    mix = {name: drawn[f"partner_{name}"] if views else drawn[name][[2, 2, 0]] for name in names}
+    pasted = []
+    for which in "12":
+        pasted.append(drawn[f"strong{which}"].clone())
+        for index, (left, top, right, bottom) in enumerate(drawn[f"boxes{which}"].tolist()):
+            place = index, slice(None), slice(top, bottom), slice(left, right)
+            pasted[-1][place] = mix[f"strong{which}"][place]
+    return mix, pasted
+
+
+def by_loops(logits, drawn, mix, **options):
+    """Total and gradients of `reference_training.unimatch`; logits without the prefix, by the names of the views."""
+    maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
+    maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
+    maps |= {f"logits_{name}": of_view for name, of_view in logits.items()}
+    given = {name: tensor.detach().numpy() for name, tensor in maps.items()}
+    return reference_training.unimatch(given, **{"threshold": 0.4, "smoothing": None, "gate": None} | options)
+
+
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_the_step_of_unimatch_v2(refine_target, views):
-    """The official step written out once more (unimatch_v2.py), with the same lost channels: loss and gradients."""
-    drawn, model, twin = (
-        batch(views=views) | {"average": teacher()},
-        reference_training.tiny(),
-        reference_training.tiny(),
-    )
-    mixed = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
-    mix = {name: drawn[f"partner_{name}"] if views else drawn[name][[2, 2, 0]] for name in mixed}
-    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None}
+    """The official step (unimatch_v2.py): loss and gradients."""
+    drawn, model, twin = batch(views=views) | {"average": teacher()}, *(reference_training.tiny() for _ in "12")
+    mix, pasted = cut_and_paste(drawn, views)
     for weak_weight in (0, 0.3):
         torch.manual_seed(5)
         got = losses.build("unimatch_v2", refine_target=refine_target, threshold=0.4, weak_weight=weak_weight)
@@ -224,31 +210,18 @@ def test_the_step_of_unimatch_v2(refine_target, views):
         got["total"].backward()
 
         torch.manual_seed(5)
-        channels = [maps.shape[1] for maps in twin.encode(drawn["weak"])]
-        lost = lose_channels([torch.ones(6, width, 1, 1) for width in channels])
-        pasted = []
-        for which in "12":
-            pasted.append(drawn[f"strong{which}"].clone())
-            for index, (left, top, right, bottom) in enumerate(drawn[f"boxes{which}"].tolist()):
-                place = index, slice(None), slice(top, bottom), slice(left, right)
-                pasted[-1][place] = mix[f"strong{which}"][place]
+        lost = lose_channels([torch.ones(6, maps.shape[1], 1, 1) for maps in twin.encode(drawn["weak"])])
         features = [maps * factor for maps, factor in zip(twin.encode(torch.cat(pasted)), lost, strict=True)]
         strong1, strong2 = twin.decode(features, (6, 6)).chunk(2)
-        leaves = {"logits_labelled": twin(drawn["image"]), "logits_strong1": strong1, "logits_strong2": strong2}
-        leaves["logits_feature"] = torch.zeros_like(strong1)  # V2 has no such view
-        logits = leaves | {"logits_weak": teacher()(drawn["weak"]), "logits_partner": teacher()(mix["weak"])}
-        maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
-        maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
-        given = {name: tensor.detach().numpy() for name, tensor in (logits | maps).items()}
-        total, gradients = reference_training.unimatch(given, **options, weights=(0.5, 0.5, 0.0))
-        for name in ("logits_labelled", "logits_strong1", "logits_strong2"):
-            leaves[name].backward(torch.tensor(gradients[name], dtype=torch.float32), retain_graph=True)
-        if weak_weight:  # the weak view of the network that learns is taught the same target
-            learnt = twin(drawn["weak"])
-            again = given | {"logits_feature": learnt.detach().numpy()}
-            more, gradients = reference_training.unimatch(again, **options, weights=(0.5, 0.5, weak_weight))
-            learnt.backward(torch.tensor(gradients["logits_feature"], dtype=torch.float32))
-            total = more
+        # V2 has no view with dropped features. The weak view of the network that learns is taught the same target.
+        learnt = twin(drawn["weak"]) if weak_weight else torch.zeros_like(strong1)
+        leaves = {"labelled": twin(drawn["image"]), "strong1": strong1, "strong2": strong2, "feature": learnt}
+        logits = leaves | {"weak": teacher()(drawn["weak"]), "partner": teacher()(mix["weak"])}
+        options = {"refine_target": refine_target, "weights": (0.5, 0.5, weak_weight)}
+        total, gradients = by_loops(logits, drawn, mix, **options)
+        for name in leaves if weak_weight else [*leaves][:3]:
+            gradient = torch.tensor(gradients[f"logits_{name}"], dtype=torch.float32)
+            leaves[name].backward(gradient, retain_graph=True)
         assert got["total"].item() == pytest.approx(total, abs=1e-6)
         for (name, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-5, msg=f"{name} {weak_weight}")
@@ -258,6 +231,24 @@ def test_the_step_of_unimatch_v2(refine_target, views):
         del drawn["average"]
         with pytest.raises(ValueError, match="training_options: {ema: 0.996}"):
             losses.build("unimatch_v2", refine_target=refine_target)(model, drawn)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_the_step_of_fixmatch(views):
+    """fixmatch.py: UniMatch with one strong view and no other."""
+    drawn, model, twin = batch(views=views), *(reference_training.tiny() for _ in "12")
+    mix, pasted = cut_and_paste(drawn, views)
+    got = losses.build("fixmatch", threshold=0.4)(model, drawn)
+    with torch.no_grad():
+        logits = {"partner": twin.eval()(mix["weak"])}
+    labelled, weak = twin.train()(torch.cat([drawn["image"], drawn["weak"]])).chunk(2)
+    logits |= {"labelled": labelled, "weak": weak, "strong1": twin(pasted[0])}
+    logits |= dict.fromkeys(("strong2", "feature"), logits["strong1"])
+    total, _ = by_loops(logits, drawn, mix, refine_target="unimatch", weights=(1, 0, 0))
+    assert got["total"].item() == pytest.approx(total, abs=1e-6)
+    assert got["total"].item() == pytest.approx((got["labelled"] + got["strong"]).item() / 2)
+    assert set(got) == {"total", "labelled", "strong", "sure"} and 0 < got["sure"] < 1
+    assert model.calls == [(False, 3), (True, 6), (True, 3)]
 
 
 def test_strong_views_lose_complementary_channels():
@@ -313,35 +304,22 @@ def test_the_warm_up_equals_the_plain_loops():
 @pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_the_three_passes_of_unimatch(refine_target, views):
-    """The step written out once more, with the same dropout."""
-    drawn, model = batch(views=views), reference_training.tiny()
-    twin = reference_training.tiny()
+    drawn, model, twin = batch(views=views), *(reference_training.tiny() for _ in "12")
     torch.manual_seed(5)
     got = losses.build("unimatch", refine_target=refine_target, threshold=0.4)(model, drawn)
 
-    mixed = ("weak", "strong1", "strong2", "ignore", "pseudo_label")
-    mix = {name: drawn[f"partner_{name}"] if views else drawn[name][[2, 2, 0]] for name in mixed}
+    mix, pasted = cut_and_paste(drawn, views)
     torch.manual_seed(5)
     with torch.no_grad():
-        logits_partner = twin.eval()(mix["weak"])
+        logits = {"partner": twin.eval()(mix["weak"])}
     twin.train()
-    pasted = {}
-    for which in "12":
-        pasted[which] = drawn[f"strong{which}"].clone()
-        for index, (left, top, right, bottom) in enumerate(drawn[f"boxes{which}"].tolist()):
-            place = index, slice(None), slice(top, bottom), slice(left, right)
-            pasted[which][place] = mix[f"strong{which}"][place]
     features = twin.encode(torch.cat([drawn["image"], drawn["weak"]]))
     features = [torch.cat([maps, F.dropout2d(maps, 0.5)]) for maps in features]
     clean, dropped = twin.decode(features, (6, 6)).chunk(2)
-    strong1, strong2 = twin(torch.cat([pasted["1"], pasted["2"]])).chunk(2)
-    logits = {"logits_labelled": clean[:3], "logits_weak": clean[3:], "logits_partner": logits_partner}
-    logits |= {"logits_strong1": strong1, "logits_strong2": strong2, "logits_feature": dropped[3:]}
-    maps = {name: drawn[name] for name in ("label", "pseudo_label", "ignore", "boxes1", "boxes2")}
-    maps |= {f"partner_{name}": mix[name] for name in ("pseudo_label", "ignore")}
-    given = {name: tensor.detach().numpy() for name, tensor in (logits | maps).items()}
-    options = {"refine_target": refine_target, "threshold": 0.4, "smoothing": None, "gate": None}
-    assert got["total"].item() == pytest.approx(reference_training.unimatch(given, **options)[0], abs=1e-5)
+    strong1, strong2 = twin(torch.cat(pasted)).chunk(2)
+    logits |= {"labelled": clean[:3], "weak": clean[3:], "feature": dropped[3:], "strong1": strong1, "strong2": strong2}
+    total, _ = by_loops(logits, drawn, mix, refine_target=refine_target)
+    assert got["total"].item() == pytest.approx(total, abs=1e-5)
 
     passes = [(False, 3), (True, 6), (True, 6)]  # evaluation mode; labelled and weak; both strong
     assert model.calls == (passes if refine_target != "zero_shot" else passes[1:])

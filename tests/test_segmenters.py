@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference_training
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -102,9 +103,7 @@ def test_dpt_equals_its_formula():
 
     with torch.no_grad():
         cells = vit.pos_embed[:, 1:].reshape(1, 4, 4, 24).permute(0, 3, 1, 2)
-        cells = (
-            F.interpolate(cells, scale_factor=(3.1 / 4, 5.1 / 4), mode="bicubic").permute(0, 2, 3, 1).view(1, 15, 24)
-        )
+        cells = F.interpolate(cells, scale_factor=(3.1 / 4, 5.1 / 4), mode="bicubic").flatten(2).transpose(1, 2)
         patches = F.conv2d(images, vit.patch_embed.proj.weight, vit.patch_embed.proj.bias, stride=14)
         tokens = torch.cat([vit.cls_token.expand(2, 1, 24), patches.flatten(2).transpose(1, 2)], 1)
         tokens = tokens + torch.cat([vit.pos_embed[:, :1], cells], 1)
@@ -150,15 +149,14 @@ def test_dpt_equals_its_formula():
     [
         {"encoder": "vit_small_patch14_reg4_dinov2"},
         {"encoder": "vit_small_patch16_dinov3"},
-        {"encoder": "convnext_tiny", "depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16), "embed_dim": None},
+        {"encoder": "convnext_tiny", "depths": (1, 1, 1, 1), "dims": (4, 8, 12, 16)},
     ],
     ids=lambda options: options["encoder"],
 )
 def test_dpt_reads_dinov2_with_registers_dinov3_and_convnexts(options):
-    options = {key: value for key, value in (dpt.SMOKE | options).items() if value is not None}
-    if "dims" in options:
-        options = {key: value for key, value in options.items() if key not in ("depth", "num_heads", "layers")}
-    network = segmenters.build("dpt", 3, **options)
+    of_transformer = ("embed_dim", "depth", "num_heads", "layers") if "dims" in options else ()
+    smoke = {key: value for key, value in dpt.SMOKE.items() if key not in of_transformer}
+    network = segmenters.build("dpt", 3, **smoke | options)
     side = 2 * network.multiple if network.multiple > 1 else 64
     network(torch.randn(2, 3, side, 2 * side)).square().mean().backward()
     assert all(value.grad is not None for name, value in network.head.named_parameters())
@@ -170,31 +168,21 @@ def test_dpt_reads_dinov2_with_registers_dinov3_and_convnexts(options):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("name", "encoder", "said"),
     [
-        (
-            ("deeplabv3plus", {"encoder": "vit_small_patch14_dinov2"}),
-            "no feature maps at strides 4 to 16 .*segmenter dpt",
-        ),
-        (("deeplabv3plus", {"encoder": "convnext_atto"}), "no feature maps at strides 4 to 16 .*the segmenter dpt"),
-        (("smp", {"encoder": "tu-vit_tiny_patch16_224"}), "Unet with the encoder tu-vit_tiny_.* the segmenter dpt"),
-        (("dpt", {"encoder": "test_vit"}), "no transformer of 6 blocks: give layers"),
-        (("dpt", {"encoder": "convnext_atto"}), "no head for the 320 channels of convnext_atto: give out_channels"),
+        ("deeplabv3plus", "vit_small_patch14_dinov2", "no feature maps at strides 4 to 16 .*segmenter dpt"),
+        ("deeplabv3plus", "convnext_atto", "no feature maps at strides 4 to 16 .*the segmenter dpt"),
+        ("smp", "tu-vit_tiny_patch16_224", "Unet with the encoder tu-vit_tiny_.* the segmenter dpt"),
+        ("dpt", "test_vit", "no transformer of 6 blocks: give layers"),
+        ("dpt", "convnext_atto", "no head for the 320 channels of convnext_atto: give out_channels"),
     ],
 )
-def test_an_encoder_that_does_not_fit_is_refused(options, said):
+def test_an_encoder_that_does_not_fit_is_refused(name, encoder, said):
     with pytest.raises(ValueError, match=said):
-        segmenters.build(options[0], 3, **options[1])
+        segmenters.build(name, 3, encoder=encoder)
 
 
 # Weights of encoders
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_without_pretraining_there_is_no_checkpoint(name):
-    module = import_module(f"plg_utils.segmenters.{name}")
-    assert module.checkpoint(**module.SMOKE) is None
-    assert module.checkpoint() is None
 
 
 def put_there(monkeypatch, folder, name, state):
@@ -215,55 +203,46 @@ def randomised(network):
     return state
 
 
-def test_weights_of_a_timm_encoder_come_through_checkpoints(tmp_path, monkeypatch):
-    import timm
+def assert_loaded(network, state):
+    loaded = network.state_dict()
+    assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
 
+
+def test_weights_of_timm_come_through_checkpoints(tmp_path, monkeypatch):
     options = {"encoder": "test_resnet", "width": 8, "skip": 4, "rates": (1, 2, 3)}
     state = randomised(timm.create_model("test_resnet"))
     assert "fc.weight" in state  # as the hub has it, for the classes of ImageNet
     name = deeplabv3plus.checkpoint(**options, pretrained=True)
-    assert name == "hub:timm/test_resnet.r160_in1k"
+    assert name == "hub:timm/test_resnet.r160_in1k" == smp.checkpoint(encoder="tu-test_resnet", pretrained=True)
     assert name == deeplabv3plus.checkpoint(encoder="test_resnet.r160_in1k", pretrained=True)
     put_there(monkeypatch, tmp_path, name, state)
     path = checkpoints.locate_weights(name)
     for pretrained in (True, name, path, str(path)):
         network = segmenters.build("deeplabv3plus", 3, **options, pretrained=pretrained)
-        loaded = network.encoder.network.state_dict()
-        assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
+        assert_loaded(network.encoder.network, state)
+    network = segmenters.build("smp", 3, architecture="FPN", encoder="tu-test_resnet", pretrained=True)
+    assert_loaded(network.encoder.model, state)
     save_file(state | {"fc.bias": state["fc.bias"] + 1}, path)
     with pytest.raises(ValueError, match="model.safetensors is not the file that was first used"):
         segmenters.build("deeplabv3plus", 3, **options, pretrained=True)
 
 
-def test_weights_of_an_smp_encoder_come_through_checkpoints(tmp_path, monkeypatch):
+def test_weights_of_smp_and_dpt_come_through_checkpoints(tmp_path, monkeypatch):
     state = randomised(segmenters.build("smp", 3, **smp.SMOKE).encoder)
     name = smp.checkpoint(encoder="mobilenet_v2", pretrained=True)
     assert name == smp.checkpoint(encoder="mobilenet_v2", pretrained="imagenet", architecture="FPN")
     settings = smp.listed["mobilenet_v2"]["pretrained_settings"]["imagenet"]
     assert name == f"hub:{settings['repo_id']}@{settings['revision']}"
     put_there(monkeypatch, tmp_path, name, state)
-    loaded = segmenters.build("smp", 3, **smp.SMOKE, pretrained=True).encoder.state_dict()
-    assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
-
-
-def test_weights_of_timm_come_through_checkpoints_into_smp_and_dpt(tmp_path, monkeypatch):
-    import timm
-
-    state = randomised(timm.create_model("test_resnet"))
-    name = smp.checkpoint(encoder="tu-test_resnet", pretrained=True)
-    assert name == deeplabv3plus.checkpoint(encoder="test_resnet", pretrained=True)
-    put_there(monkeypatch, tmp_path, name, state)
-    network = segmenters.build("smp", 3, architecture="FPN", encoder="tu-test_resnet", pretrained=True)
-    loaded = network.encoder.model.state_dict()
-    assert loaded and all(torch.equal(loaded[key], state[key]) for key in loaded)
+    assert_loaded(segmenters.build("smp", 3, **smp.SMOKE, pretrained=True).encoder, state)
 
     assert dpt.checkpoint(pretrained=True) == "hub:timm/vit_base_patch14_dinov2.lvd142m"
     assert dpt.checkpoint(encoder="vit_small_patch16_dinov3", pretrained=True).endswith("_dinov3.lvd1689m")
     state = randomised(timm.create_model("vit_small_patch14_dinov2", num_classes=0, embed_dim=24, depth=4, num_heads=2))
     save_file(state, tmp_path / "small.safetensors")
-    network = segmenters.build("dpt", 3, **dpt.SMOKE, pretrained=tmp_path / "small.safetensors")
-    loaded = network.encoder.network.state_dict()
-    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in loaded)
+    network = segmenters.build("dpt", 3, **dpt.SMOKE, pretrained=tmp_path / "small.safetensors").encoder.network
+    assert network.state_dict().keys() == state.keys()
+    assert_loaded(network, state)
 
 
 def test_every_weight_that_smp_lists_has_a_commit():
@@ -273,18 +252,26 @@ def test_every_weight_that_smp_lists_has_a_commit():
             assert checkpoints.known(name).revision
 
 
-def test_weights_that_nobody_pins_are_refused():
-    with pytest.raises(ValueError, match="timm lists no model.safetensors on the hub for resnetx"):
-        segmenters.build("deeplabv3plus", 3, encoder="resnetx", pretrained=True)
-    for pretrained in (True, False):
-        with pytest.raises(ValueError, match="hf-hub:timm/resnet10t.c3_in1k"):
-            segmenters.build("deeplabv3plus", 3, encoder="hf-hub:timm/resnet10t.c3_in1k", pretrained=pretrained)
-    with pytest.raises(ValueError, match="timm lists no model.safetensors on the hub for resnetx"):
-        segmenters.build("smp", 3, encoder="tu-resnetx", pretrained=True)
-    with pytest.raises(ValueError, match="no weights 'coco' for mobilenet_v2, only imagenet"):
-        segmenters.build("smp", 3, encoder="mobilenet_v2", pretrained="coco")
-    with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
-        segmenters.build("deeplabv3plus", 3, encoder="resnet10t", pretrained="lost.pth")
+@pytest.mark.parametrize(
+    ("name", "options", "error", "says"),
+    [
+        ("deeplabv3plus", {"encoder": "resnetx"}, ValueError, "timm lists no model.safetensors on the hub for resnetx"),
+        ("deeplabv3plus", {"encoder": "hf-hub:timm/a"}, ValueError, "hf-hub:timm/a"),
+        ("deeplabv3plus", {"encoder": "hf-hub:timm/a", "pretrained": False}, ValueError, "hf-hub:timm/a"),
+        ("deeplabv3plus", {"pretrained": "lost.pth"}, FileNotFoundError, "neither a file nor a checkpoint"),
+        ("smp", {"encoder": "tu-resnetx"}, ValueError, "timm lists no model.safetensors on the hub for resnetx"),
+        ("smp", {"encoder": "mobilenet_v2", "pretrained": "coco"}, ValueError, "no weights 'coco' .*, only imagenet"),
+    ],
+)
+def test_weights_that_nobody_pins_are_refused(name, options, error, says):
+    with pytest.raises(error, match=says):
+        segmenters.build(name, 3, **{"pretrained": True} | options)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_without_pretraining_there_is_no_checkpoint(name):
+    module = import_module(f"plg_utils.segmenters.{name}")
+    assert module.checkpoint(**module.SMOKE) is None and module.checkpoint() is None
     assert deeplabv3plus.checkpoint(encoder="miniature", pretrained=True) == "miniature_encoder"
 
 

@@ -208,32 +208,7 @@ def squares_of_two_sizes():
 
 
 def test_generate_is_merge_for_each_sample():
-    samples, cues, segment = squares_of_two_sizes()
-
-    def cue(items):
-        assert [item.id for item in items] == [sample.id for sample in samples]
-        return [cues[item.id] for item in items]
-
-    one, two = generators.build("sepl", CLASSES, cams=cue, masks=segment)(samples)
-    np.testing.assert_array_equal(one.label, row("1110"))
-    np.testing.assert_array_equal(two.label, [[2, 2, 2], [0, 0, 0], [0, 0, 0]])
-    assert (one.confidence == 1).all()
-    _, two = generators.build("sepl", CLASSES, cams=cue, masks=segment, mode="paper")(samples)
-    np.testing.assert_array_equal(two.label, [[2, 2, 2], [0, 0, 0], [IGNORE, 0, 0]])
-    np.testing.assert_array_equal(two.confidence, [[1, 1, 1], [1, 1, 1], [0, 1, 1]])
-
-
-def test_options_reach_merge():
-    samples, cues, segment = squares_of_two_sizes()
-    parts = {"cams": lambda items: [cues[item.id] for item in items], "masks": segment}
-    for options in ({"variant": "max_iou"}, {"inside": 0.7, "variant": "max_iou_imp"}, {"inside": 0.7, "covers": 1.0}):
-        made = generators.build("sepl", CLASSES, **parts, **options)(samples)
-        for sample, each in zip(samples, made, strict=True):
-            dense = segment([sample.image()])[0].dense()
-            np.testing.assert_array_equal(each.label, sepl.merge(cues[sample.id], dense, 3, **options))
-
-
-def test_images_without_id_are_labelled_too_and_each_is_read_once():
+    """A sample is read once and keeps its id; images without one are labelled too, if the cue takes them."""
     samples, cues, segment = squares_of_two_sizes()
     reads = []
 
@@ -241,12 +216,21 @@ def test_images_without_id_are_labelled_too_and_each_is_read_once():
         reads.append(1)
         return samples[0].image()
 
-    cue = lambda items: [(item.image() if isinstance(item, Sample) else item)[..., 0] for item in items]  # noqa: E731
+    def cue(items):
+        sizes = [len(item.image() if isinstance(item, Sample) else item) for item in items]  # it reads the images too
+        return [cues[{1: "one", 3: "two"}[size]] for size in sizes]
+
     items = [Sample("one", read_image), samples[1].image()]
-    made = generators.build("sepl", CLASSES, cams=cue, masks=segment)(items)
-    np.testing.assert_array_equal(made[0].label, row("1110"))
-    np.testing.assert_array_equal(made[1].label, [[2, 2, 2], [0, 0, 0], [0, 0, 0]])
-    assert len(reads) == 1
+    one, two = generators.build("sepl", CLASSES, cams=cue, masks=segment, mode="paper")(items)
+    np.testing.assert_array_equal(one.label, row("1110"))
+    assert (one.confidence == 1).all() and len(reads) == 1
+    np.testing.assert_array_equal(two.label, [[2, 2, 2], [0, 0, 0], [IGNORE, 0, 0]])
+    np.testing.assert_array_equal(two.confidence, [[1, 1, 1], [1, 1, 1], [0, 1, 1]])
+    for options in ({}, {"variant": "max_iou"}, {"inside": 0.7, "variant": "max_iou_imp"}, {"covers": 1.0}):
+        made = generators.build("sepl", CLASSES, cams=cue, masks=segment, **options)(samples)
+        for sample, each in zip(samples, made, strict=True):
+            dense = segment([sample.image()])[0].dense()
+            np.testing.assert_array_equal(each.label, sepl.merge(cues[sample.id], dense, 3, **options))
 
 
 def test_bad_cue_maps_and_options_are_refused_before_masks_are_made():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from test_generators import ColourEncoder
 
 from plg_utils import tags
-from plg_utils.records import Classes, Sample, TruthHidden
+from plg_utils.records import Classes, Sample
 
 CLASSES = Classes(
     ("background", "red", "green", "blue"),
@@ -52,11 +52,10 @@ def test_the_score_is_that_of_the_best_view_and_word():
     rng = np.random.default_rng(0)
     views, texts = rng.normal(size=(5, 4)), rng.normal(size=(7, 4))
     owner = [2, 0, 1, 1, 0, 3, 2]
+    given = [torch.tensor(values) for values in (views, texts, owner)]
     for background in (0, None):
         expected = reference_boxes.tag_scores(views, texts, owner, background, 0.2)
-        scores = tags.score(
-            torch.tensor(views), torch.tensor(texts), torch.tensor(owner), background=background, temperature=0.2
-        )
+        scores = tags.score(*given, background=background, temperature=0.2)
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
         assert len(scores) == (3 if background == 0 else 4)
 
@@ -129,7 +128,7 @@ def test_tags_of_a_file_are_found_by_the_id(tmp_path, suffix):
 
 
 def test_what_has_no_tags_is_refused(tmp_path):
-    """Files that are none are in test_bad_inputs."""
+    """Files that are none are in test_bad_inputs; what the loader opened is in test_boxes."""
     path = tmp_path / "tags.yaml"
     path.write_text("a: [background]", encoding="utf-8")
     with pytest.raises(ValueError, match="unknown names: background"):
@@ -139,10 +138,3 @@ def test_what_has_no_tags_is_refused(tmp_path):
         tags.read(path, CLASSES)(samples("a", "b"))
     with pytest.raises(TypeError, match="by the id of a Sample"):
         tags.read(path, CLASSES)([SMALL])
-
-
-def test_tags_of_samples_are_those_that_the_loader_opened():
-    (open_,) = tags.of_samples([Sample("a", lambda: SMALL, read_tags=lambda: (1, 3))])
-    assert (open_.classes.tolist(), open_.scores.tolist()) == ([1, 3], [1, 1])
-    with pytest.raises(TruthHidden):
-        tags.of_samples(samples("a"))

@@ -6,9 +6,8 @@ A file `name.py` here has
                                 each of its image's exact size, with values of `classes` or IGNORE
     SMOKE                       options with which `build` takes about a second
 
-The maps are hard: one class for each pixel, and the background where no class was found. SEPL (`generators/sepl.py`)
-takes them so, in order to fit any method. A source that has scores builds a `ScoredCue`, whose `scores` are there to
-try other thresholds without running a network again.
+The maps are hard, one class for each pixel, as SEPL (`generators/sepl.py`) takes them. A source that has scores builds
+a `ScoredCue`, so that other thresholds can be tried without running a network again.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,9 +106,7 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
         if tags == "given" and not all(isinstance(item, Sample) for item in samples):
             raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
         answers = [sample.tags() for sample in samples] if tags == "given" else tags(samples)
-        answers = [tuple(sorted({int(index) for index in answer})) for answer in answers]
-        detectors.check_tags(answers, classes, len(samples))
-        return answers
+        return [tuple(sorted(set(answer))) for answer in detectors.check_tags(answers, classes, len(samples))]
 
     return ask
 

@@ -5,8 +5,8 @@ feature map before the pooling, show how much each place spoke for a class. As i
 step/train_cam.py and step/make_cam.py): ReLU, several scales and their mirror images summed, each class divided by its
 maximum. `train` learns and writes the weights, what `build` returns makes the maps.
 
-`train` has a loop of its own beside `training.fit`: it draws one view an image from the photos of both splits, by other
-random numbers, and published numbers rest on these.
+`train` has a loop of its own beside `training.fit`: it draws one view an image by other random numbers, on which
+published numbers rest.
 """
 
 import json

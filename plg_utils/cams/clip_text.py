@@ -48,9 +48,8 @@ def build(
             "clip_text asks CLIP's class token, which this encoder lacks: take ViT-B/16, or cam_sources: []"
         )
     texts = encode.class_embeddings(classes)
-    layers = round(LAYERS * len(encode.model.visual.transformer.resblocks))
     how = {"background": classes.background, "scale": encode.model.logit_scale.exp().item()}
-    how |= {"layer": encode.cam_layer, "layers": layers}
+    how |= {"layer": encode.cam_layer, "layers": round(LAYERS * len(encode.model.visual.transformer.resblocks))}
     tags_of = tagger(tags, classes)
 
     def scores(samples: Sequence[Sample | np.ndarray]) -> list[Cams]:
@@ -64,12 +63,10 @@ def build(
 
         made = []
         for tags, image, (maps, attention) in zip(found, images, by_size(sizes, encode.batch_size, ask), strict=True):
-            large = torch.zeros(0, *image.shape[:2])
+            large = torch.zeros(1, 0, *image.shape[:2])
             if tags:
-                large = F.interpolate(
-                    refined(maps, attention)[None], image.shape[:2], mode="bilinear", align_corners=False
-                )[0]
-            made.append(Cams(tags, large.cpu().numpy()))
+                large = F.interpolate(refined(maps, attention)[None], image.shape[:2], mode="bilinear")
+            made.append(Cams(tags, large[0].cpu().numpy()))
         return made
 
     return ScoredCue(scores, threshold=threshold, background=classes.background)

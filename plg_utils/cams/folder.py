@@ -30,7 +30,7 @@ def build(classes: Classes, *, root: str | Path) -> Cue:
         paths = [root / f"{sample.id}.png" for sample in samples]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            names = ", ".join(missing[:3] + ["..."] * (len(missing) > 3))
             raise FileNotFoundError(f"{root} lacks the cue map of {len(missing)} of {len(paths)} images: {names}")
         labels = [files.read_label(path, classes.num_classes) for path in paths]
         for path, label, sample in zip(paths, labels, samples, strict=True):

@@ -1,7 +1,7 @@
 """Generators of pseudo labels: from samples to label maps, without training. One file is one method.
 
-What `build` returns is a function from a list of samples (or of images, where a method needs no more than the image)
-to a list of `PseudoLabel` of the same order.
+What `build` returns is a function from a list of samples, or of images (H, W, 3) uint8 RGB where a method needs no
+more, to a list of `PseudoLabel` of the same order.
 """
 
 from collections.abc import Callable, Sequence

@@ -3,8 +3,7 @@
 "Enhancing Weakly Supervised Semantic Segmentation with Multi-modal Foundation Models: An End-to-End Approach",
 arXiv 2405.06586. What it leaves open (when CLIP's word is a tag, how SAM is asked) is an option.
 
-A pixel in no mask is background, because the tags name everything that the image shows. Paper A's segments have no such
-list, and leave those pixels open.
+A pixel in no mask is background, because the tags name everything that the image shows.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from plg_utils import choices, detectors
 from plg_utils import tags as tagging
+from plg_utils.cams import images_of
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, with_image
@@ -59,26 +59,25 @@ def build(
     """
     if tags != "clip" and tags_options:
         raise ValueError(f'tags_options are of "clip", and {tags!r} takes none: {", ".join(tags_options)}')
-    if tags in ("clip", "sample"):
-        tag = tagging.of_samples if tags == "sample" else tagging.by_clip(classes, **(tags_options or {}))
+    if tags == "clip":
+        tags = tagging.by_clip(classes, **(tags_options or {}))
+    elif tags == "sample":
+        tags = tagging.of_samples
     elif isinstance(tags, str | Path):
         if Path(tags).suffix not in (".yaml", ".yml", ".json"):
             raise ValueError(f'tags is {str(tags)!r}; right are "clip", "sample", and a .yaml or .json file')
-        tag = tagging.read(tags, classes)
-    else:
-        tag = tags
-    detect = detectors.build(detector, classes, **(detector_options or {})) if isinstance(detector, str) else detector
-    prompt = masks
+        tags = tagging.read(tags, classes)
+    if isinstance(detector, str):
+        detector = detectors.build(detector, classes, **(detector_options or {}))
     if isinstance(masks, str):
-        prompt = choices.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
+        masks = choices.choice("plg_utils.masks", masks, "mask model").build_box_prompter(**(masks_options or {}))
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[BoxLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags do not come by an id."""
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
-        tagged = tag([with_image(*pair) for pair in zip(samples, images, strict=True)])
-        found = detect(images, [of_image.classes.tolist() for of_image in tagged])
-        labels = []
-        prompted = prompt(images, [boxes.xyxy for boxes in found])
+        images = images_of(samples)
+        tagged = tags([with_image(*pair) for pair in zip(samples, images, strict=True)])
+        found = detector(images, [of_image.classes.tolist() for of_image in tagged])
+        prompted, labels = masks(images, [boxes.xyxy for boxes in found]), []
         for of_image, boxes, (of_boxes, _) in zip(tagged, found, prompted, strict=True):
             if dilation is not None:
                 of_boxes = inside_box(of_boxes, boxes.xyxy, dilation)

@@ -81,11 +81,9 @@ def build(
                     score = word_map(answer, place, size, mask_score)  # (H, W)
                     which = torch.where(score > best, next(owners)[0], which)
                     best = torch.maximum(score, best)
-        found = PseudoLabel(which.cpu().numpy(), best.cpu().numpy())
-        return named(found, threshold, classes.background)
+        return named(PseudoLabel(which.cpu().numpy(), best.cpu().numpy()), threshold, classes.background)
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
         return [label(item.image() if isinstance(item, Sample) else item) for item in samples]
 
     return generate

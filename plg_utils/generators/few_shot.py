@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
+from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, segment_match
 from plg_utils.masks import sam
@@ -86,7 +87,7 @@ def build(
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
 
     def stored(samples: Sequence[Sample | np.ndarray]) -> tuple[Sequence[Masks], list[torch.Tensor]]:
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         found = segment(images)
         return found, segment_match.segment_embeddings(encode, images, found)
 
@@ -94,7 +95,6 @@ def build(
     name = learn(known, classes, *encode.class_embeddings(classes), overlap=overlap, **how)
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
         return [*segment_match.painted(*stored(samples), name, background=classes.background, overlap=overlap)]
 
     return generate
@@ -132,7 +132,7 @@ def learn(
     asked = [words_of is None or classes.names[index] in words_of for index in owner.tolist()]
     text_embeddings, owner = text_embeddings[asked], owner[asked]
 
-    target, image = _examples(labelled, classes.num_classes, share)
+    together, target, folds = _examples(labelled, classes.num_classes, share)
     counts = np.bincount(target[target >= 0], minlength=classes.num_classes)
     helpless = [name for k, name in enumerate(classes.names) if not counts[k] and k not in owner.tolist()]
     if helpless:
@@ -141,22 +141,15 @@ def learn(
             "image in which a mask shows them"
         )
 
-    together = torch.cat([*labelled.embeddings]).cpu()
     seen = _view(chain([together], others), text_embeddings.cpu(), owner.cpu(), classes.num_classes)
-    of_words, features = seen(together)
-
-    def fitted(chosen: torch.Tensor) -> Callable[[float], tuple]:
-        chosen = chosen & (target >= 0)
-        return _fit(of_words[chosen], features[chosen], target[chosen])
-
-    folds = _folds(image)
-    models = [fitted(~out) for out in folds]
+    known = seen(together)
+    models = [_fit(known, target, ~out) for out in folds]
     sizes = [len(of_image) for of_image in labelled.embeddings]
 
     def names_left_out(strength: float) -> list[tuple]:
         classes_of, scores = torch.zeros_like(target), torch.zeros(len(target))
         for out, model in zip(folds, models, strict=True):
-            classes_of[out], scores[out] = _named((of_words[out], features[out]), model(strength))
+            classes_of[out], scores[out] = _named([part[out] for part in known], model(strength))
         return [*zip(classes_of.split(sizes), scores.split(sizes), strict=True)]
 
     def left_out(strength: float) -> float:
@@ -169,7 +162,7 @@ def learn(
 
     tried = STRENGTHS if strength is None else [strength]
     choice = labels.choose_threshold(tried, left_out, smooth=strength is None)
-    model = fitted(target >= 0)(choice.threshold)
+    model = _fit(known, target, target >= 0)(choice.threshold)
     return Namer(seen, *model, choice, counts, names_left_out(choice.threshold))
 
 
@@ -182,36 +175,30 @@ def opinions(
     returns: scores (N, K) of the segments of each labelled image, by the examples of the others; and a function from
         embeddings (N, D) to such scores, by all examples
     """
-    target, image = _examples(labelled, num_classes, share)
-    together = torch.cat([*labelled.embeddings]).cpu()
+    together, target, folds = _examples(labelled, num_classes, share)
     no_words = torch.zeros(0, together.shape[1]), torch.zeros(0, dtype=torch.int64)
     seen = _view(chain([together], others), *no_words, num_classes)
-    of_words, features = seen(together)
+    known = seen(together)
 
-    def fitted(chosen: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        chosen = chosen & (target >= 0)
-        _, offset, weights = _fit(of_words[chosen], features[chosen], target[chosen])(1.0)
+    def learnt_from(chosen: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        _, offset, weights = _fit(known, target, chosen)(1.0)
         return lambda features: offset + features @ weights
 
     left_out = torch.zeros(len(target), num_classes, dtype=torch.float64)
-    for out in _folds(image):
-        left_out[out] = fitted(~out)(features[out])
-    by_all = fitted(target >= 0)
+    for out in folds:
+        left_out[out] = learnt_from(~out)(known[1][out])
+    by_all = learnt_from(target >= 0)
     sizes = [len(embeddings) for embeddings in labelled.embeddings]
     return [*left_out.split(sizes)], lambda embeddings: by_all(seen(embeddings)[1])
 
 
-def _folds(image: torch.Tensor) -> list[torch.Tensor]:
-    """Which segments are left out in turn, (M,) bool each; image: (M,) number of the labelled image of each."""
-    return [image % FOLDS == fold for fold in range(FOLDS) if (image % FOLDS == fold).any()]
-
-
-def _examples(labelled: Labelled, num_classes: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class of each segment of the labelled images, -1 for none, and the number of its image: (M,) int64 each."""
+def _examples(labelled: Labelled, num_classes: int, share: float) -> tuple[torch.Tensor, torch.Tensor, list]:
+    """The labelled images' segments: embeddings (M, D), classes (M,), -1 for none, and which are left out in turn."""
     pairs = zip(labelled.masks, labelled.truths, strict=True)
     found = [torch.from_numpy(_majority(*pair, num_classes, share)) for pair in pairs]
     counts = torch.tensor([len(of_image) for of_image in found])
-    return torch.cat(found), torch.repeat_interleave(torch.arange(len(found)), counts)
+    fold = torch.repeat_interleave(torch.arange(len(found)) % FOLDS, counts)
+    return torch.cat([*labelled.embeddings]).cpu(), torch.cat(found), [fold == part for part in fold.unique()]
 
 
 def _majority(masks: Masks, truth: np.ndarray, num_classes: int, share: float) -> np.ndarray:
@@ -252,11 +239,14 @@ def _view(every: Iterable[torch.Tensor], texts: torch.Tensor, owner: torch.Tenso
     return seen
 
 
-def _fit(of_words: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -> Callable[[float], tuple]:
+def _fit(seen: tuple, target: torch.Tensor, chosen: torch.Tensor) -> Callable[[float], tuple]:
     """From a strength to slope, offset and weights (D + 1, K) of the module's formula.
 
-    of_words: (M, K), features: (M, D + 1), target: (M,); without an example, the words decide
+    seen: scores of the words (M, K) and f (M, D + 1); target: (M,); chosen: (M,) bool, of which the examples count;
+    without one, the words decide
     """
+    chosen = chosen & (target >= 0)
+    (of_words, features), target = [part[chosen] for part in seen], target[chosen]
     if not len(target):
         words_alone = torch.tensor(1.0), torch.tensor(0.0), features.new_zeros(features.shape[1], of_words.shape[1])
         return lambda strength: words_alone
@@ -269,7 +259,7 @@ def _fit(of_words: torch.Tensor, features: torch.Tensor, target: torch.Tensor) -
     return lambda strength: (slope, offset, torch.linalg.solve(products + strength * penalty, aim))
 
 
-def _named(seen: tuple, model: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+def _named(seen: Sequence, model: tuple) -> tuple[torch.Tensor, torch.Tensor]:
     """Best class and its score by the module's formula."""
     (of_words, features), (slope, offset, weights) = seen, model
     scores, classes = (slope * of_words + offset + features @ weights).max(dim=1)

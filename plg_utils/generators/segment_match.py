@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
+from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate
 from plg_utils.masks import sam
@@ -46,8 +47,7 @@ def build(
     how |= {"threshold": threshold, "background": classes.background}
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB."""
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         segments = segment(images)
         embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
         return [*labels_from_embeddings(segments, embeddings, *texts, **how)] if images else []
@@ -63,8 +63,7 @@ def segment_embeddings(
     normalise_patches: bring the feature of each patch to length 1 before pooling, so that all count the same
     returns: (N, D) for each image, in the order of its masks
     """
-    embeddings = []
-    more = {"masks": masks} if getattr(encoder, "features", None) == "corr" else {}
+    embeddings, more = [], {"masks": masks} if getattr(encoder, "features", None) == "corr" else {}
     for features, of_image in zip(encoder.images(images, **more), masks, strict=True):
         if normalise_patches:
             features = F.normalize(features, dim=0)

@@ -16,6 +16,7 @@ import numpy as np
 from plg_utils import cams as cue_sources
 from plg_utils import choices
 from plg_utils import masks as mask_models
+from plg_utils.cams import images_of
 from plg_utils.generators import Generate, with_image
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
 
@@ -55,10 +56,9 @@ def build(
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB if the source of the cue maps takes them.
 
-        The confidence says only where there is a label: 1, and 0 where it is IGNORE. The cue is a hard map and the
-        rules accept or reject, so the method has no score of its own.
+        The confidence is 1, and 0 where the label is IGNORE: the method has no score of its own.
         """
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         cues = cue([with_image(*pair) for pair in zip(samples, images, strict=True)])
         for number, (item, image, label) in enumerate(zip(samples, images, cues, strict=True)):
             name = item.id if isinstance(item, Sample) else f"image {number}"

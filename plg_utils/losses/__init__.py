@@ -58,8 +58,7 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: floa
 
 def mean_cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:
     """Mean of the cross-entropy over the pixels whose target is not IGNORE; 0 if there is none."""
-    loss = cross_entropy(logits, target, smoothing=smoothing)
-    return loss.sum() / num_valid(target != IGNORE)
+    return cross_entropy(logits, target, smoothing=smoothing).sum() / num_valid(target != IGNORE)
 
 
 def num_valid(pixels: torch.Tensor) -> torch.Tensor:
@@ -76,10 +75,9 @@ def cutmix(maps: torch.Tensor, partner: torch.Tensor, boxes: torch.Tensor) -> to
 
     maps, partner: (U, H, W) or (U, C, H, W), boxes: (U, 4) left, top, right, bottom
     """
-    rows = torch.arange(maps.shape[-2], device=maps.device)[:, None]
-    columns = torch.arange(maps.shape[-1], device=maps.device)
+    rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[-2:])
     left, top, right, bottom = boxes[:, :, None, None].unbind(1)  # each (U, 1, 1)
-    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # (U, H, W)
+    inside = (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)  # (U, H, W)
     return torch.where(inside[:, None] if maps.ndim == 4 else inside, partner, maps)
 
 
@@ -115,7 +113,6 @@ def schedule(value: float | tuple[float, float], batch: dict) -> float:
 def predict_in_eval_mode(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits (B, K, H, W) of the model in evaluation mode, which leaves its batch statistics alone."""
     training = model.training
-    model.eval()
-    logits = model.decode(model.encode(images), images.shape[-2:])
+    logits = model.eval()(images)
     model.train(training)
     return logits

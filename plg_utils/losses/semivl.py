@@ -59,7 +59,7 @@ def semivl_loss(
     and are no padding, and divided by all pixels of the views.
     returns: what `unimatch_loss` does, and zero_shot, the bracket above
     """
-    terms = unimatch_loss(**arrays, refine_target="unimatch", threshold=threshold, weights=weights)
+    terms = unimatch_loss(**arrays, threshold=threshold, weights=weights)
     label = arrays["pseudo_label"].masked_fill(arrays["ignore"], IGNORE)
     other = arrays["partner_pseudo_label"].masked_fill(arrays["partner_ignore"], IGNORE)
     targets = [cutmix(label, other, arrays["boxes1"]), cutmix(label, other, arrays["boxes2"]), label]

@@ -57,21 +57,20 @@ def build(
     """
     one_of(refine_target, TARGETS, "refine_target")
     one_of(passes, PASSES, "passes")
-    options = {"smoothing": smoothing, "gate": gate, "weights": weights}
-    options |= {"weak_weight": weak_weight, "labelled_smoothing": labelled_smoothing, "fill": fill}
     if not 0 < labels_until <= 1:
         raise ValueError(f"labels_until is {labels_until!r}; give a share of the training, above 0 and up to 1")
     alone = {"refine_target": "unimatch", "labelled_smoothing": labelled_smoothing, "weights": weights}
-    how = {"feature_dropout": feature_dropout, "passes": passes}
+    by_labels = {"smoothing": smoothing, "gate": gate, "weak_weight": weak_weight, "fill": fill}
+    by_labels = alone | by_labels | {"refine_target": refine_target}
+    how = {"weak": weak_weight > 0, "feature_dropout": feature_dropout, "passes": passes}
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:
             raise ValueError(f'refine_target="{refine_target}" needs pseudo labels, and the batch has none')
         late = batch.get("progress", 0) >= labels_until
-        chosen = alone if late else {"refine_target": refine_target, **options}
         predicts = late or refine_target != "zero_shot" or bool(gate) or fill
-        passed = views(model, batch, predicts=predicts, weak=weak_weight > 0, **how)
-        return unimatch_loss(**passed, **targets(batch), threshold=schedule(threshold, batch), **chosen)
+        passed = views(model, batch, predicts=predicts, **how) | targets(batch)
+        return unimatch_loss(**passed, threshold=schedule(threshold, batch), **alone if late else by_labels)
 
     return loss
 
@@ -97,31 +96,34 @@ def views(
     """
     if passes == "fast" and predicts and "partner_weak" in batch:
         raise ValueError('passes="fast" takes the batch itself as CutMix partner; give passes="exact" for views')
-    size = batch["image"].shape[-2:]
+    size, exact = batch["image"].shape[-2:], passes == "exact"
     labelled, unlabelled = len(batch["image"]), len(batch["weak"])
-
-    logits_partner = None
-    if predicts and passes == "exact":
-        logits_partner = predict_in_eval_mode(model, partner(batch, "weak"))
+    logits_partner = predict_in_eval_mode(model, partner(batch, "weak")) if predicts and exact else None
 
     features = model.encode(torch.cat([batch["image"], batch["weak"]]))
-    kept = slice(0, None) if passes == "exact" else slice(labelled, None)
-    parts = [labelled, unlabelled] if passes == "exact" else [unlabelled]
-    dropped = [distributed.dropout2d(maps[kept], feature_dropout, parts) for maps in features]
-    if passes == "fast" and not (predicts or weak):  # the loss needs no clean weak view
+    parts = [labelled, unlabelled] if exact else [unlabelled]
+    dropped = [distributed.dropout2d(maps[-sum(parts) :], feature_dropout, parts) for maps in features]
+    if not (exact or predicts or weak):  # the loss needs no clean weak view
         features = [maps[:labelled] for maps in features]
     logits = model.decode([torch.cat(pair) for pair in zip(features, dropped, strict=True)], size)
     sizes = len(features[0]) - labelled, len(dropped[0]) - unlabelled
     logits_labelled, logits_weak, _, logits_feature = logits.split([labelled, *sizes, unlabelled])
-    logits_weak = logits_weak if predicts or weak else None
-    if predicts and passes == "fast":
+    if predicts and not exact:
         logits_partner = others(logits_weak.detach())
+    logits_strong1, logits_strong2 = model(torch.cat(pasted_views(batch))).chunk(2)
+    return {
+        "logits_labelled": logits_labelled,
+        "logits_weak": logits_weak if predicts or weak else None,
+        "logits_partner": logits_partner,
+        "logits_strong1": logits_strong1,
+        "logits_strong2": logits_strong2,
+        "logits_feature": logits_feature,
+    }
 
-    strong = [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
-    logits_strong1, logits_strong2 = model.decode(model.encode(torch.cat(strong)), size).chunk(2)
-    logits = {"logits_labelled": logits_labelled, "logits_weak": logits_weak, "logits_partner": logits_partner}
-    logits |= {"logits_strong1": logits_strong1, "logits_strong2": logits_strong2, "logits_feature": logits_feature}
-    return logits
+
+def pasted_views(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The two strong views (U, 3, H, W) after CutMix."""
+    return [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
 
 
 def targets(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
@@ -137,7 +139,7 @@ def unimatch_loss(
     logits_weak: torch.Tensor | None,
     logits_partner: torch.Tensor | None,
     logits_strong1: torch.Tensor,
-    logits_strong2: torch.Tensor,
+    logits_strong2: torch.Tensor | None,
     logits_feature: torch.Tensor | None,
     ignore: torch.Tensor,
     partner_ignore: torch.Tensor,
@@ -159,8 +161,8 @@ def unimatch_loss(
 
     logits_labelled: (B, K, H, W), all other logits (U, K, H, W): of the weak view, of the weak view of the images that
         CutMix pastes, of the pasted strong views, of the weak view with dropped features. No gradient flows through
-        the first two (through the first only by weak_weight); they may be None where no prediction is asked for, and
-        the last where there is no such view, as in UniMatch V2.
+        the first two (through the first only by weak_weight); they may be None where no prediction is asked for. The
+        last is None in UniMatch V2, and so are the last two in FixMatch: they have no such view.
     logits_learnt: (U, K, H, W), those of the weak view that weak_weight teaches, if logits_weak are another network's
     label: (B, H, W) int64; pseudo_label, partner_pseudo_label: (U, H, W) int64; IGNORE where nothing is to be learnt
     ignore, partner_ignore: (U, H, W) bool, pixels that never count; boxes1, boxes2: (U, 4) left, top, right, bottom
@@ -170,7 +172,7 @@ def unimatch_loss(
     weak_weight: of the undisturbed weak view; UniMatch has no such term, since it would teach a prediction itself
     labelled_smoothing: of the true labels
     fill: where there is no pseudo label, teach the model's own prediction where it is sure, as UniMatch does
-    returns: total, labelled, strong (mean of both), feature, and sure, the part of the pixels where the model is so
+    returns: total, labelled, strong (mean of the views), feature, and sure, the part of the pixels where it is sure
     """
     one_of(refine_target, TARGETS, "refine_target")
     smoothing = (0.0 if refine_target == "unimatch" else 0.1) if smoothing is None else smoothing
@@ -179,13 +181,14 @@ def unimatch_loss(
     weak = choose_target(logits_weak, pseudo_label, ignore, **options)
     pasted = choose_target(logits_partner, partner_pseudo_label, partner_ignore, **options)
 
-    mixed1 = [cutmix(*pair, boxes1) for pair in zip(weak, pasted, strict=True)]
-    mixed2 = [cutmix(*pair, boxes2) for pair in zip(weak, pasted, strict=True)]
     labelled = mean_cross_entropy(logits_labelled, label, smoothing=labelled_smoothing)
-    strong1 = consistency(logits_strong1, *mixed1, smoothing=smoothing)
-    strong2 = consistency(logits_strong2, *mixed2, smoothing=smoothing)
-    unlabelled = weights[0] * strong1 + weights[1] * strong2
-    terms = {"labelled": labelled, "strong": (strong1 + strong2) / 2}
+    strong = []
+    for logits, boxes in ((logits_strong1, boxes1), (logits_strong2, boxes2)):
+        if logits is not None:
+            mixed = [cutmix(*pair, boxes) for pair in zip(weak, pasted, strict=True)]
+            strong.append(consistency(logits, *mixed, smoothing=smoothing))
+    unlabelled = sum(weight * of_view for weight, of_view in zip(weights, strong, strict=False))
+    terms = {"labelled": labelled, "strong": sum(strong) / len(strong)}
     if logits_feature is not None:
         terms["feature"] = consistency(logits_feature, *weak, smoothing=smoothing)
         unlabelled = unlabelled + weights[2] * terms["feature"]
@@ -224,15 +227,14 @@ def choose_target(
     if refine_target != "zero_shot" or gate or fill:
         prediction, sure = predict(logits, threshold)
     if refine_target == "unimatch":
-        target, valid = prediction, ~ignore
-    else:
-        target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
-        valid = ~ignore & (pseudo_label != IGNORE)
-        if fill:
-            unlabelled = ~ignore & (pseudo_label == IGNORE)
-            counts = valid & sure if gate else valid
-            return torch.where(unlabelled, prediction, target), counts | (unlabelled & sure), ~ignore
-    return target, valid & sure if gate else valid, valid
+        return prediction, ~ignore & sure if gate else ~ignore, ~ignore
+    target = pseudo_label if refine_target == "zero_shot" else torch.where(sure, prediction, pseudo_label)
+    valid = ~ignore & (pseudo_label != IGNORE)
+    counts = valid & sure if gate else valid
+    if not fill:
+        return target, counts, valid
+    unlabelled = ~ignore & (pseudo_label == IGNORE)
+    return torch.where(unlabelled, prediction, target), counts | (unlabelled & sure), ~ignore
 
 
 def consistency(

@@ -13,8 +13,8 @@ from torch import nn
 
 from plg_utils import distributed
 from plg_utils.choices import one_of
-from plg_utils.losses import cutmix, others, partner, schedule
-from plg_utils.losses.unimatch import TARGETS, targets, unimatch_loss
+from plg_utils.losses import others, schedule
+from plg_utils.losses.unimatch import TARGETS, pasted_views, targets, unimatch_loss
 
 SMOKE = {"refine_target": "fusion", "threshold": 0.3}
 
@@ -25,13 +25,12 @@ def build(
     threshold: float | tuple[float, float] = 0.95,
     weights: tuple[float, float] = (0.5, 0.5),
     weak_weight: float = 0.0,
-    complementary: bool = True,
     **options,
 ):
     """Build the loss.
 
     threshold: or two, at the beginning and at the end of training, and a straight line between them
-    weights: of the two strong views; complementary: let them lose complementary channels
+    weights: of the two strong views
     options: smoothing, gate, labelled_smoothing of `unimatch.unimatch_loss`; weak_weight is one too, and costs a pass
     """
     one_of(refine_target, TARGETS, "refine_target")
@@ -47,10 +46,7 @@ def build(
         if predicts:
             weak = batch["average"](batch["weak"])
             pasted = batch["average"](batch["partner_weak"]) if "partner_weak" in batch else others(weak)
-        strong = [cutmix(batch[f"strong{k}"], partner(batch, f"strong{k}"), batch[f"boxes{k}"]) for k in (1, 2)]
-        features = model.encode(torch.cat(strong))
-        if complementary:
-            features = lose_channels(features)
+        features = lose_channels(model.encode(torch.cat(pasted_views(batch))))
         strong1, strong2 = model.decode(features, size).chunk(2)
         return unimatch_loss(
             logits_labelled=model(batch["image"]),

@@ -18,6 +18,7 @@ from torch import nn
 
 from plg_utils import checkpoints
 from plg_utils.miniature import DEFAULTS
+from plg_utils.segmenters import Segmenter
 
 UNIMATCH = {"output_stride": 16, "width": 256, "rates": (6, 12, 18)}
 SMOKE = {"encoder": "resnet10t", "width": 8, "skip": 4, "rates": (1, 2, 3)}
@@ -44,8 +45,7 @@ def build(
     """
     defaults = DEFAULTS["miniature_encoder"] if encoder == "miniature" else UNIMATCH
     output_stride = output_stride or defaults["output_stride"]
-    name = checkpoint(encoder=encoder, pretrained=pretrained)
-    weights = None if name is None else checkpoints.locate_weights(name)
+    weights = locate(checkpoint(encoder=encoder, pretrained=pretrained))
     if encoder == "miniature":
         from plg_utils.miniature import encoder as miniature  # it needs timm, which takes seconds to import
 
@@ -60,7 +60,7 @@ def build(
         skip=skip,
         rates=rates or defaults["rates"],
     )
-    return DeepLabV3Plus(features, head)
+    return DeepLabV3Plus(encoder=features, head=head)
 
 
 def checkpoint(*, encoder: str = "resnet101", pretrained: bool | str | Path = False, **options) -> str | Path | None:
@@ -80,13 +80,18 @@ def checkpoint(*, encoder: str = "resnet101", pretrained: bool | str | Path = Fa
     return f"hub:{listed.hf_hub_id}"
 
 
-class DeepLabV3Plus(nn.Module):
-    """An encoder that gives feature maps [c1, ..., c4], and the head that reads the first and the last of them."""
+def locate(name: str | Path | None) -> Path | None:
+    """The weight file of what `checkpoint` names."""
+    return None if name is None else checkpoints.locate_weights(name)
 
-    def __init__(self, encoder: nn.Module, head: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
+
+def timm_weights(path: Path | None) -> dict:
+    """Arguments with which `timm.create_model` reads a weight file; None: random weights."""
+    return {} if path is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+
+
+class DeepLabV3Plus(Segmenter):
+    """An encoder that gives feature maps [c1, ..., c4], and the head that reads the first and the last of them."""
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return [c1, c4] of images (B, 3, H, W)."""
@@ -96,10 +101,6 @@ class DeepLabV3Plus(nn.Module):
     def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
         """Logits (B, K, H, W) float32 of [c1, c4] and size (H, W)."""
         return resize(self.head(*features).float(), size)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, H, W) of images (B, 3, H, W)."""
-        return self.decode(self.encode(images), images.shape[-2:])
 
 
 class TimmFeatures(nn.Module):
@@ -111,15 +112,9 @@ class TimmFeatures(nn.Module):
 
         if ":" in name:  # timm would take the newest files of the hub
             raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
+        options = {"features_only": True, "output_stride": output_stride, "out_indices": (1, 2, 3, 4)}
         try:
-            self.network = timm.create_model(
-                name,
-                pretrained=weights is not None,
-                pretrained_cfg_overlay=None if weights is None else {"file": str(weights)},
-                features_only=True,
-                output_stride=output_stride,
-                out_indices=(1, 2, 3, 4),
-            )
+            self.network = timm.create_model(name, **options, **timm_weights(weights))
         except (TypeError, IndexError, AssertionError) as error:  # a transformer, or a network of four stages
             raise ValueError(
                 f"{name} has no feature maps at strides 4 to {output_stride} ({type(error).__name__}: {error}), which "

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils import checkpoints
-from plg_utils.segmenters import deeplabv3plus
-from plg_utils.segmenters.deeplabv3plus import resize
+from plg_utils.segmenters import Segmenter, deeplabv3plus
+from plg_utils.segmenters.deeplabv3plus import locate, resize, timm_weights
 
 LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}  # number of blocks: those that are read, from 0
 WIDTHS = {  # channels of the encoder: those of the four maps, and of the fusion
@@ -53,10 +52,7 @@ def build(
     """
     import timm  # it takes seconds
 
-    name = checkpoint(encoder=encoder, pretrained=pretrained)
-    if name is not None:
-        overlay = {"file": str(checkpoints.locate_weights(name))}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    options |= timm_weights(locate(checkpoint(encoder=encoder, pretrained=pretrained)))
     if timm.models.is_model_in_modules(encoder.split(".")[0], ["vision_transformer", "eva"]):
         backbone = Transformer(timm.create_model(encoder, num_classes=0, dynamic_img_size=True, **options), layers)
     else:
@@ -69,7 +65,7 @@ def build(
             )
         out_channels, features = out_channels or WIDTHS[last][0], features or WIDTHS[last][1]
     head = Head(backbone.channels, num_classes, out_channels, features, is_pyramid=isinstance(backbone, Pyramid))
-    return DPT(backbone, head)
+    return DPT(encoder=backbone, head=head)
 
 
 def checkpoint(*, encoder: str = "", pretrained: bool | str | Path = False, **options) -> str | Path | None:
@@ -77,13 +73,8 @@ def checkpoint(*, encoder: str = "", pretrained: bool | str | Path = False, **op
     return deeplabv3plus.checkpoint(encoder=encoder or build.__kwdefaults__["encoder"], pretrained=pretrained)
 
 
-class DPT(nn.Module):
+class DPT(Segmenter):
     """An encoder that gives four feature maps, and the head that joins them."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
 
     @property
     def multiple(self) -> int:
@@ -101,10 +92,6 @@ class DPT(nn.Module):
         if self.multiple > 1:  # first to the size of the patches, then to that of the image, as UniMatch V2 does
             logits = resize(logits, [side * self.multiple for side in features[0].shape[-2:]])
         return resize(logits, size)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, H, W) of images (B, 3, H, W)."""
-        return self.decode(self.encode(images), images.shape[-2:])
 
 
 class Transformer(nn.Module):

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as listed
 from torch import nn
 
-from plg_utils import checkpoints
-from plg_utils.segmenters import deeplabv3plus
+from plg_utils.segmenters import Segmenter, deeplabv3plus
+from plg_utils.segmenters.deeplabv3plus import locate
 
 SMOKE = {"architecture": "FPN", "encoder": "mobilenet_v2"}
 
@@ -28,14 +28,14 @@ def build(
         of an encoder from timm ("tu-resnet18") are what timm lists, or a path
     options: further arguments of the architecture
     """
-    name, of_timm = checkpoint(encoder=encoder, pretrained=pretrained), encoder.startswith("tu-")
-    if of_timm and name is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(checkpoints.locate_weights(name))}
+    weights, of_timm = locate(checkpoint(encoder=encoder, pretrained=pretrained)), encoder.startswith("tu-")
+    if of_timm and weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(weights)}
     try:
         network = segmentation_models_pytorch.create_model(
             architecture,
             encoder_name=encoder,
-            encoder_weights=True if of_timm and name is not None else None,
+            encoder_weights=True if of_timm and weights is not None else None,
             classes=num_classes,
             **options,
         )
@@ -43,9 +43,9 @@ def build(
         raise ValueError(
             f"{architecture} with the encoder {encoder}: {error} For a vision transformer there is the segmenter dpt"
         ) from error
-    if name is not None and not of_timm:
-        network.encoder.load_state_dict(load_file(checkpoints.locate_weights(name)))
-    return Network(network)
+    if weights is not None and not of_timm:
+        network.encoder.load_state_dict(load_file(weights))
+    return Network(encoder=network.encoder, decoder=network.decoder, head=network.segmentation_head)
 
 
 def checkpoint(*, encoder: str = "resnet34", pretrained: bool | str = False, **options) -> str | None:
@@ -64,14 +64,8 @@ def checkpoint(*, encoder: str = "resnet34", pretrained: bool | str = False, **o
     return f"hub:{known[weights]['repo_id']}@{known[weights]['revision']}"
 
 
-class Network(nn.Module):
+class Network(Segmenter):
     """A network of the package with our seams. Images are padded to the multiple that the encoder demands."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.encoder = network.encoder
-        self.decoder = network.decoder
-        self.head = network.segmentation_head
 
     def encode(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of images (B, 3, H, W), padded with zeros on the right and below."""
@@ -83,7 +77,3 @@ class Network(nn.Module):
         """Logits (B, K, H, W) float32 of the feature maps and size (H, W), without the padding."""
         logits = self.head(self.decoder(features)).float()
         return logits[..., : size[0], : size[1]]
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, H, W) of images (B, 3, H, W)."""
-        return self.decode(self.encode(images), images.shape[-2:])
