@@ -16,32 +16,12 @@ Letters: P prompts, T tokens of a prompt, H heads of d channels each, N image to
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.transformer import Attention, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention
 from torch import nn
 
 TOKENS_AT_ONCE = 2**14  # image tokens of all prompts on which a CPU works together: what fits into its cache
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # r (P, 1, N), z (P, K, N) and R (P, K, C) of prompts
-
-
-def pays(transformer: TwoWayTransformer, tokens: int) -> bool:
-    """Whether the algebra multiplies less than the layers do, for prompts of this many tokens."""
-    algebra, layers = multiplications(transformer, tokens)
-    return algebra < layers
-
-
-def multiplications(transformer: TwoWayTransformer, tokens: int) -> tuple[int, int]:
-    """Multiplications for each image token and prompt, by the algebra and by the layers as they are."""
-    attention = transformer.final_attn_token_to_image
-    projection, product = attention.embedding_dim * attention.internal_dim, tokens * attention.internal_dim
-    rows, known = attention.num_heads * tokens, 0
-    algebra = layers = 0
-    for index in range(transformer.depth):
-        layers += (4 if index else 1) * projection + 4 * product  # the first layer projects the image once for all
-        algebra += 5 * product + 3 * rows * known  # both attentions
-        known += 1 + rows
-        algebra += (index + 1) * product + known**2  # the variance
-    return algebra + 3 * product + 2 * rows * known, layers + 2 * projection + 2 * product
 
 
 class Decoder:

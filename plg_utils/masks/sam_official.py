@@ -52,7 +52,7 @@ def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Mas
         found = generator.generate(image)
         return Masks(
             rles=tuple(record["segmentation"] for record in found),
-            size=(int(image.shape[0]), int(image.shape[1])),
+            size=image.shape[:2],
             predicted_iou=np.array([record["predicted_iou"] for record in found], dtype=np.float32),
             stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
         )
