@@ -15,7 +15,7 @@ seam in two. Here neighbours compare the pixels that both have seen.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,11 @@ class Tile:
         """Left, top, right and bottom in pixels of the image, the last two not included."""
         return self.left, self.top, self.left + self.masks.size[1], self.top + self.masks.size[0]
 
+    def own(self, box: Sequence[int]) -> list[int]:
+        """What of a box of the image lies in the tile, in its own pixels."""
+        sides = zip(box, (self.left, self.top) * 2, self.masks.size[::-1] * 2, strict=True)
+        return [min(max(0, side - shift), length) for side, shift, length in sides]
+
 
 def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarray, tile: int, overlap: int) -> Masks:
     """Masks of an image (H, W, 3) uint8 by a mask model `find` that sees it in tiles, by falling predicted IoU.
@@ -75,27 +80,22 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
     size = image.shape[:2]
     if max(size) <= tile:
         return find([image])[0]
-    tiles = _look(find, image, tile, overlap)
+    rows, columns = ([*zip(starts(n, tile, overlap), _middles(n, tile, overlap), strict=True)] for n in size)
+    tiles = {}
+    for (r, (top, (high, low))), (c, (left, (first, last))) in product(enumerate(rows), enumerate(columns)):
+        (found,) = find([np.ascontiguousarray(image[top : top + tile, left : left + tile])])
+        tiles[r, c] = Tile(left, top, (first, high, last, low), found)
     made = [_join([(tiles[place], index) for place, index in members], size) for members in _things(tiles)]
     rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
-    masks = Masks(tuple(rles), (int(size[0]), int(size[1])), scores[:, 0], scores[:, 1])
+    masks = Masks(tuple(rles), size, scores[:, 0], scores[:, 1])
     return masks.take(np.argsort(-scores[:, 0], kind="stable"))
 
 
-def _look(find: Callable, image: np.ndarray, tile: int, overlap: int) -> dict[tuple[int, int], Tile]:
-    """Cut an image into tiles, and find the masks of each: by its row and column."""
-    size = image.shape[:2]
-    rows, columns = (starts(length, tile, overlap) for length in size)
-    halves = [
-        [0, *((first + tile + second) // 2 for first, second in zip(along, along[1:], strict=False)), length]
-        for along, length in ((rows, size[0]), (columns, size[1]))
-    ]
-    tiles = {}
-    for (r, top), (c, left) in product(enumerate(rows), enumerate(columns)):
-        core = halves[1][c], halves[0][r], halves[1][c + 1], halves[0][r + 1]
-        (found,) = find([np.ascontiguousarray(image[top : top + tile, left : left + tile])])
-        tiles[r, c] = Tile(left, top, core, found)
-    return tiles
+def _middles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """The part of a side that each tile decides about: from the middle of one overlap to that of the next."""
+    along = starts(length, tile, overlap)
+    ends = [0, *((first + tile + second) // 2 for first, second in pairwise(along)), length]
+    return list(pairwise(ends))
 
 
 def _things(tiles: dict[tuple[int, int], Tile]) -> list[list[tuple]]:
@@ -129,7 +129,7 @@ def same(one: Tile, other: Tile, axis: int) -> tuple[list[tuple[int, int]], list
         while the neighbour sees all of it and how it goes on
     """
     shared = [*map(max, one.box[:2], other.box[:2]), *map(min, one.box[2:], other.box[2:])]
-    numbers, drawn = zip(*(_inside(tile, shared) for tile in (one, other)), strict=True)
+    numbers, drawn = zip(*(_inside(tile.masks, tile.own(shared)) for tile in (one, other)), strict=True)
     cut = [part.take(edge, axis=axis + 1).any(axis=1) for part, edge in zip(drawn, (-1, 0), strict=True)]
     flat = [torch.from_numpy(part).flatten(1).float() for part in drawn]
     both = (flat[0] @ flat[1].T).numpy()
@@ -151,19 +151,15 @@ def same(one: Tile, other: Tile, axis: int) -> tuple[list[tuple[int, int]], list
     return pairs, *alone
 
 
-def _inside(tile: Tile, box: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers (n,) of a tile's masks that reach into a box of the image, and these masks there: (n, h, w) bool."""
-    left, top, right, bottom = (side - shift for side, shift in zip(box, (tile.left, tile.top) * 2, strict=True))
-    near = [
-        index
-        for index, (first, high, last, low) in enumerate(tile.masks.corners())
-        if first < right and left < last and high < bottom and top < low
-    ]
-    runs = tile.masks.runs
-    drawn = [run_lengths.crop(runs[index], tile.masks.size, (left, top, right, bottom)) for index in near]
+def _inside(masks: Masks, box: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (n,) of the masks that reach into a box of their image, and these masks there: (n, h, w) bool."""
+    left, top, right, bottom = box
+    corners = np.array(masks.corners(), dtype=int).reshape(-1, 4)
+    near = np.flatnonzero(((corners[:, :2] < [right, bottom]) & (corners[:, 2:] > [left, top])).all(axis=1))
+    drawn = [run_lengths.crop(masks.runs[index], masks.size, box) for index in near]
     drawn = np.array(drawn, dtype=bool).reshape(len(near), bottom - top, right - left)
     there = drawn.any(axis=(1, 2))
-    return np.array(near, dtype=int)[there], drawn[there]
+    return near[there], drawn[there]
 
 
 def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict, np.ndarray]:
@@ -175,22 +171,16 @@ def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict,
         if others:
             mask = run_lengths.dense([runs], tile.masks.size)[0]
             for other in others:  # which know better in their middle
-                left, top, right, bottom = (
-                    min(max(0, side - shift), length)
-                    for side, shift, length in zip(
-                        other.core, (tile.left, tile.top) * 2, mask.shape[::-1] * 2, strict=True
-                    )
-                )
+                left, top, right, bottom = tile.own(other.core)
                 mask[top:bottom, left:right] = False
             runs = Masks.from_dense(mask[None]).runs[0]
         areas.append(runs[1::2].sum())
         placed = run_lengths.place(runs, tile.masks.size, (tile.left, tile.top), size)
         texts.append({"size": list(size), "counts": run_lengths.encode(placed, size)})
-    rle = coco.merge(texts) if len(texts) > 1 else texts[0]
-    counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+    counts = coco.merge(texts)["counts"].decode("ascii")
     scores = [(tile.masks.predicted_iou[index], tile.masks.stability[index]) for tile, index in members]
     scores = np.average(scores, axis=0, weights=areas if sum(areas) else None)
-    return {"size": [int(side) for side in size], "counts": counts}, scores
+    return {"size": list(size), "counts": counts}, scores
 
 
 # Features
@@ -198,7 +188,7 @@ def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict,
 
 def cut_masks(masks: Masks, box: tuple[int, int, int, int]) -> Masks:
     """What of the masks of an image lies in a box (left, top, right, bottom): masks of the box, none of them empty."""
-    return Masks.from_dense(_inside(Tile(0, 0, box, masks), box)[1])
+    return Masks.from_dense(_inside(masks, box)[1])
 
 
 class Tiled:

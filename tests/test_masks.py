@@ -1,7 +1,6 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
 import itertools
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 import reference
 import torch
 from pycocotools import mask as coco
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.amg import batched_mask_to_box, build_point_grid
-from torch.utils.flop_counter import FlopCounterMode
 
 from plg_utils import datasets
 from plg_utils import masks as mask_models
@@ -26,28 +24,38 @@ KEEP_ALL = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thres
 KEEP_ALL["stability_score_offset"] = 0.0005  # the logits of a network with random weights are small
 
 
-def toy_sam(image_size=32, patch=8, width=8):
-    """The package's own network with a few channels and random weights; its masks are of all sizes."""
+def package_decoder(channels, heads, depth=2, rate=2, mlp_dim=8, activation=torch.nn.GELU, **head):
+    """The package's mask decoder with random weights."""
+    options = {"mlp_dim": mlp_dim, "num_heads": heads, "attention_downsample_rate": rate}
+    return MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=depth, embedding_dim=channels, **options),
+        transformer_dim=channels,
+        activation=activation,
+        **{"iou_head_depth": 2, "iou_head_hidden_dim": 8} | head,
+    )
+
+
+def package_sam(image_size, patch, width, encoder, decoder, **options):
+    """The package's own network with random weights."""
     torch.manual_seed(0)
     grid = image_size // patch
+    shape = {"img_size": image_size, "patch_size": patch, "out_chans": width}
     model = Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=image_size, patch_size=patch, embed_dim=width, depth=1, num_heads=1, mlp_ratio=1, out_chans=width
-        ),
+        image_encoder=ImageEncoderViT(**shape, **encoder),
         prompt_encoder=PromptEncoder(
             embed_dim=width, image_embedding_size=(grid, grid), input_image_size=(image_size,) * 2, mask_in_chans=4
         ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(
-                depth=1, embedding_dim=width, mlp_dim=8, num_heads=1, attention_downsample_rate=1
-            ),
-            transformer_dim=width,
-            iou_head_depth=2,
-            iou_head_hidden_dim=8,
-        ),
+        mask_decoder=package_decoder(width, **decoder),
+        **options,
     )
     return model.eval()
+
+
+def toy_sam():
+    """A network with few channels, whose masks are of all sizes."""
+    encoder = {"embed_dim": 8, "depth": 1, "num_heads": 1, "mlp_ratio": 1}
+    return package_sam(32, 8, 8, encoder, {"heads": 1, "depth": 1, "rate": 1})
 
 
 def random_images(*sizes):
@@ -156,8 +164,6 @@ def test_point_grids_that_do_not_fit_are_refused(toy, name):
     [
         {},
         {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
-        {"crop_n_layers": 1, "points_per_side": 3, "crop_nms_thresh": 0.5},
-        {"point_grids": [np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.3, 0.7]), axis=2).reshape(-1, 2)]},
         {"min_mask_region_area": 30},
     ],
     ids=str,
@@ -168,23 +174,6 @@ def test_the_miniature_finds_what_the_package_finds(options):
     for ours, official in zip(sam.build(**options)(images), sam_official.build(**options)(images), strict=True):
         assert len(ours) > 1
         agree(ours, official)
-
-
-def decoder_of(channels, heads, depth=2, rate=2, activation=torch.nn.GELU):
-    """The package's mask decoder with random weights, those that it starts with at 0 or 1 included."""
-    torch.manual_seed(0)
-    options = {"mlp_dim": 8, "num_heads": heads, "attention_downsample_rate": rate}
-    decoder = MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=depth, embedding_dim=channels, **options),
-        transformer_dim=channels,
-        activation=activation,
-        iou_head_depth=2,
-        iou_head_hidden_dim=8,
-    )
-    for weight in decoder.parameters():
-        weight.data += 0.2 * torch.randn_like(weight)
-    return decoder.eval()
 
 
 DECODERS = {  # channels, heads; of the decoder; tokens of a prompt, size of the embedding, prompts
@@ -199,7 +188,10 @@ DECODERS = {  # channels, heads; of the decoder; tokens of a prompt, size of the
 @torch.inference_mode()
 def test_the_decoder_by_algebra_is_the_package_s(case, monkeypatch):
     shape, options, tokens, size, prompts = case
-    decoder = decoder_of(*shape, **options).double()
+    torch.manual_seed(0)
+    decoder = package_decoder(*shape, **options).eval().double()
+    for weight in decoder.parameters():  # those, too, that start with 0 or 1
+        weight += 0.2 * torch.randn_like(weight)
     image, place, dense = torch.randn(3, 1, shape[0], *size, dtype=torch.double)
     sparse = torch.randn(prompts, tokens, shape[0], dtype=torch.double)
     monkeypatch.setattr(_two_way, "TOKENS_AT_ONCE", 2 * size[0] * size[1])  # two prompts, then two and so on
@@ -237,40 +229,6 @@ def no_worse(found, usual, exact):
         assert error < 2 * limit, (float(error), float(limit))
 
 
-@pytest.mark.parametrize("shape", [(256, 8), (64, 2), (16, 4)], ids=str)
-@pytest.mark.parametrize(("depth", "tokens"), [(1, 7), (2, 7), (3, 7), (2, 28)])
-@torch.no_grad()
-def test_multiplications_are_those_that_torch_counts(shape, depth, tokens):
-    decoder, counted = decoder_of(*shape, depth=depth), torch.zeros(2, 2, 2, dtype=torch.double)
-    for column, side in enumerate((4, 5)):
-        image, place = torch.randn(2, 1, shape[0], side, side)
-        algebra = _two_way.Decoder(decoder, image, place)
-        for row, call in enumerate((algebra.transform, partial(decoder.transformer, image, place))):
-            for prompts in (1, 2):
-                with FlopCounterMode(display=False) as counter:
-                    call(torch.randn(prompts, tokens, shape[0]))
-                counted[row, column, prompts - 1] = counter.get_total_flops() / 2
-    of_a_prompt = counted[..., 1] - counted[..., 0]  # without what is made once for an image
-    of_an_image_token = (of_a_prompt[:, 1] - of_a_prompt[:, 0]) / (25 - 16)  # without what its own tokens cost
-    found = _two_way.multiplications(decoder.transformer, tokens)
-    assert list(found) == of_an_image_token.tolist()
-    assert _two_way.pays(decoder.transformer, tokens) == (found[0] < found[1])
-
-
-def test_the_algebra_pays_for_sam_and_the_miniature():
-    for shape, fewer in (((256, 8), 4.5), ((64, 2), 2.6)):
-        algebra, layers = _two_way.multiplications(decoder_of(*shape).transformer, 7)
-        assert layers > fewer * algebra
-
-
-@pytest.mark.parametrize("pays", [False, True])
-def test_masks_are_those_of_the_package_with_and_without_algebra(toy, pays, monkeypatch):
-    monkeypatch.setattr(_two_way, "pays", lambda transformer, tokens: pays)
-    image = random_images((30, 30))[0]
-    options = KEEP_ALL | {"pred_iou_thresh": 0.15}
-    agree(sam.build(**options)([image])[0], recorded(SamAutomaticMaskGenerator(toy, **options).generate(image)))
-
-
 ENCODERS = {
     "windows that fit": {"img_size": 32, "window_size": 2},
     "windows over the edge": {"img_size": 40, "window_size": 3},
@@ -300,23 +258,6 @@ def test_the_encoder_is_the_package_s(options, at_once, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(_encoder, "attend", None)  # with so few scores the blocks are taken as they are
     assert torch.equal(_encoder.encode(encoder, images), expected)
-
-
-def test_prompting_by_boxes_uses_this_encoder_and_leaves_the_package_as_it_is(toy, monkeypatch):
-    image, boxes = random_images((20, 30))[0], np.array([[1, 2, 20, 15], [5, 5, 9, 9]])
-    encoded, forward = [], ImageEncoderViT.forward
-    encode = _encoder.encode
-    monkeypatch.setattr(_encoder, "ON_CPU", 1)
-    monkeypatch.setattr(_encoder, "encode", lambda *a: encoded.append(a) or encode(*a))
-    ((masks, scores),) = sam.build_box_prompter()([image], [boxes])
-    assert len(encoded) == 1 and ImageEncoderViT.forward is forward
-    official = SamPredictor(toy_sam())
-    official.model.mask_decoder = toy.mask_decoder
-    official.set_image(image)
-    asked = official.transform.apply_boxes_torch(torch.tensor(boxes), image.shape[:2])
-    expected, expected_scores, _ = official.predict_torch(None, None, asked, multimask_output=False)
-    assert (masks != expected[:, 0].numpy()).sum() <= 1
-    np.testing.assert_allclose(scores, expected_scores[:, 0].detach(), atol=1e-5)
 
 
 def test_points_well_inside_good_masks_are_covered(toy):
@@ -367,7 +308,8 @@ def test_boxes_and_areas_by_the_package():
     masks = torch.rand(40, 9, 13) < torch.rand(40, 1, 1) * 0.3
     masks[:2] = False
     by_column = masks.transpose(1, 2).contiguous()
-    assert _everything.boxes_around(by_column).tolist() == batched_mask_to_box(masks).tolist()
+    boxes = _everything.boxes_of(*_everything.touched(by_column))
+    assert boxes.tolist() == batched_mask_to_box(masks).tolist()
     assert _everything.count(by_column).tolist() == masks.sum(dim=(1, 2)).tolist()
     assert _everything.count(torch.ones(1, 2, 40000, dtype=torch.bool)).tolist() == [80000]  # more than int16 counts
 
@@ -398,13 +340,6 @@ def test_many_masks_are_looked_at_in_parts(toy, monkeypatch, pixels):
     monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", pixels)
     (parts,) = sam.build(**KEEP_ALL)([image])
     assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
-    everything, small = _everything.SegmentEverything(toy, points_per_side=1), torch.full((1, 16, 16), -1.0)
-    small[0, [2, 8], [2, 8]] = 5.0  # at the upper left, and in the middle
-    boxes, _ = everything.measure(small, (20, 30))
-    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 20 * 30)
-    assert everything.measure(small, (20, 30))[0].tolist() == boxes.tolist()
-    (drawn,) = everything.enlarge(small, (20, 30))
-    assert boxes.tolist() == _everything.boxes_around(drawn > toy.mask_threshold).tolist()
 
 
 def test_small_regions_are_removed_as_by_plain_loops():
@@ -475,22 +410,20 @@ def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
 
 
 def test_small_masks_are_dropped(toy):
-    image = random_images((20, 30))[0]
-    (everything,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0)([image])
+    image, options = random_images((20, 30))[0], KEEP_ALL | {"box_nms_thresh": 1.0}
+    (everything,) = sam.build(**options)([image])
     areas = everything.areas()
-    cut = int(np.median(areas)) + 1
-    (large,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, min_area=cut)([image])
-    assert 0 < len(large) < len(everything)
-    assert large.rles == tuple(rle for rle, area in zip(everything.rles, areas, strict=True) if area >= cut)
+    large = areas > np.median(areas)
+    assert sam.build(**options, min_area=int(np.median(areas)) + 1)([image])[0].rles == everything.take(large).rles
+    assert 0 < large.sum() < len(large)
 
 
 def test_an_image_without_masks_is_an_empty_record(toy):
     for crop_n_layers in (0, 1):
-        options = KEEP_ALL | {"pred_iou_thresh": 1e9, "crop_n_layers": crop_n_layers}
-        (nothing,) = sam.build(**options)(random_images((20, 30)))
-        assert len(nothing) == 0
-        assert nothing.dense().shape == (0, 20, 30)
-        assert nothing.predicted_iou.dtype == np.float32
+        (nothing,) = sam.build(**KEEP_ALL | {"pred_iou_thresh": 1e9}, crop_n_layers=crop_n_layers)(
+            random_images((20, 30))
+        )
+        assert nothing.dense().shape == (0, 20, 30) and nothing.predicted_iou.dtype == np.float32
 
 
 def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
@@ -514,19 +447,16 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
             sam.build(checkpoint="sam_vit_h", density=density)
 
 
-def test_a_file_must_come_with_its_model(tmp_path):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match="'vit_b', 'vit_l' or 'vit_h'"):
-        sam.load(str(path))
-    with pytest.raises(FileNotFoundError, match="neither a file nor a checkpoint"):
-        sam.load("sam_vit_x")
-
-
 @pytest.mark.parametrize("name", ["sam", "sam_official"])
-def test_the_weights_of_another_network_are_refused(name):
-    with pytest.raises(ValueError, match="which SAM is miniature_clip"):
-        mask_models.build(name, checkpoint="miniature_clip")
+def test_what_is_no_sam_is_refused(name, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    for checkpoint, message in (
+        (str(tmp_path / "weights.pth"), "'vit_b', 'vit_l' or 'vit_h'"),
+        ("sam_vit_x", "neither a file nor a checkpoint"),
+        ("miniature_clip", "which SAM is miniature_clip"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            mask_models.build(name, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("crop_n_layers", [0, 1])

@@ -7,14 +7,14 @@ import json
 import re
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from test_masks import agree, random_images
+from test_masks import agree, package_sam, random_images
 from torchvision.transforms.v2 import functional as torchvision
 
 from plg_utils import checkpoints, datasets, stages
@@ -195,25 +195,11 @@ def renamed(state):
 @pytest.fixture
 def twice(monkeypatch):
     """One SAM by its package and by transformers, in place of any checkpoint."""
-    torch.manual_seed(0)
-    norm = torch.nn.LayerNorm
-    package = Sam(
-        image_encoder=ImageEncoderViT(
-            **{"img_size": 64, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2},
-            **{"out_chans": 32, "use_rel_pos": True, "window_size": 2, "global_attn_indexes": (1,)},
-            norm_layer=lambda width: norm(width, eps=1e-6),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=32, num_heads=2),
-            **{"transformer_dim": 32, "iou_head_depth": 3, "iou_head_hidden_dim": 32},
-        ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
-    ).eval()
+    encoder = {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "use_rel_pos": True, "window_size": 2}
+    encoder |= {"global_attn_indexes": (1,), "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}
+    decoder = {"heads": 2, "mlp_dim": 32, "iou_head_depth": 3, "iou_head_hidden_dim": 32}
+    colours = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375]}
+    package = package_sam(64, 16, 32, encoder, decoder, **colours)
     for weight in package.parameters():
         weight.data += 0.15 * torch.randn_like(weight)  # also of biases and relative positions, which begin with 0
     package.mask_decoder.iou_prediction_head.layers[-1].bias.data += 1  # so that a threshold can lie among them

@@ -64,11 +64,10 @@ def build(
     """
     defaults = DEFAULTS.get(checkpoint or "miniature_clip", OPENAI)
     model = load(checkpoint).to(devices.choose(str(device)))
-    layers = len(model.visual.transformer.resblocks)
     return Encoder(
         model,
         features=features or defaults["features"],
-        depth=min(GEM_DEPTH, layers + 1) if depth is None else depth,
+        depth=depth,
         image_size=image_size or defaults["image_size"],
         cam_layer=defaults["layer"],
         resize_by=defaults["resize_by"],
@@ -94,7 +93,7 @@ class Encoder:
 
     model: CLIP = field(kw_only=False)
     features: str
-    depth: int
+    depth: int | None
     image_size: int
     iterations: int = 1  # this and the next: see `self_self_attention`
     temperature: float | None = None
@@ -110,6 +109,7 @@ class Encoder:
     def __post_init__(self):
         """Check the options against the model."""
         layers, self.patch, self.own_size = self._parts()
+        self.depth = min(GEM_DEPTH, layers + 1) if self.depth is None else self.depth
         one_of(self.features, FEATURES, "kind of features")
         one_of(self.resize, ("squash", "keep"), "way to resize")
         one_of(self.precision, ("fp32", "bf16"), "precision")
@@ -201,8 +201,7 @@ class Encoder:
             image = np.asarray(Image.fromarray(image).resize(size[::-1], by))
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
         # Colours of a large image are resized one after the other: as floats they take four times as much.
-        large = image.size > LARGE
-        pixels = torch.cat([self._resized(part, size) for part in (pixels.split(1) if large else [pixels])])
+        pixels = torch.cat([self._resized(part, size) for part in pixels.split(1 if image.size > LARGE else 3)])
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -222,20 +221,13 @@ class Encoder:
             warnings.warn(f"the miniature CLIP never saw these words: {', '.join(unseen)}", stacklevel=3)
 
 
-def dense_features(
-    visual: VisionTransformer,
-    images: torch.Tensor,
-    *,
-    depth: int = GEM_DEPTH,
-    iterations: int = 1,
-    temperature: float | None = None,
-) -> torch.Tensor:
+def dense_features(visual: VisionTransformer, images: torch.Tensor, *, depth: int = GEM_DEPTH, **how) -> torch.Tensor:
     """Features of all patch tokens in the space of the text, by GEM over the last depth - 1 blocks.
 
     The original stream passes all blocks unchanged. GEM's stream starts as the hidden state that enters the first
     wrapped block, and each wrapped block adds its self-self attention of the original stream: no MLP, no own norm.
 
-    images: (B, 3, H, W) normalised, H and W multiples of the patch
+    images: (B, 3, H, W) normalised, H and W multiples of the patch; how: options of `self_self_attention`
     returns: (B, D, h, w) after ln_post and the projection; with depth 1 the plain final tokens
     """
     original, grid = embed_patches(visual, images)
@@ -245,9 +237,7 @@ def dense_features(
         original = block(original)
     gem = original
     for block in blocks[unwrapped:]:
-        gem_update, update = self_self_attention(
-            block.ln_1(original), block.attn, iterations=iterations, temperature=temperature
-        )
+        gem_update, update = self_self_attention(block.ln_1(original), block.attn, **how)
         gem = gem + gem_update
         original = original + update
         original = original + block.mlp(block.ln_2(original))
@@ -341,11 +331,8 @@ def self_self_attention(
     gem = averaged.unflatten(0, (3, batch)).mean(dim=0)
     original = F.scaled_dot_product_attention(query, key, value)
 
-    def merge(of_heads: torch.Tensor) -> torch.Tensor:
-        merged = of_heads.permute(2, 0, 1, 3).reshape(length, batch, width)
-        return attention.out_proj(merged)
-
-    return merge(gem), merge(original)
+    merged = (of_heads.permute(2, 0, 1, 3).reshape(length, batch, width) for of_heads in (gem, original))
+    return tuple(map(attention.out_proj, merged))
 
 
 def position_embedding(visual: VisionTransformer, grid: tuple[int, int]) -> torch.Tensor:

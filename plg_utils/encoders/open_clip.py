@@ -80,19 +80,11 @@ def build(
     """
     network, tokenizer, how = load(checkpoint, model)
     network = network.to(devices.choose(str(device)))
+    kind, own, size = Encoder, clip.OPENAI["features"], clip.OPENAI["image_size"]
     if hasattr(network.visual, "trunk"):
-        features, image_size = features or "plain", image_size or network.visual.image_size[0]
-        return SigLIP(network, tokenizer=tokenizer, features=features, depth=1, image_size=image_size, **how, **options)
-    layers = len(network.visual.transformer.resblocks)
-    return Encoder(
-        network,
-        tokenizer=tokenizer,
-        features=features or clip.OPENAI["features"],
-        depth=min(clip.GEM_DEPTH, layers + 1) if depth is None else depth,
-        image_size=image_size or clip.OPENAI["image_size"],
-        **how,
-        **options,
-    )
+        kind, own, size, depth = SigLIP, "plain", network.visual.image_size[0], 1
+    how |= {"features": features or own, "image_size": image_size or size, "depth": depth}
+    return kind(network, tokenizer=tokenizer, **how, **options)
 
 
 def load(checkpoint: str | None, model: str | Mapping | None = None) -> tuple[nn.Module, Any, dict[str, Any]]:

@@ -5,8 +5,8 @@ touches the edge of a crop, and the poorer of two whose boxes nearly agree (auto
 Kirillov et al. 2023, appendix B). The networks are the package's own; hf.py puts others in their place. What is not
 done as the package does it:
 
-- The decoder is taken apart by algebra, see _two_way.py; where that does not pay, the image enters it once and not once
-  for each point. The encoder does the same with less memory traffic, see _encoder.py.
+- The decoder is taken apart by algebra, see _two_way.py. The encoder does the same with less memory traffic, see
+  _encoder.py.
 - A mask is drawn only where the predicted IoU, which needs no mask, is high enough.
 - Two bilinear resizings and the cut between them are one matrix for the rows and one for the columns, so that nothing
   as large as the network's input (1024 x 1024) is made for a mask.
@@ -21,15 +21,16 @@ sides; see tests/test_masks.py and benchmarks/bench_masks.py.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
+    batched_mask_to_box,
     build_all_layer_point_grids,
     generate_crop_boxes,
     is_box_near_crop_edge,
@@ -47,6 +48,7 @@ from plg_utils.regions import components
 Draw = Callable[[torch.Tensor], torch.Tensor]
 
 FIRST = 5  # with skip_covered every fifth point is asked first: on the usual grids they are evenly spread
+THRESHOLD = 0.0  # logit above which a pixel is in a mask: of `Sam`, and of transformers' post_process_masks
 PIXELS_AT_ONCE = 2**24  # of all masks that are looked at together in full size: 64 MB of logits
 PACKAGE_AT_ONCE = 2**26  # the same where the package resizes masks: no photo of VOC or COCO has more with 64 points
 
@@ -61,8 +63,7 @@ class Resize(ResizeLongestSide):
         return max(1, height), max(1, width)
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """Masks that passed the tests of their crop, in a form that does not grow with the image."""
 
     small: torch.Tensor  # (N, r, r) float32 logits, as SAM's decoder gives them
@@ -70,24 +71,21 @@ class Candidates:
     predicted_iou: torch.Tensor  # (N,) float32
     stability: torch.Tensor  # (N,) float32
 
-    def __len__(self) -> int:
-        return len(self.small)
-
     def take(self, chosen: torch.Tensor) -> "Candidates":
         """Keep those at these indices, or where a bool tensor (N,) is true."""
-        return Candidates(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Candidates(*(values[chosen] for values in self))
 
-    @classmethod
-    def join(cls, parts: Sequence["Candidates"]) -> "Candidates":
-        """Put candidates behind one another."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+def join(parts: Sequence[Candidates]) -> Candidates:
+    """Put candidates behind one another."""
+    return Candidates(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @dataclass
 class SegmentEverything:
     """Calls give the `Masks` of an image; the fields are named as the package names them.
 
-    What depends on the network is in `side`, `mask_threshold`, `inside`, `back`, `embed` and `ask`.
+    What depends on the network is in `side`, `inside`, `back`, `embed` and `ask`.
     """
 
     network: Sam
@@ -121,25 +119,23 @@ class SegmentEverything:
         crops, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         looks = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
         found, best = zip(*looks, strict=True)
-        everything = Candidates.join(found)
-        if not len(everything):
+        everything = join(found)
+        if not len(everything.boxes):
             self.tell_why(max(best))
-        kept = torch.arange(len(everything))
+        kept = torch.arange(len(everything.boxes))
+        number = torch.arange(len(crops)).repeat_interleave(torch.tensor([len(each.boxes) for each in found]))
         if len(crops) > 1:  # of two that agree, the one in the smaller crop
-            counts = torch.tensor([len(each) for each in found])
-            detail = torch.repeat_interleave(1 / box_area(torch.tensor(crops)), counts)
+            detail = (1 / box_area(torch.tensor(crops)))[number]
             kept = nms(everything.boxes.float(), detail.to(everything.boxes.device), self.crop_nms_thresh).cpu()
-        rles, first = {}, 0
-        for crop, each in zip(crops, found, strict=True):
-            here = kept[(kept >= first) & (kept < first + len(each))]
-            rles |= zip(here.tolist(), self.run_lengths(each.small[here - first], crop, size), strict=True)
-            first += len(each)
-        everything = everything.take(kept)
+        rles = {}
+        for index, crop in enumerate(crops):
+            here = kept[number[kept] == index]
+            rles |= zip(here.tolist(), self.run_lengths(everything.small[here], crop, size), strict=True)
         masks = Masks(
             rles=tuple(rles[index] for index in kept.tolist()),
-            size=(int(size[0]), int(size[1])),
-            predicted_iou=everything.predicted_iou.cpu().numpy(),
-            stability=everything.stability.cpu().numpy(),
+            size=size,
+            predicted_iou=everything.predicted_iou[kept].cpu().numpy(),
+            stability=everything.stability[kept].cpu().numpy(),
         )
         return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
 
@@ -168,7 +164,7 @@ class SegmentEverything:
         found, best = [], -np.inf
         for asked in (points[first], points[~first]):
             if found and len(asked):
-                asked = asked[~self.covered(asked, Candidates.join(found))]
+                asked = asked[~self.covered(asked, join(found))]
             for small, predicted_iou, highest in self.halving(lambda batch: self.decode(embedding, batch), asked):
                 best = max(best, float(highest))
                 for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
@@ -177,9 +173,9 @@ class SegmentEverything:
                     if self.stability_score_thresh > 0:
                         chosen &= stability >= self.stability_score_thresh
                     found.append(Candidates(part, boxes, predicted, stability).take(chosen))
-        everything = Candidates.join(found)
+        everything = join(found)
         everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
-        return replace(everything, boxes=uncrop_boxes_xyxy(everything.boxes, list(crop))), best
+        return everything._replace(boxes=uncrop_boxes_xyxy(everything.boxes, list(crop))), best
 
     def covered(self, points: torch.Tensor, found: Candidates) -> torch.Tensor:
         """Which of these points (P, 2), in pixels of the network's input, need not be asked, (P,) bool.
@@ -191,7 +187,7 @@ class SegmentEverything:
         around = torch.cartesian_prod(*[torch.arange(-1, 2, device=points.device)] * 2)  # (9, 2)
         at = (points * small.shape[-1] / self.side).long()[:, None] + around
         columns, rows = at.clamp(0, small.shape[-1] - 1).unbind(2)  # (P, 9)
-        return (small[:, rows, columns] > self.mask_threshold).all(dim=2).any(dim=0)
+        return (small[:, rows, columns] > THRESHOLD).all(dim=2).any(dim=0)
 
     def decode(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks of points (P, 2), in pixels of the network's input, whose predicted IoU is high enough.
@@ -200,18 +196,13 @@ class SegmentEverything:
         """
         with self.autocast():
             predicted_iou, draw = self.ask(embedding, points)
-            good = predicted_iou > self.pred_iou_thresh if self.pred_iou_thresh > 0 else predicted_iou > -torch.inf
+            good = predicted_iou > (self.pred_iou_thresh if self.pred_iou_thresh > 0 else -torch.inf)
             return draw(good), predicted_iou[good], predicted_iou.amax()
 
     @property
     def side(self) -> int:
         """Pixels along a side of the network's square input."""
         return self.network.image_encoder.img_size
-
-    @property
-    def mask_threshold(self) -> float:
-        """Logit above which a pixel belongs to a mask."""
-        return self.network.mask_threshold
 
     def inside(self, size: tuple[int, int]) -> tuple[int, int]:
         """Size in which the network sees an image or crop (H, W); the rest of its input is padding."""
@@ -221,17 +212,13 @@ class SegmentEverything:
         """Matrices (H, small) and (W, small) from the network's masks (small, small) to an image or crop (H, W)."""
         return [resizing(small, self.side, *each) for each in zip(self.inside(size), size, strict=True)]
 
-    def embed(self, image: np.ndarray) -> tuple[torch.Tensor, _two_way.Decoder | None]:
-        """What `ask` takes: the embedding (1, C, h, w) of an image (H, W, 3) uint8, and its decoder where that pays."""
+    def embed(self, image: np.ndarray) -> _two_way.Decoder:
+        """What `ask` takes: the decoder of an image (H, W, 3) uint8."""
         pixels = torch.as_tensor(self.resize.apply_image(image), device=self.network.device)
-        found = _encoder.encode(
-            self.network.image_encoder, self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous())
-        )
-        decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
-        found = found + prompts(points=None, boxes=None, masks=None)[1]  # what stands for a mask that was not given
-        tokens = 1 + decoder.num_mask_tokens + 2  # a point, and the one that stands for a box
-        pays = _two_way.pays(decoder.transformer, tokens)
-        return found, _two_way.Decoder(decoder, found, prompts.get_dense_pe()) if pays else None
+        pixels = self.network.preprocess(pixels.permute(2, 0, 1)[None].contiguous())
+        embedding, prompts = _encoder.encode(self.network.image_encoder, pixels), self.network.prompt_encoder
+        _, no_mask = prompts(points=None, boxes=None, masks=None)  # what stands for a mask that was not given
+        return _two_way.Decoder(self.network.mask_decoder, embedding + no_mask, prompts.get_dense_pe())
 
     def ask(self, embedding: Any, points: torch.Tensor) -> tuple[torch.Tensor, Draw]:
         """Ask for three masks at each of these points (P, 2), in pixels of the network's input.
@@ -240,28 +227,13 @@ class SegmentEverything:
         returns: predicted IoU (P, 3) float32, and a function that draws the masks where a bool tensor (P, 3) is true,
             as logits (N, r, r) float32
         """
-        decoder, prompts = self.network.mask_decoder, self.network.prompt_encoder
+        decoder = self.network.mask_decoder
         foreground = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
-        sparse, _ = prompts(points=(points[:, None], foreground), boxes=None, masks=None)
+        sparse, _ = self.network.prompt_encoder(points=(points[:, None], foreground), boxes=None, masks=None)
         outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1)
-        image, algebra = embedding
-        if algebra:
-            queries, states = algebra.transform(tokens)
-        else:
-            queries, places = decoder.transformer(image, prompts.get_dense_pe(), tokens)
-
-        def draw(good: torch.Tensor) -> torch.Tensor:
-            if algebra:
-                return algebra.draw(states, queries, good)
-            rows = good.any(dim=1)
-            features = places[rows].unflatten(1, image.shape[-2:]).permute(0, 3, 1, 2)  # channels last as it is
-            features = decoder.output_upscaling(features)  # (R, c, r, r)
-            kernels = [mlp(queries[rows, 2 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps[1:])]
-            small = (torch.stack(kernels, dim=1) @ features.flatten(2)).float()  # (R, 3, r * r)
-            return small[good[rows]].unflatten(1, features.shape[-2:])
-
-        return decoder.iou_prediction_head(queries[:, 0])[:, 1:].float(), draw
+        answers, states = embedding.transform(torch.cat([outputs.expand(len(points), -1, -1), sparse], dim=1))
+        predicted_iou = decoder.iou_prediction_head(answers[:, 0])[:, 1:].float()
+        return predicted_iou, partial(embedding.draw, states, answers)
 
     def enlarge(self, small: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Logits (N, r, r) in the size (H, W) of an image or crop, as the network's postprocess_masks gives them.
@@ -280,12 +252,13 @@ class SegmentEverything:
 
     def measure(self, small: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes (N, 4) in an image or crop (H, W), and stability (N,), of masks with logits (N, r, r)."""
-        threshold, offset = self.mask_threshold, self.stability_score_offset
         inner, outer, columns, rows = 0, 0, [], []
         for logits in self.enlarge(small, size):
-            inner, outer = inner + count(logits > threshold + offset), outer + count(logits > threshold - offset)
-            for hits, found in zip((columns, rows), touched(logits > threshold), strict=True):
-                hits.append(found)
+            inner = inner + count(logits > THRESHOLD + self.stability_score_offset)
+            outer = outer + count(logits > THRESHOLD - self.stability_score_offset)
+            of_columns, of_rows = touched(logits > THRESHOLD)
+            columns.append(of_columns)
+            rows.append(of_rows)
         return boxes_of(torch.cat(columns, dim=1), torch.stack(rows).amax(dim=0)), inner / outer
 
     def run_lengths(self, small: torch.Tensor, crop: Sequence[int], size: tuple[int, int]) -> list[dict]:
@@ -296,7 +269,7 @@ class SegmentEverything:
             whole, start = np.zeros((len(few), size[1], size[0]), dtype=bool), left
             for logits in self.enlarge(few, view):
                 end = start + logits.shape[1]
-                whole[:, start:end, top:bottom] = (logits > self.mask_threshold).cpu().numpy()
+                whole[:, start:end, top:bottom] = (logits > THRESHOLD).cpu().numpy()
                 start = end
             rles += Masks.from_dense(whole.transpose(0, 2, 1)).rles
         return rles
@@ -338,7 +311,7 @@ def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Mas
         mask, filled = without_small(run_lengths.dense([runs], masks.size)[0], min_area, holes=True)
         mask, dropped = without_small(mask, min_area, holes=False)
         rles += Masks.from_dense(mask[None]).rles
-        boxes.append(boxes_around(torch.from_numpy(mask.T[None])))
+        boxes.append(batched_mask_to_box(torch.from_numpy(mask[None])))
         untouched.append(float(not filled and not dropped))
     kept = nms(torch.cat(boxes).float(), torch.tensor(untouched), nms_thresh).numpy()
     return replace(masks, rles=tuple(rles)).take(kept)
@@ -376,11 +349,6 @@ def count(masks: torch.Tensor) -> torch.Tensor:
     return masks.sum(dim=2, dtype=narrow).sum(dim=1, dtype=torch.int32)
 
 
-def boxes_around(masks: torch.Tensor) -> torch.Tensor:
-    """Boxes (N, 4) xyxy, last row and column included, of masks (N, W, H) bool; zeros around nothing."""
-    return boxes_of(*touched(masks))
-
-
 def touched(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns (N, W) and rows (N, H) that masks (N, W, H) bool touch, as uint8."""
     masks = masks.contiguous().view(torch.uint8)  # whose maximum is fifty times as fast as any() of bool
@@ -388,7 +356,10 @@ def touched(masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def boxes_of(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Boxes (N, 4) xyxy of masks that touch these columns (N, W) and rows (N, H), uint8; zeros where there are none."""
+    """Boxes (N, 4) xyxy, the last pixels included, of masks that touch these columns (N, W) and rows (N, H) uint8.
+
+    returns: zeros around nothing
+    """
     sides = []
     for hit in (columns, rows):
         first, last = hit.argmax(dim=1), hit.shape[1] - 1 - hit.flip(1).argmax(dim=1)

@@ -13,35 +13,18 @@ prompts whose masks are drawn, the same sum gives the result of the first transp
 Letters: P prompts, T tokens of a prompt, H heads of d channels each, N image tokens, C channels.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.transformer import Attention, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention
 from torch import nn
 
 TOKENS_AT_ONCE = 2**14  # image tokens of all prompts on which a CPU works together: what fits into its cache
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # r (P, 1, N), z (P, K, N) and R (P, K, C) of prompts
-
-
-def pays(transformer: TwoWayTransformer, tokens: int) -> bool:
-    """Whether the algebra multiplies less than the layers do, for prompts of this many tokens."""
-    algebra, layers = multiplications(transformer, tokens)
-    return algebra < layers
-
-
-def multiplications(transformer: TwoWayTransformer, tokens: int) -> tuple[int, int]:
-    """Multiplications for each image token and prompt, by the algebra and by the layers as they are."""
-    attention = transformer.final_attn_token_to_image
-    projection, product = attention.embedding_dim * attention.internal_dim, tokens * attention.internal_dim
-    rows, known = attention.num_heads * tokens, 0
-    algebra = layers = 0
-    for index in range(transformer.depth):
-        layers += (4 if index else 1) * projection + 4 * product  # the first layer projects the image once for all
-        algebra += 5 * product + 3 * rows * known  # both attentions
-        known += 1 + rows
-        algebra += (index + 1) * product + known**2  # the variance
-    return algebra + 3 * product + 2 * rows * known, layers + 2 * projection + 2 * product
+Look = Callable[[torch.Tensor, State], torch.Tensor]
 
 
 class Decoder:
@@ -56,7 +39,7 @@ class Decoder:
         self.layers, spreads, rows = [], [], []  # spreads (H, d, C) and rows (C,): what each layer up to here adds to R
         with torch.autocast(image.device.type, enabled=False):
             for layer in decoder.transformer.layers:
-                looked = looked_at(layer.cross_attn_token_to_image, image, place, constant)
+                look = looking(layer.cross_attn_token_to_image, image, place, constant)
                 attention = layer.cross_attn_image_to_token
                 asking, bias = heads_of(attention.q_proj.weight, attention), attention.q_proj.bias[:, None]
                 asked = asking @ image, asking @ (place + constant[:, None]) + heads_of(bias, attention), asking
@@ -64,11 +47,11 @@ class Decoder:
                 rows = [centred(each) for each in (*rows, constant + attention.out_proj.bias)]
                 image = image - image.mean(dim=0)
                 along = [(row @ image, spread @ image) for row, spread in zip(rows, spreads, strict=True)]
-                self.layers.append((layer, looked, asked, (rows[-1], spreads[-1], along, image.square().mean(dim=0))))
+                self.layers.append((layer, look, asked, (rows[-1], spreads[-1], along, image.square().mean(dim=0))))
                 scale, constant = layer.norm4.weight, layer.norm4.bias
                 image = image * scale[:, None]
                 spreads, rows = [each * scale for each in spreads], [each * scale for each in rows]
-            self.last = looked_at(decoder.transformer.final_attn_token_to_image, image, place, constant)
+            self.last = looking(decoder.transformer.final_attn_token_to_image, image, place, constant)
             self.first = as_matrix(decoder.output_upscaling[0])  # (C, 4 c)
             self.image = image.T @ self.first  # (N, 4 c)
             self.constant = constant @ self.first + decoder.output_upscaling[0].bias.repeat(4)
@@ -88,23 +71,21 @@ class Decoder:
             image.new_empty(len(tokens), 0, len(image)),
             image.new_empty(len(tokens), 0, tokens.shape[2]),
         )
-        for layer, looked, asked, spread in self.layers:
+        for layer, look, asked, spread in self.layers:
             if layer.skip_first_layer_pe:
                 queries = layer.self_attn(queries, queries, queries)
             else:
                 placed = queries + tokens
                 queries = queries + layer.self_attn(placed, placed, queries)
             queries = layer.norm1(queries)
-            queries = layer.norm2(queries + look(layer.cross_attn_token_to_image, queries + tokens, *looked, state))
+            queries = layer.norm2(queries + look(queries + tokens, state))
             queries = layer.norm3(queries + layer.mlp(queries))
             attention = layer.cross_attn_image_to_token
             keys = by_head(attention.k_proj(queries + tokens), attention)
             weights = scores(keys, *asked, state).softmax(dim=2).flatten(1, 2)  # over the T tokens; (P, H T, N)
             given.append(by_head(attention.v_proj(queries), attention))
             state = spread_and_normed(layer.norm4, weights, given, *spread, state)
-        transformer = self.decoder.transformer
-        last = look(transformer.final_attn_token_to_image, queries + tokens, *self.last, state)
-        return transformer.norm_final_attn(queries + last), state
+        return self.decoder.transformer.norm_final_attn(queries + self.last(queries + tokens, state)), state
 
     def draw(self, states: list[State], answers: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
         """Logits (M, 4 h, 4 w) float32 of the masks where `good` (P, 3) is true, of prompts from `transform`."""
@@ -129,29 +110,21 @@ class Decoder:
         return pairs.flatten(4).view(torch.float32).flatten(1, 3)
 
 
-def looked_at(attention: Attention, image: torch.Tensor, place: torch.Tensor, constant: torch.Tensor) -> tuple:
-    """What prompts that look at the image share: for `scores`, and values (H, N, d), their weights and their bias."""
+def looking(attention: Attention, image: torch.Tensor, place: torch.Tensor, constant: torch.Tensor) -> Look:
+    """The attention from queries (P, T, C) of prompts, with their state, to the image, as (P, T, C)."""
     # What adds the same number to all N scores, such as the bias of the keys, changes no softmax.
-    keys, values = (heads_of(each.weight, attention) for each in (attention.k_proj, attention.v_proj))
+    keys, values = (heads_of(each.weight, attention) for each in (attention.k_proj, attention.v_proj))  # (H, d, C)
     bias = heads_of((attention.v_proj.weight @ constant + attention.v_proj.bias)[:, None], attention)  # (H, d, 1)
-    return (keys @ image, keys @ place, keys), (values @ image).mT.contiguous(), values.mT, bias.mT
+    asked, of_image = (keys @ image, keys @ place, keys), (values @ image).mT.contiguous()
 
+    def look(queries: torch.Tensor, state: State) -> torch.Tensor:
+        scale, z, rows = state
+        weights = scores(by_head(attention.q_proj(queries), attention), *asked, state).softmax(dim=-1)  # (P, H, T, N)
+        of_rows = (weights.flatten(1, 2) @ z.mT @ rows).unflatten(1, weights.shape[1:3])  # (P, H, T, C)
+        seen = product(weights * scale[:, None], of_image) + product(of_rows, values.mT) + bias.mT
+        return attention.out_proj(seen.transpose(1, 2).flatten(2))
 
-def look(
-    attention: Attention,
-    queries: torch.Tensor,
-    keys: tuple,
-    values: torch.Tensor,
-    projection: torch.Tensor,
-    bias: torch.Tensor,
-    state: State,
-) -> torch.Tensor:
-    """The attention from queries (P, T, C) to the image."""
-    scale, z, rows = state
-    weights = scores(by_head(attention.q_proj(queries), attention), *keys, state).softmax(dim=-1)  # (P, H, T, N)
-    of_rows = (weights.flatten(1, 2) @ z.mT @ rows).unflatten(1, weights.shape[1:3])  # (P, H, T, C)
-    seen = product(weights * scale[:, None], values) + product(of_rows, projection) + bias
-    return attention.out_proj(seen.transpose(1, 2).flatten(2))
+    return look
 
 
 def scores(

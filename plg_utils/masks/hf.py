@@ -69,7 +69,6 @@ class Everything(SegmentEverything):
     """The rules of `SegmentEverything` with a network of transformers, called as its own processor calls it."""
 
     processor: "BaseImageProcessor"
-    mask_threshold = 0.0  # of transformers' post_process_masks
 
     @property
     def side(self) -> int:

@@ -3,7 +3,7 @@
 The same masks come out of both, but for pixels whose logit is nearly 0. This one is slower; see _everything.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,15 +34,13 @@ def build(
     chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
-    nms_thresh, segment = max(generator.box_nms_thresh, generator.crop_nms_thresh), masks_by(generator)
+    nms_thresh, found = max(generator.box_nms_thresh, generator.crop_nms_thresh), masks_by(generator)
 
     @torch.inference_mode()
-    def generate(images: Sequence[np.ndarray]) -> list[Masks]:
-        """Segment images, each (H, W, 3) uint8 RGB of any size."""
-        found = [without_small_regions(segment(image), min_mask_region_area, nms_thresh) for image in images]
-        return [masks.take(masks.areas() >= min_area) for masks in found]
+    def segment(image: np.ndarray) -> Masks:
+        return without_small_regions(found(image), min_mask_region_area, nms_thresh)
 
-    return generate
+    return sam.one_by_one(segment, min_area)
 
 
 def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Masks]:
@@ -52,7 +50,7 @@ def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Mas
         found = generator.generate(image)
         return Masks(
             rles=tuple(record["segmentation"] for record in found),
-            size=(int(image.shape[0]), int(image.shape[1])),
+            size=image.shape[:2],
             predicted_iou=np.array([record["predicted_iou"] for record in found], dtype=np.float32),
             stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
         )
@@ -64,7 +62,6 @@ class Generator(SamAutomaticMaskGenerator):
     """The package's generator, which stops with an IndexError if it looks at crops and no crop has a mask."""
 
     def __init__(self, *arguments, **options):
-        """Take strips, too."""
         super().__init__(*arguments, **options)
         self.predictor.transform = Resize(self.predictor.transform.target_length)
         self.most_points = self.points_per_batch
