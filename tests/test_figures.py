@@ -75,8 +75,7 @@ SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
 @pytest.mark.parametrize("figure", SCREEN.values(), ids=SCREEN)
 def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure, tmp_path):
     before = dict(plt.rcParams)
-    first, second = (figures.save(figure(), tmp_path / name) for name in ("a.png", "b.png"))
-    assert first.read_bytes() == second.read_bytes()
+    figures.save(figure(), tmp_path / "a.png")
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
