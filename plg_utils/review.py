@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 from urllib.parse import quote as url_quote
 from xml.sax.saxutils import quoteattr
 
@@ -118,7 +117,7 @@ def studio_interface(classes: Classes) -> str:
     return "\n".join([*lines, "  </BrushLabels>", "</View>", ""])
 
 
-def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> str:
+def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> list[str]:
     """Write data.yaml and labels/ID.txt for maps (id: (H, W) uint8); returns what the form cannot hold."""
     ids, cut, void = _ids(classes), 0, 0
     for id, label in maps.items():
@@ -130,9 +129,9 @@ def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> 
     content = {"train": "images", "val": "images", "names": names}
     _write_text(target / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
-    void_id = ids[IGNORE] - 1
-    said += [f"it has no void, so {void} void regions are the class {void_id}: do not train on it"] if void else []
-    return f"yolo: {'; '.join(said)}" if said else ""
+    if void:
+        said.append(f"it has no void, so {void} void regions are the class {ids[IGNORE] - 1}: do not train on it")
+    return [f"yolo: {'; '.join(said)}"] if said else []
 
 
 def _write_cvat(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> None:
@@ -225,7 +224,7 @@ def write(
         _write_text(target / "label_studio.xml", studio_interface(classes))
     if "cvat" in forms:
         _write_cvat(target / "cvat", maps, classes)
-    remarks = [remark for remark in [_write_yolo(target, maps, classes)] if remark] if "yolo" in forms else []
+    remarks = _write_yolo(target, maps, classes) if "yolo" in forms else []
     class_files.write(target / "classes.yaml", classes)
     _write_text(target / "names.txt", "\n".join([*names.values(), ""]))
     rows = [
@@ -320,14 +319,6 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
         files.write_label(path, label, classes.colours)
 
 
-def _value_of(name: Any, classes: Classes, what: str) -> int:
-    """The value in a label map of a region with this name."""
-    names, value = _names(classes), folder.value_of(name if isinstance(name, str) else "", classes)
-    if value is None:
-        raise ValueError(f"{what} has the name {name!r}, which is no class: use {', '.join(names.values())[:300]}")
-    return value
-
-
 def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     """The label map (H, W) uint8 of a PNG, grey or with the palette that it was written with."""
     label = files.read_label(path, classes.num_classes)
@@ -362,7 +353,10 @@ def _painted(objects: _instances.Instances, name: str, classes: Classes, size: t
         if classes.background is None and class_files.is_background(category):
             values[key] = IGNORE
         elif str(key) in used:
-            values[key] = _value_of(category, classes, what)
+            values[key] = folder.value_of(str(category), classes)
+            if values[key] is None:
+                listed = ", ".join(_names(classes).values())[:300]
+                raise ValueError(f"{what} has the name {category!r}, which is no class: use {listed}")
     rows = [row | {"iscrowd": 0} for row in annotations]  # CVAT flags each mask; void is a category here
     try:
         return _instances.paint(rows, size, values, _nothing(classes), objects.in_order)
@@ -538,7 +532,10 @@ def _write_out(options: argparse.Namespace) -> None:
     encode = partial(encoders.build, encoder, device=str(devices.choose(device)), **encoder_options)
     if options.corrected is None:
         ranked, trusts = least_trusted(run, labels, data, encode)
-        label_of = partial(_stored, run / labels, data.classes.num_classes)
+
+        def label_of(sample: Sample) -> np.ndarray:
+            return files.read_label(run / labels / f"{sample.id}.png", data.classes.num_classes)
+
     else:
         corrected, labels = [], "few-shot labels"
         for source in options.corrected:
@@ -552,22 +549,20 @@ def _write_out(options: argparse.Namespace) -> None:
     chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
     given = {"trusts": trusts, "source": f"{options.run}/{labels}", "forms": options.form or FORMS}
     index = write(options.to, chosen, label_of, data.classes, **given)
-    first, last = (trusts[sample.id] for sample in (chosen[0], chosen[-1]))
+    first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
+    signals = ", ".join(name for name in first if name != "trust")
     print(
-        f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first "
-        f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})"
+        f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first", end=" "
     )
-    print("".join(f"{remark}\n" for remark in index["remarks"]), end="")
+    print(f"({signals}: {first['trust']:.2f} to {last['trust']:.2f})")
+    for remark in index["remarks"]:
+        print(remark)
     if "labelme" in index["forms"]:
-        folders = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
-        print("correct them: labelme {} --labels {} --nodata".format(*folders))
+        photos, names = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
+        print(f"correct them: labelme {photos} --labels {names} --nodata")
     print(f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
     print(f"next round:   the same command with --corrected {folders} --to DIR")
-
-
-def _stored(stage: Path, num_classes: int, sample: Sample) -> np.ndarray:
-    return files.read_label(stage / f"{sample.id}.png", num_classes)
 
 
 def _read_back(options: argparse.Namespace) -> None:
