@@ -475,8 +475,8 @@ class _Trials:
             found.append([])
             for threshold in [-np.inf] if background is None else segment_match.GRID:
                 low = (assigned != background) & (scores < threshold)  # as `labels.assign` rejects them
-                given = np.where(low, background or 0, assigned), np.where(low, 1 - scores, scores)
-                found[-1].append(self._paint(k, *(each.tobytes() for each in given)))
+                given = np.where(low, background or 0, assigned)
+                found[-1].append(self._paint(k, given.tobytes(), scores.tobytes()))
         return np.stack(found, axis=1)
 
     def _painted(self, k: int, assigned: bytes, scores: bytes) -> np.ndarray:
