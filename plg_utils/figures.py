@@ -77,12 +77,8 @@ PAPER = STYLE | {
 
 def thin(picture: np.ndarray) -> np.ndarray:
     """Every n-th row and column of an image or a label map (H, W, ...) that is larger than a figure shows (SHOWN)."""
-    step = _step(picture.shape)
+    step = math.ceil(max(picture.shape[:2]) / SHOWN)
     return picture[::step, ::step]
-
-
-def _step(size: Sequence[int]) -> int:
-    return math.ceil(max(size[:2]) / SHOWN)
 
 
 def colour(label: np.ndarray, classes: Classes) -> np.ndarray:
@@ -109,8 +105,8 @@ def mask_picture(image: np.ndarray, masks: np.ndarray | Masks) -> np.ndarray:
 
     masks: (N, H, W) bool, or a record, which takes less memory
     """
-    masks, step = masks if isinstance(masks, Masks) else Masks.from_dense(masks), _step(image.shape)
-    image, boxes = thin(image), masks.corners()
+    masks = masks if isinstance(masks, Masks) else Masks.from_dense(masks)
+    step, image, boxes = math.ceil(max(image.shape[:2]) / SHOWN), thin(image), masks.corners()
     picture = image.astype(np.float32) * 0.45 + 60
     colours = plt.get_cmap("hsv")(np.linspace(0, 1, max(len(masks), 1), endpoint=False))[:, :3] * 255
     colours = np.random.default_rng(0).permutation(colours)
@@ -138,10 +134,9 @@ def change_picture(image: np.ndarray, before: np.ndarray, after: np.ndarray, tru
     before, after, truth: (H, W) uint8; void pixels of the truth stay grey
     """
     picture = np.repeat(image.mean(axis=2, keepdims=True) * 0.45 + 110, 3, axis=2)
-    right = [(label == truth) & (truth != IGNORE) for label in (before, after)]
-    wrong = [(label != truth) & (truth != IGNORE) for label in (before, after)]
-    for pixels, shade in ((wrong[0] & right[1], (42, 157, 83)), (right[0] & wrong[1], (209, 73, 91))):
-        picture[pixels] = shade
+    was, is_now = before == truth, after == truth
+    picture[~was & is_now & (truth != IGNORE)] = 42, 157, 83
+    picture[was & ~is_now & (truth != IGNORE)] = 209, 73, 91
     return picture.astype(np.uint8)
 
 
@@ -188,10 +183,11 @@ def _styles(names: Collection[str], *keys: str, paper: float | None = None) -> l
     return [{"label": name} | {key: LOOKS[k % len(LOOKS)][key] for key in keys} for k, name in enumerate(names)]
 
 
-def _columns(names: Collection[str], width: float, handle: float = 0.5) -> int:
-    """Count the names that fit side by side in a legend of `width` inches, each with a handle of so many."""
+def _columns(names: Collection[str], width: float, handle: float = 0.5) -> tuple[int, int]:
+    """Columns and lines of a legend of `width` inches, each name with a handle of so many."""
     letter = 0.55 * plt.rcParams["legend.fontsize"] / 72  # inches
-    return max(1, min(len(names), int(width / (handle + letter * max(map(len, names), default=1)))))
+    columns = max(1, min(len(names), int(width / (handle + letter * max(map(len, names), default=1)))))
+    return columns, math.ceil(len(names) / columns)
 
 
 def _legend(figure: Figure, handles: Sequence, names: Sequence[str], columns: int, **style) -> None:
@@ -223,8 +219,8 @@ def gallery(
     maps = [cell for row in rows for cell in row if cell.ndim == 2]
     shown = sorted({int(k) for label in maps for k in np.unique(label)})
     names = ["no label" if k == IGNORE else f"{k} {classes.names[k]}" if paper else classes.names[k] for k in shown]
-    columns = _columns(names, total, handle=0.4)
-    height = head + sum(heights) + gap * len(rows) + line * math.ceil(len(names) / columns)
+    columns, lines = _columns(names, total, handle=0.4)
+    height = head + sum(heights) + gap * len(rows) + line * lines
     figure, top = plt.figure(figsize=(total, height), layout="none"), height - head
     for row, tall in zip(rows, heights, strict=True):
         for k, (title, cell) in enumerate(zip(titles, row, strict=True)):
@@ -308,10 +304,14 @@ def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
     terms = [term for term in terms if any(term in row for row in table)]
     figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
     for axis, term in zip(axes[0], terms, strict=True):
-        points = [(row["step"], row[term]) for row in table if term in row]
-        axis.plot(*zip(*points, strict=True), color=STAGES["enhanced"], marker="o", markevery=[-1], markersize=4)
+        _line(axis, [(row["step"], row[term]) for row in table if term in row], color=STAGES["enhanced"], marker="o")
         axis.set(title=term.replace("_", " "), xlabel="step")
     return figure
+
+
+def _line(axis: plt.Axes, points: Sequence[tuple[int, float]], **style) -> None:
+    """Draw a line through (step, value) pairs, with a marker at its end."""
+    axis.plot(*zip(*points, strict=True), markevery=[-1], markersize=4, **style)
 
 
 @_figure
@@ -321,12 +321,11 @@ def schedule(table: Sequence[dict], warm_up: int, seconds: Sequence[float]) -> F
     table: rows of "step" and "total"; warm_up: its number of steps, or 0; seconds: of the warm-up and of the rest
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.1))
-    for steps in ([row for row in table if row["step"] <= warm_up], [row for row in table if row["step"] > warm_up]):
-        if steps:
-            points = [(row["step"], row["total"]) for row in steps]
-            left.plot(*zip(*points, strict=True), color=STAGES["enhanced"], marker="o", markevery=[-1], markersize=4)
-    last = table[-1]["step"]
-    right.plot([0, warm_up, last], [0, seconds[0], sum(seconds)], color=STAGES["enhanced"], marker="o", markersize=4)
+    look = {"color": STAGES["enhanced"], "marker": "o"}
+    for warm in (True, False):
+        if points := [(row["step"], row["total"]) for row in table if (row["step"] <= warm_up) == warm]:
+            _line(left, points, **look)
+    right.plot([0, warm_up, table[-1]["step"]], [0, seconds[0], sum(seconds)], markersize=4, **look)
     left.set(ylabel="total loss", ylim=(0, None))
     right.set(ylabel="seconds", ylim=(0, None))
     for axis in (left, right):
@@ -343,7 +342,7 @@ def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figu
     figure, axis = plt.subplots(figsize=(5.2, 2.4))
     names = [training.replace("_", " ") for training in series]
     for style, points in zip(_styles(names, "color", "marker", "linestyle"), series.values(), strict=True):
-        axis.plot(*zip(*points, strict=True), markevery=[-1], markersize=4, **style)
+        _line(axis, points, **style)
     axis.set(xlabel="step", ylabel=term)
     axis.legend()
     return figure
@@ -389,9 +388,8 @@ def class_bars(series: dict[str, Sequence], names: Sequence[str], *, paper: floa
     series: name -> (K,) IoU, or (S, K) of each seed, nan where there is none; names: of the K classes
     """
     width = paper or 0.8 * len(names) + 1
-    columns = _columns(series, width)
-    height = (1.8 if paper else 2.4) + 0.15 * math.ceil(len(series) / columns)
-    figure, axis = plt.subplots(figsize=(width, height))
+    columns, lines = _columns(series, width)
+    figure, axis = plt.subplots(figsize=(width, (1.8 if paper else 2.4) + 0.15 * lines))
     thick, styles = 0.84 / len(series), _styles(series, "color", *(["hatch"] if paper else []), paper=paper)
     edge = {"edgecolor": INK, "linewidth": 0.5} if paper else {"edgecolor": "white", "linewidth": 0.4}
     for k, (style, iou) in enumerate(zip(styles, series.values(), strict=True)):
@@ -423,9 +421,8 @@ def curves(
     if not amounts or Fraction(amounts[0]) <= 0 or len({type(labelled) for labelled in amounts}) > 1:
         raise ValueError(f"labelled images are {amounts}. Give numbers above 0, or parts such as '1/8', not both")
     width = paper or 4.6
-    columns = _columns(series, width)
-    height = min(0.56 * width, 2.6) + 0.15 * math.ceil(len(series) / columns) + 0.1
-    figure, axis = plt.subplots(figsize=(width, height))
+    columns, lines = _columns(series, width)
+    figure, axis = plt.subplots(figsize=(width, min(0.56 * width, 2.6) + 0.15 * lines + 0.1))
     places = {labelled: math.log2(Fraction(labelled)) for labelled in amounts}  # splits usually double the images
     outline = [patheffects.withStroke(linewidth=1.9, foreground=INK), patheffects.Normal()]
     styles = _styles(series, "color", "marker", "linestyle", paper=paper)

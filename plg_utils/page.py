@@ -19,6 +19,7 @@ import io
 import json
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,10 +39,10 @@ def html(folder: Path) -> str:
     summary, evaluation = (files.read_json(path) if path.is_file() else {} for path in paths)
     rows, errors, kinds = [], [], diagnosis.OUTCOMES[:-1]
     for row in summary.get("rows") or []:
-        name = row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())])
-        rows.append(row | {"name": str(name)})
+        name = str(row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())]))
+        rows.append(row | {"name": name})
         if pixels := row.get("wrong_pixels"):
-            errors.append((str(name), [pixels[kind] / max(1, sum(pixels.values())) for kind in kinds]))
+            errors.append((name, [pixels[kind] / max(1, sum(pixels.values())) for kind in kinds]))
     galleries, classes, remark = pictures(folder, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
     if classes and set(names) == set(classes.names):
@@ -70,11 +71,11 @@ def manifests(folder: Path) -> dict[str, dict]:
 
 def versions(stages: dict[str, dict]) -> dict[str, str]:
     """Return commit, device, threads and packages of all stages; values that differ are separated by commas."""
-    values: dict[str, dict] = {}
+    values = defaultdict(dict)
     for stage in stages.values():
         common = {"git commit": stage.get("git_commit"), "device": stage.get("device"), "threads": stage.get("threads")}
         for key, value in (common | dict(sorted((stage.get("packages") or {}).items()))).items():
-            values.setdefault(key, {})["–" if value is None else str(value)] = None
+            values[key]["–" if value is None else str(value)] = None
     return {key: ", ".join(different) for key, different in values.items()}
 
 
@@ -154,7 +155,7 @@ def data_uri(picture: np.ndarray, classes: Classes) -> str:
     if is_map:
         small.putpalette(figures.colour(np.arange(256, dtype=np.uint8), classes).tobytes())
     encoded, kind = io.BytesIO(), "png" if is_map else "jpeg"
-    small.save(encoded, kind, optimize=True, **({} if is_map else {"quality": 88}))
+    small.save(encoded, kind, optimize=True, quality=88)  # of a JPEG; a PNG loses nothing
     return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

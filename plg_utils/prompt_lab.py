@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ class Lab:
         margins = np.full(len(embeddings), np.nan, np.float32)
         if len(owner.unique()) > 1:
             margins = trust.margins(embeddings, texts, owner, background=background)
-        pairs = zip(self.truths, painted, strict=False)  # the first images are those with a truth
-        nothing = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
-        matrix = sum((metrics.confusion(*pair, classes.num_classes) for pair in pairs), nothing)
-        iou, unknown = metrics.scores(matrix, background=background), self._unknown(classes)
-        return Outcome(classes, threshold, painted, assigned.numpy(), margins, iou.mean_iou, iou.iou, unknown)
+        matrix = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
+        for truth, label in zip(self.truths, painted, strict=False):  # the first images are those with a truth
+            matrix += metrics.confusion(truth, label, classes.num_classes)
+        scored, unknown = metrics.scores(matrix, background=background), self._unknown(classes)
+        return Outcome(classes, threshold, painted, assigned.numpy(), margins, scored.mean_iou, scored.iou, unknown)
 
     def text_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed the words: (K', D) and (K',) owners, see `encoders.class_embeddings`; only new sentences are encoded.
@@ -116,10 +117,9 @@ class Lab:
         """Return the images to look at: photo, labels over the photo, labels, truth (white if it is closed)."""
         columns = []
         for k in self.shown:
-            image, label = self.samples[k].image(), outcome.labels[k]
-            truth = self.truths[k] if k < len(self.truths) else np.full_like(image, 255)
-            step = math.ceil(max(label.shape) / THUMBNAIL)
-            image, label, truth = (pixels[::step, ::step] for pixels in (image, label, truth))
+            step = math.ceil(max(outcome.labels[k].shape) / THUMBNAIL)
+            image, label = self.samples[k].image()[::step, ::step], outcome.labels[k][::step, ::step]
+            truth = self.truths[k][::step, ::step] if k < len(self.truths) else np.full_like(image, 255)
             columns.append([image, figures.overlay(image, label, outcome.classes), label, truth])
         titles = [self.samples[k].id for k in self.shown]
         return figures.gallery([*zip(*columns, strict=True)], titles, outcome.classes)
@@ -260,10 +260,14 @@ def _plain(word: str) -> str:
 def _check_one_owner(words: Mapping[str, Sequence[str]]) -> None:
     """Refuse a word of two classes."""
     owners: dict[str, str] = {}
-    for name, of_class in words.items():
-        for word in of_class:
-            if (owner := owners.setdefault(_plain(word), name)) != name:
-                raise ValueError(f"{owner} and {name} both have the word {word!r}: give it to one of them")
+    for name, word in _pairs(words):
+        if (owner := owners.setdefault(_plain(word), name)) != name:
+            raise ValueError(f"{owner} and {name} both have the word {word!r}: give it to one of them")
+
+
+def _pairs(words: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Each class with each of its words."""
+    return [(name, word) for name, of_class in words.items() for word in of_class]
 
 
 def words_of(line: str) -> list[str]:
@@ -369,23 +373,18 @@ def choose_words(lab: Lab, candidates: str | Path | Mapping[str, Sequence[str]])
         name: [word for word in words if not unseen_words([word.replace("{}", " ")])]
         for name, words in candidates.items()
     }
-    if never := [word for name, words in candidates.items() for word in words if word not in known[name]]:
+    if never := [word for name, word in _pairs(candidates) if word not in known[name]]:
         warnings.warn(f"the encoder never read these candidates, and they are not tried: {never}", stacklevel=2)
 
     trials = _Trials(lab)
     chosen, gains = trials.choose(known, images)
     refused = {step: trials.gain(chosen, edited, images) for step, edited in _steps(chosen, known).items()}
     rows = []
-    for name, word in ((name, word) for name, words in candidates.items() for word in words):
-        had, has = (
-            list(map(_plain, classes.templates if name == "templates" else classes.words[classes.names.index(name)]))
-            for classes in (lab.classes, chosen)
-        )
-        if _plain(word) in had:
-            continue
-        kept = _plain(word) in has
-        effect, worst = (gains | refused).get((name, word), (np.nan, np.nan))
-        rows.append({"class": name, "word": word, "kept": kept, "effect": effect, "worst": worst})
+    for name, word in _pairs(candidates):
+        if _plain(word) not in _words(lab.classes, name):
+            kept = _plain(word) in _words(chosen, name)
+            effect, worst = (gains | refused).get((name, word), (np.nan, np.nan))
+            rows.append({"class": name, "word": word, "kept": kept, "effect": effect, "worst": worst})
 
     nested, folds = np.nan, images % few_shot.FOLDS
     if len(images) > 2:
@@ -400,21 +399,17 @@ def choose_words(lab: Lab, candidates: str | Path | Mapping[str, Sequence[str]])
 
 def _steps(classes: Classes, candidates: dict[str, list[str]]) -> dict[tuple[str, str], Classes]:
     """The classes after one more candidate; class and word -> classes."""
-    steps = {}
-    for name, word in ((name, word) for name, words in candidates.items() for word in words):
-        if name == "templates":
-            if word not in classes.templates:
-                steps[name, word] = replace(classes, templates=(*classes.templates, word))
-        elif words := _given(classes, name, word, candidates):
-            steps[name, word] = replace(classes, words=words)
-    return steps
+    steps = {(name, word): _given(classes, name, word, candidates) for name, word in _pairs(candidates)}
+    return {step: edited for step, edited in steps.items() if edited}
 
 
-def _given(classes: Classes, name: str, word: str, candidates: dict[str, list[str]]) -> tuple | None:
-    """The words of all classes after one got a word; None if it has the word, or another class would have none left."""
-    words, todo = dict(zip(classes.names, classes.words, strict=True)), [(name, word)]
-    if _plain(word) in map(_plain, words[name]):
+def _given(classes: Classes, name: str, word: str, candidates: dict[str, list[str]]) -> Classes | None:
+    """The classes after one got a word; None if it has the word, or if another class would have none left."""
+    if _plain(word) in _words(classes, name):
         return None
+    if name == "templates":
+        return replace(classes, templates=(*classes.templates, word))
+    words, todo = dict(zip(classes.names, classes.words, strict=True)), [(name, word)]
     while todo:
         name, word = todo.pop()
         for other, before in words.items():
@@ -424,7 +419,12 @@ def _given(classes: Classes, name: str, word: str, candidates: dict[str, list[st
                     return None
                 todo.append((other, candidates[other][0]))
         words[name] = (*words[name], word)
-    return tuple(words.values())
+    return replace(classes, words=tuple(words.values()))
+
+
+def _words(classes: Classes, name: str) -> list[str]:
+    """The words of a class, or the templates, as CLIP reads them."""
+    return [*map(_plain, classes.templates if name == "templates" else classes.words[classes.names.index(name)])]
 
 
 class _Trials:
@@ -435,12 +435,9 @@ class _Trials:
 
     def __init__(self, lab: Lab):
         self.lab, self.embeddings = lab, lab.segment_embeddings[: len(lab.truths)]
-        self.images = [
-            _parts(*pair, lab.classes.num_classes, lab.how["overlap"])
-            for pair in zip(lab.masks, lab.truths, strict=False)
-        ]
-        self.known: dict[tuple, np.ndarray] = {}  # words and templates -> counts
-        self.painted: dict[tuple, np.ndarray] = {}  # image, classes and scores of its segments -> (3, K)
+        how = lab.classes.num_classes, lab.how["overlap"]
+        self.images = [_parts(*pair, *how) for pair in zip(lab.masks, lab.truths, strict=False)]
+        self.counts, self._paint = cache(self._counts), cache(self._painted)  # both are asked for the same again
 
     def choose(self, candidates: dict[str, list[str]], images: np.ndarray) -> tuple[Classes, dict]:
         """The words that these labelled images choose, and effect and worst effect of each step."""
@@ -467,54 +464,45 @@ class _Trials:
         best = [_best(others[:, k]) for k in each]
         return float(_mean_iou(counts[best, each].sum(axis=0))), _mean_iou(others[best, each])
 
-    def counts(self, classes: Classes) -> np.ndarray:
+    def _counts(self, classes: Classes) -> np.ndarray:
         """Pixels that are right, true and given at each threshold: (T, M, 3, K) int64, see `metrics.margins`."""
-        key = classes.words, classes.templates
-        if key not in self.known:
-            texts, owner = self.lab.text_embeddings(classes)
-            how = {"owner": owner, "background": classes.background, "rule": self.lab.how["rule"]}
-            named = labels.assign(torch.cat(self.embeddings), texts, **how)
-            sizes = [len(of_image) for of_image in self.embeddings]
-            segments = zip(*(tensor.split(sizes) for tensor in named), strict=True)
-            of_images = [self._at_thresholds(k, *map(torch.Tensor.numpy, pair)) for k, pair in enumerate(segments)]
-            self.known[key] = np.stack(of_images, axis=1)
-        return self.known[key]
+        texts, owner = self.lab.text_embeddings(classes)
+        background, rule = classes.background, self.lab.how["rule"]
+        named = labels.assign(torch.cat(self.embeddings), texts, owner=owner, background=background, rule=rule)
+        sizes, found = [len(of_image) for of_image in self.embeddings], []
+        for k, segments in enumerate(zip(*(tensor.split(sizes) for tensor in named), strict=True)):
+            assigned, scores = map(torch.Tensor.numpy, segments)
+            found.append([])
+            for threshold in [-np.inf] if background is None else segment_match.GRID:
+                low = (assigned != background) & (scores < threshold)  # as `labels.assign` rejects them
+                given = np.where(low, background or 0, assigned)
+                found[-1].append(self._paint(k, given.tobytes(), scores.tobytes()))
+        return np.stack(found, axis=1)
 
-    def _at_thresholds(self, k: int, assigned: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Counts (T, 3, K) of image k, whose segments have these classes and scores without a threshold."""
-        background, found = self.lab.classes.background, []
-        if background is None:
-            return self._paint(k, assigned, scores)[None]
-        for threshold in segment_match.GRID:
-            low = (assigned != background) & (scores < threshold)  # as `labels.assign` rejects them
-            found.append(self._paint(k, np.where(low, background, assigned), np.where(low, 1 - scores, scores)))
-        return np.stack(found)
-
-    def _paint(self, k: int, assigned: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        key = k, assigned.tobytes(), scores.tobytes()
-        if key not in self.painted:
-            masks, pixels, how = self.images[k]
-            background, num_classes = self.lab.classes.background, pixels.shape[1]
-            label = labels.paint(masks, assigned, scores, background=background, **how).label[0].astype(np.int64)
-            given = np.eye(num_classes + 1, dtype=np.int64)[np.where(label == IGNORE, num_classes, label)]  # (A, K+1)
-            self.painted[key] = np.stack(metrics.margins(pixels.T @ given, "background", background))
-        return self.painted[key]
+    def _painted(self, k: int, assigned: bytes, scores: bytes) -> np.ndarray:
+        """Counts (3, K) of image k, whose segments have these classes (int64) and scores (float32)."""
+        masks, pixels, how = self.images[k]
+        background, num_classes = self.lab.classes.background, pixels.shape[1]
+        named = np.frombuffer(assigned, np.int64), np.frombuffer(scores, np.float32)
+        label = labels.paint(masks, *named, background=background, **how).label[0].astype(np.int64)
+        given = np.eye(num_classes + 1, dtype=np.int64)[np.where(label == IGNORE, num_classes, label)]  # (A, K+1)
+        return np.stack(metrics.margins(pixels.T @ given, "background", background))
 
 
 def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[np.ndarray, np.ndarray, dict]:
     """The parts into which masks cut an image: (N, 1, A) bool, their pixels of each class (A, K), how to paint them."""
     drawn = [masks.take([k]).dense()[0] for k in range(len(masks))]
+    keys = np.random.default_rng(0).integers(2**63, size=len(drawn), dtype=np.uint64)
     code = np.zeros(truth.shape, np.uint64)
-    for mask, key in zip(
-        drawn, np.random.default_rng(0).integers(2**63, size=len(drawn), dtype=np.uint64), strict=True
-    ):
+    for mask, key in zip(drawn, keys, strict=True):
         code ^= mask * key  # the sum of random keys tells in which masks a pixel is
     _, first, part = np.unique(code, return_index=True, return_inverse=True)
     pixels = np.bincount(part.ravel() * 256 + truth.ravel(), minlength=256 * len(first)).reshape(-1, 256)
     inside = np.array([mask.ravel()[first] for mask in drawn], bool).reshape(len(drawn), 1, len(first))
+    how = {"overlap": overlap, "predicted_iou": masks.predicted_iou}
     if overlap == "small_on_top":  # a part is no pixel: the order is that of the masks' real areas
-        return inside, pixels[:, :num_classes], {"overlap": "predicted_iou", "predicted_iou": -masks.areas()}
-    return inside, pixels[:, :num_classes], {"overlap": overlap, "predicted_iou": masks.predicted_iou}
+        how = {"overlap": "predicted_iou", "predicted_iou": -masks.areas()}
+    return inside, pixels[:, :num_classes], how
 
 
 def _mean_iou(counts: np.ndarray) -> np.ndarray:
@@ -562,15 +550,12 @@ class Panel(widgets.VBox):
         typed = [*self.words.values(), self.templates, self.threshold]
         buttons = widgets.HBox([self.best, self.reset, self.save])
         left = widgets.VBox([*typed, buttons], layout={"width": "410px"})
-        right = widgets.VBox([self.table, self.margins])
-        both = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        both = widgets.HBox([left, widgets.VBox([self.table, self.margins])], layout={"flex_flow": "row wrap"})
         super().__init__([self.status, self.message, both, self.gallery])
-        self.add_class("plg-lab")
-        for box in self.words.values():
-            box.add_class("plg-words")
-        self.table.add_class("plg-classes")
-        for name in ("templates", "threshold", "best", "reset", "save", "message", "status", "margins", "gallery"):
-            getattr(self, name).add_class(f"plg-{name}")
+        parts = ("templates", "threshold", "best", "reset", "save", "message", "status", "margins", "gallery")
+        named = [(name, getattr(self, name)) for name in parts] + [("words", box) for box in self.words.values()]
+        for name, part in [*named, ("lab", self), ("classes", self.table)]:
+            part.add_class(f"plg-{name}")
         self._fill()
         for box in typed:
             box.observe(self.update, "value")
@@ -597,7 +582,7 @@ class Panel(widgets.VBox):
             now = self.outcome = self.lab.try_out(self.classes(), threshold=self.threshold.value)
         except (ValueError, RuntimeError) as error:  # RuntimeError: a sentence is too long for CLIP
             self.wrong = str(error)
-            self._say(f"{self.wrong}. The results below are those of the last valid words.")
+            self.message.value = html.escape(f"{error}. The results below are those of the last valid words.")
             return
         milliseconds = 1000 * (time.perf_counter() - start)
         table = pd.DataFrame(class_rows(before, now)).set_index("class").rename_axis(None)
@@ -607,13 +592,11 @@ class Panel(widgets.VBox):
         self.table.value = table.to_html(formatters=forms, na_rep="–", border=0)
         self.gallery.value, self.margins.value = _png(self.lab.picture(now)), _png(margin_figure(before, now))
         unknown = "; ".join(f"{', '.join(words)} ({name})" for name, words in now.unknown.items())
-        self._say(unknown and f"The encoder never read these words, and its answer to them is random: {unknown}")
+        never = f"The encoder never read these words, and its answer to them is random: {unknown}"
+        self.message.value = html.escape(never if unknown else "")
         points = f" ({100 * (now.mean_iou - before.mean_iou):+.1f})" if self.lab.truths else ""
         pixels = f"{100 * changed(before, now).mean():.1f} % of the pixels changed"
         self.status.value = f"{now}{points} · {pixels} · {len(now.labels)} images in {milliseconds:.0f} ms"
-
-    def _say(self, text: str) -> None:
-        self.message.value = html.escape(text)
 
     def _fill(self, _button: Any = None) -> None:
         """Fill the boxes with the run's words, then try out once."""
@@ -634,11 +617,11 @@ class Panel(widgets.VBox):
                 raise ValueError(self.wrong)
             path, digest = save(self.path, self.outcome.classes, f"{self.origin}\n{self.outcome}")
         except (OSError, ValueError) as error:
-            self._say(f"Not saved: {error}")
-            return
-        self.saved = self.outcome
-        self.update()
-        self._say(f"Saved: {path}, SHA-256 {digest}")
+            said = f"Not saved: {error}"
+        else:
+            said, self.saved = f"Saved: {path}, SHA-256 {digest}", self.outcome
+            self.update()
+        self.message.value = html.escape(said)
 
 
 def _png(figure: Figure) -> bytes:

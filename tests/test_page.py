@@ -188,11 +188,12 @@ def test_the_same_files_make_the_same_page_and_only_the_manifest_shows_seconds_a
     before = page.html(tiny)
     assert before == page.html(tiny)
     assert not [folder for folder in (world, tiny, files.ROOT) if str(folder) in before]
-    for content in summary["manifest"].values():
-        content.update(wall_seconds=99.9)
+    for number, content in enumerate(summary["manifest"].values()):
+        content.update(wall_seconds=99.9, device=f"device {number % 2}")
     files.write_json(tiny / "summary.json", summary)
     after, mark = page.html(tiny), '<section id="manifest">'
-    assert after.split(mark)[0] == before.split(mark)[0] and "99.9" in Reader(after).text("code")
+    assert after.split(mark)[0] == before.split(mark)[0]
+    assert {"99.9", "device 0, device 1"} <= set(Reader(after).text("code"))
 
 
 # One file without requests, whatever the names in it

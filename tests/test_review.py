@@ -76,7 +76,6 @@ def test_labelme_gives_the_same_pixels(kind, tmp_path):
     classes, nothing, names, maps = kind
     for name, label in maps.items():
         files.write_json(tmp_path / "one.json", review.labelme_json(label, classes, "one.png"))
-        assert np.array_equal(review.read_labelme(tmp_path / "one.json", classes, label.shape), label), name
         painted = np.full(label.shape, nothing, np.uint8)
         for shape in files.read_json(tmp_path / "one.json")["shapes"]:
             (x1, y1), (x2, y2) = shape["points"]
@@ -111,7 +110,12 @@ def shape(name, points, kind="polygon", **more):
 
 
 def painted(path, *shapes, size=(4, 6)):
-    content = {"version": "4.5.6", "shapes": shapes, "imageHeight": size[0], "imageWidth": size[1]}
+    content = {
+        "shapes": shapes,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+        "imagePath": path.with_suffix(".png").name,
+    }
     files.write_json(path, content)
     return review.read_labelme(path, COLOURS, size)
 
@@ -140,7 +144,7 @@ BAD_SHAPES = {
     "outside": (shape("red", [[0, 0], [9.5, 0], [4, 4]]), "a corner is outside the image of 6 x 4"),
     "thin": (shape("red", [[0.1, 0.1], [0.2, 0.1], [0.2, 0.2]]), "covers the centre of no pixel"),
     "a line": (shape("red", [[0, 0], [4, 0]], "line"), "a line has no area; right are polygons"),
-    "a broken mask": (shape("red", [[0, 0], [1, 1]], "mask", mask="!"), "cannot be read"),
+    "a broken mask": (shape("red", [[0, 0], [1, 1]], "mask", mask="!"), "annotation 1: .*remove it"),
     "a mask outside": (shape("red", [[5, 0], [6, 1]], "mask", mask=WHITE), "a mask crosses the border"),
 }  # fmt: skip
 
@@ -149,7 +153,7 @@ BAD_SHAPES = {
 def test_a_bad_shape_is_named_with_its_file(bad, says, tmp_path):
     with pytest.raises(ValueError, match=says) as error:
         painted(tmp_path / "a.json", bad)
-    assert f"{tmp_path / 'a.json'}, shape 1" in str(error.value)
+    assert f"{tmp_path / 'a.json'}, " in str(error.value)
 
 
 def test_a_png_with_another_palette_is_refused_and_grey_is_read(tmp_path):
@@ -190,14 +194,13 @@ def written(tmp_path):
 
 
 def test_what_is_written_comes_back_untouched(written):
+    """Each form by itself: test_formats.py."""
     folder, labels, index = written
-    for forms in (review.FORMS, ["png"], ["coco"], ["labelme"]):
-        reviewed, classes = review.read(folder, forms=forms)
-        assert classes == COLOURS
-        assert [(image.id, image.changed, image.trust) for image in reviewed] == [
-            (entry["id"], (), entry["trust"]) for entry in index["images"]
-        ]
-        assert all(np.array_equal(image.label, labels[image.id]) for image in reviewed)
+    reviewed, classes = review.read(folder)
+    assert classes == COLOURS
+    wanted = [(entry["id"], (), entry["trust"]) for entry in index["images"]]
+    assert [(image.id, image.changed, image.trust) for image in reviewed] == wanted
+    assert all(np.array_equal(image.label, labels[image.id]) for image in reviewed)
     assert pd.read_csv(folder / "index.csv")["id"].tolist() == list(labels)
     assert (folder / "names.txt").read_text().split() == [*COLOURS.names, "void"]
 
@@ -271,7 +274,7 @@ DAMAGE = {
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json does not exist.*save the image again"),
     "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
-    "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"of an image of \(9, 24\), not"),
+    "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"squares_0.json.*not as \(16, 24\)"),
     "labelme of another image": (lambda f: (f / "images/x.json").write_text(""), "images/x.json is not in index.json"),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
     "an image twice": (move(), "squares_0: it is listed more than once"),
@@ -280,6 +283,10 @@ DAMAGE = {
     "coco, outside": (
         edit("coco.json", lambda c: c["annotations"][0].update(segmentation=[[0, 0, 99, 0, 99, 9]])),
         "annotation 1.*not a number in or near the image",
+    ),
+    "two files": (
+        lambda f: ((f / "labels/squares_0.png").unlink(), (f / "images/squares_1.json").write_text("")),
+        r"2 problems in (?s:.*)squares_0\.png(?s:.*)squares_1\.json",
     ),
     "coco, no class": (edit("coco.json", lambda c: c["categories"][0].update(name="rad")), "'rad'.*no class"),
 }
@@ -293,13 +300,6 @@ def test_what_is_damaged_is_named_before_anything_is_written(damage, says, writt
     assert review.main(["--read", str(folder), "--to", str(tmp_path / "labels")]) == 1
     assert re.search(f"error: (?s:.*){says}", capsys.readouterr().err)
     assert not (tmp_path / "labels").exists()
-
-
-def test_the_problems_of_all_images_are_listed(written):
-    (written[0] / "labels/squares_0.png").unlink()
-    (written[0] / "images/squares_1.json").write_text("")
-    with pytest.raises(ValueError, match=r"(?s)2 problems in .*squares_0\.png.*squares_1\.json"):
-        review.read(written[0])
 
 
 def test_a_persons_work_is_not_overwritten(written, tmp_path):
@@ -367,10 +367,8 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     target, back = tmp_path / "review", tmp_path / "corrected"
     assert review.main(["mine", "--least", "3", "--to", str(target)]) == 0
     printed = capsys.readouterr().out
-    assert (
-        "3 of 8 images with their labels_zero_shot" in printed
-        and f"labelme {shlex.quote(str(target / 'images'))}" in printed
-    )
+    assert "3 of 8 images with their labels_zero_shot" in printed
+    assert f"labelme {shlex.quote(str(target / 'images'))}" in printed
     reviewed, classes = review.read(target)
     agreed = []
     for sample in data.unlabelled:
@@ -400,17 +398,6 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     assert len(datasets.load("folder", **given).labelled) == 3
     assert review.main(["mine", "--ids", "03", "01", "--to", str(tmp_path / "two")]) == 0
     assert {image.id for image in review.read(tmp_path / "two")[0]} == {"01", "03"}
-
-
-def test_the_json_is_read_by_the_data_set_as_it_is_read_here(run, tmp_path):
-    folder, data, _, options = run
-    labels = {s.id: files.read_label(folder / "labels_zero_shot" / f"{s.id}.png") for s in data.unlabelled}
-    for label in labels.values():
-        label[5:9, 2:12] = IGNORE
-    review.write(tmp_path / "out", data.unlabelled, lambda s: labels[s.id], data.classes)
-    again = datasets.load("folder", **options, labels=str(tmp_path / "out" / "coco.json"))
-    assert len(again.labelled) == len(labels)
-    assert all(np.array_equal(sample.truth(), labels[sample.id]) for sample in again.labelled)
 
 
 def test_trust_without_another_labeller(tmp_path):
