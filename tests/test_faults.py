@@ -2,6 +2,7 @@
 
 import errno
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,16 @@ import torch
 
 from plg_utils import datasets, files, stages, training
 from plg_utils.records import Masks
+
+sys.path.append(str(files.ROOT / "tests" / "torture"))
+
+import fuzz  # noqa: E402  it is beside the tests
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_the_fuzzer_begins_with_a_file_that_can_be_read(tmp_path, kind):
+    # Else `make torture`, which runs seldom, would not find out what damage does, but stop.
+    assert len(fuzz.damage(kind, 2, 0, tmp_path)) == 2
 
 
 @pytest.fixture
