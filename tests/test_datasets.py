@@ -64,6 +64,7 @@ def test_contract(name, tiny_root):
     for split in splits:
         for sample, with_truth in zip(getattr(tagged, split), getattr(truths, split), strict=True):
             assert sample.id == with_truth.id
+            assert bool(sample.read_tags) == bool(with_truth.read_truth)
             if with_truth.read_truth:
                 present = set(np.unique(with_truth.truth()).tolist())
                 assert sample.tags() == tuple(sorted(present & set(tagged.classes.foreground)))

@@ -52,7 +52,7 @@ def test_the_lists_themselves(data_root):
     for name, count in PASCAL.items():
         lists = _splits.find(name, "pascal")
         labelled, train, val = (
-            [voc._id(entry) for entry in voc._read_list(path, {})] for path in (lists.labelled, lists.train, lists.val)
+            [voc._id(entry) for entry in voc._read_list(path)] for path in (lists.labelled, lists.train, lists.val)
         )
         assert (len(labelled), len(set(train) - set(labelled)), len(val)) == (count, 10582 - count, 1449)
         assert set(labelled) < set(train) and not set(train) & set(val)

@@ -104,12 +104,12 @@ def _photos(root: Path) -> dict[str, str]:
     return {path.stem: f"JPEGImages/{path.name}" for path in sorted(found, key=lambda path: path.suffix == ".jpg")}
 
 
-def _read_list(path: Path, photos: dict[str, str], may_be_empty: bool = False) -> list[datasets.Entry]:
+def _read_list(path: Path, photos: dict[str, str] | None = None, may_be_empty: bool = False) -> list[datasets.Entry]:
     """Read a list: an id in each line (VOC), or a photo and perhaps its label map (UniMatch); photos: by id."""
     entries = []
     for where, words in datasets.read_list(path, may_be_empty=may_be_empty):
         id = " ".join(words)
-        if id in photos:  # it may have spaces and dots
+        if photos and id in photos:  # it may have spaces and dots
             entries.append((photos[id], f"SegmentationClass/{id}.png"))
             continue
         outside = any(word.startswith("/") or "\\" in word or ".." in word.split("/") for word in words)
