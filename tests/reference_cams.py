@@ -61,6 +61,14 @@ def classifier_cams(model, image, tags, scales):
     return maps
 
 
+def embedded(visual, image):
+    """What enters CLIP's transformer of one image (3, H, W), (1 + h * w, 1, C), and the grid (h, w)."""
+    patches = visual.conv1(image[None])
+    tokens = patches.flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding[None, None], tokens], dim=1) + visual.positional_embedding
+    return visual.ln_pre(tokens).transpose(0, 1), patches.shape[2:]
+
+
 def grad_cam(visual, layer, image, tag, tags, text_embeddings, owner, background, scale):
     """Grad-CAM (h, w) of one class on one image (3, H, W), by hooks on CLIP's own module and one backward pass.
 
@@ -74,11 +82,8 @@ def grad_cam(visual, layer, image, tag, tags, text_embeddings, owner, background
 
     module = visual.transformer.resblocks[-1].ln_1 if layer == "ln_1" else visual.ln_post
     hook = module.register_forward_hook(keep)
-    patches = visual.conv1(image[None])
-    grid = patches.shape[2:]
-    tokens = patches.flatten(2).transpose(1, 2)
-    tokens = torch.cat([visual.class_embedding[None, None], tokens], dim=1) + visual.positional_embedding
-    tokens = visual.ln_post(visual.transformer(visual.ln_pre(tokens).transpose(0, 1)))
+    tokens, grid = embedded(visual, image)
+    tokens = visual.ln_post(visual.transformer(tokens))
     hook.remove()
     embedding = tokens[1:, 0].mean(dim=0) @ visual.proj
     embedding = embedding / embedding.norm()
@@ -95,11 +100,7 @@ def grad_cam(visual, layer, image, tag, tags, text_embeddings, owner, background
 
 def attention(visual, image, layers):
     """Mean attention (h * w, h * w) of the patches in the last layers, head by head from queries and keys."""
-    patches = visual.conv1(image[None])
-    tokens = patches.flatten(2).transpose(1, 2)
-    tokens = torch.cat([visual.class_embedding[None, None], tokens], dim=1) + visual.positional_embedding
-    tokens = visual.ln_pre(tokens).transpose(0, 1)
-    maps = []
+    tokens, maps = embedded(visual, image)[0], []
     for block in visual.transformer.resblocks:
         heads = block.attn.num_heads
         query, key, _ = (block.ln_1(tokens)[:, 0] @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, 1)

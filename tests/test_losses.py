@@ -39,13 +39,17 @@ def tensors(given):
     return {name: torch.tensor(values, requires_grad=name.startswith("logits")) for name, values in given.items()}
 
 
+def assert_gradients(leaves, gradients):
+    for name in LEARNT:
+        np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("refine_target", ["unimatch", "zero_shot", "fusion"])
 def test_loss_and_gradients_equal_the_plain_loops(refine_target):
     grid = itertools.product((0.4, 0.95), (None, 0.0, 0.2), (None, False, True), (False, True))
-    for seed, (threshold, smoothing, gate, fill) in enumerate(grid):
-        options = {"refine_target": refine_target, "threshold": threshold, "smoothing": smoothing, "gate": gate}
-        options |= {"fill": fill}
-        options |= {"weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
+    for seed, values in enumerate(grid):
+        options = dict(zip(("threshold", "smoothing", "gate", "fill"), values, strict=True))
+        options |= {"refine_target": refine_target, "weights": (0.25, 0.25, 0.5) if seed % 2 else (0.3, 0.1, 0.7)}
         options |= {"weak_weight": (0, 0, 0.4)[seed % 3], "labelled_smoothing": (0, 0.15)[seed % 2]}
         given = arrays(seed)
         leaves = tensors(given)
@@ -53,8 +57,7 @@ def test_loss_and_gradients_equal_the_plain_loops(refine_target):
         terms["total"].backward()
         total, gradients = reference_training.unimatch(given, **options)
         assert terms["total"].item() == pytest.approx(total, abs=1e-6), options
-        for name in LEARNT:
-            np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=f"{name} {options}")
+        assert_gradients(leaves, gradients)
         assert leaves["logits_partner"].grad is None
         weak = leaves["logits_weak"].grad
         assert (weak is None) == (not options["weak_weight"])
@@ -100,8 +103,7 @@ def test_semivl_and_its_gradients_equal_the_plain_loops():
         terms["total"].backward()
         total, gradients = reference_training.semivl(given, weight=weight, threshold=threshold, weights=weights)
         assert terms["total"].item() == pytest.approx(total, abs=1e-6)
-        for name in LEARNT:
-            np.testing.assert_allclose(leaves[name].grad, gradients[name], atol=1e-6, err_msg=name)
+        assert_gradients(leaves, gradients)
 
 
 def test_settings_that_move_with_the_training():
@@ -278,24 +280,16 @@ def test_each_process_loses_the_channels_of_its_images(monkeypatch):
         assert torch.equal(own, torch.cat([first[rows], second[rows]]))
 
 
-def test_the_warm_up_equals_the_plain_loops():
-    """One pass over labelled and weak views, and the mean loss over the pixels of each that have a target."""
+def test_the_warm_up_is_one_pass_over_labelled_and_weak_views():
     drawn, model, twin = batch(), reference_training.tiny(), reference_training.tiny()
     terms = losses.build("weak", smoothing=0.2)(model, drawn)
     assert model.calls == [(True, 6)]
-    logits = twin(torch.cat([drawn["image"], drawn["weak"]])).permute(0, 2, 3, 1).tolist()
-    target = torch.where(drawn["ignore"], IGNORE, drawn["pseudo_label"]).tolist()
-
-    def mean(maps, targets, smoothing):
-        pixels = [pair for rows in zip(maps, targets, strict=True) for row in zip(*rows, strict=True)
-                  for pair in zip(*row, strict=True)]  # fmt: skip
-        found = [reference_training.pixel_loss(*pair, smoothing)[0] for pair in pixels if pair[1] != IGNORE]
-        return sum(found) / len(found)
-
-    labelled, weak = mean(logits[:3], drawn["label"].tolist(), 0.0), mean(logits[3:], target, 0.2)
-    assert terms["labelled"].item() == pytest.approx(labelled, abs=1e-6)
-    assert terms["weak"].item() == pytest.approx(weak, abs=1e-6)
-    assert terms["total"].item() == pytest.approx((labelled + weak) / 2, abs=1e-6)
+    logits = twin(torch.cat([drawn["image"], drawn["weak"]])).chunk(2)
+    target = torch.where(drawn["ignore"], IGNORE, drawn["pseudo_label"])
+    labelled = losses.mean_cross_entropy(logits[0], drawn["label"])
+    weak = losses.mean_cross_entropy(logits[1], target, smoothing=0.2)
+    expected = {"total": (labelled + weak) / 2, "labelled": labelled, "weak": weak}
+    torch.testing.assert_close(terms, expected, atol=1e-6, rtol=0)
     drawn.pop("pseudo_label")
     with pytest.raises(ValueError, match="weak needs pseudo labels"):
         losses.build("weak")(model, drawn)
@@ -415,12 +409,13 @@ def test_a_batch_of_one_image_has_nothing_to_paste(name, options):
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ValueError, match="unimatch, zero_shot, fusion"):
-        losses.build("unimatch", refine_target="e2")
-    with pytest.raises(ValueError, match="no passes 'quick', only exact, fast"):
-        losses.build("unimatch", passes="quick")
-    with pytest.raises(ValueError, match="labels_until is 0; give a share of the training"):
-        losses.build("unimatch", labels_until=0)
+    for option, says in (
+        ({"refine_target": "e2"}, "unimatch, zero_shot, fusion"),
+        ({"passes": "quick"}, "no passes 'quick', only exact, fast"),
+        ({"labels_until": 0}, "labels_until is 0; give a share of the training"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            losses.build("unimatch", **option)
     drawn = batch()
     del drawn["pseudo_label"]
     with pytest.raises(ValueError, match="needs pseudo labels"):
