@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from plg_utils import checkpoints, datasets
 from plg_utils import masks as mask_models
+from plg_utils.generators import concepts
 from plg_utils.masks import hf, sam
 from plg_utils.masks._everything import Resize
 
@@ -29,15 +30,7 @@ SIZES = [(40, 62), (70, 30)]  # landscape, portrait; the networks see 64 x 64 or
 DECODER = hf.SMALL["mask_decoder_config"]
 FEATURES = {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32}
 SAM_3 = {
-    "vision_config": FEATURES
-    | {
-        "backbone_config": {
-            "model_type": "sam3_vit_model",
-            **{"image_size": 56, "patch_size": 14, "pretrain_image_size": 28, "window_size": 2},
-            **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
-            "global_attn_indexes": [1],
-        }
-    },
+    "vision_config": concepts.tiny().to_dict()["vision_config"],
     "prompt_encoder_config": {"hidden_size": 32, "image_size": 56, "patch_size": 14},
     "mask_decoder_config": DECODER,
 }
@@ -284,18 +277,8 @@ def test_the_published_repositories_hold_the_video_models(tmp_path):
     """SAM 2.1, EdgeTAM and SAM 3 are on the hub as networks for video, of which ours is a part."""
     memory = {"image_size": 64, "memory_attention_hidden_size": 32, "memory_encoder_hidden_size": 32}
     edgetam = hub.EdgeTamVideoConfig(**hf.SMALL | {"vision_config": edgetam_vision()}, **memory)
-    layer = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    detector = hub.Sam3Config(
-        vision_config=SAM_3["vision_config"],
-        text_config=text | {"projection_dim": 32, "vocab_size": 9, "bos_token_id": 0, "eos_token_id": 1},
-        geometry_encoder_config=layer,
-        detr_encoder_config=layer,
-        detr_decoder_config=layer | {"num_queries": 4},
-        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
-    )
     tracker = hub.Sam3TrackerVideoConfig(**SAM_3, image_size=56)
-    sam_3 = hub.Sam3VideoConfig(detector_config=detector.to_dict(), tracker_config=tracker.to_dict())
+    sam_3 = hub.Sam3VideoConfig(detector_config=concepts.tiny().to_dict(), tracker_config=tracker.to_dict())
     for video, config, side, name in (
         (hub.Sam2VideoModel, hub.Sam2VideoConfig(**hf.SMALL, image_size=64), 64, "Sam2Model"),
         (hub.EdgeTamVideoModel, edgetam, 64, "EdgeTamModel"),
