@@ -115,52 +115,52 @@ def toys(squares):
 
     def detect(images, tags):
         state.asked.append([list(of_image) for of_image in tags])
-        return [around(image, [index for index in of_image if index != state.missing]) for image, of_image in
-                zip(images, tags, strict=True)]  # fmt: skip
+        return [around(*pair) for pair in zip(images, tags, strict=True)]
 
     def around(image, wanted):
-        found = []
+        wanted, found = [index for index in wanted if index != state.missing], []
         for index in wanted:
             rows, columns = np.nonzero((image == squares.classes.colours[index]).all(axis=2))
             found.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         return Boxes.of(found, wanted, np.full(len(found), 0.5))
 
     def prompt(images, boxes):
-        return [(np.ones((len(of), *image.shape[:2]), bool), np.ones(len(of), np.float32)) for image, of in
-                zip(images, boxes, strict=True)]  # fmt: skip
+        sizes = [(len(of_image), *image.shape[:2]) for image, of_image in zip(images, boxes, strict=True)]
+        return [(np.ones(size, bool), np.ones(size[0], np.float32)) for size in sizes]
 
-    state.options = {"tags": tag, "detector": detect, "masks": prompt, "dilation": 0.0}
+    def labeller(**changed):
+        options = {"tags": tag, "detector": detect, "masks": prompt, "dilation": 0.0}
+        return generators.build("boxes", squares.classes, **options | changed)
+
+    state.labeller = labeller
     return state
 
 
 def test_the_squares_are_found_and_a_tag_without_a_box_is_dropped(squares, toys):
     samples = [Sample(str(k), lambda: squares.image) for k in range(2)]
-    labels = generators.build("boxes", squares.classes, **toys.options)(samples)
     expected = np.where(squares.truth == 2, 0, squares.truth)
-    for each in labels:
+    for each in toys.labeller()(samples):
         np.testing.assert_array_equal(each.label, expected)
         np.testing.assert_array_equal(each.confidence, np.where(expected > 0, 0.5, 1))
     assert toys.asked == [[[1, 2, 3]] * 2]
     toys.missing = None
-    (found,) = generators.build("boxes", squares.classes, **toys.options)([squares.image])
+    (found,) = toys.labeller()([squares.image])
     np.testing.assert_array_equal(found.label, squares.truth)
 
 
 def test_masks_are_cut_to_the_box_unless_told_otherwise(squares, toys):
-    (grown,) = generators.build("boxes", squares.classes, **toys.options | {"dilation": 0.125})([squares.image])
-    (whole,) = generators.build("boxes", squares.classes, **toys.options | {"dilation": None})([squares.image])
-    assert (whole.label > 0).all()
-    assert (squares.truth % 2 > 0).sum() < (grown.label > 0).sum() < whole.label.size
+    grown, whole = (toys.labeller(dilation=each)([squares.image])[0].label for each in (0.125, None))
+    assert (whole > 0).all()
+    assert (squares.truth % 2 > 0).sum() < (grown > 0).sum() < whole.size
 
 
 def test_tags_come_from_a_file_or_from_samples_that_are_open(squares, toys, tmp_path):
     path = tmp_path / "tags.json"
     path.write_text(json.dumps({"0": ["red"], "1": []}), encoding="utf-8")
-    samples = [Sample(str(k), lambda: squares.image) for k in range(2)]
-    red, nothing = generators.build("boxes", squares.classes, **toys.options | {"tags": path})(samples)
+    red, nothing = toys.labeller(tags=path)([Sample(str(k), lambda: squares.image) for k in range(2)])
     np.testing.assert_array_equal(red.label, squares.truth == 1)
     assert not nothing.label.any()  # an image without a tag is background
-    generate = generators.build("boxes", squares.classes, **toys.options | {"tags": "sample"})
+    generate = toys.labeller(tags="sample")
     (label,) = generate([Sample("a", lambda: squares.image, read_tags=lambda: (3,))])
     np.testing.assert_array_equal(label.label, 3 * (squares.truth == 3))
     with pytest.raises(TruthHidden, match="tags of a"):
@@ -170,14 +170,10 @@ def test_tags_come_from_a_file_or_from_samples_that_are_open(squares, toys, tmp_
 def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
     reads = []
 
-    def image():
-        reads.append(1)
-        return squares.image
-
     def tag(samples):
-        return [Tags(np.array([1]), sample.image().max(initial=0, axis=(0, 1))[:1] / 255) for sample in samples]
+        return [Tags(np.array([1]), sample.image()[0, 0, :1] / 255) for sample in samples]
 
-    generators.build("boxes", squares.classes, **toys.options | {"tags": tag})([Sample("a", image)])
+    toys.labeller(tags=tag)([Sample("a", lambda: reads.append(1) or squares.image)])
     assert reads == [1]
 
 
@@ -189,6 +185,6 @@ def test_an_image_is_read_once_though_its_tagger_reads_it_too(squares, toys):
         ({"detector": "yolo"}, "no detector 'yolo'"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(squares, toys, options, says):
+def test_options_that_mean_nothing_are_refused(toys, options, says):
     with pytest.raises(ValueError, match=says):
-        generators.build("boxes", squares.classes, **toys.options | options)
+        toys.labeller(**options)

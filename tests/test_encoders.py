@@ -25,8 +25,7 @@ OPTIONS = {"features": "plain", "depth": 1, "iterations": 1, "temperature": None
 OPTIONS |= {"resize": "squash", "precision": "fp32", "batch_size": 2}
 
 
-@pytest.fixture(scope="module")
-def small_clip():
+def package_clip():
     """A CLIP of the package's class that encodes 16 x 16 pixels in 4 x 4 patches, with random weights."""
     torch.manual_seed(0)
     text = {"context_length": 12, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1}
@@ -35,6 +34,9 @@ def small_clip():
     for parameter in model.visual.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+small_clip = pytest.fixture(scope="module")(package_clip)
 
 
 # Every encoder
@@ -58,29 +60,7 @@ def test_contract(name):
 # GEM
 
 
-@pytest.mark.parametrize("temperature", [None, 3.0])
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_self_self_attention_equals_plain_loops(iterations, temperature):
-    torch.manual_seed(0)
-    attention = nn.MultiheadAttention(12, 3)
-    for parameter in attention.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    tokens = torch.randn(5, 2, 12)  # (L, B, C)
-    with torch.no_grad():
-        gem, original = clip.self_self_attention(tokens, attention, iterations=iterations, temperature=temperature)
-        own = attention(tokens, tokens, tokens, need_weights=False)[0]
-    weights = [attention.in_proj_weight, attention.in_proj_bias, attention.out_proj.weight, attention.out_proj.bias]
-    weights = [weight.detach().double().numpy() for weight in weights]
-    for image in range(2):
-        expected = reference.self_self_attention(
-            tokens[:, image].double().numpy(), *weights, heads=3, iterations=iterations, temperature=temperature
-        )
-        np.testing.assert_allclose(gem[:, image], expected[0], atol=1e-5)
-        np.testing.assert_allclose(original[:, image], expected[1], atol=1e-5)
-    torch.testing.assert_close(original, own, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("depth", "iterations"), [*((depth, 1 + depth % 3) for depth in range(1, 14)), (7, 1), (7, 3)])
+@pytest.mark.parametrize(("depth", "iterations"), [(1, 1), (2, 3), (5, 2), (7, 1), (7, 3), (12, 2), (13, 1)])
 def test_gem_of_twelve_layers_on_a_rectangular_image_equals_plain_loops(depth, iterations):
     torch.manual_seed(depth)
     visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=12, heads=2, output_dim=5).eval()
@@ -97,19 +77,6 @@ def test_gem_of_twelve_layers_on_a_rectangular_image_equals_plain_loops(depth, i
         expected = reference.gem_features(state, image.double().numpy(), heads=2, **how)
         assert expected.shape == (5, 2, 3)
         np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_plain_features_are_the_final_tokens_of_the_package(small_vision):
-    images = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        features = clip.dense_features(small_vision, images, depth=1)
-        hidden = small_vision.conv1(images).flatten(2).transpose(1, 2)
-        first = small_vision.class_embedding.expand(2, 1, -1)
-        hidden = small_vision.ln_pre(torch.cat([first, hidden], dim=1) + small_vision.positional_embedding)
-        hidden = small_vision.transformer(hidden.transpose(0, 1)).transpose(0, 1)
-        tokens = small_vision.ln_post(hidden) @ small_vision.proj
-        torch.testing.assert_close(tokens[:, 0], small_vision(images), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5, rtol=1e-5)
 
 
 def test_depth_must_fit_the_network(small_clip):

@@ -333,15 +333,6 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
         list(everything.halving(lambda batch: greedy(batch, most=0), points))
 
 
-@pytest.mark.parametrize("pixels", [2 * 20 * 30, 20 * 7])  # two masks, or seven columns of one
-def test_many_masks_are_looked_at_in_parts(toy, monkeypatch, pixels):
-    image = random_images((20, 30))[0]
-    (whole,) = sam.build(**KEEP_ALL)([image])
-    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", pixels)
-    (parts,) = sam.build(**KEEP_ALL)([image])
-    assert parts.rles == whole.rles and (parts.stability == whole.stability).all()
-
-
 def test_small_regions_are_removed_as_by_plain_loops():
     rng = np.random.default_rng(0)
     changes = {True: 0, False: 0}
@@ -369,17 +360,15 @@ def test_of_masks_that_agree_without_small_regions_the_unchanged_stay():
             if rng.random() < 0.5:
                 mask[rng.integers(12), rng.integers(15)] ^= True
         masks = Masks.from_dense(dense, rng.random(8), rng.random(8))
-        expected, unchanged = [], []
-        for mask in dense:
-            mask, filled = reference.without_small(mask, 4, True)
-            mask, dropped = reference.without_small(mask, 4, False)
-            expected.append(mask)
-            unchanged.append(not filled and not dropped)
+        filled = [reference.without_small(mask, 4, True) for mask in dense]
+        dropped = [reference.without_small(mask, 4, False) for mask, _ in filled]
+        unchanged = [not (one or other) for (_, one), (_, other) in zip(filled, dropped, strict=True)]
+        expected = [mask for mask, _ in dropped]
         kept = reference.greedy_boxes(expected, unchanged, most)
         found = _everything.without_small_regions(masks, 4, most)
         np.testing.assert_array_equal(found.dense(), np.array(expected)[kept])
-        np.testing.assert_array_equal(found.predicted_iou, masks.predicted_iou[kept])
-        np.testing.assert_array_equal(found.stability, masks.stability[kept])
+        for name in ("predicted_iou", "stability"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(masks, name)[kept])
         kept_changed += 0 < sum(unchanged[index] for index in kept) < len(kept) < 8
     assert kept_changed > 10
 
@@ -459,26 +448,30 @@ def test_what_is_no_sam_is_refused(name, tmp_path):
             mask_models.build(name, checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("crop_n_layers", [0, 1])
-def test_masks_of_large_photos_are_drawn_a_few_at_a_time(toy, crop_n_layers, monkeypatch):
+@pytest.mark.parametrize(("crop_n_layers", "pixels"), [(0, 2 * 40 * 50), (1, 40 * 7)])  # two masks, columns of one
+def test_masks_of_large_photos_are_drawn_a_few_at_a_time(toy, crop_n_layers, pixels, monkeypatch):
     """Fewer at once change nothing; the largest stack of each is counted."""
     image, every = random_images((40, 50))[0], {"box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}
     options = KEEP_ALL | every | {"crop_n_layers": crop_n_layers}
-    whole = [mask_models.build(name, **options)([image])[0] for name in ("sam", "sam_official")]
     boxes = [np.array([[1, 2, 30, 31], [5, 5, 9, 9], [0, 0, 50, 40]])]
-    prompted = [sam.build_box_prompter(multimask=many)([image], boxes)[0] for many in (False, True)]
+
+    def found():
+        masks = [mask_models.build(name, **options)([image])[0] for name in ("sam", "sam_official")]
+        return masks, [sam.build_box_prompter(multimask=many)([image], boxes)[0] for many in (False, True)]
+
+    whole, prompted = found()
     drawn, points = [], []
     from_dense, postprocess = Masks.from_dense.__func__, Sam.postprocess_masks
     count = classmethod(lambda cls, m, *a: drawn.append(len(m)) or from_dense(cls, m, *a))
     monkeypatch.setattr(Masks, "from_dense", count)
     monkeypatch.setattr(toy, "postprocess_masks", lambda m, *a: points.append(len(m)) or postprocess(toy, m, *a))
-    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", 2 * 40 * 50)
-    for module in (_everything, sam, sam_official):
+    monkeypatch.setattr(_everything, "PIXELS_AT_ONCE", pixels)
+    for module in (sam, sam_official):
         monkeypatch.setattr(module, "PACKAGE_AT_ONCE", 3 * 2 * 40 * 50)
-    for name, expected in zip(("sam", "sam_official"), whole, strict=True):
-        agree(mask_models.build(name, **options)([image])[0], expected)
+    few, prompted_few = found()
     assert max(drawn) <= 2 and len(drawn) > 1 and max(points) <= 8 and len(points) > 1  # crops are a quarter or so
-    for many, (masks, scores) in zip((False, True), prompted, strict=True):
-        found = sam.build_box_prompter(multimask=many)([image], boxes)[0]
-        np.testing.assert_array_equal(found[0], masks)
-        np.testing.assert_allclose(found[1], scores, atol=1e-5)
+    for one, other in zip(few, whole, strict=True):
+        agree(one, other)
+    for (masks, scores), (expected, expected_scores) in zip(prompted_few, prompted, strict=True):
+        np.testing.assert_array_equal(masks, expected)
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-5)

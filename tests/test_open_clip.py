@@ -13,11 +13,11 @@ import open_clip as package
 import pytest
 import timm
 import torch
-from clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from test_corr import halves
+from test_encoders import package_clip
 from test_masks import random_images
 from timm.models import VisionTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -92,9 +92,7 @@ def tokenizer(folder):
 @pytest.fixture
 def openai(tmp_path):
     """A small CLIP of OpenAI's class, and the file of its weights."""
-    text = {"context_length": 12, "vocab_size": 49408, "transformer_width": 64, "transformer_heads": 1}
-    vision = {"image_resolution": 16, "vision_layers": 3, "vision_width": 64, "vision_patch_size": 4}
-    model = scatter(CLIP(embed_dim=6, **vision, **text, transformer_layers=1))
+    model = scatter(package_clip())
     torch.save(model.state_dict(), tmp_path / "clip.pt")
     return model, tmp_path / "clip.pt"
 
