@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_masks import random_images
 
-from plg_utils import checkpoints, detectors
+from plg_utils import checkpoints, detectors, miniature
 from plg_utils.detectors import Boxes, clip_boxes, grounding_dino
 from plg_utils.records import Classes
 
@@ -73,17 +73,20 @@ def test_boxes_lie_around_the_regions_in_pixels():
     maps[0, 0, 5] = 0.4  # half of the highest value
     maps[0, 3, 4] = 0.39
     maps[1, :, :] = 0.1
-    options = {"threshold": 0.5, "upsample": 1, "min_area": 0}
-    boxes = clip_boxes.boxes_of_maps(maps, [3, 1], (40, 120), **options)
-    found = zip(boxes.classes.tolist(), map(tuple, boxes.xyxy.tolist()), boxes.scores.tolist(), strict=True)
-    by_box = {(index, *box): score for index, box, score in found}
+
+    def boxes(maps, min_area, chosen=(3, 1)):
+        return clip_boxes.boxes_of_maps(maps, chosen, (40, 120), threshold=0.5, upsample=1, min_area=min_area)
+
+    every, large, only = (boxes(maps, min_area) for min_area in (0, 2, 99))
+    by_box = {
+        (index, *box): score
+        for index, box, score in zip(every.classes, map(tuple, every.xyxy), every.scores, strict=True)
+    }
     expected = {(1, 0, 0, 120, 40): 0.1, (3, 20, 10, 60, 30): 0.8, (3, 100, 0, 120, 10): 0.4}
     assert by_box == pytest.approx(expected)
-    large = clip_boxes.boxes_of_maps(maps, [3, 1], (40, 120), **options | {"min_area": 2})
     assert large.classes.tolist() == [3, 1]
-    only = clip_boxes.boxes_of_maps(maps, [3, 1], (40, 120), **options | {"min_area": 99})
     assert only.xyxy.tolist() == large.xyxy.tolist()  # the best region of a class stays
-    assert len(clip_boxes.boxes_of_maps(maps[:0], [], (40, 120), **options)) == 0
+    assert len(boxes(maps[:0], 0, [])) == 0
 
 
 def test_finer_maps_give_finer_boxes():
@@ -115,14 +118,13 @@ def test_the_classes_looked_for_compete_with_the_background_words():
 # Grounding DINO
 
 
-def untrained(words):
-    """A network small enough for a test, with random weights and a tokenizer that knows these words."""
-    import transformers as hub
-
+@pytest.fixture(scope="module")
+def network():
+    """A network small enough for a test, with random weights and a tokenizer that knows the words of CLASSES."""
+    hub = pytest.importorskip("transformers")
     # The network knows BERT's numbers of these by heart.
     special = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
-    known = dict.fromkeys(part for word in words for part in word.lower().split())
-    vocabulary = special | {part: 2000 + number for number, part in enumerate(known)}
+    vocabulary = special | {word: 2000 + number for number, word in enumerate("a house barn tree boat".split())}
     swin = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, "out_indices": [1, 2]}
     bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     # It ties the decoder's layers after the first to the first, and stops if there is none.
@@ -131,36 +133,22 @@ def untrained(words):
     size |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 16)
     config = hub.GroundingDinoConfig(
         backbone_config=hub.SwinConfig(image_size=32, **swin),
-        text_config=hub.BertConfig(vocab_size=2000 + len(known), **bert),
+        text_config=hub.BertConfig(vocab_size=max(vocabulary.values()) + 1, **bert),
         disable_custom_kernels=True,
         **size,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = hub.GroundingDinoForObjectDetection(config).eval()
+    model = miniature.untrained(lambda: hub.GroundingDinoForObjectDetection(config))
     tokenizer = hub.BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
     pictures = hub.GroundingDinoImageProcessor(size={"shortest_edge": 32, "longest_edge": 64})
     return model, hub.GroundingDinoProcessor(pictures, tokenizer)
 
 
-@pytest.fixture(scope="module")
-def network():
-    """A tiny network with random weights and its processor."""
-    pytest.importorskip("transformers")
-    return untrained(["a house", "barn", "a tree", "a boat"])
-
-
 @pytest.fixture
 def no_hub(network, monkeypatch):
-    """Give the tiny network for every checkpoint, and count its calls."""
+    """Give the tiny network for every checkpoint, and list the shapes of the captions that it gets."""
     monkeypatch.setattr(grounding_dino, "load", lambda checkpoint: network)
-    calls = []
-    forward = network[0].forward
-
-    def counted(**inputs):
-        calls.append(tuple(inputs["input_ids"].shape))
-        return forward(**inputs)
-
+    calls, forward = [], network[0].forward
+    counted = lambda **inputs: calls.append(tuple(inputs["input_ids"].shape)) or forward(**inputs)  # noqa: E731
     monkeypatch.setattr(network[0], "forward", counted)
     return calls
 
@@ -196,14 +184,13 @@ def test_a_query_needs_a_sure_token_and_a_token_of_a_word_and_some_area_in_the_i
 
 
 def test_one_caption_for_each_class(no_hub):
-    images = random_images((24, 36), (36, 24), (24, 36))
-    tags = [(1, 2, 3), (2,), (3,)]
-    thresholds = {"box_threshold": 0.0, "text_threshold": 0.0}
-    found = grounding_dino.build(CLASSES, **thresholds, batch_size=8)(images, tags)
+    images, tags = random_images((24, 36), (36, 24), (24, 36)), [(1, 2, 3), (2,), (3,)]
+    found, one_by_one = (
+        grounding_dino.build(CLASSES, **grounding_dino.SMOKE, batch_size=number)(images, tags) for number in (8, 1)
+    )
     assert [len(boxes) for boxes in found] == [24, 8, 8]
     assert found[0].classes.tolist() == [1] * 8 + [2] * 8 + [3] * 8
-    assert sorted(no_hub) == [(1, 5), (4, 7)]  # images of one size go together
-    one_by_one = grounding_dino.build(CLASSES, **thresholds, batch_size=1)(images, tags)
+    assert no_hub[:2] == [(4, 7), (1, 5)]  # images of one size go together
     for one, other in zip(one_by_one, found, strict=True):
         np.testing.assert_array_equal(one.classes, other.classes)
         np.testing.assert_allclose(one.xyxy, other.xyxy, atol=1e-3)
@@ -235,8 +222,7 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
         patch.setattr(grounding_dino, "load", lambda checkpoint: network)
         expected = detectors.build("grounding_dino", CLASSES, **grounding_dino.SMOKE)(images, tags)[0]
     for checkpoint in ("grounding_dino_tiny", folder):
-        thresholds = {"box_threshold": 0.0, "text_threshold": 0.0}
-        (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **thresholds)(images, tags)
+        (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **grounding_dino.SMOKE)(images, tags)
         np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from test_masks import random_images
 
 from plg_utils import encoders, tiles
 from plg_utils import masks as mask_models
@@ -98,9 +99,8 @@ def test_each_tile_decides_in_its_middle_and_the_scores_are_means():
     other = tile(6, ".###......", iou=[0.9], core=(8, 0, 16, 1))
     rle, scores = tiles._join([(one, 0), (other, 0)], (1, 16))
     drawn = Masks((rle,), (1, 16), scores[:1], scores[1:]).dense()[0, 0]
-    assert (
-        "".join(".#"[int(pixel)] for pixel in drawn) == "..########......"
-    )  # 2 to 7 of the first, 8 and 9 of the other
+    # 2 to 7 are those of the first, 8 and 9 of the other
+    assert "".join(".#"[int(pixel)] for pixel in drawn) == "..########......"
     np.testing.assert_allclose(scores, (6 * 0.5 + 2 * 0.9) / 8)
 
 
@@ -121,7 +121,7 @@ class Means:
 @pytest.mark.parametrize("size", [(32, 32), (96, 64), (100, 36), (16, 120)])
 @pytest.mark.parametrize("overlap", [4, 7, 16])
 def test_features_of_tiles_are_those_of_the_whole_image_where_context_does_not_count(size, overlap):
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = random_images(size)[0]
     encoder = tiles.Tiled(Means(), 32, overlap)
     small, large, again = encoder.images([image[:8, :8], image, image[:8, :8]])
     torch.testing.assert_close(large, Means().whole(image))
@@ -160,7 +160,7 @@ def test_tiles_that_cannot_be_are_refused(build, options, message):
 
 
 def test_the_models_take_tiles_by_their_options():
-    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = random_images((40, 60))[0]
     cut = {"tile": 32, "tile_overlap": 8}
     every = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     for name in ("sam", "sam_official"):
