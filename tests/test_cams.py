@@ -118,7 +118,7 @@ def test_the_threshold_that_fits_best_is_chosen_in_the_middle_of_equal_ones():
     choice = cams.choose_threshold(two, truths, [0.0, 0.2, 0.4, 0.5, 0.6, 0.8], num_classes=3)
     by_hand = [(4 / 6 + 2 / 4) / 2, (5 / 6 + 2 / 3) / 2, 1, 1, 1, (6 / 7 + 1 / 2) / 2]  # of background and class 2
     np.testing.assert_allclose(choice.mean_iou, by_hand)
-    assert choice.threshold == 0.5
+    assert choice.threshold == 0.5 and (choice.smoothed == choice.mean_iou).all()
     np.testing.assert_array_equal(choice.grid, [0.0, 0.2, 0.4, 0.5, 0.6, 0.8])
 
 

@@ -131,9 +131,11 @@ def test_ways_to_settle_overlaps_by_hand():
         labels.paint(masks, [1, 2], [0.5])
 
 
+@pytest.mark.parametrize("chunk", [labels.CHUNK, 12])  # whole images, and strips of two columns
 @pytest.mark.parametrize("background", [0, None])
 @pytest.mark.parametrize("overlap", labels.OVERLAPS)
-def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background):
+def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background, chunk, monkeypatch):
+    monkeypatch.setattr(labels, "CHUNK", chunk)
     rng = np.random.default_rng(2)
     for trial in range(20):
         count = trial % 7

@@ -86,6 +86,10 @@ def test_small_things_are_seen_by_some_view(views):
     blue, small, none = tag([picture(("blue", slice(0, 16), slice(0, 8))), SMALL, picture()])
     assert blue.classes.tolist() == [3]
     assert small.classes.tolist() == ([1, 3] if views == "dense" else [3])
+    if views == "dense":
+        patches, words = encoder.images([SMALL])[0].flatten(1).T, encoder.class_embeddings(classes)
+        expected = tags.score(patches, *words, temperature=1 / 50, bias=-40.0)
+        np.testing.assert_allclose(small.scores, expected[[0, 2]], rtol=1e-4)
     assert len(none.classes) == 1  # the best class is a tag though it scores next to nothing
     assert none.scores[0] < 0.1 < 0.5 < small.scores.min()
     assert (small.classes.dtype, small.scores.dtype) == (np.int64, np.float32)
