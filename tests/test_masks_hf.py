@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_masks import agree, package_sam, random_images
+from test_masks import Compiled, agree, package_sam, random_images
 from torchvision.transforms.v2 import functional as torchvision
 
 from plg_utils import checkpoints, datasets
@@ -381,8 +381,8 @@ def test_the_three_rows_of_a_strip_are_no_channels():
 
 
 def test_the_image_encoder_is_compiled(monkeypatch):
-    image, options, compiled = random_images((30, 40))[0], KEEP_ALL | hf.SMOKE, []
+    image, options = random_images((30, 40))[0], KEEP_ALL | hf.SMOKE
     (usual,) = mask_models.build("hf", **options)([image])
-    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setattr(torch, "compile", Compiled)
     (same,) = mask_models.build("hf", compiled=True, **options)([image])
-    assert [type(module).__name__ for module in compiled] == ["Sam2VisionModel"] and same.rles == usual.rles
+    assert type(Compiled.calls.pop()).__name__ == "Sam2VisionModel" and same.rles == usual.rles

@@ -298,8 +298,9 @@ def test_what_cannot_be_is_refused_in_one_line(siglip, tmp_path, case):
 
 def test_words_beyond_the_length_are_refused(siglip, openai):
     small = {"checkpoint": str(openai[1]), "model": {"model_cfg": STANDARD}, "image_size": 16}
-    for options, limit, fits in (({"checkpoint": str(siglip[1])}, LENGTH, 7), (small, 12, 10)):
+    for options, limit, fits, own in (({"checkpoint": str(siglip[1])}, LENGTH, 7, "plain"), (small, 12, 10, "gem")):
         encoder = encoders.build("open_clip", **options)
+        assert encoder.features == own
         assert encoder.texts(["a photo", "house " * fits]).shape[0] == 2
         message = f"'house house.* has {limit + 1} tokens, over the {limit} that the network reads: shorten it"
         with pytest.raises(ValueError, match=message):

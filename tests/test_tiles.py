@@ -95,6 +95,7 @@ def test_fragments_that_the_neighbour_sees_better_are_left_out():
 
 
 def test_each_tile_decides_in_its_middle_and_the_scores_are_means():
+    assert tiles._middles(100, TILE, OVERLAP) == [(0, 37), (37, 63), (63, 100)]  # of tiles at 0, 26 and 52
     one = tile(0, "..########", iou=[0.5], core=(0, 0, 8, 1))
     other = tile(6, ".###......", iou=[0.9], core=(8, 0, 16, 1))
     rle, scores = tiles._join([(one, 0), (other, 0)], (1, 16))
