@@ -207,10 +207,9 @@ class Tiled:
         masks: of each image, if the encoder asks for them; a tile gets what of them lies in it
         """
         pairs = list(zip(images, masks or [None] * len(images), strict=True))
-        fits = [max(image.shape[:2]) <= self.tile for image in images]
-        small = [pair for pair, whole in zip(pairs, fits, strict=True) if whole]
-        made = iter(self._encode(*zip(*small, strict=True)) if small else [])
-        return [next(made) if whole else self._blended(*pair) for pair, whole in zip(pairs, fits, strict=True)]
+        small = {index: pair for index, pair in enumerate(pairs) if max(pair[0].shape[:2]) <= self.tile}
+        made = dict(zip(small, self._encode(*zip(*small.values(), strict=True)), strict=True)) if small else {}
+        return [made[index] if index in made else self._blended(*pair) for index, pair in enumerate(pairs)]
 
     def _encode(self, images: Sequence[np.ndarray], masks: Sequence[Masks | None]) -> list[torch.Tensor]:
         return self.encoder.images(images) if None in masks else self.encoder.images(images, masks=masks)

@@ -89,12 +89,14 @@ def test_wrong_input_is_refused(truth, label, message):
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        metrics.confusion(np.zeros(1, int), np.zeros(1, int), 0)
-    with pytest.raises(ValueError, match="integer matrix"):
-        metrics.scores(np.zeros((3, 3), int))
-    with pytest.raises(ValueError, match="hit"):
-        metrics.scores(np.zeros((3, 4), int), uncovered="hit")
+    for message, call in (
+        ("num_classes is 0", lambda: metrics.confusion(np.zeros(1, int), np.zeros(1, int), 0)),
+        ("integer matrix", lambda: metrics.scores(np.zeros((3, 3), int))),
+        ("hit", lambda: metrics.scores(np.zeros((3, 4), int), uncovered="hit")),
+        ("background is 3; right are 0..2", lambda: metrics.scores(np.zeros((3, 4), int), background=3)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_a_wide_type_counts_as_a_byte_does():

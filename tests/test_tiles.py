@@ -7,6 +7,7 @@ from test_masks import random_images
 
 from plg_utils import encoders, tiles
 from plg_utils import masks as mask_models
+from plg_utils.masks import sam
 from plg_utils.records import Masks
 from plg_utils.regions import components
 from plg_utils.tiles import Tile
@@ -163,11 +164,9 @@ def test_tiles_that_cannot_be_are_refused(build, options, message):
 def test_the_models_take_tiles_by_their_options():
     image = random_images((40, 60))[0]
     cut = {"tile": 32, "tile_overlap": 8}
-    every = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    for name in ("sam", "sam_official"):
-        whole, parts = (mask_models.build(name, **every, **options)([image])[0] for options in ({}, cut))
-        assert parts.size == (40, 60) and parts.rles != whole.rles
-        assert mask_models.build(name, **every, **cut)([image[:32, :32]])[0].rles  # fits
+    whole, parts = (mask_models.build("sam", **sam.SMOKE, **options)([image])[0] for options in ({}, cut))
+    assert parts.size == (40, 60) and parts.rles != whole.rles
+    assert mask_models.build("sam", **sam.SMOKE, **cut)([image[:32, :32]])[0].rles  # fits
     plain, tiled = encoders.build("clip"), encoders.build("clip", **cut)
     assert torch.equal(tiled.images([image[:32, :32]])[0], plain.images([image[:32, :32]])[0])
     assert tiled.images([image])[0].shape == (128, 15, 22)  # 12 cells in 32 pixels

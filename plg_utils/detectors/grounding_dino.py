@@ -9,6 +9,7 @@ as "a cat. a kitten.", as in the public code of this chain (zhaozhengChen/SAM_WS
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def build(
     captions = {index: caption(classes.names[index], classes.words[index]) for index in classes.foreground}
     model, processor = load(checkpoint)
     model = model.to(devices.choose(str(device)))
-    thresholds = {"box_threshold": box_threshold, "text_threshold": text_threshold}
+    boxes_of = partial(boxes_of_queries, processor, box_threshold=box_threshold, text_threshold=text_threshold)
 
     @torch.inference_mode()
     def detect(images: Sequence[np.ndarray], tags: Sequence[Sequence[int]]) -> list[Boxes]:
@@ -63,8 +64,7 @@ def build(
                 raise ValueError(f"a caption has {count} tokens, over {limit}: {max(texts, key=len)!r:.200}")
             pixels = processor.image_processor(images=pictures, return_tensors="pt")
             outputs = model(**tokens.to(model.device), **pixels.to(model.device))
-            sizes = [picture.shape[:2] for picture in pictures]
-            return boxes_of_queries(processor, outputs, tokens.input_ids, sizes, **thresholds)
+            return boxes_of(outputs, tokens.input_ids, [picture.shape[:2] for picture in pictures])
 
         found = by_size([images[image].shape[:2] for image, _ in asked], batch_size, ask)
         parts = [[np.zeros((0, 6))] for _ in images]  # columns: box, score, class
@@ -127,9 +127,8 @@ def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "Gr
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(
-            'Grounding DINO needs transformers, the extra "models": pip install "plg-utils[models]"'
-        ) from error
+        remedy = 'pip install "plg-utils[models]"'
+        raise ImportError(f'Grounding DINO needs transformers, the extra "models": {remedy}') from error
     named = [name for name in checkpoints.LISTED if name.startswith("grounding_dino")]
     if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
         raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")

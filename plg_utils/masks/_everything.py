@@ -165,7 +165,7 @@ class SegmentEverything:
         for asked in (points[first], points[~first]):
             if found and len(asked):
                 asked = asked[~self.covered(asked, join(found))]
-            for small, predicted_iou, highest in self.halving(lambda batch: self.decode(embedding, batch), asked):
+            for small, predicted_iou, highest in self.halving(partial(self.decode, embedding), asked):
                 best = max(best, float(highest))
                 for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
                     boxes, stability = self.measure(part, size)

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel
 
 NEEDED = ("config.json", checkpoints.WEIGHTS, "preprocessor_config.json")  # of a repository that is not listed
-THRESHOLDS = {  # pred_iou_thresh, stability_score_thresh
-    "SamModel": (0.88, 0.95),  # segment_anything/automatic_mask_generator.py
-    "SamHQModel": (0.88, 0.95),  # the same file in its fork
-    "Sam2Model": (0.8, 0.95),  # sam2/automatic_mask_generator.py
-    "EdgeTamModel": (0.8, 0.95),  # built on the package sam2
-    "Sam3TrackerModel": (0.5, 0.95),  # its authors have no generator: users report that 0.88 drops nearly all masks
+THRESHOLDS = {  # pred_iou_thresh; stability_score_thresh is 0.95 in all these files
+    "SamModel": 0.88,  # segment_anything/automatic_mask_generator.py
+    "SamHQModel": 0.88,  # the same file in its fork
+    "Sam2Model": 0.8,  # sam2/automatic_mask_generator.py
+    "EdgeTamModel": 0.8,  # built on the package sam2
+    "Sam3TrackerModel": 0.5,  # its authors have no generator: users report that 0.88 drops nearly all masks
 }
-SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+SMOKE = sam.SMOKE
 
 
 def build(
@@ -48,16 +48,16 @@ def build(
 
     checkpoint: a name of `checkpoints` ("sam_vit_base", "sam2.1_hiera_tiny", "sam_hq_vit_base", "edgetam", "sam3" and
         so on), "hub:owner/name", a folder in the layout of the hub, or None: a small untrained SAM 2.1
-    density, min_area, compiled, device, and all further options: as for `sam.build`; the defaults of the first two
-        thresholds are those in THRESHOLDS. Memory grows with points_per_batch, not with the image: SAM-HQ ViT-B took
+    density, min_area, compiled, device, and all further options: as for `sam.build`; the default of pred_iou_thresh
+        is that in THRESHOLDS. Memory grows with points_per_batch, not with the image: SAM-HQ ViT-B took
         2.2 GB for 16 points at once and 5.3 GB for 64, float32 on a CPU
     """
     names = [field.name for field in fields(SegmentEverything)][1:]
     for name in options:
         one_of(name, names, "option of masks/hf")
     network, processor = load(checkpoint)
-    thresholds = zip(("pred_iou_thresh", "stability_score_thresh"), THRESHOLDS[type(network).__name__], strict=True)
-    chosen = sam.settings(checkpoint, density, defaults=sam.OFFICIAL | dict(thresholds), **options)
+    defaults = sam.OFFICIAL | {"pred_iou_thresh": THRESHOLDS[type(network).__name__]}
+    chosen = sam.settings(checkpoint, density, defaults=defaults, **options)
     network = network.to(devices.choose(str(device)))
     if compiled:
         network.vision_encoder = torch.compile(network.vision_encoder)
