@@ -158,7 +158,7 @@ def networks_side_by_side(network: sam.Sam, image: np.ndarray, repeats: int, poi
     sparse, dense = network.prompt_encoder(
         points=(asked[:, None], torch.ones(points, 1, dtype=torch.int)), boxes=None, masks=None
     )
-    shared = embedding + dense[:1], _two_way.Decoder(network.mask_decoder, embedding + dense[:1], place)
+    shared = _two_way.Decoder(network.mask_decoder, embedding + dense[:1], place)
 
     def ours() -> tuple[torch.Tensor, torch.Tensor]:
         scores, draw = everything.ask(shared, asked)
