@@ -67,18 +67,16 @@ def data_set(dataset: Dataset) -> list[Row]:
         if truth is not None and split == "labelled":
             pixels += values
     for split, messages in empty.items():
-        all_are = len(messages) == with_map[split]
-        finding = (
-            ("stop", "no label map of a split shows a class") if all_are else ("warning", "images without any class")
-        )
-        for message in messages:
-            cases[finding].append((split, message))
+        finding = "warning", "images without any class"
+        if len(messages) == with_map[split]:
+            finding = "stop", "no label map of a split shows a class"
+        cases[finding] += [(split, message) for message in messages]
     for id, splits in splits_of.items():
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
 
     rows = [] if every else [("stop", "no images", 0, "every split is empty")]
-    for (level, finding), found in cases.items():
+    for (level, finding), found in ((key, found) for key, found in cases.items() if found):
         where = ", ".join(f"{split} {count}" for split, count in Counter(split for split, _ in found).items())
         messages = " | ".join(message for _, message in found[:SHOWN])
         rows.append((level, finding, len(found), f"{where}; e.g. {messages}"))

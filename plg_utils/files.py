@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,9 +159,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
     """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all."""
-    # PIL and NumPy need 7 bytes for a pixel, so only one thread at a time decodes a large photo.
-    turn = lambda image: _ONE if image.width * image.height > LARGE else nullcontext()  # noqa: E731
-    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, turn(image):
+    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, _turn(image):
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
             remarks.append(f"the first of {image.n_frames} pages or frames is taken")
@@ -178,6 +176,11 @@ def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
         if ";16" in coding and image.mode[0] != "I" and pixels.max() < 64:  # Pillow reads the upper 8 bits alone
             raise ValueError("16-bit colours that use 14 bits or fewer")
     return pixels, "; ".join(remarks)
+
+
+def _turn(image: Image.Image) -> AbstractContextManager:
+    """Wait until no other thread decodes a large photo, if this is one; PIL and NumPy need 7 bytes for a pixel."""
+    return _ONE if image.width * image.height > LARGE else nullcontext()
 
 
 def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -437,7 +437,8 @@ class _Trials:
         self.lab, self.embeddings = lab, lab.segment_embeddings[: len(lab.truths)]
         how = lab.classes.num_classes, lab.how["overlap"]
         self.images = [_parts(*pair, *how) for pair in zip(lab.masks, lab.truths, strict=False)]
-        self.counts, self._paint = cache(self._counts), cache(self._painted)  # both are asked for the same again
+        self.counts = cache(self._counts)
+        self.painted: dict[tuple, np.ndarray] = {}  # image, classes and scores of its segments -> (3, K)
 
     def choose(self, candidates: dict[str, list[str]], images: np.ndarray) -> tuple[Classes, dict]:
         """The words that these labelled images choose, and effect and worst effect of each step."""
@@ -476,17 +477,19 @@ class _Trials:
             for threshold in [-np.inf] if background is None else segment_match.GRID:
                 low = (assigned != background) & (scores < threshold)  # as `labels.assign` rejects them
                 given = np.where(low, background or 0, assigned)
-                found[-1].append(self._paint(k, given.tobytes(), scores.tobytes()))
+                found[-1].append(self._paint(k, given, scores))
         return np.stack(found, axis=1)
 
-    def _painted(self, k: int, assigned: bytes, scores: bytes) -> np.ndarray:
-        """Counts (3, K) of image k, whose segments have these classes (int64) and scores (float32)."""
-        masks, pixels, how = self.images[k]
-        background, num_classes = self.lab.classes.background, pixels.shape[1]
-        named = np.frombuffer(assigned, np.int64), np.frombuffer(scores, np.float32)
-        label = labels.paint(masks, *named, background=background, **how).label[0].astype(np.int64)
-        given = np.eye(num_classes + 1, dtype=np.int64)[np.where(label == IGNORE, num_classes, label)]  # (A, K+1)
-        return np.stack(metrics.margins(pixels.T @ given, "background", background))
+    def _paint(self, k: int, assigned: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Counts (3, K) of image k, whose segments have these classes and scores."""
+        key = k, assigned.tobytes(), scores.tobytes()
+        if key not in self.painted:
+            masks, pixels, how = self.images[k]
+            background, num_classes = self.lab.classes.background, pixels.shape[1]
+            label = labels.paint(masks, assigned, scores, background=background, **how).label[0].astype(np.int64)
+            given = np.eye(num_classes + 1, dtype=np.int64)[np.where(label == IGNORE, num_classes, label)]  # (A, K+1)
+            self.painted[key] = np.stack(metrics.margins(pixels.T @ given, "background", background))
+        return self.painted[key]
 
 
 def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[np.ndarray, np.ndarray, dict]:

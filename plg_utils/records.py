@@ -111,6 +111,11 @@ class Sample:
         return self.read_tags()
 
 
+def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
+    """The images (H, W, 3) uint8 RGB of samples; images stay."""
+    return [item.image() if isinstance(item, Sample) else item for item in samples]
+
+
 def _digest(pixels: np.ndarray) -> str:
     return sha256(repr((pixels.shape, str(pixels.dtype))).encode() + pixels.tobytes()).hexdigest()
 

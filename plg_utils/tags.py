@@ -18,7 +18,7 @@ import torch
 
 from plg_utils import encoders, files
 from plg_utils.labels import class_cosines
-from plg_utils.records import Classes, Sample
+from plg_utils.records import Classes, Sample, images_of
 
 CROPS = 3  # along each side
 PART = 0.5  # of the side; neighbours overlap by half, so that a thing cut by one crop is whole in the next
@@ -55,7 +55,7 @@ def by_clip(
 
     @torch.no_grad()
     def tag(samples: Sequence[Sample | np.ndarray]) -> list[Tags]:
-        images = [item.image() if isinstance(item, Sample) else item for item in samples]
+        images = images_of(samples)
         dense = bias is not None
         views = [each.flatten(1).T for each in encode.images(images)] if dense else embed_crops(encode, images)
         return [choose(score(of_image, *texts, **how), classes.foreground, threshold) for of_image in views]

@@ -109,8 +109,3 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
         return [tuple(sorted(set(answer))) for answer in detectors.check_tags(answers, classes, len(samples))]
 
     return ask
-
-
-def images_of(samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
-    """The images of samples; images stay."""
-    return [item.image() if isinstance(item, Sample) else item for item in samples]

@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plg_utils import augment, devices, files, store, training
-from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
+from plg_utils.cams import Cams, ScoredCue, TagSource, tagger
 from plg_utils.encoders import by_size
-from plg_utils.records import Classes, Sample
+from plg_utils.records import Classes, Sample, images_of
 from plg_utils.segmenters import deeplabv3plus
 
 SMOKE = {"weights": None, "tags": "all", "scales": (1.0,)}

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from clip.model import VisionTransformer
 
 from plg_utils import encoders
-from plg_utils.cams import Cams, ScoredCue, TagSource, images_of, tagger
+from plg_utils.cams import Cams, ScoredCue, TagSource, tagger
 from plg_utils.encoders import by_size, clip
-from plg_utils.records import Classes, Sample
+from plg_utils.records import Classes, Sample, images_of
 from plg_utils.regions import components
 
 SMOKE = {"encoder_options": clip.SMOKE, "tags": "all"}

@@ -82,13 +82,13 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         return None
     if names := next((path for name in NAMES if (path := folder / name).is_file()), None):
         return read_yolo(names)
-    texts, jsons = _visible(folder.rglob("*.txt")), _visible(folder.glob("*.json"))
+    jsons = _visible(folder.glob("*.json"))
     first = files.read_json(jsons[0], AGAIN) if jsons else None
     if isinstance(first, dict) and "shapes" in first:
         return read_labelme(jsons)
     if jsons and not list(folder.glob("*.txt")):
         raise ValueError(f"{folder} holds {jsons[0].name}, which is no json of labelme: name a single json itself")
-    if texts:
+    if texts := _visible(folder.rglob("*.txt")):
         above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
         if names := next((path for path in above if path.is_file()), None):
             return read_yolo(names, folder)

@@ -28,9 +28,12 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
     """
     bad: dict[Path, str] = {}
     changed: dict[str, str] = {}  # name: what of the file the image does not show
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
     with distributed.main_first():  # the other processes find the results in the data folder
-        for folder in dict.fromkeys(path.parent for path in paths):
-            found, remarks = _in_folder(folder, [path for path in paths if path.parent == folder])
+        for folder, own in folders.items():
+            found, remarks = _in_folder(folder, own)
             bad, changed = bad | found, changed | remarks
     if changed:
         problem = f"photos that are read in part or scaled: {len(changed)}. Export as 8-bit RGB what is wrong so"

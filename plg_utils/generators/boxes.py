@@ -14,12 +14,11 @@ import numpy as np
 
 from plg_utils import choices, detectors
 from plg_utils import tags as tagging
-from plg_utils.cams import images_of
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, with_image
 from plg_utils.masks import sam
-from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
 from plg_utils.tags import Tags
 
 SMOKE = {

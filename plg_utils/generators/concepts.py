@@ -22,7 +22,7 @@ from plg_utils import checkpoints, devices, labels, metrics
 from plg_utils.choices import one_of
 from plg_utils.generators import Generate
 from plg_utils.miniature import untrained
-from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
 
 if TYPE_CHECKING:
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
@@ -84,7 +84,7 @@ def build(
         return named(PseudoLabel(which.cpu().numpy(), best.cpu().numpy()), threshold, classes.background)
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        return [label(item.image() if isinstance(item, Sample) else item) for item in samples]
+        return [*map(label, images_of(samples))]
 
     return generate
 

@@ -24,11 +24,10 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
-from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, segment_match
 from plg_utils.masks import sam
-from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample, images_of
 from plg_utils.run_lengths import crop
 
 STRENGTHS = 10.0 ** np.arange(-1, 1.1, 0.25)  # penalties that are tried; f has length 1, so 1 is worth an example

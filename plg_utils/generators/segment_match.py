@@ -14,11 +14,10 @@ import torch.nn.functional as F
 
 from plg_utils import encoders, labels, metrics
 from plg_utils import masks as mask_models
-from plg_utils.cams import images_of
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate
 from plg_utils.masks import sam
-from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample, images_of
 
 GRID = np.arange(0.0, 0.71, 0.02)  # thresholds that are tried, as cosine
 SMOKE = {"masks_options": sam.SMOKE, "encoder_options": clip.SMOKE, "threshold": 0.2}

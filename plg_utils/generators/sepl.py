@@ -16,9 +16,8 @@ import numpy as np
 from plg_utils import cams as cue_sources
 from plg_utils import choices
 from plg_utils import masks as mask_models
-from plg_utils.cams import images_of
 from plg_utils.generators import Generate, with_image
-from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample
+from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
 
 MODES = ("official", "paper")
 VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cskyl/SAM_WSSS, whose default is the last

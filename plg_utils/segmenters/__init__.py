@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from plg_utils import choices
+from plg_utils import checkpoints, choices
 
 
 class Segmenter(nn.Module):
@@ -39,3 +39,13 @@ def checkpoint(name: str, **options) -> str | Path | None:
     """Name or path, as `checkpoints` knows it, of the weights with which `build` would start; None: random ones."""
     module = choices.choice(__name__, name, "segmenter")
     return module.checkpoint(**options) if hasattr(module, "checkpoint") else None
+
+
+def locate(name: str | Path | None) -> Path | None:
+    """The weight file of what `checkpoint` names."""
+    return None if name is None else checkpoints.locate_weights(name)
+
+
+def timm_weights(path: Path | None) -> dict:
+    """Arguments with which `timm.create_model` reads a weight file; None: random weights."""
+    return {} if path is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}

@@ -18,7 +18,7 @@ from torch import nn
 
 from plg_utils import checkpoints
 from plg_utils.miniature import DEFAULTS
-from plg_utils.segmenters import Segmenter
+from plg_utils.segmenters import Segmenter, locate, timm_weights
 
 UNIMATCH = {"output_stride": 16, "width": 256, "rates": (6, 12, 18)}
 SMOKE = {"encoder": "resnet10t", "width": 8, "skip": 4, "rates": (1, 2, 3)}
@@ -78,16 +78,6 @@ def checkpoint(*, encoder: str = "resnet101", pretrained: bool | str | Path = Fa
             "timm.list_pretrained(), or give the path of a weight file as pretrained"
         )
     return f"hub:{listed.hf_hub_id}"
-
-
-def locate(name: str | Path | None) -> Path | None:
-    """The weight file of what `checkpoint` names."""
-    return None if name is None else checkpoints.locate_weights(name)
-
-
-def timm_weights(path: Path | None) -> dict:
-    """Arguments with which `timm.create_model` reads a weight file; None: random weights."""
-    return {} if path is None else {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
 
 
 class DeepLabV3Plus(Segmenter):

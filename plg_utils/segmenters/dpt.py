@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils.segmenters import Segmenter, deeplabv3plus
-from plg_utils.segmenters.deeplabv3plus import locate, resize, timm_weights
+from plg_utils.segmenters import Segmenter, deeplabv3plus, locate, timm_weights
+from plg_utils.segmenters.deeplabv3plus import resize
 
 LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}  # number of blocks: those that are read, from 0
 WIDTHS = {  # channels of the encoder: those of the four maps, and of the fusion

@@ -7,8 +7,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as listed
 from torch import nn
 
-from plg_utils.segmenters import Segmenter, deeplabv3plus
-from plg_utils.segmenters.deeplabv3plus import locate
+from plg_utils.segmenters import Segmenter, deeplabv3plus, locate
 
 SMOKE = {"architecture": "FPN", "encoder": "mobilenet_v2"}
 
