@@ -290,11 +290,13 @@ def curve(
     figure, axis = plt.subplots(figsize=(4.6, 2.4))
     axis.plot(x, y, color=STAGES["segmenter"], linewidth=1.8)
     axis.axvline(chosen, color=CHOSEN, linewidth=1.2)
-    axis.annotate(f" chosen: {chosen:.2f}", (chosen, min(y)), color=CHOSEN, va="bottom")
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")  # powers of ten would be mathematical text, which is switched off here
+    across = (axis.transData - axis.transAxes).transform((chosen, min(y)))[0]  # 0: left end of the axis, 1: right end
+    side = "right" if across > 0.6 else "left"  # of the text, which needs a third of the axis
+    axis.annotate(f" chosen: {chosen:.2f} ", (chosen, min(y)), color=CHOSEN, va="bottom", ha=side)
     return figure
 
 

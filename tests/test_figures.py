@@ -130,6 +130,15 @@ def test_a_logarithmic_axis_has_plain_numbers():
     assert {"0.1", "1", "10"} <= set(shown) and not any("$" in text for text in shown)
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("chosen", [0.01, 0.1, 0.96, 1])
+def test_the_text_of_a_chosen_value_stays_on_the_axis(chosen, log):
+    (axis,) = figures.curve([0.01, 0.1, 1], [1, 0.9, 0.8], chosen, "x", "y", log=log).axes
+    axis.figure.canvas.draw()
+    text, box = axis.texts[0].get_window_extent(), axis.get_window_extent()
+    assert box.x0 <= text.x0 and text.x1 <= box.x1
+
+
 def test_intervals_and_curves_of_confidence_show_what_was_counted():
     (axis,) = figures.intervals({"b": Interval(0.01, -0.02, 0.03, 0.95), "c": Interval(-0.1, -0.2, 0.0, 0.95)}, "").axes
     np.testing.assert_allclose(np.array(axis.collections[0].get_segments())[..., 0], [[-2, 3], [-20, 0]], atol=1e-9)
