@@ -282,7 +282,7 @@ def measure(
     for name, made in many.items():
         method, trained = stages.METHODS.get(name.removeprefix("network_")), "steps" in made["parameters"]
         if not trained:
-            times = sum(len(getattr(whole, split)) for split in made["splits"])
+            times = sum(len(getattr(whole, split)) for split in made["splits"]) or 1
         elif method and method.epochs:
             epoch = stages.steps_of_epoch(len(whole.labelled), made["parameters"]["batch_size"])
             times = method.epochs * max(1, epoch)
@@ -293,7 +293,7 @@ def measure(
         often, before = points.get(name, points["all"]), few.get(name, made)
         once, each = line(before["count"], before["wall_seconds"], made["count"], made["wall_seconds"])
         written = made["bytes"] if trained else made["bytes"] / max(1, made["count"]) * times
-        row = [name, times * often, "step" if trained else "image"]
+        row = [name, times * often, "step" if trained else "image" if made["splits"] else "run"]
         costs = [once * often, each, often * (once + each * times) / HOUR, often * written / GB]
         costs += [made["peak_memory_mb"], made["peak_cuda_memory_mb"], ""]
         lacking = [option for option in absent if name.startswith(NEEDS.get(option, ("no stage",)))]

@@ -1,6 +1,6 @@
 """The pipeline: one function for each stage, and the table of methods.
 
-    masks ─► segments ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict          paper A, notebooks 02 to 04
+    masks ─► segments, words ─► labels ─► refine ─► relabel, sharpen ─► train ─► predict   paper A, notebooks 02 to 04
              segments ─► few_shot_labels ─► filtered_labels           the same, named by examples, and what is believed
     cam_network ─► cams ─► sepl;   boxes;   concepts;   vote                               papers B and C, notebook 06
 
@@ -385,9 +385,22 @@ def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options
 
 
 def words(run: Run, *, encoder: str, encoder_options: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text embeddings (K', D) of the words of the classes, and the class (K',) that each belongs to, on the CPU."""
-    found = encoder_of(run, encoder, encoder_options).class_embeddings(run.data.classes)
-    return tuple(tensor.cpu() for tensor in found)
+    """Text embeddings (K', D) of the words of the classes, and the class (K',) that each belongs to, on the CPU.
+
+    They are kept in words/: without a GPU, CLIP ViT-B/16 reads some twenty sentences a second.
+    """
+    weights = _checkpoint(encoders, encoder, encoder_options)
+    stage = run.stage("words", {"encoder": encoder, **encoder_options}, classes=True, checkpoints=[weights])
+    owners, embeddings = paths = [stage.folder / name for name in ("owner.json", "embeddings.safetensors")]
+    stage.register([path.name for path in paths])
+    with distributed.main_first():
+        if not embeddings.exists():
+            found, owner = encoder_of(run, encoder, encoder_options).class_embeddings(run.data.classes)
+            files.write_json(owners, owner.tolist())
+            files.write_embeddings(embeddings, found)
+    owner = torch.tensor(files.read_json(owners))
+    stage.finish(words=len(owner))
+    return files.read_embeddings(embeddings), owner
 
 
 def choose_threshold(

@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from inspect import signature
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
-from test_pipeline import TINY, do_stages, of_world, tiny
+from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 
 from conftest import colour_squares
 from plg_utils import distributed, files, masks, stages, store, training
@@ -242,6 +244,7 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
     capsys.readouterr()
     do_stages(tiny(["02", "06"], **given | {"encoder_options": {"checkpoint": None, "depth": 3, "features": "gem"}}))
     again = made_again(results, before)
+    assert set(again.pop("words")) == {"owner", "embeddings"}
     assert again.keys() == {
         "segments",
         "labels_zero_shot",
@@ -251,6 +254,27 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
         "labels_ensemble",
     }
     assert all(len(set(ids)) == 4 for ids in again.values()) and "labels_boxes: starts again" in capsys.readouterr().err
+
+
+def test_words_are_embedded_once_and_others_anew(world, results, monkeypatch):
+    asked = []
+
+    def embed(classes):
+        asked.append(classes)
+        owner = torch.tensor([index for index, words in enumerate(classes.words) for _ in words])
+        return torch.eye(len(owner)), owner
+
+    monkeypatch.setattr(stages, "encoder_of", lambda *_: SimpleNamespace(class_embeddings=embed))
+    here = open_run(tiny(["02"], **of_world(world)))
+    classes = here.data.classes
+    said = replace(classes, templates=("a {}",))
+    more = replace(classes, words=(("sky", "sea"), *classes.words[1:]))
+    for known in (classes, classes, said, more, more):
+        run = replace(here, data=replace(here.data, classes=known))
+        found, owner = stages.words(run, encoder="clip", encoder_options={"checkpoint": None})
+        words = [(index, word) for index, of_class in enumerate(known.words) for word in of_class]
+        assert found.equal(torch.eye(len(words))) and owner.tolist() == [index for index, _ in words]
+    assert asked == [classes, said, more]
 
 
 def test_boxes_are_found_without_masks_so_corr_becomes_gem(world, results):
