@@ -58,7 +58,7 @@ torture: $(READY)  ## kill runs, damage files, change threads; writes results/re
 	@$(BIN)/python tests/torture/determinism.py --write results/reliability.json
 
 bench: $(READY)  ## time ours and the originals in turn, in one process; writes results/bench
-	@for each in masks labels training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
+	@for each in masks labels sepl training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
 
 tables: $(READY)  ## write the tables and numbers of README.md, docs/ and results/README.md from results/
 	@$(BIN)/python docs/tables.py

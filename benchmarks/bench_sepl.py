@@ -1,28 +1,23 @@
 """How fast SEPL's merge is, beside the plain loop over classes and masks: python benchmarks/bench_sepl.py
 
-One process, one thread (numpy has no more for this), the same cue map and masks for all; the time is the processor's,
-not the clock's, because other programs disturb it less. The loop is that of `tests/reference_sepl.py`, which counts
-each mask again for each class, as the authors' code does. It is timed with
+The same cue map and masks for all. The loop is that of `tests/reference_sepl.py`, which counts each mask again for each
+class, as the authors' code does. It is timed with
 
     files       each mask read from its PNG whenever it is asked for, as the authors' code does
-    in memory   all masks loaded before
+    in memory   all masks loaded before: "original"
     lean        in memory, and np.count_nonzero for np.sum, which is several times faster on bool arrays
 
-and `merge` with the same masks in memory ("merge", what the last column compares with), and with masks as they are
-stored, run lengths: after the decoding, which leaves them column by column in memory, and with the decoding timed too.
+and `merge` with the same masks in memory ("ours"), and with masks as they are stored, run lengths, decoded each time.
 """
 
-import argparse
-import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import side_by_side
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -78,59 +73,36 @@ class MaskFiles:
         return np.array(Image.open(self.paths[number])) == 255
 
 
-def processor() -> str:
-    """Name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Compare and write results/bench/sepl_*.json."""
+    parser = side_by_side.arguments(__doc__)
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), help="height and width; VOC's are about this")
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--masks", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=5, help="of each row")
     options = parser.parse_args()
-    label, masks = scene(tuple(options.size), options.classes, options.masks, options.seed)
+    torch.set_num_threads(options.threads)  # SEPL is numpy's and needs none; the file tells them
+    label, masks = scene(tuple(options.size), options.classes, options.masks, seed=0)
     encoded = Masks.from_dense(masks)
-    decoded = encoded.dense()
-    print(f"{processor()}, 1 thread, Python {platform.python_version()}, numpy {np.__version__}")
-    print(f"{options.classes} classes, {len(masks)} masks of {masks.mean():.1%} of {label.shape} pixels on average")
+    n = {"repeats": options.repeats, "classes": options.classes, "masks": len(masks), "size": list(options.size)}
     with tempfile.TemporaryDirectory() as folder:
         stored = MaskFiles(Path(folder), masks)
         for variant in sepl.VARIANTS:
-            ours = sepl.merge(label, decoded, options.classes, variant=variant)
-            assert (ours == reference.official(label, masks, options.classes, variant)).all()
-            options_of = {"num_classes": options.classes, "variant": variant}
-            rows = {
-                "loop, files": partial(reference.official, label, stored, **options_of),
-                "loop, in memory": partial(reference.official, label, masks, **options_of),
-                "loop, lean": partial(reference.official, label, masks, count=np.count_nonzero, **options_of),
-                "merge": partial(sepl.merge, label, masks, **options_of),
-                "merge, decoded": partial(sepl.merge, label, decoded, **options_of),
-                "merge, decoding": lambda of=options_of: sepl.merge(label, encoded.dense(), **of),
+            how = {"num_classes": options.classes, "variant": variant}
+            calls = {
+                "ours": partial(sepl.merge, label, masks, **how),
+                "original": partial(reference.official, label, masks, **how),
+                "original, files": partial(reference.official, label, stored, **how),
+                "original, lean": partial(reference.official, label, masks, count=np.count_nonzero, **how),
+                "ours, run lengths": lambda how=how: sepl.merge(label, encoded.dense(), **how),
             }
-            report(variant, rows, options.repeats)
-    report('mode "paper"', {"merge": partial(sepl.merge, label, masks, options.classes, "paper")}, options.repeats)
-
-
-def report(title: str, rows: dict[str, Callable], repeats: int) -> None:
-    """Time all rows in turn, after one turn that does not count; print median, range and how often "merge" fits in."""
-    times = {name: [] for name in rows}
-    for turn in range(repeats + 1):
-        for name, call in rows.items():
-            start = time.process_time()
-            call()
-            if turn:
-                times[name].append((time.process_time() - start) * 1e3)
-    print(f"\n{title:<20}{'median ms':>12}{'from':>10}{'to':>10}{'x merge':>10}")
-    for name, values in times.items():
-        ratio = statistics.median(values) / statistics.median(times["merge"])
-        print(f"{name:<20}{statistics.median(values):12.1f}{min(values):10.1f}{max(values):10.1f}{ratio:10.1f}")
+            equal = float(np.mean(calls["ours"]() == calls["original"]()))
+            taken = side_by_side.seconds(calls, options.repeats)
+            found = side_by_side.compare(taken["ours"], taken["original"])
+            found["others_s"] = {name: float(np.median(taken[name])) for name in list(calls)[2:]}
+            unit = "seconds an image"
+            side_by_side.report(
+                options.write, f"sepl_{variant}", options.device, **found, unit=unit, n=n, agreement=equal
+            )
 
 
 if __name__ == "__main__":

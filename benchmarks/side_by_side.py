@@ -63,12 +63,16 @@ def place(device: str) -> str:
 
 
 def report(folder: Path, name: str, device: str, **found) -> None:
-    """Print what was found and write it to NAME.json."""
+    """Print what was found and write it to NAME.json, which keeps the last results of other devices as well."""
     tuned = "MALLOC_TOP_PAD_" in os.environ
     allocator = "as the Makefile sets it" if tuned else "its own settings"
     name = name if tuned else f"{name}_plain_malloc"
     found = {"name": name, "device": place(device), "torch": torch.__version__, "allocator": allocator} | found
-    files.write_json(folder / f"{name}.json", files.plain(found))
+    path = folder / f"{name}.json"
+    earlier = files.read_json(path) if path.exists() else {}
+    others = earlier.pop("on_other_devices", {}) | ({earlier["device"]: earlier} if earlier else {})
+    others.pop(found["device"], None)
+    files.write_json(path, files.plain(found | ({"on_other_devices": others} if others else {})))
     width = max(map(len, found))
     for key, value in found.items():
         print(f"{key:<{width}}  {value:.4g}" if isinstance(value, float) else f"{key:<{width}}  {value}")

@@ -71,3 +71,13 @@ def test_turns_alternate_and_the_first_does_not_count(tmp_path, monkeypatch, cap
         told = files.read_json(tmp_path / f"{name}.json")
         assert told["name"] == name and told["ratio"] == 1.5 and "thread" in told["device"]
     assert "best_ratio" in capsys.readouterr().out
+
+
+def test_results_of_other_devices_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    for device, taken in (("one", 1), ("two", 2), ("one", 3), ("two", 4), ("two", 5)):
+        monkeypatch.setattr(side_by_side, "place", lambda _, device=device: device)
+        side_by_side.report(tmp_path, "steps", "cpu", ours_s=taken)
+    told = files.read_json(tmp_path / "steps.json")
+    assert (told["device"], told["ours_s"]) == ("two", 5)
+    assert [(device, found["ours_s"]) for device, found in told["on_other_devices"].items()] == [("one", 3)]
