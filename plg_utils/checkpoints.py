@@ -7,7 +7,8 @@ and are downloaded if they are missing. No file is used before its SHA-256 was c
 A repository of the Hugging Face hub is a folder of files, named "hub:owner/name" or "hub:owner/name@commit". Without a
 commit the newest is taken once, and kept: `<folder>.hub.json` records the commit and the SHA-256 of each file, and
 both are enforced from then on. Files that you put into the folder yourself are recorded when they are first used.
-open_clip's names MODEL:TAG stand for the repositories that the installed package lists.
+open_clip's names MODEL:TAG stand for the repositories that the installed package lists, "hf-hub:owner/name" for any
+other that holds one of its networks.
 """
 
 import os
@@ -38,6 +39,7 @@ CHUNK = 1 << 20  # bytes
 ALLOWED = ("https://",)  # how addresses begin; tests add a server on this machine
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # of SigLIP and Grounding DINO, beside the weights
 OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"  # open_clip's default name; it is opened for plain tensors only
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded at the first use
     "apple/DFN2B-CLIP-ViT-B-16": "5add2d7e0f38e33579305b3ef956d636742d849e",
     "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": "d110532e8d4ff91c574ee60a342323f28468b287",
@@ -182,6 +184,8 @@ def known(name: str | Path) -> Checkpoint | None:
                 "branches and tags may move"
             )
         return Checkpoint(str(name), hub=parts[1], revision=parts[2])
+    if str(name).startswith("hf-hub:"):
+        return replace(known(str(name)[3:]), name=str(name), files=(OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS))
     path = Path(name).expanduser()
     if path.is_file() or (path / WEIGHTS).is_file():
         return None
@@ -191,7 +195,7 @@ def known(name: str | Path) -> Checkpoint | None:
         return open_clip_checkpoint(str(name))
     raise FileNotFoundError(
         f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}, hub:owner/name, and "
-        "open_clip's MODEL:TAG"
+        "open_clip's MODEL:TAG and hf-hub:owner/name"
     )
 
 

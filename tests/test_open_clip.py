@@ -5,6 +5,7 @@ Tiny networks of the very classes, with random weights: nothing is downloaded, a
 
 import json
 import re
+import shutil
 import socket
 import sys
 
@@ -240,6 +241,22 @@ def test_a_name_is_a_repository_of_the_hub_with_its_tokenizer(siglip, tmp_path, 
     (place / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer.json is not the file that was first used"):
         encoders.build("open_clip", checkpoint="tiny-SigLIP2:tag")
+
+
+def test_a_repository_of_the_hub_says_which_network_it_holds(openai, tmp_path, monkeypatch):
+    """As open_clip itself takes it: hf-hub:owner/name, with open_clip_config.json beside the weights."""
+    monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    place = tmp_path / "checkpoints" / "hf-hub" / "owner" / "leaves"
+    place.mkdir(parents=True)
+    shutil.copyfile(openai[1], place / "open_clip_pytorch_model.bin")
+    files.write_json(place / "open_clip_config.json", {"model_cfg": STANDARD, "preprocess_cfg": GREY})
+    found = encoders.build("open_clip", checkpoint="hf-hub:owner/leaves", image_size=16)
+    own = encoders.build("open_clip", checkpoint=str(openai[1]), model={"model_cfg": STANDARD}, image_size=16)
+    assert found.texts(["a leaf"]).equal(own.texts(["a leaf"]))
+    assert (tuple(found.mean), tuple(found.std), found.interpolation) == tuple(GREY.values())
+    assert checkpoints.sha256_of("hf-hub:owner/leaves") == files.sha256(place / "open_clip_pytorch_model.bin")
+    with pytest.raises(ValueError, match="not hub:owner/name"):
+        checkpoints.known("hf-hub:leaves")
 
 
 def test_the_names_in_the_head_of_the_file_are_real():

@@ -16,7 +16,7 @@
     ViT-SO400M-14-SigLIP2-378:webli           Apache-2.0                 1.14 G
 
 None is gated. All others of `open_clip.list_pretrained` whose image encoder is a plain vision transformer or SigLIP's
-do as well.
+do as well, and so do repositories of the hub with an open_clip_config.json, such as hf-hub:imageomics/bioclip.
 
 SigLIP has no class token: a probe attends to the patches. Its dense features are the values that this attention adds
 up, through its output projection: the region feature of TextRegion (arXiv 2505.23769, avaxiao/TextRegion) is their
@@ -56,7 +56,6 @@ SMOKE = {
         }
     },
 }
-CONFIG = "open_clip_config.json"
 
 
 def build(
@@ -71,7 +70,8 @@ def build(
 ) -> "Encoder":
     """Load one of open_clip's networks and say how its images are read: by its own mean, deviation and interpolation.
 
-    checkpoint: MODEL:TAG as in `open_clip.list_pretrained`, a file, or None: random weights of `model`
+    checkpoint: MODEL:TAG as in `open_clip.list_pretrained`, hf-hub:owner/name, a file, or None: random weights of
+        `model`
     model: what the weights of a file belong to: MODEL:TAG, or the content of open_clip_config.json, which is read
         where it lies beside the file. SigLIP also needs the files of its tokenizer there
     features: "plain", "gem" or "corr"; None: gem, of SigLIP plain, which has no other
@@ -126,14 +126,17 @@ def _config(checkpoint: str | None, model: str | Mapping | None) -> Mapping:
     if name is None:
         raise ValueError("checkpoint: None is random weights, and needs model, such as ViT-B-16-quickgelu:openai")
     checkpoints.known(name)
-    package, beside = checkpoints.open_clip_package(), Path(name).expanduser().absolute().with_name(CONFIG)
+    package, path = checkpoints.open_clip_package(), Path(name).expanduser().absolute()
+    if name.startswith("hf-hub:"):
+        path = checkpoints.locate_weights(name)
+    beside = path.with_name(checkpoints.OPEN_CLIP_CONFIG)
     if name in package.list_pretrained(as_str=True):
         architecture, tag = name.split(":")
         preprocessing = package.get_pretrained_cfg(architecture, tag)
         return {"model_cfg": package.get_model_config(architecture), "preprocess_cfg": preprocessing}
     if beside.is_file():
         return files.read_json(beside)
-    remedy = f"give model, such as ViT-B-16-quickgelu:openai, or put {CONFIG} beside it"
+    remedy = f"give model, such as ViT-B-16-quickgelu:openai, or put {checkpoints.OPEN_CLIP_CONFIG} beside it"
     raise ValueError(f"{name} does not say which of open_clip's networks it belongs to: {remedy}")
 
 
