@@ -47,6 +47,7 @@ RUNS = {
         "few_shot*": "[labelled scenes as examples](../docs/results.md#labelled-scenes-as-examples)",
         "chosen_words": "[notebook 07](../notebooks/07_prompt_lab.ipynb), when it has run",
         "spoiled_names": "[labels that harm](../docs/results.md#labels-that-harm)",
+        "late_stage": "[labels that harm](../docs/results.md#labels-that-harm)",
         "best*": "[the best of the house](../docs/results.md#the-best-of-the-house)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
         "review": "[correcting labels](../docs/review.md), [notebook](review/review.ipynb)",
