@@ -25,7 +25,7 @@ import numpy as np
 import side_by_side
 import torch
 from pycocotools import mask as coco
-from segment_anything import sam_model_registry
+from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.utils.amg import build_point_grid
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,10 +193,29 @@ def networks_side_by_side(network: sam.Sam, image: np.ndarray, repeats: int, poi
     }
 
 
+def logits_that_differ(predictor: SamPredictor, image: np.ndarray, said: list[dict], mine: Masks) -> list[float]:
+    """What the package's network says in each pixel of an image in which our masks are not its own: |logit|.
+
+    said: what the package's generator returned, in order, as many as ours
+    """
+    differ = mine.dense() != np.array([coco.decode(record["segmentation"]) for record in said], dtype=bool)
+    numbers, found = np.flatnonzero(differ.any(axis=(1, 2))), []
+    if len(numbers):
+        predictor.set_image(image)
+    for number in numbers:
+        points = {"point_coords": np.array(said[number]["point_coords"]), "point_labels": np.ones(1)}
+        logits = predictor.predict(**points, return_logits=True)[0]  # (3, H, W)
+        its_own = ((logits > 0) == coco.decode(said[number]["segmentation"])).mean(axis=(1, 2)).argmax()
+        found += np.abs(logits[its_own][differ[number]]).tolist()
+    return found
+
+
 def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> None:
     """Compare all, part by part, and write results/bench/masks_full_*.json."""
     ours, fast = (SegmentEverything(network, **chosen, skip_covered=skip) for skip in (False, True))
-    original = sam_official.masks_by(sam_official.Generator(network, **chosen, output_mode="coco_rle"))
+    generator, said = sam_official.Generator(network, **chosen, output_mode="coco_rle"), []
+    generate, original = generator.generate, sam_official.masks_by(generator)
+    generator.generate = lambda image: said.append(generate(image)) or said[-1]
     alone = networks_side_by_side(network, images[0], options.repeats)
     parts, asked, large = [], [], torch.rand(2048, 2048)
 
@@ -233,7 +252,9 @@ def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> N
     if options.checkpoint == "miniature_sam" and not options.folder:
         maps = [zero_shot_labels(images, found[name]) for name in ("fast", "ours")]
         skipping["equal_pixels_of_labels"] = float(np.mean([(a == b).mean() for a, b in zip(*maps, strict=True)]))
-    pairs = [*zip(found["ours"], found["original"], strict=True)]
+    pairs, logits = [*zip(found["ours"], found["original"], strict=True)], []
+    for image, records, mine in zip(images, said[-len(images) :], found["ours"], strict=True):
+        logits += logits_that_differ(generator.predictor, image, records, mine) if len(records) == len(mine) else []
     name = f"masks_full_{options.checkpoint}{'_random' * options.random}_{chosen['points_per_side']}"
     side_by_side.report(
         options.write,
@@ -244,9 +265,8 @@ def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> N
         agreement={
             "images_with_equal_masks": float(np.mean([mine.rles == theirs.rles for mine, theirs in pairs])),
             "masks": [sum(map(len, side)) for side in zip(*pairs, strict=True)],
-            "pixels_that_differ": sum(
-                int((mine.dense() != theirs.dense()).sum()) for mine, theirs in pairs if len(mine) == len(theirs)
-            ),
+            "pixels_that_differ": len(logits),
+            "largest_logit_there": max(logits, default=0.0),
         },
         alone=alone,
         skip_covered=skipping,
