@@ -372,6 +372,57 @@ def bench() -> str:
     return markdown(["what", "ours (s)", "original (s)", "ratio of medians", "of the fastest turns"], lines)
 
 
+SAMS = {"vit_b": "masks_full_sam_vit_b_random_32", "miniature": "masks_full_miniature_sam_8"}
+
+
+def beside_the_package() -> str:
+    """SAM's masks and networks, beside those of its package."""
+    large, small = (read(f"bench/{name}.json") for name in SAMS.values())
+    ways = {
+        f"ViT-B, one photo at 32 x 32 points, {large['agreement']['masks'][0]} masks kept": large,
+        f"its mask decoder alone, {large['alone']['points_of_decoder']} points with all masks": large["alone"][
+            "decoder"
+        ],
+        "its image encoder alone": large["alone"]["encoder"],
+        f"the miniature, {small['n']['images']} scenes at 8 x 8 points": small,
+    }
+    lines = [
+        [title, f"{of['ours_s']:.3g}", f"{of['original_s']:.3g}", f"{of['ratio']:.2g}"] for title, of in ways.items()
+    ]
+    return markdown(["what", "ours (s)", "the package (s)", "ratio"], lines)
+
+
+def profile(name: str, second: str, unit: float, counted: str, per: float) -> str:
+    """Where the time of masks goes, part by part; second, unit: of the clock; counted, per: of multiplications."""
+    of = read(f"bench/{SAMS[name]}.json")["profile"]
+    taken, products = of["seconds"], of["multiplications"]
+    order = [part for part in taken if part not in ("rest", "whole")]
+    order = sorted(
+        order, key=lambda part: (not part.startswith("image"), "decoder" not in part, part.endswith("points"))
+    )
+    lines = []
+    for part in [*order, "rest", "whole"]:
+        rate = f"{products[part] / taken[part] / 1e9:.0f}" if products[part] > 0.001 * products["whole"] else "–"
+        share = f"{100 * taken[part] / taken['whole']:.0f}"
+        lines.append([part, f"{taken[part] * unit:.3g}", share, f"{products[part] / per:,.1f}", rate])
+    return markdown(
+        ["part", f"processor {second}", "share (%)", f"{counted} of multiplications", "billions a second"], lines
+    )
+
+
+def fewer_points() -> str:
+    """What `skip_covered` saves and changes."""
+    lines = []
+    for name, title in (("miniature", "miniature, 200 scenes"), ("vit_b", "ViT-B, random weights, one photo")):
+        of = read(f"bench/{SAMS[name]}.json")["skip_covered"]
+        asked, masks = (f"{round(of[what][0], 1):g} of {of[what][1]}" for what in ("points", "masks"))
+        equal = f"{100 * of['equal_pixels_of_labels']:.2f} %" if "equal_pixels_of_labels" in of else "–"
+        lines.append([title, asked, masks, f"{100 * of['found_again_at_iou_0.9']:.1f} %", equal, f"{of['ratio']:.2f}"])
+    return markdown(
+        ["", "points asked", "masks", "found again", "equal pixels of labels", "times the exact mode"], lines
+    )
+
+
 def scaling() -> str:
     """How time and memory grow with the number of images."""
     lines = []
@@ -438,6 +489,29 @@ def runs() -> str:
     return "\n" + "\n\n".join(sections) + "\n"
 
 
+def of_masks() -> dict[str, str]:
+    """Numbers of docs/speed.md: where masks differ from the package's, and how near to the possible rate they are."""
+    found = {}
+    for name, unit in (("vit_b", 1), ("miniature", 1e3)):
+        of = read(f"bench/{SAMS[name]}.json")
+        agreement, (taken, products) = of["agreement"], (of["profile"][what] for what in ("seconds", "multiplications"))
+        possible = of["profile"]["possible_a_second"]
+        found |= {
+            f"{name}_masks": f"{agreement['masks'][1]:,}",
+            f"{name}_pixels": str(agreement["pixels_that_differ"]),
+            f"{name}_logit": f"{agreement['largest_logit_there']:.0e}",
+            f"{name}_possible": f"{possible / 1e9:.0f}",
+            f"{name}_at_best": f"{products['whole'] / possible * unit:.3g}",
+            f"{name}_whole": f"{taken['whole'] * unit:.3g}",
+            f"{name}_encoder": f"{100 * taken['image encoder'] / taken['whole']:.0f}",
+        }
+    for part in ("image encoder", "decoder, transformer"):
+        of = read(f"bench/{SAMS['vit_b']}.json")["profile"]
+        rate = of["multiplications"][part] / of["seconds"][part] / of["possible_a_second"]
+        found[f"vit_b_{part.split()[-1]}_rate"] = f"{100 * rate:.0f}"
+    return found
+
+
 def numbers() -> dict[str, str]:
     """Numbers within sentences, by the name of their block."""
     commands, bad = read("bench/commands.json"), read("reliability.json")
@@ -485,6 +559,8 @@ def numbers() -> dict[str, str]:
         )
         found |= {f"vit_b_{side}": f"{large[f'{side}_s']:.0f}", f"demo_{side}": f"{whole[f'{side}_s'] / 60:.1f}"}
         found |= {f"masks_{side}": f"{stages['masks']:.0f}", f"trainings_{side}": f"{trained:.0f}"}
+
+    found |= of_masks()
 
     photos, seams = (read("bench/large_photos.json")[name] for name in ("photos", "agreement"))
     for key, name in (
@@ -541,6 +617,8 @@ def blocks() -> dict[str, Callable[[], str]]:
             trials,
             miniatures,
             bench,
+            beside_the_package,
+            fewer_points,
             models,
             dense_features,
             scaling,
@@ -550,6 +628,8 @@ def blocks() -> dict[str, Callable[[], str]]:
         )
     }
     tables["storybook"] = lambda: ladder("storybook_more", "storybook_table")
+    tables["profile_vit_b"] = lambda: profile("vit_b", "seconds", 1, "billions", 1e9)
+    tables["profile_miniature"] = lambda: profile("miniature", "milliseconds", 1e3, "millions", 1e6)
     return {name: lambda table=table: f"\n{table()}\n" for name, table in tables.items()} | {
         name: lambda text=text: text for name, text in numbers().items()
     }
