@@ -1,14 +1,16 @@
 """Label maps of the user's own: what a file says, by numbers or by colours, and whether maps show a class at all."""
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from plg_utils import files
-from plg_utils.records import IGNORE, Classes, Dataset
+from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 
 def read(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
@@ -16,31 +18,43 @@ def read(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
 
     Colours count if the file holds no numbers (RGB), or if its palette gives numbers the colours of other classes. The
     latter is refused if the classes have VOC's colours, which no one may have chosen: both meanings are likely then.
+    In a transparent pixel nothing was painted, and three equal channels hold numbers.
     """
     num_values, voc = classes.num_classes + void, files.voc_palette()
     how = "a readable label map", "write it again with the stage or the tool that made it"
     with files.reading(path, *how), Image.open(path, formats=files.FORMATS) as image:
         palette = np.array(image.getpalette("RGB") or [] if image.mode == "P" else [], dtype=np.uint8).reshape(-1, 3)
-        kind = image.format, image.mode
+        kind, turned = (
+            (image.format, image.mode),
+            image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1,
+        )
         usual = any(_starts(palette, colours) for colours in (classes.colours, voc[:num_values]))
         coloured = kind in (("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")) and not usual
         numbers = np.array(image) if image.mode == "P" and coloured else None  # (H, W)
         pixels = np.array(image.convert("RGB")) if coloured else None
+        clear = coloured and image.mode == "RGBA" and np.array(image.getchannel("A")) == 0  # (H, W)
+    if turned:
+        raise ValueError(f"{path} is a label map that EXIF turns, which few tools see: save it upright, without EXIF")
     if pixels is None:
         return files.read_label(path, num_values)
     void_colours = [tuple(voc[IGNORE].tolist())] + ([(0, 0, 0)] if classes.background is None else [])
     meaning = dict.fromkeys(void_colours, IGNORE) | {colour: value for value, colour in enumerate(classes.colours)}
+    pixels[clear] = voc[IGNORE]
     colours, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
     colours = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in colours]
     unknown = [colour for colour in colours if colour not in meaning]
-    if unknown and numbers is None:
+    grey = all(red == green == blue and (red < num_values or red == IGNORE) for red, green, blue in colours)
+    if unknown and numbers is None and not grey:
         raise ValueError(
-            f"{path} holds colours, not numbers, and {unknown[0]} is the colour of no class: give a class file with "
-            "these colours, or save the numbers of the classes as 8-bit grey or palette PNG"
+            f"{path} holds colours, not numbers, and {unknown[0]} is the colour of no class (void: {void_colours[0]}): "
+            "give a class file with these colours, or save the numbers of the classes as 8-bit grey or palette PNG"
         )
+    if unknown and numbers is None:
+        return np.ascontiguousarray(pixels[:, :, 0])
     if unknown:
         return files.read_label(path, num_values)
     label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
+    label[clear] = IGNORE if classes.background is None else classes.background
     if numbers is not None and (label != numbers).any() and _starts(voc, classes.colours):
         value = int(numbers[label != numbers][0])
         other = int(label[label != numbers][0])
@@ -58,25 +72,34 @@ def _starts(palette: np.ndarray, colours: Sequence) -> bool:
 
 
 def check(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> None:
-    """Read the open label maps, and refuse a split whose maps show no class at all; warn of single maps of this kind.
+    """Read the open label maps, and refuse a split whose maps show no class at all; warn of what is doubtful.
 
     refuse: else only warn, and read no further than to a map that shows a class
+    left_out: ids of photos that cannot be read
     """
     foreground = set(dataset.classes.foreground)
     for split in ("labelled", "val"):
         samples = [sample for sample in getattr(dataset, split) if sample.read_truth and sample.path]
+        samples = [sample for sample in samples if sample.id not in left_out]
         empty: dict[str, set[int]] = {}  # id: the values of a map without class
-        for sample in (sample for sample in samples if sample.id not in left_out):
+        doubtful: dict[str, list[str]] = defaultdict(list)  # what is doubtful: ids
+        pixels = np.zeros(256, dtype=np.int64)  # of each value
+        for sample in samples:
             try:
-                values = set(np.unique(sample.truth()).tolist())
+                label = sample.truth()
             except (OSError, ValueError):
                 if refuse:
                     raise
                 break
+            counts = np.bincount(label.ravel(), minlength=256)
+            pixels += counts
+            values = set(np.flatnonzero(counts).tolist())
             if not values & foreground:
                 empty[sample.id] = values
             elif not refuse:
                 break
+            for doubt in doubts(sample, label) if refuse else ():
+                doubtful[doubt].append(sample.id)
         else:
             if len(empty) == len(samples) > 0:
                 problem = f"no {split} image shows a class: {why_empty(set.union(*empty.values()))}"
@@ -87,6 +110,44 @@ def check(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> No
                 id, values = next(iter(empty.items()))
                 problem = f"{len(empty)} of {len(samples)} {split} images show no class, e.g. {id}"
                 warnings.warn(f"{problem}: {why_empty(values)}", stacklevel=3)
+        for doubt, ids in doubtful.items():
+            warnings.warn(f"{len(ids)} {split} images, e.g. {ids[0]}: {doubt}", stacklevel=3)
+        if doubt := refuse and doubt_of_all(pixels, dataset.classes):
+            warnings.warn(f"label maps of {split} images: {doubt}", stacklevel=3)
+
+
+def doubts(sample: Sample, label: np.ndarray) -> list[str]:
+    """What is doubtful about the label map (H, W) uint8 of a photo, though its values and its size are right."""
+    found = []
+    with suppress(OSError), Image.open(sample.path, formats=files.FORMATS) as image:
+        turned = image.getexif().get(files.ORIENTATION, 1)
+        if turned in (2, 3, 4) or (turned > 1 and image.width == image.height):
+            found.append(
+                "EXIF turns the photo, and its size is the same as before. Is the map that of the upright photo?"
+            )
+    between = np.zeros(label.shape, dtype=bool)  # a smaller number on one side, a larger one on the other
+    for axis in (0, 1):
+        one, middle, two = (np.moveaxis(label, axis, 0)[start:][: max(0, label.shape[axis] - 2)] for start in range(3))
+        np.moveaxis(between, axis, 0)[1:-1] |= ((one < middle) & (middle < two)) | ((one > middle) & (middle > two))
+    counts, lines = np.bincount(label.ravel(), minlength=256), np.bincount(label[between], minlength=256)
+    if thin := np.flatnonzero((counts >= 8) & (lines > counts / 2)).tolist():
+        found.append(
+            f"the value {thin[0]} is a line between smaller and larger numbers, as after resizing with smooth "
+            "interpolation. If so, resize the map by nearest neighbour"
+        )
+    return found
+
+
+def doubt_of_all(pixels: np.ndarray, classes: Classes) -> str:
+    """What is doubtful about all label maps of a split together; pixels: of each value (256,); "" if nothing is."""
+    shown = set(np.flatnonzero(pixels[:IGNORE]).tolist())
+    if len(shown) == 1 < classes.num_classes and not shown - set(classes.foreground):
+        return f"every pixel is {classes.names[min(shown)]}. Is that right?"
+    last = classes.num_classes - 1
+    if classes.background == 0 and last > 1 and last not in shown and pixels[IGNORE] > 0.3 * pixels.sum():
+        problem = f"{pixels[IGNORE] / pixels.sum():.0%} are void, and none is {classes.names[last]}, the last class"
+        return f"{problem}. Is 0 the first class in them? Here 0 is the background, and the classes start at 1"
+    return ""
 
 
 def why_empty(values: set[int]) -> str:
