@@ -166,7 +166,7 @@ def test_a_bad_line_of_yolo_is_named(text, says):
         ({"texts/p0.txt": yolo_text()}, "holds 1 texts such as p0.txt, but no data.yaml says which class a number is"),
         ({"texts/data.yaml": "names: [ball]", "texts/labels/x.md": ""}, "texts holds no text of labels"),
         ({"texts/SegmentationClass/p0.png": "x"}, "texts itself holds no labels, but its folder SegmentationClass"),
-        ({"texts/p0.xml": "x"}, "texts itself holds no labels; right are a folder of label maps"),
+        ({"texts/p0.xml": "x"}, "texts itself holds no labels but files .xml; right are a folder of"),
         ({"texts/data.yaml": "train: x"}, "has no `names`: it should be YOLO's data.yaml"),
         ({"texts/data.yaml": "nc: 2\nnames: [a]"}, "as many names as `nc` says"),
         ({"texts/one.json": '{"images": []}'}, "one.json, which is no json of labelme: name a single json itself"),

@@ -13,12 +13,14 @@ from plg_utils import files
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
 
-def read(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
+def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True) -> np.ndarray:
     """Read a label map (H, W) uint8: a PNG with the numbers of the classes, or with their colours.
 
     Colours count if the file holds no numbers (RGB), or if its palette gives numbers the colours of other classes. The
     latter is refused if the classes have VOC's colours, which no one may have chosen: both meanings are likely then.
     In a transparent pixel nothing was painted, and three equal channels hold numbers.
+
+    void: whether there may be one value more, for void; check: refuse numbers of no class
     """
     num_values, voc = classes.num_classes + void, files.voc_palette()
     how = "a readable label map", "write it again with the stage or the tool that made it"
@@ -36,7 +38,7 @@ def read(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
     if turned:
         raise ValueError(f"{path} is a label map that EXIF turns, which few tools see: save it upright, without EXIF")
     if pixels is None:
-        return files.read_label(path, num_values)
+        return files.read_label(path, num_values if check else None)
     void_colours = [tuple(voc[IGNORE].tolist())] + ([(0, 0, 0)] if classes.background is None else [])
     meaning = dict.fromkeys(void_colours, IGNORE) | {colour: value for value, colour in enumerate(classes.colours)}
     pixels[clear] = voc[IGNORE]
@@ -52,7 +54,7 @@ def read(path: Path, classes: Classes, void: bool = False) -> np.ndarray:
     if unknown and numbers is None:
         return np.ascontiguousarray(pixels[:, :, 0])
     if unknown:
-        return files.read_label(path, num_values)
+        return files.read_label(path, num_values if check else None)
     label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
     label[clear] = IGNORE if classes.background is None else classes.background
     if numbers is not None and (label != numbers).any() and _starts(voc, classes.colours):
