@@ -4,6 +4,7 @@ Downloads come from a server on this machine, which breaks off, sends wrong byte
 """
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import re
@@ -16,6 +17,7 @@ import pytest
 import torch
 from clip.model import CLIP, convert_weights
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from segment_anything.build_sam import _build_sam
 from torch import nn
 
@@ -323,6 +325,43 @@ def test_meta_s_file_of_a_sam_is_loaded_whole(tmp_path, monkeypatch):
     loaded = loaded.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "a pointer of git-lfs: fetch the file itself",
+        ),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page, as a server sends it"),
+        (gzip.compress(b"weights", mtime=0), "it is compressed: unpack it"),
+        (b"", "it ends after 0 bytes, so its download was not finished"),
+        (b"PK\3\4" + bytes(100), "it ends after 104 bytes, so its download was not finished"),
+        (b"plain text", "it is damaged, or holds other files or more than tensors"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_holds_no_weights_is_named(content, says, suffix, tmp_path):
+    path = tmp_path / f"own.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"own.{suffix} is not a readable checkpoint .*{says}") as error:
+        checkpoints.load_sam_state(path)
+    assert "weights_only" not in str(error.value)
+
+
+def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path):
+    state = {"a": torch.ones(2), "b": torch.zeros(1)}
+    save_file(state, tmp_path / "own.pth")
+    torch.save(state, tmp_path / "own.safetensors")
+    for name in ("own.pth", "own.safetensors"):
+        assert all(
+            torch.equal(weight, state[key]) for key, weight in checkpoints.load_sam_state(tmp_path / name).items()
+        )
+    shapes = {key: weight.shape for key, weight in state.items()}
+    for broken in ({"b": torch.tensor([torch.nan])}, {"a": torch.ones(2, dtype=torch.int8)}):
+        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give a file from before"):
+            checkpoints.unwrap("own.pth", state | broken, shapes, "a network")
 
 
 def archive(state):

@@ -175,6 +175,18 @@ def test_a_bad_line_of_yolo_is_named(text, says):
         ({"texts": "", "texts.zip": "x"}, "texts.zip is no form of labels that is known: unpack it and name"),
         ({"texts": "", "texts.xml": "x"}, "texts.xml is no form of labels that is known: right are a folder of label"),
         ({"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'}, "export it as JSON, not as JSON-MIN"),
+        (
+            {"texts": "", "texts.json": '{"p0.jpg12": {"regions": []}}'},
+            "another form, with .'p0.jpg12'.: export it as COCO",
+        ),
+        ({"texts": "", "texts.json": '[{"image_id": 1, "score": 0.9}]'}, "JSON-MIN; right are a folder of label maps"),
+        ({"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"}, "has `kpt_shape`, so its labels are boxes and points"),
+        (
+            {"texts/names.txt": "a", "texts/sub/p0.png": ""},
+            "holds no labels but files .txt, but its folder sub holds p0.png",
+        ),
+        ({"texts/job/labelmap.txt": "a", "texts/job/sub/x.txt": ""}, "its folder job holds labelmap.txt: name that"),
+        ({"texts/s1/p0.json": "{}"}, "texts itself holds no labels, but its folder s1 holds p0.json: name that"),
         ({"texts": "", "texts.json": '{"annotations": [{"segments_info": []}]}'}, "a json of COCO's panoptic form"),
     ],
 )
@@ -190,7 +202,11 @@ def test_labels_of_no_form_are_refused_with_what_would_be_right(files_of, says):
 @pytest.mark.parametrize("folder", ["train/labels", ".", "labels/val/a"])
 def test_where_tools_put_the_texts_of_yolo(folder):
     yolo(yolo_text(contours=True), path=f"yolo/{folder}/p1.txt")
-    for labels in ("yolo", "yolo/data.yaml"):
+    write(
+        Path("here/data.yaml"),
+        f"path: ../yolo/{'' if 'labels' not in folder else folder.split('labels')[0]}\nnames: [ball, box]",
+    )
+    for labels in ("yolo", "yolo/data.yaml", *(["here/data.yaml"] if "labels" in folder else [])):
         np.testing.assert_array_equal(load(labels).labelled[0].truth(), LABEL)
     Path("yolo/data.yaml").unlink()
     write(Path("yolo/classes.txt"), "ball\nbox\n")
@@ -232,6 +248,16 @@ def test_a_folder_of_labelme(folder):
     np.testing.assert_array_equal(data.labelled[0].truth(), expected)
     assert (data.labelled[1].truth() == 1).all()  # a later shape is on top, though it is larger
     np.testing.assert_array_equal(load(f"{folder}/p0.json").labelled[0].truth(), expected)
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "rotation"])
+@pytest.mark.parametrize("photo", ["", None])
+def test_files_of_x_anylabeling(kind, photo):
+    """It writes all four corners, a list of classes beside the files, and no path of an image pasted in."""
+    labelme_file("labels/p0.json", *({**shape, "shape_type": kind} for shape in shapes()), photo=photo)
+    write(Path("labels/classes.txt"), "ball\nbox\n")
+    with warnings.catch_warnings(action="ignore"):
+        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
 
 
 def test_labelmes_files_of_another_photo_or_of_boxes():
@@ -313,6 +339,7 @@ def test_which_annotation_of_a_task_counts():
         (region("box", {"rle": [0, 0, 0, 9]}), "run lengths are not those of a brush"),
         (region("box", {"rle": _formats.brush_rle(np.ones((3, 3), bool))}), r"36 values, not 4 for each pixel"),
         (region("box", {"rle": _formats.brush_rle(LABEL > 0)[:-3]}), "they end too early"),
+        (region("box", {"vertices": [{"x": 1, "y": 1}], "vectorlabels": ["box"]}, "vectorlabels"), "type vectorlabels"),
         (brush("box") | {"value": {"rle": [1], "brushlabels": ["ball", "box"]}}, "labels .'ball', 'box'., and one"),
         (region("box", {"points": [[0, 0], [300, 0], [300, 300]]}, "polygonlabels"), "not a number in or near"),
     ],
