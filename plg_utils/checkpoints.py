@@ -422,15 +422,19 @@ def unwrap(
     if fitting:
         places = ", ".join(place for place, _ in fitting)
         raise ValueError(f"{path} holds the weights of {what} in {places}: save one of these by its state_dict()")
-    seen = [str(name) for _, state in states for name in state]
-    seems = next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
-    seems = f", it seems to be {seems}" if seems else ""
+    seems = f", it seems to be {whose}" if (whose := seems_to_be(content)) else ""
     bad = min((wrong(state) for _, state in states), key=len)
     shown, held = (", ".join(files.shown(name)[1:-1] for name in list(names)[:3]) for names in (bad, content))
     raise ValueError(
         f"{path} does not hold the weights of {what}{seems}: {len(bad)} weights are missing or differ, e.g. {shown}. "
         f"The file holds {held}, ... Give the file that its authors published, or its state_dict() alone"
     )
+
+
+def seems_to_be(content: dict[str, Any]) -> str:
+    """Whose weights a file holds, by the names in it, such as "SAM vit_b"; "" if they are not known."""
+    seen = {str(name) for _, state in _states(content) for name in state}
+    return next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
 
 
 def _states(content: dict, place: str = "the file", depth: int = 0) -> Iterator[tuple[str, dict]]:
