@@ -327,6 +327,19 @@ def test_meta_s_file_of_a_sam_is_loaded_whole(tmp_path, monkeypatch):
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize(("model", "depth"), [("vit_b", 12), ("vit_l", 24), ("vit_h", 32)])
+def test_which_sam_a_file_holds_is_seen_in_it(model, depth, tmp_path, monkeypatch):
+    small = partial(_build_sam, 8, depth, 2, [1])
+    monkeypatch.setitem(sam.sam_model_registry, model, small)
+    state = small().state_dict()
+    torch.save({"model": {f"module.{key}": weight.half() for key, weight in state.items()}}, tmp_path / "own.pth")
+    loaded = sam.load(str(tmp_path / "own.pth")).state_dict()
+    assert all(torch.equal(weight, state[key].half().float()) for key, weight in loaded.items())
+    torch.save({"image_encoder.layers.0": torch.zeros(1)}, tmp_path / "mobile_sam.pt")
+    with pytest.raises(ValueError, match="which SAM is .*mobile_sam.pt, of vit_b, vit_l, vit_h.*seems to be MobileSAM"):
+        sam.load(str(tmp_path / "mobile_sam.pt"))
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
