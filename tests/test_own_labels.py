@@ -133,11 +133,6 @@ def turn_photo(orientation):
 @pytest.mark.parametrize(
     ("label", "orientation", "says"),
     [
-        (
-            np.array(Image.fromarray(LABEL // 2 * 4).resize((64, 48), 2).resize((16, 12), 0)),
-            1,
-            "line between smaller and",
-        ),
         (LABEL, 3, "EXIF turns the photo, and its size is the same as before"),
         (LABEL, 2, "EXIF turns the photo, and its size is the same as before"),
         (np.ones(SIZE, np.uint8), 1, "every pixel is ball. Is that right?"),
@@ -156,6 +151,19 @@ def test_what_is_doubtful_about_label_maps_is_told(label, orientation, says, cap
         load(classes=classes)
     assert check.main(["folder", "--root", "photos", "classes", json.dumps(classes), "labels", "maps"]) == 0
     assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(100, 70), (170, 130)])
+@pytest.mark.parametrize("last", [2, 5, 60])
+@pytest.mark.parametrize("way", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
+def test_maps_that_were_resized_smoothly_are_told(size, last, way):
+    label = np.array([0, 1, last], np.uint8)[np.kron(LABEL, np.ones((8, 8), np.uint8))]
+    files.write_label("maps/p0.png", np.array(Image.fromarray(label).resize(size, way)))
+    files.write_image("photos/p0.jpg", np.zeros((*size[::-1], 3), np.uint8))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load(classes=[f"class {number}" for number in range(1, 80)])
+    assert any("smooth interpolation" in str(one.message) for one in said) == (way != Image.Resampling.NEAREST)
 
 
 def test_right_maps_are_not_doubted(recwarn):

@@ -127,14 +127,18 @@ def doubts(sample: Sample, label: np.ndarray) -> list[str]:
             found.append(
                 "EXIF turns the photo, and its size is the same as before. Is the map that of the upright photo?"
             )
-    between = np.zeros(label.shape, dtype=bool)  # a smaller number on one side, a larger one on the other
-    for axis in (0, 1):
-        one, middle, two = (np.moveaxis(label, axis, 0)[start:][: max(0, label.shape[axis] - 2)] for start in range(3))
-        np.moveaxis(between, axis, 0)[1:-1] |= ((one < middle) & (middle < two)) | ((one > middle) & (middle > two))
-    counts, lines = np.bincount(label.ravel(), minlength=256), np.bincount(label[between], minlength=256)
-    if thin := np.flatnonzero((counts >= 8) & (lines > counts / 2)).tolist():
+    parted = beside = 0  # places where two numbers that are no neighbours have one in between, or touch
+    for rows in (label, label.T):
+        one, middle, two = rows[:-2], rows[1:-1], rows[2:]
+        low, high = np.minimum(one, two), np.maximum(one, two)
+        parted += np.count_nonzero((low < middle) & (middle < high) & (high < IGNORE))
+        low, high = np.minimum(rows[:-1], rows[1:]), np.maximum(rows[:-1], rows[1:])
+        beside += np.count_nonzero((high - low > 1) & (high < IGNORE))
+    if 5 * parted > max(
+        beside, 75
+    ):  # in 2,699 maps of CamVid and COCO beside is 26 times as much or more, here 3 or less
         found.append(
-            f"the value {thin[0]} is a line between smaller and larger numbers, as after resizing with smooth "
+            "lines of numbers in between part small numbers from large ones, as after resizing with smooth "
             "interpolation. If so, resize the map by nearest neighbour"
         )
     return found
