@@ -310,6 +310,13 @@ def test_tasks_of_label_studio(result):
     np.testing.assert_array_equal(load(tasks(result)).labelled[0].truth(), LABEL)
 
 
+def test_a_caption_is_no_path_of_a_photo():
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    content[0]["data"] = {"caption": "A ball. And a box"} | content[0]["data"]
+    files.write_json("tasks.json", content)
+    np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
+
+
 def test_a_brush_and_its_label_may_be_two_items():
     drawn = brush("ball", type="brush")
     del drawn["value"]["brushlabels"]
@@ -433,6 +440,15 @@ def test_a_segmentation_mask_of_cvat(mode):
     Path("cvat/SegmentationClass/p0.png").unlink()  # a person goes on, and the map that was read last is another one
     cvat(np.roll(numbers, 1, axis=1), lines, mode, "cvat/SegmentationClass/sub/p1.png")
     np.testing.assert_array_equal(load(root).labelled[0].truth(), np.roll(LABEL, 1, axis=1))
+
+
+def test_an_export_of_cvat_in_a_folder_of_its_own_is_read_by_review(tmp_path):
+    sample = Sample("p0", lambda: np.zeros((*SIZE, 3), np.uint8))
+    review.write(tmp_path / "out", [sample], lambda _: LABEL, FOUR, forms=["cvat"])
+    (tmp_path / "out" / "cvat").rename(tmp_path / "job_1")
+    (tmp_path / "out" / "cvat").mkdir()
+    (tmp_path / "job_1").rename(tmp_path / "out" / "cvat" / "job_1")
+    assert not review.read(tmp_path / "out")[0][0].changed
 
 
 def test_colours_and_names_of_cvat():

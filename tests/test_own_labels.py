@@ -480,6 +480,9 @@ def test_a_palette_in_another_order_is_understood_by_its_colours_or_refused():
     swapped(LABEL, files.voc_palette()[1:3].tolist())
     with pytest.raises(ValueError, match="p0.png shows the value 2 in the colour of 0: which class it means is not"):
         load()
+    files.write_label("maps/p0.png", (LABEL == 0).astype(np.uint8), [(255, 255, 255), (0, 0, 0)])  # ImageJ's, inverted
+    with pytest.raises(ValueError, match="p0.png shows the value 1 in black, as if it were the background: save"):
+        load()
     for palette in ((), files.voc_palette()[:3], OWN.values()):  # numbers in order, whatever colours they have
         files.write_label("maps/p0.png", LABEL, list(palette))
         np.testing.assert_array_equal(load().labelled[0].truth(), LABEL)

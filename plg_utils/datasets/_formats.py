@@ -337,9 +337,13 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
                 why = f"the task has {len(drawn)} annotations: keep one of them"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
             places = [value for value in task["data"].values() if isinstance(value, str)]
-            image = next((place for place in places if Path(place.split("?")[0]).suffix or "?d=" in place), places[0])
+            image = min(places, key=lambda place: "?d=" not in place and not _is_photo(place))
             images.append((_instances.stem_of(image), size, rows))
     return _gathered(path, images, categories, [path])
+
+
+def _is_photo(place: str) -> bool:
+    return Path(place.split("?")[0]).suffix.lower() in files.SUFFIXES  # a caption may hold a dot, too
 
 
 def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tuple | None]:
@@ -438,6 +442,8 @@ def brush_rle(mask: np.ndarray) -> list[int]:
 def read_cvat(root: Path) -> Instances:
     """Read labelmap.txt and SegmentationClass/*.png: a category for each colour; black is background, if no other."""
     colours: dict[tuple, str] = {}
+    if not (root / "labelmap.txt").exists():  # unpacked into a folder of its own
+        root = next((path.parent for path in root.glob("*/labelmap.txt")), root)
     path = root / "labelmap.txt"
     lines = [line.strip() for line in files.read_lines(path) if line.strip() and line.strip()[0] != "#"]
     for number, line in enumerate(lines):

@@ -130,27 +130,19 @@ def _doubt(annotation: dict) -> str:
         else:
             size = tuple(int(max(number for part in outline for number in part[start::2])) + 2 for start in (1, 0))
             parts = [decode([part], size) for part in outline] if max(size) < 1 << 14 else []
-        left, top, width, height = box if isinstance(box, list) else (0, 0, 0, 0)
-        rows, columns = np.nonzero(np.logical_or.reduce(parts))
-        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-        meant = (left, top, left + width, top + height), (left, top, width, height)  # some tools write the corners
-        misplaced = width * height > 0 and max(_overlap(found, corners) for corners in meant) < 0.5
+        mask = np.logical_or.reduce(parts)
+        left, top, *ends = (max(0, round(number)) for number in box or (0, 0, *mask.shape[::-1]))
+        boxes = (left + ends[0], top + ends[1]), ends  # width and height, or, of some tools, the other corner
+        misplaced = min(ends) > 0 and all(
+            2 * mask[top:bottom, left:right].sum() < mask.sum() for right, bottom in boxes
+        )
     except (KeyError, TypeError, ValueError, OverflowError):
         return ""  # `paint` says what is wrong
     if misplaced:
-        return (
-            "are not where their bbox says. Are x and y swapped, are outlines or boxes of another size, or do run "
-            "lengths go row by row, not column by column?"
-        )
+        problem = "are not where their bbox says. Are x and y swapped, are outlines or boxes of another size"
+        return f"{problem}, or do run lengths go row by row, not column by column?"
     inner = any(one.any() and not (one & ~two).any() for one, two in permutations(parts, 2))
     return "have a polygon inside of another one: COCO fills it. If it is a hole, write run lengths" if inner else ""
-
-
-def _overlap(one: tuple, two: tuple) -> float:
-    """IoU of two boxes: left, top, right, bottom."""
-    one, two, both = (np.maximum(box, 0) for box in (one, two, (*np.maximum(one, two)[:2], *np.minimum(one, two)[2:])))
-    shared, *areas = (np.prod(np.maximum(box[2:] - box[:2], 0)) for box in (both, one, two))
-    return shared / max(sum(areas) - shared, 1e-9)
 
 
 def _is_click(annotation: dict) -> bool:

@@ -54,6 +54,10 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
     if unknown and numbers is None:
         return np.ascontiguousarray(pixels[:, :, 0])
     if unknown:
+        black = numbers[(pixels == 0).all(axis=2) & (numbers != IGNORE)]
+        if classes.background == 0 and black.any():
+            problem = f"{path} shows the value {black.max()} in black, as if it were the background"
+            raise ValueError(f"{problem}: save the numbers of the classes as 8-bit grey")
         return files.read_label(path, num_values if check else None)
     label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
     label[clear] = IGNORE if classes.background is None else classes.background
