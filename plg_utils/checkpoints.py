@@ -415,9 +415,7 @@ def unwrap(
         for name, weight in state.items():
             is_float = getattr(weight, "is_floating_point", bool)()
             if weight.isnan().any() if is_float else name in wanted:
-                raise ValueError(
-                    f"{path}: {name} holds nan or integers: give a file from before its training went wrong"
-                )
+                raise ValueError(f"{path}: {name} holds nan or integers: give one from before training went wrong")
         return state
     if fitting:
         places = ", ".join(place for place, _ in fitting)

@@ -23,38 +23,34 @@ def pair_up(
 ) -> tuple[dict[str, tuple[Path | None, Path]], list[str]]:
     """Pairs of the PNG label maps of two folders that have the same name.
 
-    ids: names without .png, to use only these truths. Case and the way to write accents do not matter
+    ids: names without .png, to use only these truths
     returns: id -> (prediction, truth), where prediction is None if it is missing and that is allowed; and the ids of
         the predictions that are not used
     """
     predicted, annotated = _maps_in(predictions), _maps_in(truths)
-    wanted = {
-        id: files.same_name(id) for id in (sorted(path.stem for path in annotated.values()) if ids is None else ids)
-    }
-    if unknown := [id for id, name in wanted.items() if name not in annotated]:
+    own = {files.same_name(id): id for id in annotated}  # case and the way to write accents do not matter
+    predicted = {own.get(files.same_name(id), id): path for id, path in predicted.items()}
+    wanted = sorted(annotated) if ids is None else list(ids)
+    if unknown := [id for id in wanted if id not in annotated]:
         raise ValueError(f"{truths} holds no PNG for {_some(unknown)} of the list of ids: fix the list or the folder")
-    missing = [id for id, name in wanted.items() if name not in predicted]
+    missing = [id for id in wanted if id not in predicted]
     if len(missing) == len(wanted):
-        has, needs = (
-            f"{predictions} holds {_some([path.stem for path in predicted.values()])}",
-            f"{truths} needs {_some(wanted)}",
-        )
+        has, needs = f"{predictions} holds {_some(predicted)}", f"{truths} needs {_some(wanted)}"
         raise ValueError(f"{has}, but {needs}: give both the same names")
     if missing and not allow_missing:
         remedy = "add them, name the images to score with --ids, or count them as uncovered with --allow-missing"
         raise ValueError(f"{predictions} holds no PNG for {_some(missing)} of {truths}: {remedy}")
-    others = sorted(predicted[name].stem for name in predicted.keys() - {*wanted.values()})
-    return {id: (predicted.get(name), annotated[name]) for id, name in wanted.items()}, others
+    return {id: (predicted.get(id), annotated[id]) for id in wanted}, sorted(predicted.keys() - set(wanted))
 
 
 def _maps_in(folder: Path) -> dict[str, Path]:
-    """PNG files of a folder by their names without suffix, as `files.same_name` writes them."""
+    """PNG files of a folder by their names without suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one that holds label maps as PNG")
     paths = datasets.files_in(folder, (".png",), "label map")
     if twice := files.repeated(files.same_name(path.stem) for path in paths):
         raise ValueError(f"{folder} holds two PNG called {twice[0]}: remove one")
-    return {files.same_name(path.stem): path for path in paths}
+    return {path.stem: path for path in paths}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -373,7 +373,7 @@ def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path)
         )
     shapes = {key: weight.shape for key, weight in state.items()}
     for broken in ({"b": torch.tensor([torch.nan])}, {"a": torch.ones(2, dtype=torch.int8)}):
-        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give a file from before"):
+        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give one from before"):
             checkpoints.unwrap("own.pth", state | broken, shapes, "a network")
 
 

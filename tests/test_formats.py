@@ -180,7 +180,10 @@ def test_a_bad_line_of_yolo_is_named(text, says):
             "another form, with .'p0.jpg12'.: export it as COCO",
         ),
         ({"texts": "", "texts.json": '[{"image_id": 1, "score": 0.9}]'}, "JSON-MIN; right are a folder of label maps"),
-        ({"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"}, "has `kpt_shape`, so its labels are boxes and points"),
+        (
+            {"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"},
+            "has `kpt_shape`, so its labels are boxes and points of poses",
+        ),
         (
             {"texts/names.txt": "a", "texts/sub/p0.png": ""},
             "holds no labels but files .txt, but its folder sub holds p0.png",

@@ -133,8 +133,8 @@ def turn_photo(orientation):
 @pytest.mark.parametrize(
     ("label", "orientation", "says"),
     [
-        (LABEL, 3, "EXIF turns the photo, and its size is the same as before"),
-        (LABEL, 2, "EXIF turns the photo, and its size is the same as before"),
+        (LABEL, 3, "EXIF turns the photo, and its size stays the same"),
+        (LABEL, 2, "EXIF turns the photo, and its size stays the same"),
         (np.ones(SIZE, np.uint8), 1, "every pixel is ball. Is that right?"),
         (
             np.where(LABEL == 0, IGNORE, LABEL - 1).astype(np.uint8),

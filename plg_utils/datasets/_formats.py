@@ -198,9 +198,7 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
         if not isinstance(content, dict) or "names" not in content:
             raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
         if "kpt_shape" in content:
-            raise ValueError(
-                f"{names} has `kpt_shape`, so its labels are boxes and points of poses, which no map holds"
-            )
+            raise ValueError(f"{names} has `kpt_shape`, so its labels are boxes and points of poses: no outlines")
         try:
             listed = class_files.yolo_names(content)
         except ValueError as error:
@@ -337,13 +335,10 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
                 why = f"the task has {len(drawn)} annotations: keep one of them"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
             places = [value for value in task["data"].values() if isinstance(value, str)]
-            image = min(places, key=lambda place: "?d=" not in place and not _is_photo(place))
+            ends = {place: Path(place.split("?")[0]).suffix.lower() for place in places}  # a caption may hold a dot
+            image = next((place for place in places if ends[place] in files.SUFFIXES or "?d=" in place), places[0])
             images.append((_instances.stem_of(image), size, rows))
     return _gathered(path, images, categories, [path])
-
-
-def _is_photo(place: str) -> bool:
-    return Path(place.split("?")[0]).suffix.lower() in files.SUFFIXES  # a caption may hold a dot, too
 
 
 def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tuple | None]:
@@ -351,9 +346,8 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
     regions: dict[str, dict] = {}  # a brush and its label may be two items of the same id
     for number, item in enumerate(result):
         value = item.get("value", {})
-        if "original_height" in item and (
-            value.keys() & {"rle", "points", "x"} or any(key.endswith("labels") for key in value)
-        ):
+        drawn = value.keys() & {"rle", "points", "x"} or any(key.endswith("labels") for key in value)
+        if "original_height" in item and drawn:
             region = regions.setdefault(str(item.get("id", number)), {"turned": item.get("image_rotation")})
             region |= {key: value[key] for key in ("rle", "points", "x", "y", "width", "height") if key in value}
             region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}

@@ -26,10 +26,8 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
     how = "a readable label map", "write it again with the stage or the tool that made it"
     with files.reading(path, *how), Image.open(path, formats=files.FORMATS) as image:
         palette = np.array(image.getpalette("RGB") or [] if image.mode == "P" else [], dtype=np.uint8).reshape(-1, 3)
-        kind, turned = (
-            (image.format, image.mode),
-            image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1,
-        )
+        kind = image.format, image.mode
+        turned = image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1
         usual = any(_starts(palette, colours) for colours in (classes.colours, voc[:num_values]))
         coloured = kind in (("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")) and not usual
         numbers = np.array(image) if image.mode == "P" and coloured else None  # (H, W)
@@ -128,9 +126,7 @@ def doubts(sample: Sample, label: np.ndarray) -> list[str]:
     with suppress(OSError), Image.open(sample.path, formats=files.FORMATS) as image:
         turned = image.getexif().get(files.ORIENTATION, 1)
         if turned in (2, 3, 4) or (turned > 1 and image.width == image.height):
-            found.append(
-                "EXIF turns the photo, and its size is the same as before. Is the map that of the upright photo?"
-            )
+            found.append("EXIF turns the photo, and its size stays the same. Is the map that of the upright photo?")
     parted = beside = 0  # places where two numbers that are no neighbours have one in between, or touch
     for rows in (label, label.T):
         one, middle, two = rows[:-2], rows[1:-1], rows[2:]
@@ -138,9 +134,7 @@ def doubts(sample: Sample, label: np.ndarray) -> list[str]:
         parted += np.count_nonzero((low < middle) & (middle < high) & (high < IGNORE))
         low, high = np.minimum(rows[:-1], rows[1:]), np.maximum(rows[:-1], rows[1:])
         beside += np.count_nonzero((high - low > 1) & (high < IGNORE))
-    if 5 * parted > max(
-        beside, 75
-    ):  # in 2,699 maps of CamVid and COCO beside is 26 times as much or more, here 3 or less
+    if 5 * parted > max(beside, 75):  # of 2,699 maps of CamVid and COCO 26 * parted is below beside in all
         found.append(
             "lines of numbers in between part small numbers from large ones, as after resizing with smooth "
             "interpolation. If so, resize the map by nearest neighbour"
