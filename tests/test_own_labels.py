@@ -187,6 +187,28 @@ def test_a_map_that_exif_turns_is_refused():
         load()
 
 
+LISTED = {  # as labelme2voc, labelme, YOLO and Roboflow list the classes that the numbers of maps mean
+    "class_names.txt": "_background_\nbox\nBall\n",
+    "maps/labels.txt": "__ignore__\n_background_\nbox\nball\n",
+    "maps/classes.txt": "box\nball\ncup\n",
+    "maps/_classes.csv": "Pixel Value, Class\n0, background\n1, box\n2, ball\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_list_beside_the_maps_in_another_order_is_refused(name):
+    write_maps(LABEL)
+    write(Path(name), LISTED[name])
+    with pytest.raises(
+        ValueError, match=f"{name} lists box, ball(, cup)?, the classes are ball, box: which order the numbers"
+    ):
+        load()
+    np.testing.assert_array_equal(load(classes=("box", "ball")).labelled[0].truth(), LABEL)
+    np.testing.assert_array_equal(load(classes=("cat", "dog")).labelled[0].truth(), LABEL)  # nothing to compare
+    save(coloured(LABEL, OWN.values()))
+    np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL)  # colours have no order
+
+
 def test_label_maps_in_folders_below_are_told():
     write_maps(LABEL)
     write_maps(LABEL, LABEL, folder="maps/more")

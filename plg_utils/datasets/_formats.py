@@ -138,6 +138,9 @@ def read_labelme(paths: list[Path]) -> Instances:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
             size = content.get("imageHeight"), content.get("imageWidth")
+            if None in size and content.get("imageData"):  # before version 3.16 the photo alone tells
+                with Image.open(io.BytesIO(base64.b64decode(content["imageData"])), formats=files.FORMATS) as picture:
+                    size = picture.height, picture.width
             if not all(isinstance(shape["label"], str) for shape in content["shapes"]):
                 raise TypeError("a label is no text")
             rows = [

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from plg_utils import files
+from plg_utils import class_files, files
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
+
+LISTS = ("class_names.txt", "labels.txt", "classes.txt", "_classes.csv")  # as tools call lists of the classes
 
 
 def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True) -> np.ndarray:
@@ -33,6 +35,8 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
         numbers = np.array(image) if image.mode == "P" and coloured else None  # (H, W)
         pixels = np.array(image.convert("RGB")) if coloured else None
         clear = coloured and image.mode == "RGBA" and np.array(image.getchannel("A")) == 0  # (H, W)
+    if not coloured or numbers is not None:
+        _check_order(path, classes)
     if turned:
         raise ValueError(f"{path} is a label map that EXIF turns, which few tools see: save it upright, without EXIF")
     if pixels is None:
@@ -67,6 +71,22 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
             "numbers of the classes as 8-bit grey, or with the palette of the classes"
         )
     return label
+
+
+def _check_order(path: Path, classes: Classes) -> None:
+    """Refuse the numbers of a map if a tool has left a list of classes in another order beside it, or one level up."""
+    places = (folder / name for folder in path.parents[:2] for name in LISTS)
+    if place := next((place for place in places if place.is_file()), None):
+        lines = files.read_lines(place)[place.suffix == ".csv" :]  # whose first line is a head
+        names = [line.rpartition(",")[2].strip() for line in lines if line.strip()]
+        names = [name for name in names if name != "__ignore__" and not class_files.is_background(name)]
+        listed = [files.same_name(name) for name in names]
+        own = [files.same_name(classes.names[value]) for value in classes.foreground]
+        if listed[: len(own)] != own and set(own) <= set(listed):
+            problem = f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}"
+            raise ValueError(
+                f"{problem}: which order the numbers of {path} have is not known. Give both the same order"
+            )
 
 
 def _starts(palette: np.ndarray, colours: Sequence) -> bool:
