@@ -129,7 +129,9 @@ def _doubt(annotation: dict) -> str:
             parts = [decode(outline, tuple(outline["size"]))]
         else:
             size = tuple(int(max(number for part in outline for number in part[start::2])) + 2 for start in (1, 0))
-            parts = [decode([part], size) for part in outline] if max(size) < 1 << 14 else []
+            if max(size) > 1 << 14:
+                return ""
+            parts = [decode([part], size) for part in outline]
         mask = np.logical_or.reduce(parts)
         left, top, *ends = (max(0, round(number)) for number in box or (0, 0, *mask.shape[::-1]))
         boxes = (left + ends[0], top + ends[1]), ends  # width and height, or, of some tools, the other corner
@@ -172,7 +174,7 @@ def paint(
             if annotation["category_id"] not in values:
                 raise ValueError(f"its category {annotation['category_id']!r} stands for no class")
             value = IGNORE if annotation.get("iscrowd", 0) else values[annotation["category_id"]]
-            segmentation = annotation.get("segmentation") or []
+            segmentation = annotation.get("segmentation", [])
             where = np.flatnonzero(decode(segmentation, size))
             if len(where) < 2 and isinstance(segmentation, list):
                 _check_place(segmentation, size)
@@ -205,7 +207,9 @@ def decode(segmentation: list | dict | Callable, size: tuple[int, int]) -> np.nd
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
         return np.ascontiguousarray(coco.decode(rle), dtype=bool)  # it comes column by column
     if not isinstance(segmentation, dict):
-        raise ValueError(f"its segmentation is {files.shown(segmentation)}: right are polygons or run lengths")
+        raise ValueError(
+            f"its segmentation is {files.shown(segmentation)}, not of COCO's form: polygons or run lengths"
+        )
     if list(segmentation["size"]) != list(size):
         raise ValueError(f"run lengths of size {files.shown(tuple(segmentation['size']))}, the image has {size}")
     counts = segmentation["counts"]
