@@ -370,6 +370,14 @@ def test_outlines_that_disagree_with_their_boxes_and_holes_are_told(outline_of, 
     )
 
 
+@pytest.mark.parametrize(
+    "outline", [{"size": [1 << 20, 1 << 20], "counts": [1 << 40]}, [[0, 0, 1 << 20, 0, 0, 1 << 20]]]
+)
+def test_outlines_of_no_size_are_not_drawn_to_be_compared(outline):
+    with pytest.raises(ValueError, match="p0 has no label map: annotation 0"):
+        load(write_json((0, 1, outline, {"bbox": [0, 0, 9, 9]})))
+
+
 def inside(box):
     mask = np.zeros(SIZE, bool)
     mask[box[0] : box[2], box[1] : box[3]] = True

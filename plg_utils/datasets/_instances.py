@@ -126,12 +126,13 @@ def _doubt(annotation: dict) -> str:
     outline, box = annotation.get("segmentation"), annotation.get("bbox")
     try:
         if isinstance(outline, dict):
-            parts = [decode(outline, tuple(outline["size"]))]
+            size, each = tuple(outline["size"]), [outline]
         else:
             size = tuple(int(max(number for part in outline for number in part[start::2])) + 2 for start in (1, 0))
-            if max(size) > 1 << 14:
-                return ""
-            parts = [decode([part], size) for part in outline]
+            each = [[part] for part in outline]
+        if len(each) * size[0] * size[1] > LARGEST // 2:
+            return ""
+        parts = [decode(part, size) for part in each]
         mask = np.logical_or.reduce(parts)
         left, top, *ends = (max(0, round(number)) for number in box or (0, 0, *mask.shape[::-1]))
         boxes = (left + ends[0], top + ends[1]), ends  # width and height, or, of some tools, the other corner
