@@ -35,6 +35,7 @@ FIXES = {  # problem: remedy
     "label maps that cannot be used": "correct these maps or annotations as the message says, or remove them",
     "ids used more than once": "rename one of the photos, or keep each photo in one split",
     "images without any class": "look at these label maps, and annotate what they should show, or remove them",
+    "label maps that are doubtful": "look at these label maps beside their photos",
     "no label map of a split shows a class": "look at these label maps, or choose others (options labelled and seed)",
     "classes that no labelled image shows": "label more images (option labelled), or other images (option seed)",
 }
@@ -66,6 +67,10 @@ def data_set(dataset: Dataset) -> list[Row]:
             empty[split].append(f"{sample.id}: {_maps.why_empty({*np.flatnonzero(values).tolist()})}")
         if truth is not None and split == "labelled":
             pixels += values
+        for doubt in _maps.doubts(sample, truth) if truth is not None and sample.path else ():
+            cases["warning", "label maps that are doubtful"].append((split, f"{sample.id}: {doubt}"))
+    if doubt := _maps.doubt_of_all(pixels, dataset.classes):
+        cases["warning", "label maps that are doubtful"].append(("labelled", doubt))
     for split, messages in empty.items():
         finding = "warning", "images without any class"
         if len(messages) == with_map[split]:

@@ -46,7 +46,13 @@ OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded a
 }
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
 CLIP_WEIGHTS = ("text_projection", "token_embedding.weight", "visual.proj")  # of every CLIP with a vision transformer
+NO_WEIGHTS = {  # begin of a file: what it is
+    b"version https://git-lfs": "it is a pointer of git-lfs: fetch the file itself by `git lfs pull`",
+    b"<": "it is a web page, as a server sends it in place of a file",
+    b"\x1f\x8b": "it is compressed: unpack it",
+}
 MARKS = {  # begin of a weight's name: whose it is
+    "mask_decoder.hf_token.": "SAM-HQ, which is for masks/hf",
     "image_encoder.layers.": "MobileSAM",
     "image_encoder.patch_embed.seq.": "MobileSAM",
     "sam_mask_decoder.": "SAM 2, which is for masks/hf",
@@ -375,13 +381,18 @@ def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:
     from safetensors.torch import load_file
 
     with files.reading(path, "a readable checkpoint", "fetch it again, or save the network's state_dict() alone"):
-        if Path(path).suffix == ".safetensors":
+        with open(path, "rb") as file:
+            begin = file.read(64)
+        if strange := next((what for mark, what in NO_WEIGHTS.items() if begin.lstrip().lower().startswith(mark)), ""):
+            raise ValueError(strange)
+        if not begin or (begin.startswith(b"PK") and not zipfile.is_zipfile(path)):
+            raise ValueError(f"it ends after {Path(path).stat().st_size:,} bytes, so its download was not finished")
+        if begin[8:9] == b"{":  # whatever its name ends in
             return load_file(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch advises to run the code in the file
-            is_pickle = type(error).__name__ == "UnpicklingError"
-            raise ValueError("it is damaged or holds more than tensors" if is_pickle else error) from error
+            raise ValueError("it is damaged, or holds other files or more than tensors") from error
         if not isinstance(state, dict):
             raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
         return state
@@ -404,19 +415,28 @@ def unwrap(
     states = list(_states(content))
     fitting = [(place, state) for place, state in states if not wrong(state)]
     if len(fitting) == 1:
-        return fitting[0][1]
+        state = fitting[0][1]
+        for name, weight in state.items():
+            is_float = getattr(weight, "is_floating_point", bool)()
+            if weight.isnan().any() if is_float else name in wanted:
+                raise ValueError(f"{path}: {name} holds nan or integers: give one from before training went wrong")
+        return state
     if fitting:
         places = ", ".join(place for place, _ in fitting)
         raise ValueError(f"{path} holds the weights of {what} in {places}: save one of these by its state_dict()")
-    seen = [str(name) for _, state in states for name in state]
-    seems = next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
-    seems = f", it seems to be {seems}" if seems else ""
+    seems = f", it seems to be {whose}" if (whose := seems_to_be(content)) else ""
     bad = min((wrong(state) for _, state in states), key=len)
     shown, held = (", ".join(files.shown(name)[1:-1] for name in list(names)[:3]) for names in (bad, content))
     raise ValueError(
         f"{path} does not hold the weights of {what}{seems}: {len(bad)} weights are missing or differ, e.g. {shown}. "
         f"The file holds {held}, ... Give the file that its authors published, or its state_dict() alone"
     )
+
+
+def seems_to_be(content: dict[str, Any]) -> str:
+    """Whose weights a file holds, by the names in it, such as "SAM vit_b"; "" if they are not known."""
+    seen = {str(name) for _, state in _states(content) for name in state}
+    return next((whose for mark, whose in MARKS.items() if any(name.startswith(mark) for name in seen)), "")
 
 
 def _states(content: dict, place: str = "the file", depth: int = 0) -> Iterator[tuple[str, dict]]:

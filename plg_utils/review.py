@@ -276,6 +276,8 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
     listed, problems, absent = {}, [], {}
     if "labelme" in forms:
         listed |= {str(path): path.stem for path in sorted((source / "images").glob("*.json"))}
+    if "png" in forms:  # a program may have saved a copy under another name
+        listed |= {str(path): path.stem for path in sorted((source / "labels").glob("*.png"))}
     for form, read_it in OBJECTS.items():
         if form in forms:
             objects = read_it(source)

@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from plg_utils import class_files, datasets, files, metrics
+from plg_utils.datasets import _maps
 from plg_utils.records import IGNORE, Classes, Scores
 
 
@@ -27,6 +28,8 @@ def pair_up(
         the predictions that are not used
     """
     predicted, annotated = _maps_in(predictions), _maps_in(truths)
+    own = {files.same_name(id): id for id in annotated}  # case and the way to write accents do not matter
+    predicted = {own.get(files.same_name(id), id): path for id, path in predicted.items()}
     wanted = sorted(annotated) if ids is None else list(ids)
     if unknown := [id for id in wanted if id not in annotated]:
         raise ValueError(f"{truths} holds no PNG for {_some(unknown)} of the list of ids: fix the list or the folder")
@@ -45,7 +48,7 @@ def _maps_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one that holds label maps as PNG")
     paths = datasets.files_in(folder, (".png",), "label map")
-    if twice := files.repeated(path.stem for path in paths):
+    if twice := files.repeated(files.same_name(path.stem) for path in paths):
         raise ValueError(f"{folder} holds two PNG called {twice[0]}: remove one")
     return {path.stem: path for path in paths}
 
@@ -56,12 +59,12 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{f', ... ({len(names)} in all)' if len(names) > 3 else ''}"
 
 
-def score_pair(prediction: Path | None, truth: Path, num_classes: int) -> np.ndarray:
+def score_pair(prediction: Path | None, truth: Path, classes: Classes) -> np.ndarray:
     """Confusion matrix (K, K+1) of two label maps on disk; a missing prediction (None) covers no pixel."""
-    annotated = files.read_label(truth)
-    predicted = np.full_like(annotated, IGNORE) if prediction is None else files.read_label(prediction)
+    annotated = _maps.read(truth, classes, check=False)
+    predicted = np.full_like(annotated, IGNORE) if prediction is None else _maps.read(prediction, classes, check=False)
     try:
-        return metrics.confusion(annotated, predicted, num_classes)
+        return metrics.confusion(annotated, predicted, classes.num_classes)
     except ValueError as error:
         hint = "; are these the classes of the maps?" if "holds the value" in str(error) else ""
         raise ValueError(f"{prediction} (label) against {truth} (truth): {error}{hint}") from error
@@ -106,11 +109,16 @@ def _score(options: argparse.Namespace, classes: Classes) -> None:
         print(f"counted as uncovered, because there is no prediction: {_some(missing)}", file=sys.stderr)
     hidden = os.environ.get("PLG_PROGRESS", "1") == "0"  # as in store.progress, whose module imports torch
     bar = tqdm(pairs.values(), desc="label maps", mininterval=1.0, delay=1.0, ascii=True, disable=hidden)
-    matrix = sum(score_pair(*pair, classes.num_classes) for pair in bar)
+    matrix = sum(score_pair(*pair, classes) for pair in bar)
     scores, missed = metrics.scores(matrix, background=classes.background), metrics.scores(matrix, uncovered="miss")
     precision, recall = metrics.precision_recall(matrix, background=classes.background)
     if np.isnan(scores.mean_iou):
         raise ValueError(f"every pixel in {options.truth} is void: there is nothing to score. Give annotated maps")
+    things = list(classes.foreground)
+    if not matrix[things].any():
+        raise ValueError(f"no map in {options.truth} shows a class: {_maps.why_empty({0, IGNORE})}")
+    if not matrix[:, things].any():
+        print(f"no map in {options.predictions} shows a class: {_maps.why_empty({0, IGNORE})}", file=sys.stderr)
     by_class = {"iou": scores.iou, "precision": precision, "recall": recall}
     print(_table(classes, by_class, scores, missed, len(pairs)))
     if options.json:

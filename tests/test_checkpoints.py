@@ -4,6 +4,7 @@ Downloads come from a server on this machine, which breaks off, sends wrong byte
 """
 
 import dataclasses
+import gzip
 import hashlib
 import http.server
 import re
@@ -16,6 +17,7 @@ import pytest
 import torch
 from clip.model import CLIP, convert_weights
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from segment_anything.build_sam import _build_sam
 from torch import nn
 
@@ -323,6 +325,56 @@ def test_meta_s_file_of_a_sam_is_loaded_whole(tmp_path, monkeypatch):
     loaded = loaded.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("model", "depth"), [("vit_b", 12), ("vit_l", 24), ("vit_h", 32)])
+def test_which_sam_a_file_holds_is_seen_in_it(model, depth, tmp_path, monkeypatch):
+    small = partial(_build_sam, 8, depth, 2, [1])
+    monkeypatch.setitem(sam.sam_model_registry, model, small)
+    state = small().state_dict()
+    torch.save({"model": {f"module.{key}": weight.half() for key, weight in state.items()}}, tmp_path / "own.pth")
+    loaded = sam.load(str(tmp_path / "own.pth")).state_dict()
+    assert all(torch.equal(weight, state[key].half().float()) for key, weight in loaded.items())
+    torch.save({"image_encoder.layers.0": torch.zeros(1)}, tmp_path / "mobile_sam.pt")
+    with pytest.raises(ValueError, match="which SAM is .*mobile_sam.pt, of vit_b, vit_l, vit_h.*seems to be MobileSAM"):
+        sam.load(str(tmp_path / "mobile_sam.pt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "a pointer of git-lfs: fetch the file itself",
+        ),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page, as a server sends it"),
+        (gzip.compress(b"weights", mtime=0), "it is compressed: unpack it"),
+        (b"", "it ends after 0 bytes, so its download was not finished"),
+        (b"PK\3\4" + bytes(100), "it ends after 104 bytes, so its download was not finished"),
+        (b"plain text", "it is damaged, or holds other files or more than tensors"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_holds_no_weights_is_named(content, says, suffix, tmp_path):
+    path = tmp_path / f"own.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"own.{suffix} is not a readable checkpoint .*{says}") as error:
+        checkpoints.load_sam_state(path)
+    assert "weights_only" not in str(error.value)
+
+
+def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path):
+    state = {"a": torch.ones(2), "b": torch.zeros(1)}
+    save_file(state, tmp_path / "own.pth")
+    torch.save(state, tmp_path / "own.safetensors")
+    for name in ("own.pth", "own.safetensors"):
+        assert all(
+            torch.equal(weight, state[key]) for key, weight in checkpoints.load_sam_state(tmp_path / name).items()
+        )
+    shapes = {key: weight.shape for key, weight in state.items()}
+    for broken in ({"b": torch.tensor([torch.nan])}, {"a": torch.ones(2, dtype=torch.int8)}):
+        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give one from before"):
+            checkpoints.unwrap("own.pth", state | broken, shapes, "a network")
 
 
 def archive(state):

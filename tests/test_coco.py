@@ -130,7 +130,7 @@ def test_no_annotation_several_polygons_and_run_lengths_in_both_forms():
 
 BROKEN = {  # segmentation, and what the error says
     "no polygon": ([], "it has no polygon"),
-    "one of two is broken": (box(0, 0, 2, 2) + [[0, 0, 3, 3]], "the polygon .0, 0, 3, 3. is not a list of x and y"),
+    "one of two is broken": (box(0, 0, 2, 2) + [[0, 0, 3, 3, 1]], "polygon .0, 0, 3, 3, 1. is not a list of x and y"),
     "flat list": ([0, 0, 3, 0, 3, 3], "the polygon 0 is not"),
     "text": ([["0", 0, 3, 0, 3, 3]], "the coordinate '0', not a number in or near the image"),
     "bool": ([[True, 0, 3, 0, 3, 3]], "the coordinate True"),

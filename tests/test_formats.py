@@ -1,5 +1,6 @@
 """Labels in the forms of other tools: written and read back to the pixel, and understood or refused as they come."""
 
+import base64
 import warnings
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def test_a_bad_line_of_yolo_is_named(text, says):
         ({"texts/p0.txt": yolo_text()}, "holds 1 texts such as p0.txt, but no data.yaml says which class a number is"),
         ({"texts/data.yaml": "names: [ball]", "texts/labels/x.md": ""}, "texts holds no text of labels"),
         ({"texts/SegmentationClass/p0.png": "x"}, "texts itself holds no labels, but its folder SegmentationClass"),
-        ({"texts/p0.xml": "x"}, "texts itself holds no labels; right are a folder of label maps"),
+        ({"texts/p0.xml": "x"}, "texts itself holds no labels but files .xml; right are a folder of"),
         ({"texts/data.yaml": "train: x"}, "has no `names`: it should be YOLO's data.yaml"),
         ({"texts/data.yaml": "nc: 2\nnames: [a]"}, "as many names as `nc` says"),
         ({"texts/one.json": '{"images": []}'}, "one.json, which is no json of labelme: name a single json itself"),
@@ -175,6 +176,21 @@ def test_a_bad_line_of_yolo_is_named(text, says):
         ({"texts": "", "texts.zip": "x"}, "texts.zip is no form of labels that is known: unpack it and name"),
         ({"texts": "", "texts.xml": "x"}, "texts.xml is no form of labels that is known: right are a folder of label"),
         ({"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'}, "export it as JSON, not as JSON-MIN"),
+        (
+            {"texts": "", "texts.json": '{"p0.jpg12": {"regions": []}}'},
+            "another form, with .'p0.jpg12'.: export it as COCO",
+        ),
+        ({"texts": "", "texts.json": '[{"image_id": 1, "score": 0.9}]'}, "JSON-MIN; right are a folder of label maps"),
+        (
+            {"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"},
+            "has `kpt_shape`, so its labels are boxes and points of poses",
+        ),
+        (
+            {"texts/names.txt": "a", "texts/sub/p0.png": ""},
+            "holds no labels but files .txt, but its folder sub holds p0.png",
+        ),
+        ({"texts/job/labelmap.txt": "a", "texts/job/sub/x.txt": ""}, "its folder job holds labelmap.txt: name that"),
+        ({"texts/s1/p0.json": "{}"}, "texts itself holds no labels, but its folder s1 holds p0.json: name that"),
         ({"texts": "", "texts.json": '{"annotations": [{"segments_info": []}]}'}, "a json of COCO's panoptic form"),
     ],
 )
@@ -190,7 +206,11 @@ def test_labels_of_no_form_are_refused_with_what_would_be_right(files_of, says):
 @pytest.mark.parametrize("folder", ["train/labels", ".", "labels/val/a"])
 def test_where_tools_put_the_texts_of_yolo(folder):
     yolo(yolo_text(contours=True), path=f"yolo/{folder}/p1.txt")
-    for labels in ("yolo", "yolo/data.yaml"):
+    write(
+        Path("here/data.yaml"),
+        f"path: ../yolo/{'' if 'labels' not in folder else folder.split('labels')[0]}\nnames: [ball, box]",
+    )
+    for labels in ("yolo", "yolo/data.yaml", *(["here/data.yaml"] if "labels" in folder else [])):
         np.testing.assert_array_equal(load(labels).labelled[0].truth(), LABEL)
     Path("yolo/data.yaml").unlink()
     write(Path("yolo/classes.txt"), "ball\nbox\n")
@@ -234,6 +254,16 @@ def test_a_folder_of_labelme(folder):
     np.testing.assert_array_equal(load(f"{folder}/p0.json").labelled[0].truth(), expected)
 
 
+@pytest.mark.parametrize("kind", ["rectangle", "rotation"])
+@pytest.mark.parametrize("photo", ["", None])
+def test_files_of_x_anylabeling(kind, photo):
+    """It writes all four corners, a list of classes beside the files, and no path of an image pasted in."""
+    labelme_file("labels/p0.json", *({**shape, "shape_type": kind} for shape in shapes()), photo=photo)
+    write(Path("labels/classes.txt"), "ball\nbox\n")
+    with warnings.catch_warnings(action="ignore"):
+        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+
+
 def test_labelmes_files_of_another_photo_or_of_boxes():
     labelme_file("labels/p0.json", *shapes("rectangle"))
     with warns("all 2 shapes of labels/p0.json are rectangles"):
@@ -241,6 +271,15 @@ def test_labelmes_files_of_another_photo_or_of_boxes():
     labelme_file("labels/p1.json", *shapes(), photo="p2.jpg")
     with pytest.raises(ValueError, match="p1.json is of the photo p2.jpg: give both the same name"):
         load("labels")
+    photo = base64.b64encode(Path("photos/p1.jpg").read_bytes()).decode()
+    labelme_file("labels/p1.json", *shapes(), photo="p1.jpg", size=None)
+    content = files.read_json("labels/p1.json") | {"imageData": photo}
+    files.write_json("labels/p1.json", content)
+    assert len(load("labels").labelled) == 2
+    files.write_image("photos/p1.jpg", np.zeros((24, 32, 3), np.uint8))  # resized since
+    with pytest.raises(ValueError, match=r"p1.png of labels is \(12, 16\), its photo .* is \(24, 32\)"):
+        load("labels")
+    files.write_image("photos/p1.jpg", np.zeros((*SIZE, 3), np.uint8))
     labelme_file("labels/p1.json", *shapes(), photo="p1.jpg", size=(24, 32))
     with pytest.raises(ValueError, match=r"p1.png of labels is \(24, 32\), its photo .* resized or turned"):
         load("labels")
@@ -284,6 +323,13 @@ def test_tasks_of_label_studio(result):
     np.testing.assert_array_equal(load(tasks(result)).labelled[0].truth(), LABEL)
 
 
+def test_a_caption_is_no_path_of_a_photo():
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    content[0]["data"] = {"caption": "A ball. And a box"} | content[0]["data"]
+    files.write_json("tasks.json", content)
+    np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
+
+
 def test_a_brush_and_its_label_may_be_two_items():
     drawn = brush("ball", type="brush")
     del drawn["value"]["brushlabels"]
@@ -313,6 +359,7 @@ def test_which_annotation_of_a_task_counts():
         (region("box", {"rle": [0, 0, 0, 9]}), "run lengths are not those of a brush"),
         (region("box", {"rle": _formats.brush_rle(np.ones((3, 3), bool))}), r"36 values, not 4 for each pixel"),
         (region("box", {"rle": _formats.brush_rle(LABEL > 0)[:-3]}), "they end too early"),
+        (region("box", {"vertices": [{"x": 1, "y": 1}], "vectorlabels": ["box"]}, "vectorlabels"), "type vectorlabels"),
         (brush("box") | {"value": {"rle": [1], "brushlabels": ["ball", "box"]}}, "labels .'ball', 'box'., and one"),
         (region("box", {"points": [[0, 0], [300, 0], [300, 300]]}, "polygonlabels"), "not a number in or near"),
     ],
@@ -406,6 +453,15 @@ def test_a_segmentation_mask_of_cvat(mode):
     Path("cvat/SegmentationClass/p0.png").unlink()  # a person goes on, and the map that was read last is another one
     cvat(np.roll(numbers, 1, axis=1), lines, mode, "cvat/SegmentationClass/sub/p1.png")
     np.testing.assert_array_equal(load(root).labelled[0].truth(), np.roll(LABEL, 1, axis=1))
+
+
+def test_an_export_of_cvat_in_a_folder_of_its_own_is_read_by_review(tmp_path):
+    sample = Sample("p0", lambda: np.zeros((*SIZE, 3), np.uint8))
+    review.write(tmp_path / "out", [sample], lambda _: LABEL, FOUR, forms=["cvat"])
+    (tmp_path / "out" / "cvat").rename(tmp_path / "job_1")
+    (tmp_path / "out" / "cvat").mkdir()
+    (tmp_path / "job_1").rename(tmp_path / "out" / "cvat" / "job_1")
+    assert not review.read(tmp_path / "out")[0][0].changed
 
 
 def test_colours_and_names_of_cvat():

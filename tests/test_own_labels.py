@@ -13,7 +13,7 @@ from test_coco import dense
 from test_splits import write
 
 from conftest import COLOURS, colour_squares
-from plg_utils import check, class_files, datasets, files, review
+from plg_utils import check, class_files, datasets, files, review, score
 from plg_utils.records import IGNORE, Sample
 
 SIZE = (12, 16)
@@ -112,6 +112,110 @@ def test_the_check_says_the_same(capsys):
     assert "If 255 is the object" in capsys.readouterr().out
 
 
+def test_maps_that_skip_leaves_must_show_a_class():
+    write_maps(LABEL, EMPTY, EMPTY)
+    Path("photos/p0.jpg").write_bytes(b"no photo")
+    for val in (0, 2):  # of the three photos with a map one cannot be read
+        with (
+            pytest.warns(UserWarning, match="1 of 4 photos cannot be read"),
+            pytest.raises(ValueError, match="no label"),
+        ):
+            load(on_bad_image="skip", val=val)
+
+
+def turn_photo(orientation):
+    with Image.open("photos/p0.jpg") as photo:
+        exif = photo.getexif()
+        exif[files.ORIENTATION] = orientation
+        photo.save("photos/p0.jpg", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("label", "orientation", "says"),
+    [
+        (LABEL, 3, "EXIF turns the photo, and its size stays the same"),
+        (LABEL, 2, "EXIF turns the photo, and its size stays the same"),
+        (np.ones(SIZE, np.uint8), 1, "every pixel is ball. Is that right?"),
+        (
+            np.where(LABEL == 0, IGNORE, LABEL - 1).astype(np.uint8),
+            1,
+            "none is cup, the last class. Is 0 the first class",
+        ),
+    ],
+)
+def test_what_is_doubtful_about_label_maps_is_told(label, orientation, says, capsys):
+    write_maps(label)
+    turn_photo(orientation)
+    classes = ("ball", "cup") if label.max() == IGNORE else ("ball", "a", "b", "c", "box")
+    with warns(says):
+        load(classes=classes)
+    assert check.main(["folder", "--root", "photos", "classes", json.dumps(classes), "labels", "maps"]) == 0
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(100, 70), (170, 130)])
+@pytest.mark.parametrize("last", [2, 5, 60])
+@pytest.mark.parametrize("way", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
+def test_maps_that_were_resized_smoothly_are_told(size, last, way):
+    label = np.array([0, 1, last], np.uint8)[np.kron(LABEL, np.ones((8, 8), np.uint8))]
+    files.write_label("maps/p0.png", np.array(Image.fromarray(label).resize(size, way)))
+    files.write_image("photos/p0.jpg", np.zeros((*size[::-1], 3), np.uint8))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        load(classes=[f"class {number}" for number in range(1, 80)])
+    assert any("smooth interpolation" in str(one.message) for one in said) == (way != Image.Resampling.NEAREST)
+
+
+def test_right_maps_are_not_doubted(recwarn):
+    """Void borders, thin things and photos that EXIF turns by a quarter are usual."""
+    label = np.kron(LABEL, np.ones((4, 4), np.uint8))
+    label[8:10, :] = label[:, 33] = IGNORE
+    label[12:20, 2] = 2
+    files.write_label("maps/p0.png", label.T)
+    files.write_image("photos/p0.jpg", np.zeros((*label.shape, 3), np.uint8))
+    turn_photo(6)
+    load()
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, UserWarning)]
+
+
+def test_a_map_that_exif_turns_is_refused():
+    write_maps(LABEL)
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = 3
+    Image.fromarray(LABEL).save("maps/p0.png", exif=exif)
+    with pytest.raises(ValueError, match="p0.png is a label map that EXIF turns, .*: save it upright"):
+        load()
+
+
+LISTED = {  # as labelme2voc, labelme, YOLO and Roboflow list the classes that the numbers of maps mean
+    "class_names.txt": "_background_\nbox\nBall\n",
+    "maps/labels.txt": "__ignore__\n_background_\nbox\nball\n",
+    "maps/classes.txt": "box\nball\ncup\n",
+    "maps/_classes.csv": "Pixel Value, Class\n0, background\n1, box\n2, ball\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_list_beside_the_maps_in_another_order_is_refused(name):
+    write_maps(LABEL)
+    write(Path(name), LISTED[name])
+    with pytest.raises(
+        ValueError, match=f"{name} lists box, ball(, cup)?, the classes are ball, box: which order the numbers"
+    ):
+        load()
+    np.testing.assert_array_equal(load(classes=("box", "ball")).labelled[0].truth(), LABEL)
+    np.testing.assert_array_equal(load(classes=("cat", "dog")).labelled[0].truth(), LABEL)  # nothing to compare
+    save(coloured(LABEL, OWN.values()))
+    np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL)  # colours have no order
+
+
+def test_label_maps_in_folders_below_are_told():
+    write_maps(LABEL)
+    write_maps(LABEL, LABEL, folder="maps/more")
+    with warns("maps: label maps in its folders more are not used"):
+        assert ids(load().labelled) == ["p0"]
+
+
 def test_black_and_white_masks_in_a_published_layout_are_told(tiny_root):
     for path in (tiny_root / "SegmentationClass").iterdir():
         files.write_label(path, (files.read_label(path) > 0) * np.uint8(255))
@@ -200,6 +304,86 @@ def test_polygons_of_no_pixel_of_the_image_are_refused(outline, says):
         load(write_json((0, 1, BALL, {}), (0, 2, outline, {})))
 
 
+def change(where, **values):
+    """Change each image or annotation of the json; the value None takes a key out."""
+    content = files.read_json("objects.json")
+    for row in content[where]:
+        row |= values
+        [row.pop(key) for key, value in values.items() if value is None]
+    files.write_json("objects.json", content)
+    return "objects.json"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "lacks"),
+    [(12.0, 16.0, False), ("12", "16", False), (None, None, True), (0, 0, True), (-1, -1, True)],
+)
+def test_sizes_as_tools_write_them(height, width, lacks):
+    write_json(*both(0))
+    change("images", height=height, width=width)
+    with warns("4 images have no height and width: those of the photos count" if lacks else "without annotation"):
+        np.testing.assert_array_equal(load("objects.json").labelled[0].truth(), LABEL)
+
+
+@pytest.mark.parametrize("flag", ["0", None, False])
+def test_flags_and_lines_that_mean_nothing(flag):
+    rows = [(0, 1, [*BALL, [0, 0, 9, 9], [3, 3]], {"iscrowd": flag}), (0, 2, BOX, {"iscrowd": flag})]
+    np.testing.assert_array_equal(load(write_json(*rows)).labelled[0].truth(), LABEL)
+
+
+def runs(mask):
+    ends = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=not mask.ravel()[-1]))
+    return np.diff(ends, prepend=0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("outline_of", "doubt"),
+    [
+        (lambda box: outline(*box), ""),
+        (lambda box: [[*outline(*box)[0], box[1] + 1, box[0] + 1]], ""),
+        (lambda box: {"size": SIZE, "counts": runs(np.ascontiguousarray(inside(box).T))}, ""),
+        (lambda box: outline(box[1], box[0], box[3], box[2]), "are not where their bbox says. Are x and y swapped"),
+        (lambda box: outline(*np.array(box) / 2), "are not where their bbox says"),
+        (lambda box: {"size": SIZE, "counts": runs(inside(box))}, "are not where their bbox says"),
+        (
+            lambda box: outline(*box) + outline(box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1),
+            "a polygon inside of another",
+        ),
+    ],
+)
+@pytest.mark.parametrize("corners", [False, True])
+def test_outlines_that_disagree_with_their_boxes_and_holes_are_told(outline_of, doubt, corners, recwarn):
+    boxes = (1, 4, 5, 10), (5, 11, 11, 15)  # top, left, bottom, right
+    bbox = [
+        [left, top, right - left * (not corners), bottom - top * (not corners)] for top, left, bottom, right in boxes
+    ]
+    load(
+        write_json(
+            *((0, number + 1, outline_of(boxes[number]), {"bbox": bbox[number]}) for number in range(2)), images=1
+        )
+    )
+    said = " ".join(str(one.message) for one in recwarn)
+    assert (
+        f"objects.json: 2 of 2 annotations {'have ' * ('inside' in doubt)}{doubt}" in said
+        if doubt
+        else "2 of 2" not in said
+    )
+
+
+@pytest.mark.parametrize(
+    "outline", [{"size": [1 << 20, 1 << 20], "counts": [1 << 40]}, [[0, 0, 1 << 20, 0, 0, 1 << 20]]]
+)
+def test_outlines_of_no_size_are_not_drawn_to_be_compared(outline):
+    with pytest.raises(ValueError, match="p0 has no label map: annotation 0"):
+        load(write_json((0, 1, outline, {"bbox": [0, 0, 9, 9]})))
+
+
+def inside(box):
+    mask = np.zeros(SIZE, bool)
+    mask[box[0] : box[2], box[1] : box[3]] = True
+    return mask
+
+
 def test_photos_that_no_one_has_annotated_are_unlabelled():
     with warns("2 photos are listed in objects.json without annotation, e.g. p1"):
         data = load(write_json(*both(0), *both(3)))
@@ -280,11 +464,54 @@ def test_colours_of_the_classes_are_understood(mode):
         load()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_numbers_in_three_equal_channels_are_understood(mode):
+    save(np.repeat(WITH_VOID[:, :, None], 3, axis=2), mode)
+    np.testing.assert_array_equal(load().labelled[0].truth(), WITH_VOID)
+    save(np.repeat(MASK[:, :, None], 3, axis=2), mode)
+    with pytest.raises(ValueError, match="no labelled image shows a class: .* If 255 is the object"):
+        load()
+
+
+def test_nothing_is_painted_where_a_map_is_transparent():
+    pixels = np.dstack([coloured(LABEL, OWN.values()), np.where(LABEL == 1, 255, 0).astype(np.uint8)])
+    pixels[LABEL == 0] = 255, 255, 255, 0  # of no class
+    save(pixels, "RGBA")
+    np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL * (LABEL == 1))
+
+
+def score_of():
+    return score.main(["given", "maps", "--classes", str(pets()), "--json", "scores.json"])
+
+
+def test_scores_of_colours_and_of_names_with_accents(capsys):
+    for number, name in enumerate(("a", "caf\u00e9")):
+        write_maps(LABEL)
+        Path("maps/p0.png").rename(f"maps/{unicodedata.normalize('NFC', name)}.png")
+        save(coloured(LABEL, OWN.values()))
+        Path("given").mkdir(exist_ok=True)
+        Path("maps/p0.png").rename(f"given/{unicodedata.normalize('NFD', name.upper() if number else name)}.png")
+    swapped(LABEL, OWN.values())
+    Path("maps/p0.png").replace("given/a.png")
+    assert score_of() == 0 and files.read_json("scores.json")["miou"] == 1 and not capsys.readouterr().err
+    files.write_label("given/a.png", EMPTY)
+    files.write_label(next(path for path in Path("given").iterdir() if path.stem != "a"), EMPTY)
+    assert score_of() == 0
+    assert "no map in given shows a class: every pixel is background or void" in capsys.readouterr().err
+    for path in Path("maps").iterdir():
+        files.write_label(path, MASK)
+    assert score_of() == 1
+    assert "error: no map in maps shows a class: " in capsys.readouterr().err
+
+
 def test_a_palette_in_another_order_is_understood_by_its_colours_or_refused():
     swapped(LABEL, OWN.values())
     np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL)
     swapped(LABEL, files.voc_palette()[1:3].tolist())
     with pytest.raises(ValueError, match="p0.png shows the value 2 in the colour of 0: which class it means is not"):
+        load()
+    files.write_label("maps/p0.png", (LABEL == 0).astype(np.uint8), [(255, 255, 255), (0, 0, 0)])  # ImageJ's, inverted
+    with pytest.raises(ValueError, match="p0.png shows the value 1 in black, as if it were the background: save"):
         load()
     for palette in ((), files.voc_palette()[:3], OWN.values()):  # numbers in order, whatever colours they have
         files.write_label("maps/p0.png", LABEL, list(palette))

@@ -260,6 +260,7 @@ DAMAGE = {
     "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that.*restore it"),
     "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
     "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
+    "a copy of a png": (lambda f: (f / "labels/squares_0 copy.png").write_bytes(b""), "copy.png is not in index.json"),
     "no labelme": (lambda f: (f / JSON).unlink(), "squares_0.json does not exist.*save the image again"),
     "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
     "labelme of another size": (edit(JSON, lambda c: c.update(imageHeight=9)), r"squares_0.json.*not as \(16, 24\)"),

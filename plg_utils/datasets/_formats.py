@@ -67,8 +67,10 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
         if "data" in keys and keys & {"annotations", "predictions", "completions"}:
             return read_label_studio(place)
         problem = "a list, but no tasks of Label Studio with data and annotations"
-        raise ValueError(f"{place} is {problem}: export it as JSON, not as JSON-MIN")
-    rows = content.get("annotations") if isinstance(content, dict) else None
+        raise ValueError(f"{place} is {problem}: export it as JSON, not as JSON-MIN; {KNOWN}")
+    if not keys & {"images", "annotations", "categories"}:
+        raise ValueError(f"{place} is a json of another form, with {files.shown([*keys])}: export it as COCO; {KNOWN}")
+    rows = content.get("annotations")
     if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "segments_info" in rows[0]:
         raise ValueError(f"{place} is a json of COCO's panoptic form: export the objects (instances), or label maps")
     return _instances.read(place)
@@ -78,27 +80,35 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     root = folder.parent if folder.name == "SegmentationClass" else folder
     if (root / "labelmap.txt").is_file() and (root / "SegmentationClass").is_dir():
         return read_cvat(root)
+    inner = [path for path in _visible(folder.glob("*/*")) if path.suffix.lower() in (".png", ".json", ".txt")]
+    whole = [path for path in inner if path.suffix.lower() == ".png" or path.name == "labelmap.txt"]
     if has_maps:
+        if deeper := sorted({path.parent.name for path in whole}):
+            warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=4)
         return None
-    if names := next((path for name in NAMES if (path := folder / name).is_file()), None):
-        return read_yolo(names)
     jsons = _visible(folder.glob("*.json"))
     first = files.read_json(jsons[0], AGAIN) if jsons else None
-    if isinstance(first, dict) and "shapes" in first:
+    names = next((path for name in NAMES if (path := folder / name).is_file()), None)
+    if isinstance(first, dict) and "shapes" in first and (names is None or names.suffix == ".txt"):
         return read_labelme(jsons)
+    if names:
+        return read_yolo(names)
     if jsons and not list(folder.glob("*.txt")):
-        raise ValueError(f"{folder} holds {jsons[0].name}, which is no json of labelme: name a single json itself")
-    if texts := _visible(folder.rglob("*.txt")):
+        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
+        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio")
+    texts = _visible(folder.rglob("*.txt"))
+    if texts and not whole:
         above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
         if names := next((path for path in above if path.is_file()), None):
             return read_yolo(names, folder)
         problem = f"{folder} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
-        raise ValueError(f"{problem} says which class a number is: name the folder that has it. {KNOWN}")
+        raise ValueError(f"{problem} says which class a number is: name it, or the folder that has it. {KNOWN}")
     if _visible(folder.glob("*.[pP][nN][gG]")):
         return None
-    inner = [path.parent.name for path in _visible(folder.glob("*/*.png"))]
-    hint = f", but its folder {inner[0]} holds PNG: name that, if they are label maps" if inner else ""
-    raise FileNotFoundError(f"{folder} itself holds no labels{hint}; {KNOWN}")
+    hint = "".join(f", but its folder {path.parent.name} holds {path.name}: name that" for path in (whole or inner)[:1])
+    held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
+    held = f" but files {', '.join(sorted(held))}" if held else ""
+    raise FileNotFoundError(f"{folder} itself holds no labels{held}{hint}; {KNOWN}")
 
 
 def _visible(paths: Iterator[Path]) -> list[Path]:
@@ -128,13 +138,16 @@ def read_labelme(paths: list[Path]) -> Instances:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
             size = content.get("imageHeight"), content.get("imageWidth")
+            if None in size and content.get("imageData"):  # before version 3.16 the photo alone tells
+                with Image.open(io.BytesIO(base64.b64decode(content["imageData"])), formats=files.FORMATS) as picture:
+                    size = picture.height, picture.width
             if not all(isinstance(shape["label"], str) for shape in content["shapes"]):
                 raise TypeError("a label is no text")
             rows = [
                 {"id": number, "category_id": shape["label"], "segmentation": partial(labelme_mask, shape)}
                 for number, shape in enumerate(content["shapes"], start=1)
             ]
-            stem = _instances.stem_of(content["imagePath"])
+            stem = _instances.stem_of(content.get("imagePath") or path.name)
         if files.same_name(stem) != files.same_name(path.stem):
             raise ValueError(f"{path} is of the photo {content['imagePath']}: give both the same name")
         images.append((path.stem, None if None in size else size, rows))
@@ -148,7 +161,7 @@ def read_labelme(paths: list[Path]) -> Instances:
 
 def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
     """The pixels (H, W) bool whose centre a shape of labelme covers."""
-    kind, corners = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64)
+    kind, corners = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
     x, y = corners.T
     if not ((x >= -1) & (y >= -1) & (x <= size[1] + 1) & (y <= size[0] + 1)).all():  # false for nan
         raise ValueError(f"a corner is outside the image of {size[1]} x {size[0]}")
@@ -166,9 +179,9 @@ def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
         rows, columns = np.indices(size) + 0.5
         return np.hypot(columns - centre_x, rows - centre_y) <= np.hypot(edge_x - centre_x, edge_y - centre_y)
     if kind == "rectangle":
-        (left, top), (right, bottom) = corners
+        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)  # of two points, or of all four
         corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    elif kind not in ("polygon", "oriented_rectangle"):
+    elif kind not in ("polygon", "oriented_rectangle", "rotation"):
         raise ValueError(f"a {kind} has no area; right are polygons, rectangles, circles and masks")
     return _instances.decode([corners.ravel().tolist()], size)
 
@@ -182,18 +195,21 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
     Numbers of classes count from 0, in the order of the names. An empty text is an image without annotation.
     """
     if names.suffix.lower() == ".txt":
-        listed = [line.strip() for line in files.read_lines(names) if line.strip()]
+        content, listed = {}, [line.strip() for line in files.read_lines(names) if line.strip()]
     else:
         content = files.read_yaml(names)
         if not isinstance(content, dict) or "names" not in content:
             raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
+        if "kpt_shape" in content:
+            raise ValueError(f"{names} has `kpt_shape`, so its labels are boxes and points of poses: no outlines")
         try:
             listed = class_files.yolo_names(content)
         except ValueError as error:
             raise ValueError(f"{names}: {error}") from error
     root = names.parent  # Roboflow has train/labels, and some tools write each text beside its photo
     listings = (labels or root / "labels").rglob("*.txt"), root.glob("*/labels/*.txt"), root.glob("*.txt")
-    found = ([path for path in _visible(listing) if path != names] for listing in listings[: 1 if labels else 3])
+    listings += ((root / str(content.get("path") or "") / "labels").rglob("*.txt"),)
+    found = ([path for path in _visible(listing) if path != names] for listing in listings[: 1 if labels else 4])
     texts = next((paths for paths in found if paths), None)
     if not texts:
         raise FileNotFoundError(f"{labels or root} holds no text of labels: YOLO has a labels/NAME.txt for each photo")
@@ -322,7 +338,8 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
                 why = f"the task has {len(drawn)} annotations: keep one of them"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
             places = [value for value in task["data"].values() if isinstance(value, str)]
-            image = next((place for place in places if Path(place.split("?")[0]).suffix or "?d=" in place), places[0])
+            ends = {place: Path(place.split("?")[0]).suffix.lower() for place in places}  # a caption may hold a dot
+            image = next((place for place in places if ends[place] in files.SUFFIXES or "?d=" in place), places[0])
             images.append((_instances.stem_of(image), size, rows))
     return _gathered(path, images, categories, [path])
 
@@ -332,7 +349,8 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
     regions: dict[str, dict] = {}  # a brush and its label may be two items of the same id
     for number, item in enumerate(result):
         value = item.get("value", {})
-        if "original_height" in item and value.keys() & {"rle", "points", "x", "width", "imageDataURL"}:
+        drawn = value.keys() & {"rle", "points", "x"} or any(key.endswith("labels") for key in value)
+        if "original_height" in item and drawn:
             region = regions.setdefault(str(item.get("id", number)), {"turned": item.get("image_rotation")})
             region |= {key: value[key] for key in ("rle", "points", "x", "y", "width", "height") if key in value}
             region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}
@@ -421,6 +439,8 @@ def brush_rle(mask: np.ndarray) -> list[int]:
 def read_cvat(root: Path) -> Instances:
     """Read labelmap.txt and SegmentationClass/*.png: a category for each colour; black is background, if no other."""
     colours: dict[tuple, str] = {}
+    if not (root / "labelmap.txt").exists():  # unpacked into a folder of its own
+        root = next((path.parent for path in root.glob("*/labelmap.txt")), root)
     path = root / "labelmap.txt"
     lines = [line.strip() for line in files.read_lines(path) if line.strip() and line.strip()[0] != "#"]
     for number, line in enumerate(lines):

@@ -13,8 +13,10 @@ and mIoU on these maps need not equal mIoU on those of other works:
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 
@@ -25,7 +27,8 @@ from plg_utils import datasets, files, run_lengths, store
 from plg_utils.records import IGNORE, Classes, Sample
 
 # Part of the name of the folder of maps
-RULE = "2: by descending area in pixels, then as listed; crowd is void, unless a tool flags what a brush drew"
+RULE = "3: by descending area in pixels, then as listed; crowd is void, unless a tool flags what a brush drew"
+LOOKED_AT = 30  # annotations of a json whose outlines are compared with their boxes
 LARGEST = 2**28  # pixels of an image; a larger size is a mistake, or an attempt to fill the memory
 
 
@@ -66,9 +69,12 @@ def read(path: Path) -> Instances:
         if strange := [id for id, name in names.items() if not isinstance(name, str)]:
             raise TypeError(f"the name of category {strange[0]!r} is not text")
         stems = {_text(image["id"]): stem_of(image["file_name"]) for image in content["images"]}
-        sizes = {stems[_text(image["id"])]: (image["height"], image["width"]) for image in content["images"]}
+        sizes = {stems[_text(image["id"])]: _size(image) for image in content["images"]}
         by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
         known = {_text(id): id for id in names}
+        for annotation in content["annotations"]:
+            if annotation.get("iscrowd") in (None, "0", "1"):
+                annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
         flagged = [annotation for annotation in content["annotations"] if annotation.get("iscrowd") == 1]
         brushed = [one for one in flagged if len(flagged) == len(content["annotations"]) or "attributes" in one]
         for annotation in brushed:
@@ -89,12 +95,17 @@ def read(path: Path) -> Instances:
         warnings.warn(f"{problem}. They count as objects of their categories; {remedy}", stacklevel=3)
     if clicks:
         warnings.warn(f"{path}: {clicks} annotations without outline and area are left out", stacklevel=3)
+    if sizeless := sum(size is None for size in sizes.values()):
+        warnings.warn(f"{path}: {sizeless} images have no height and width: those of the photos count", stacklevel=3)
+    looked_at = content["annotations"][:LOOKED_AT]  # the program that wrote one wrong wrote all wrong
+    for doubt, count in Counter(filter(None, map(_doubt, looked_at))).items():
+        warnings.warn(f"{path}: {count} of {len(looked_at)} annotations {doubt}", stacklevel=3)
     return Instances(path, sizes, by_image, names, strays, frozenset(files.repeated(stems.values())))
 
 
 def stem_of(place: str) -> str:
     """Id of the image that a tool names by a path or an address, such as those of Label Studio's /data/."""
-    if place.startswith(("http://", "https://", "/data/")):
+    if place.startswith(("http://", "https://", "file://", "/data/")):
         place = unquote(place.partition("?d=")[2] or place.partition("?")[0])
     return PureWindowsPath(place).stem  # a path of Windows may have both kinds of slash
 
@@ -102,6 +113,39 @@ def stem_of(place: str) -> str:
 def _text(id: object) -> str:
     """An id as text: tools write 1, 1.0 or "1" for the same."""
     return str(int(id) if isinstance(id, float) and id.is_integer() else id).strip()
+
+
+def _size(image: dict) -> tuple | None:
+    """(H, W) as a json gives it, None if it gives none."""
+    size = tuple(int(_text(side)) if _text(side).isdigit() else side for side in map(image.get, ("height", "width")))
+    return None if {None, "", 0, -1}.issuperset(size) else size
+
+
+def _doubt(annotation: dict) -> str:
+    """What is doubtful about the outline of an annotation, though it can be painted; "" if nothing is."""
+    outline, box = annotation.get("segmentation"), annotation.get("bbox")
+    try:
+        if isinstance(outline, dict):
+            size, each = tuple(outline["size"]), [outline]
+        else:
+            size = tuple(int(max(number for part in outline for number in part[start::2])) + 2 for start in (1, 0))
+            each = [[part] for part in outline]
+        if len(each) * size[0] * size[1] > LARGEST // 2:
+            return ""
+        parts = [decode(part, size) for part in each]
+        mask = np.logical_or.reduce(parts)
+        left, top, *ends = (max(0, round(number)) for number in box or (0, 0, *mask.shape[::-1]))
+        boxes = (left + ends[0], top + ends[1]), ends  # width and height, or, of some tools, the other corner
+        misplaced = min(ends) > 0 and all(
+            2 * mask[top:bottom, left:right].sum() < mask.sum() for right, bottom in boxes
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return ""  # `paint` says what is wrong
+    if misplaced:
+        problem = "are not where their bbox says. Are x and y swapped, are outlines or boxes of another size"
+        return f"{problem}, or do run lengths go row by row, not column by column?"
+    inner = any(one.any() and not (one & ~two).any() for one, two in permutations(parts, 2))
+    return "have a polygon inside of another one: COCO fills it. If it is a hole, write run lengths" if inner else ""
 
 
 def _is_click(annotation: dict) -> bool:
@@ -158,9 +202,15 @@ def decode(segmentation: list | dict | Callable, size: tuple[int, int]) -> np.nd
         except Exception as error:  # of a damaged PNG, PIL raises nearly anything
             raise ValueError(str(error) or type(error).__name__) from error
     if isinstance(segmentation, list):
+        areas = [part for part in segmentation if not (isinstance(part, list) and len(part) in (2, 4))]
+        segmentation = areas or segmentation  # a point or a line beside a polygon has no pixel
         _check_polygons(segmentation, size)
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
         return np.ascontiguousarray(coco.decode(rle), dtype=bool)  # it comes column by column
+    if not isinstance(segmentation, dict):
+        raise ValueError(
+            f"its segmentation is {files.shown(segmentation)}, not of COCO's form: polygons or run lengths"
+        )
     if list(segmentation["size"]) != list(size):
         raise ValueError(f"run lengths of size {files.shown(tuple(segmentation['size']))}, the image has {size}")
     counts = segmentation["counts"]
@@ -249,7 +299,7 @@ def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], c
     size = content.sizes.get(id)
     try:
         if size is None or id in content.repeated:
-            listed = "more than one image" if size else "no image"
+            listed = "more than one image" if id in content.repeated else "no image, or none with a size,"
             raise BrokenAnnotation(f"the json lists {listed} of this name")
         if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
             raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")

@@ -23,6 +23,8 @@ from plg_utils.records import Masks
 OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thresh": 0.95}  # SAM's own defaults
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
+MODELS = ("vit_b", "vit_l", "vit_h")
+
 Prompt = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 
@@ -39,7 +41,7 @@ def build(
     """Load a SAM.
 
     checkpoint: "miniature_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", a file, or None: the miniature untrained
-    model: "vit_b", "vit_l" or "vit_h", which a file cannot say by itself
+    model: "vit_b", "vit_l" or "vit_h"; None: as the names in the file say
     density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
     min_area: pixels; smaller masks are dropped
     compiled: let torch.compile make the image encoder faster, which takes minutes and pays for many images
@@ -153,10 +155,13 @@ def load(checkpoint: str | None, model: str | None = None) -> Sam:
     path = None if checkpoint is None else checkpoints.locate(checkpoint)
     if checkpoint in (None, "miniature_sam"):
         return miniature.load(path)
-    model = model or checkpoint.removeprefix("sam_")
-    if model not in ("vit_b", "vit_l", "vit_h"):
-        raise ValueError(f"which SAM is {checkpoint}? Say model='vit_b', 'vit_l' or 'vit_h', not {model!r}")
+    content = checkpoints.load_sam_state(path)
+    named, seems = str(checkpoint).removeprefix("sam_"), checkpoints.seems_to_be(content)
+    model = model or (named if named in MODELS else seems.removeprefix("SAM "))
+    if model not in MODELS:
+        problem = f"which SAM is {checkpoint}, of {', '.join(MODELS)}? model is {model!r}"
+        raise ValueError(f"{problem}, and the file seems to be {seems or 'no SAM'}")
     sam = sam_model_registry[model]()
     shapes = {name: weight.shape for name, weight in sam.state_dict().items()}
-    sam.load_state_dict(checkpoints.unwrap(path, checkpoints.load_sam_state(path), shapes, f"SAM {model}"))
+    sam.load_state_dict(checkpoints.unwrap(path, content, shapes, f"SAM {model}"))
     return sam.eval()
