@@ -456,7 +456,7 @@ def test_thresholds_that_are_not_given_are_the_checkpoint_s_own(monkeypatch):
 def test_what_is_no_sam_is_refused(name, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     for checkpoint, message in (
-        (str(tmp_path / "weights.pth"), "'vit_b', 'vit_l' or 'vit_h'"),
+        (str(tmp_path / "weights.pth"), "weights.pth is not a readable checkpoint"),
         ("sam_vit_x", "neither a file nor a checkpoint"),
         ("miniature_clip", "which SAM is miniature_clip"),
     ):
