@@ -339,11 +339,11 @@ def test_a_brush_and_its_label_may_be_two_items():
 
 def test_which_annotation_of_a_task_counts():
     result = [brush("ball"), brush("box")]
-    tasks(result, [brush("ball")])
-    content = files.read_json("tasks.json")
-    content[0]["annotations"][1]["was_cancelled"] = True
-    files.write_json("tasks.json", content)
-    np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
+    for number, mark in ((1, "was_cancelled"), (0, "ground_truth")):
+        content = files.read_json(tasks(result, [brush("ball")]))
+        content[0]["annotations"][number][mark] = True
+        files.write_json("tasks.json", content)
+        np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
     with pytest.raises(ValueError, match="the task has 2 annotations: keep one of them"):
         load(tasks(result, result))
     with pytest.raises(ValueError, match="tasks.json has no annotation of the 1 photos that it lists"):

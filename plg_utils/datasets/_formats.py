@@ -320,7 +320,8 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
 def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     """Read the tasks of a json; predictions: take those of a task without annotation, as `review` writes them.
 
-    Cancelled annotations are left out. Of a task with several no one knows which is right, so it is not painted.
+    Cancelled annotations are left out. Of a task with several the one that is marked as ground truth counts; if none
+    is, no one knows which is right, and it is not painted.
     """
     remedy, images, categories = "export the tasks again as JSON", [], {}
     content = files.read_json(path, remedy)
@@ -328,6 +329,7 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
         for task in content if isinstance(content, list) else [content]:
             everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
             drawn = [one for one in everyone if not one.get("was_cancelled")]
+            drawn = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             rows, size = [], None
             for annotation in drawn:
@@ -335,7 +337,7 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
                 rows += own
             categories |= {row["category_id"]: row["category_id"] for row in rows}
             if len(drawn) > 1:
-                why = f"the task has {len(drawn)} annotations: keep one of them"
+                why = f"the task has {len(drawn)} annotations: keep one of them, or mark it as ground truth"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
             places = [value for value in task["data"].values() if isinstance(value, str)]
             ends = {place: Path(place.split("?")[0]).suffix.lower() for place in places}  # a caption may hold a dot
