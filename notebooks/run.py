@@ -79,6 +79,10 @@ NAMED = ("labeller",)  # what they may be is known by stages.py, see `check_opti
 SET_BY_STAGES += ("truth_of", "seed", "labelled", "batch_size", "crop_size", "lr", "scale", "workers")
 SCALARS = (bool, int, float, str)
 COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
+COUNTS += ("classifier_steps", "classifier_batch_size", "classifier_crop_size")
+FROM_ZERO = ("seed", "labelled", "warm_up", "workers")
+BOUNDS = dict.fromkeys(("threshold", "default_threshold", "look_threshold"), -1)  # of a cosine, the upper one is 1
+BOUNDS |= dict.fromkeys(("sure_from", "refine_confidence", "confidence", "smoothing", "spoiled"), 0)  # of a share
 MAY_BE_NONE = ("warm_up", "weak_weight", "borders_too", "labelled")  # besides parameters whose default is None
 MEMORY = (  # Linux ends a process that fills the memory, and says so to no one
     "The notebook's process died, probably out of memory. Close other programs, make the photos smaller, or lower "
@@ -309,6 +313,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
                 choices.one_of(word, may_be[name], name)
         if given is float and not math.isfinite(value):
             right = "a finite number"
+        elif name in BOUNDS and given in (int, float) and not BOUNDS[name] <= value <= 1:
+            right = f"a number from {BOUNDS[name]} to 1"
         elif name in known and default is None and given is str:
             right = "a number, or options"
         elif default is None or name == "preset" or (value is None and name in MAY_BE_NONE):
@@ -319,7 +325,7 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             right = f"a value of type {type(default).__name__}"
         elif name in COUNTS and value < 1:
             right = "a whole number from 1 on"
-        elif name in ("seed", "labelled") and value < 0:
+        elif name in FROM_ZERO and value < 0:
             right = "a whole number from 0 on"
         else:
             continue

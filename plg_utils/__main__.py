@@ -167,7 +167,7 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
 
     source, note, classes = run.folder / "labels_zero_shot", run.folder / "written.json", run.data.classes
     samples = sorted(run.images, key=lambda sample: sample.id)
-    before = files.read_json(note) if note.is_file() else {}  # SHA-256 that each map may have, by id
+    before = files.read_json(note) if note.is_file() else {}  # SHA-256 that a map may have, and its photo
     new = {sample.id: files.sha256(source / f"{sample.id}.png") for sample in samples}
     allowed = before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
     files.write_json(note, allowed)  # what a stop from here on may leave
@@ -178,14 +178,14 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     for sample in store.progress(samples, what="overlays"):
         picture, found = out / "overlays" / f"{sample.id}.jpg", run.label_of("labels_zero_shot", sample)
         copy = out / "labels" / f"{sample.id}.png"
-        fresh = picture.is_file() and picture.stat().st_mtime >= sample.path.stat().st_mtime
+        fresh = picture.is_file() and sample.content in before.get(sample.id, ())
         if not fresh or new[sample.id] != _sha256(copy):
             picture.unlink(missing_ok=True)  # else it may stay beside a newer map
             with files.atomic(copy) as partial:
                 partial.write_bytes((source / f"{sample.id}.png").read_bytes())
             files.write_image(picture, figures.overlay(sample.image(), found, classes))
         counts[sample.id] = np.bincount(found.ravel(), minlength=256)
-    files.write_json(note, {id: [sha256] for id, sha256 in new.items()})
+    files.write_json(note, {sample.id: [new[sample.id], sample.content] for sample in samples})
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
     return [f"  {share:>7}  {name}" for name, share in _shares(total, classes.names)]

@@ -15,6 +15,7 @@ import yaml
 from plg_utils import files
 from plg_utils.records import IGNORE, Classes
 
+COMMAS = r"[,;|\t\n，；、]"  # what people write between names
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
 
 
@@ -43,7 +44,7 @@ def names_of(text: str) -> Any:
     text = text.strip(BLANK)
     if re.match(r"[\[{]|- |\d+ *:", text):
         return files.parse_yaml(text, "the list of names")
-    parts = text.splitlines() if "\n" in text else re.split(r"[,;|\t，；、]", text)
+    parts = text.splitlines() if "\n" in text else re.split(COMMAS, text)
     names = [name for part in parts if (name := part.strip(BLANK))]
     names = [name[1:-1] if name[0] in "'\"" and name[0] == name[-1] and len(name) > 2 else name for name in names]
     for name in names:

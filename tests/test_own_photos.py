@@ -636,6 +636,11 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
         ("threshold", ".nan", "give a finite number"),
         ("learning_rate", ".inf", "give a finite number"),
         ("steps", "null", "steps is None"),
+        ("threshold", "20", "give a number from -1 to 1"),
+        ("default_threshold", "20", "give a number from -1 to 1"),
+        ("confidence", "95", "give a number from 0 to 1"),
+        ("smoothing", "-0.1", "give a number from 0 to 1"),
+        ("warm_up", "-1", "a whole number from 0 on"),
     ],
 )
 def test_a_dry_run_refuses_what_would_fail_later(name, text, says):

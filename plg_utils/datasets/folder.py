@@ -123,7 +123,7 @@ def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[st
         return class_files.read(path)
     if isinstance(classes, dict):
         return class_files.parse(classes)
-    if len(classes) == 1 and isinstance(classes[0], str) and "," in classes[0]:
+    if len(classes) == 1 and isinstance(classes[0], str) and len(re.split(class_files.COMMAS, classes[0])) > 1:
         raise ValueError(f"classes={list(classes)!r} is one name with a comma: put each name into a text of its own")
     return class_files.parse(list(classes), background)
 
