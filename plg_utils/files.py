@@ -212,8 +212,8 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
             remarks += remark
         upright = _in_srgb(upright, image.info.get("icc_profile"))
         pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-        deep = ";16" in coding and image.mode[0] != "I"  # 16-bit colours, of which Pillow reads the upper 8 bits
-        if deep and (pixels >= 64).mean() < DEFECTS:
+        deep = ";16" in coding or image.format == "JPEG2000"  # of 16-bit colours Pillow reads the upper 8 bits
+        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:
             raise ValueError(f"16-bit colours that use 14 bits or fewer{f'; {CHOOSE}' * (image.format == 'TIFF')}")
     return pixels, "; ".join(remarks)
 
@@ -236,14 +236,15 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """An image on white where it is transparent, and how much that is; as it is if nothing would be seen."""
-    image = image.convert("RGBA")
-    alpha = image.getchannel("A")
-    share = 1 - alpha.histogram()[255] / (image.width * image.height)
-    if not share or not alpha.getbbox():
-        return image.convert("RGB"), ["all pixels are transparent, and shown as if they were not"] if share else []
+    """An image on white where it is transparent, and how much that is; without its alpha, if that is no cut-out."""
+    image, pixels = image.convert("RGBA"), image.width * image.height
+    clear, *_, opaque = image.getchannel("A").histogram()
+    if opaque == pixels:
+        return image.convert("RGB"), []
+    if clear == pixels or clear + opaque < pixels / 2:  # a program wrote zeros, or another band such as near infrared
+        return image.convert("RGB"), ["the alpha channel, which is no cut-out, is left out"]
     white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return white, [f"transparent pixels, {share:.1%}, become white"]
+    return white, [f"transparent pixels, {1 - opaque / pixels:.1%}, become white"]
 
 
 def _read_bands(path: str | Path, bands: Sequence[int]) -> tuple[np.ndarray, str]:
