@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -47,36 +47,28 @@ SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_optio
 # A mapping, and the parameter that names the thing it belongs to.
 BELONGS_TO = {f"{name}_options": name for name in ("dataset", "encoder", "segmenter", "detector")}
 BELONGS_TO |= {"mask_options": "mask_model", "concept_options": "concepts"}
-# A mapping of options, and the function of plg_utils that takes them; what stands for another parameter is filled in.
+# A mapping of options, and the functions of plg_utils that take them; what stands for another parameter is filled in.
 TAKEN_BY = {
-    "dataset_options": "datasets.{dataset}:load",
-    "mask_options": "masks.{mask_model}:build",
-    "encoder_options": "encoders.{encoder}:build",
-    "segmenter_options": "segmenters.{segmenter}:build",
-    "detector_options": "detectors.{detector}:build",
-    "concept_options": "generators.concepts:build",
-    "classifier_options": "cams.classifier:train",
-    "embedding_options": "generators.segment_match:segment_embeddings",
-    "few_shot": "generators.few_shot:learn",
-    "label_filter": "calibration:calibrate",
-    "loss_options": "losses.unimatch:build",
-    "training_options": "training:fit",
+    "dataset_options": ("datasets:load", "datasets.{dataset}:load"),
+    "mask_options": ("masks:build", "masks.{mask_model}:build"),
+    "encoder_options": ("encoders:build", "encoders.{encoder}:build"),
+    "segmenter_options": ("segmenters.{segmenter}:build",),
+    "detector_options": ("detectors.{detector}:build",),
+    "concept_options": ("generators.concepts:build",),
+    "classifier_options": ("cams.classifier:train",),
+    "embedding_options": ("generators.segment_match:segment_embeddings",),
+    "few_shot": ("generators.few_shot:learn",),
+    "label_filter": ("calibration:calibrate",),
+    "loss_options": ("losses.unimatch:build",),
+    "training_options": ("training:fit",),
 }
-OF_ALL_DATASETS = ("on_bad_image", "tags_of", "classes")  # options that `datasets.load` takes besides
+FURTHER = dict.fromkeys(("masks.sam:build", "masks.hf:build"), "masks._everything:SegmentEverything")
+FURTHER |= {f"encoders.{name}:build": "encoders.clip:Encoder" for name in ("clip", "open_clip")}  # who takes the rest
 # Options of these functions that a stage sets by itself: it would pass over what is given, or fail.
-SET_BY_STAGES = (
-    "overlap",
-    "others",
-    "device",
-    "steps",
-    "part",
-    "strong_views",
-    "state_file",
-    "progress",
-    "pseudo_label",
-)
+SET_BY_STAGES = ("truth_of", "seed", "labelled", "unlabelled", "pseudo_label", "overlap", "others", "device", "steps")
+SET_BY_STAGES += ("batch_size", "crop_size", "lr", "scale", "part", "strong_views", "state_file", "progress", "workers")
+SET_BY_STAGES += ("tokenizer",)
 NAMED = ("labeller",)  # what they may be is known by stages.py, see `check_options`
-SET_BY_STAGES += ("truth_of", "seed", "labelled", "batch_size", "crop_size", "lr", "scale", "workers")
 SCALARS = (bool, int, float, str)
 COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
 COUNTS += ("classifier_steps", "classifier_batch_size", "classifier_crop_size")
@@ -329,7 +321,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             right = "a whole number from 0 on"
         else:
             continue
-        raise Refused(f"{name} is {value!r}, a {given.__name__}; give {right}, such as the default {default!r}")
+        such = "" if default is None else f", such as the default {default!r}"
+        raise Refused(f"{name} is {value!r}, a {given.__name__}; give {right}{such}")
 
 
 def check_options(values: dict[str, Any], known: dict[str, Any]) -> None:
@@ -341,15 +334,19 @@ def check_options(values: dict[str, Any], known: dict[str, Any]) -> None:
         stages.check_methods(values.get("methods", ()))
         stages.labels_of(values.get("labeller", known.get("labeller", "segment_match")))
     for name in values.keys() & TAKEN_BY.keys():
-        module, function = TAKEN_BY[name].format(**{"mask_model": "sam"} | known | values).split(":")
-        with suppress(ImportError):  # of an extra: the stage says which
-            takes = signature(getattr(import_module(f"plg_utils.{module}"), function)).parameters
-            right = [key for key, own in takes.items() if own.kind is own.KEYWORD_ONLY and key not in SET_BY_STAGES]
-            right += OF_ALL_DATASETS if name == "dataset_options" else ()
+        with suppress(
+            ImportError, KeyError
+        ):  # of an extra: the stage says which; no notebook of the run names the file
+            places = [place.format(**known | values) for place in TAKEN_BY[name]]
+            takes = {"classes": Parameter("classes", Parameter.KEYWORD_ONLY)} if name == "dataset_options" else {}
+            for module, function in (place.split(":") for place in [*places, *filter(None, [FURTHER.get(places[-1])])]):
+                own = signature(getattr(import_module(f"plg_utils.{module}"), function)).parameters
+                takes |= {key: one for key, one in own.items() if one.default is not one.empty}
+            right = [key for key in takes if key not in SET_BY_STAGES]
             if not isinstance(given := values[name] or {}, dict):
                 raise Refused(f"{name} is {given!r}; give a mapping of options: {{{right[0]}: ...}}")
             for key, value in given.items():
-                if not any(own.kind is own.VAR_KEYWORD for own in takes.values()):
+                if not any(one.kind is one.VAR_KEYWORD for one in own.values()):
                     choices.one_of(key, right, f"option of {name} called")
                 kinds = takes[key].annotation if key in takes else None
                 kinds = [kind for kind in get_args(kinds) or [kinds] if kind in SCALARS]

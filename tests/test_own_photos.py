@@ -675,6 +675,13 @@ def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
         ("dataset_options", "{limt: 5}", "did you mean 'limit'"),
         ("segmenter_options", "{encodr: resnet18}", "did you mean 'encoder'"),
         ("sure_from", "high", "sure_from is 'high', a str; give a number"),
+        ("mask_options", "{tille: 512}", "did you mean 'tile'"),
+        (
+            "mask_options",
+            "{points_per_side: many}",
+            "points_per_side in mask_options is 'many', a str; give a value of",
+        ),
+        ("encoder_options", "{checkpont: ViT-B/16}", "did you mean 'checkpoint'"),
     ],
 )
 def test_misspelt_words_and_options_are_refused_before_any_work(name, text, says):
@@ -687,7 +694,7 @@ def test_options_that_are_right_pass():
         "methods": "[entropy_of_mine]", "labeller": "concepts", "label_filter": "{precision: 1}", "few_shot": "{}",
         "loss_options": "{gate: true, threshold: [0.9, 0.95]}", "training_options": "{ema: 0.99}",
         "encoder_options": "{checkpoint: ViT-B/16, tile: 512}", "evaluated": "[val, test]", "threshold": "0.3",
-        "borders_too": "[official, zero_shot]",
+        "borders_too": "[official, zero_shot]", "mask_options": "{tile: 512, points_per_side: 16, density: 1}",
     }.items():  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(losses, "choices", lambda: ["entropy_of_mine"])
