@@ -762,6 +762,11 @@ def test_photos_beyond_the_bound_are_refused_with_the_bound(tmp_path, monkeypatc
     for read in (files.read_image, files.image_size, files.read_label):
         with pytest.raises(ValueError, match=r"a\.png is refused: 0 megapixels are the most .* cut it into"):
             read(tmp_path / "a.png")
+    Image.fromarray(PHOTO).save(tmp_path / "a.heic")
+    tifffile.imwrite(tmp_path / "a.tif", PHOTO)
+    for name, bands in (("a.heic", ()), ("a.tif", (1,))):
+        with pytest.raises(ValueError, match=rf"{name} is refused: 0 megapixels are the most .* cut it into"):
+            files.read_image(tmp_path / name, bands)
 
 
 def test_large_photos_are_decoded_one_at_a_time(tmp_path, monkeypatch):
