@@ -11,14 +11,16 @@ what follows `plg score` is read as by `python -m plg_utils.score`.
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from plg_utils import files
+from plg_utils import class_files, files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +64,8 @@ PAGE = """<!DOCTYPE html>
 def label(options: argparse.Namespace) -> None:
     """Label the photos of a folder, and write label maps, overlays and the page."""
     out = Path(options.to).expanduser().absolute()
-    if out.exists() and not (out / RUN).is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
+    given = _photos_and_labels(options)
+    _refuse_others(out, Path(given["root"]))
     _refuse_changes(out)
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import datasets, devices, stages  # torch takes seconds to import
@@ -71,7 +73,6 @@ def label(options: argparse.Namespace) -> None:
     if options.threshold is not None and not -1 <= options.threshold <= 1:
         raise ValueError(f"--threshold is {options.threshold:g}, and right is a cosine: from -1 to 1, such as 0.2")
     devices.choose(options.device)
-    given = _photos_and_labels(options)
     data = datasets.load("folder", labelled=None, **given)
     sam, clip = _models(options)
     run = stages.open_run(RUN, data, device=options.device)
@@ -94,8 +95,9 @@ def label(options: argparse.Namespace) -> None:
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the data set `folder`."""
     given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
-    given |= {"background": [word.strip() for word in options.background.split(",")]} if options.background else {}
+    given |= {"background": class_files.names_of(options.background)} if options.background else {}
     given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
+    given |= {"bands": options.bands} if options.bands else {}
     return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
 
 
@@ -111,7 +113,7 @@ def _models(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         name = getattr(options, kind) or MINIATURES[kind]
         known = checkpoints.known(name)
         from_hub = bool(known and known.hub) or Path(name).expanduser().is_dir()  # a repository, or what lies in one
-        cut = {"tile": options.tile} if options.tile else {}
+        cut = {} if options.tile is None else {"tile": options.tile}
         found.append({what: of_hub if from_hub else usual, its_options: {"checkpoint": name} | cut})
         checkpoints.sha256_of(name)
         if name in MINIATURES.values():
@@ -120,12 +122,30 @@ def _models(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
     return tuple(found)
 
 
-def _classes(text: str) -> str | list[str]:
-    """Names of classes with commas between them, or the path of a class file."""
+def _classes(text: str) -> Any:
+    """Names of classes as people write them, or the path of a class file."""
     path = Path(text).expanduser()
-    if path.is_file() or ("," not in text and path.suffix.lower() in (".yaml", ".yml", ".txt")):
-        return str(path.absolute())
-    return [name.strip() for name in text.split(",") if name.strip()]
+    with suppress(OSError):  # a list may be longer than a path
+        named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
+        if named or path.is_file():
+            return str(path.absolute())
+    return class_files.names_of(text)
+
+
+def _bands(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _refuse_others(out: Path, root: Path) -> None:
+    """Refuse a folder that holds something else: label maps of other photos would be replaced."""
+    note = out / RUN / "run.json"
+    known = files.read_json(note, "give --to the name of a new folder") if note.is_file() else {}
+    rest = not out.is_dir() or any(path.name[0] != "." for path in out.iterdir() if path.name != RUN)
+    if out.exists() and ("dataset_options" not in known if note.is_file() else rest and not (out / RUN).is_dir()):
+        raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
+    before = Path((known.get("dataset_options") or {}).get("root") or root)
+    if before.is_dir() and root.is_dir() and not before.samefile(root):
+        raise FileExistsError(f"{out} holds the labels of {before}: give --to the name of another folder")
 
 
 def _refuse_changes(out: Path) -> None:
@@ -147,7 +167,7 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
 
     source, note, classes = run.folder / "labels_zero_shot", run.folder / "written.json", run.data.classes
     samples = sorted(run.images, key=lambda sample: sample.id)
-    before = files.read_json(note) if note.is_file() else {}  # SHA-256 that each map may have, by id
+    before = files.read_json(note) if note.is_file() else {}  # SHA-256 that a map may have, and its photo
     new = {sample.id: files.sha256(source / f"{sample.id}.png") for sample in samples}
     allowed = before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
     files.write_json(note, allowed)  # what a stop from here on may leave
@@ -158,14 +178,14 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     for sample in store.progress(samples, what="overlays"):
         picture, found = out / "overlays" / f"{sample.id}.jpg", run.label_of("labels_zero_shot", sample)
         copy = out / "labels" / f"{sample.id}.png"
-        fresh = picture.is_file() and picture.stat().st_mtime >= sample.path.stat().st_mtime
+        fresh = picture.is_file() and sample.content in before.get(sample.id, ())
         if not fresh or new[sample.id] != _sha256(copy):
             picture.unlink(missing_ok=True)  # else it may stay beside a newer map
             with files.atomic(copy) as partial:
                 partial.write_bytes((source / f"{sample.id}.png").read_bytes())
             files.write_image(picture, figures.overlay(sample.image(), found, classes))
         counts[sample.id] = np.bincount(found.ravel(), minlength=256)
-    files.write_json(note, {id: [sha256] for id, sha256 in new.items()})
+    files.write_json(note, {sample.id: [new[sample.id], sample.content] for sample in samples})
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
     return [f"  {share:>7}  {name}" for name, share in _shares(total, classes.names)]
@@ -233,6 +253,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--background", metavar="WORDS", help='what is none of the classes: "wall, sky"')
     one.add_argument("--labels", metavar="DIR", help="labels of a few of the photos, which choose the threshold")
     one.add_argument("--threshold", type=float, help="cosine below which a segment is background (default: 0.2)")
+    one.add_argument("--bands", type=_bands, metavar="R,G,B", help="of photos of many bands: which to look at, from 1")
     one.add_argument("--skip-unreadable", action="store_true", help="leave out photos that cannot be read")
     for name, (_, what) in OTHERS.items():
         commands.add_parser(name, help=what, add_help=False)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import string
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,6 +15,9 @@ import yaml
 from plg_utils import files
 from plg_utils.records import IGNORE, Classes
 
+COMMAS = r"[,;|\t\n，；、]"  # what people write between names
+BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
+
 
 def read(path: str | Path) -> Classes:
     """Read a class file.
@@ -21,18 +26,38 @@ def read(path: str | Path) -> Classes:
     (sentences with one {} each), `background` (words for what is none of the classes) and `version`. With
     `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
     Words are the name if not given, colours VOC's. Lists of names are read too, as classes with a background: a text
-    file with one name in each line (labelme's labels.txt), a list in YAML, and YOLO's data.yaml (`names`).
+    file (`names_of`, such as labelme's labels.txt), a list or numbered names in YAML, and YOLO's data.yaml (`names`).
     """
-    lines = Path(path).suffix.lower() == ".txt"
-    content = [line.strip() for line in files.read_lines(path) if line.strip()] if lines else files.read_yaml(path)
+    text = "\n".join(files.read_lines(path))
     try:
-        return parse(content)
+        content = "" if Path(path).suffix.lower() == ".txt" else files.parse_yaml(text, "it")
+        return parse(names_of(text) if isinstance(content, str) else content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def names_of(text: str) -> Any:
+    """Names in a text, as people write lists: with commas, semicolons or bars, one in each line, or in YAML or JSON.
+
+    A name that looks as if it were a part of a list is a ValueError.
+    """
+    text = text.strip(BLANK)
+    if re.match(r"[\[{]|- |\d+ *:", text):
+        return files.parse_yaml(text, "the list of names")
+    parts = text.splitlines() if "\n" in text else re.split(COMMAS, text)
+    names = [name for part in parts if (name := part.strip(BLANK))]
+    names = [name[1:-1] if name[0] in "'\"" and name[0] == name[-1] and len(name) > 2 else name for name in names]
+    for name in names:
+        if re.search(r"[\x00-\x1f,;|:\[\]{}\"，；、]|^-|(^|\s)#|^\d+[.)]?\s", name):
+            remedy = "write cat, dog, or one name in each line; a class file ({classes: [{name: ...}]}) takes any name"
+            raise ValueError(f"{files.shown(name)} is no single name: {remedy}")
+    return names
+
+
 def parse(content: Any, background: Sequence[str] = ()) -> Classes:
     """Check the content of a class file (see `read`); background: words for it, if the content is a list of names."""
+    if isinstance(content, dict) and content and all(re.fullmatch(r"\d+", str(key)) for key in content):
+        content = {"names": content}
     if isinstance(content, dict) and "names" in content and "classes" not in content:
         content = yolo_names(content)
     if isinstance(content, list):
@@ -45,7 +70,7 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise ValueError(f"the template {template!r} needs one {{}} where the word goes, and no other brace")
     if not isinstance(content["classes"], list) or not content["classes"]:
-        raise ValueError("`classes` must be a list of at least one {name, words, colour}")
+        raise ValueError("`classes` must be a list of at least one {name, words, colour}, beside the background")
 
     has_background = "background" in content
     names, words, colours = [], [], []
@@ -73,7 +98,7 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         raise ValueError(f"these class names occur more than once: {', '.join(repeated)}")
     if len(names) > IGNORE:
         raise ValueError(f"{len(names)} classes do not fit a uint8 label map, where {IGNORE} is void")
-    _check_one_owner({name: {word.casefold() for word in own} for name, own in zip(names, words, strict=True)}, "word")
+    _check_one_owner({name: {*map(files.same_name, own)} for name, own in zip(names, words, strict=True)}, "word")
     _check_one_owner({name: {colour} for name, colour in zip(names, colours, strict=True)}, "colour")
     return Classes(tuple(names), tuple(words), tuple(colours), 0 if has_background else None, templates)
 

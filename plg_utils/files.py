@@ -17,14 +17,15 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from plg_utils import run_lengths
@@ -36,8 +37,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")  # of photos
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")  # of photos
+HEIC = (".heic", ".heif", ".hif")  # suffixes of what phones write; the library that reads them is an extra
+READ_HEIC = 'HEIC is read after pip install "plg-utils[heic]"'
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS, SUFFIXES, READ_HEIC = (*FORMATS, "HEIF"), SUFFIXES + HEIC, ""
 # PIL warns of more pixels and refuses twice as many: 268 megapixels take 2 GB as they are read.
 Image.MAX_IMAGE_PIXELS = 2**27
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -134,6 +142,8 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         remedy = remedy.removeprefix("delete it and ")
+        if Path(path).is_symlink():
+            raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which is not there") from error
         raise FileNotFoundError(f"{path} does not exist. It should be {what}: {remedy}") from error
     except PermissionError as error:
         raise PermissionError(f"{path} may not be read by this user: change its permissions, or {remedy}") from error
@@ -144,38 +154,141 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).replace(f" {str(path)!r}", "")
+        reason = _unknown(path) if isinstance(error, UnidentifiedImageError) else reason
         raise ValueError(f"{path} is not {what} ({reason[:300] or type(error).__name__}); {remedy}") from error
+
+
+def _unknown(path: str | Path) -> str:
+    """Say what a file is that PIL does not take for an image."""
+    if _is_tiff(path):
+        return f"a TIFF of values or bands that PIL does not read; {CHOOSE}"
+    with open(path, "rb") as file:
+        begin = file.read(16)
+    if READ_HEIC and begin[4:8] == b"ftyp" and begin[8:12] != b"avif":
+        return READ_HEIC
+    return f"it begins with {begin!r}" if begin else "it is empty"
 
 
 # Images and label maps
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how it begins
+CHOOSE = "bands: [4, 3, 2] in dataset_options (plg label: --bands 4,3,2) would choose what to show"
+DEFECTS = 0.001  # share of the pixels that may be defects, at each end of the values
 PHOTO = "a readable image", "export it again as 8-bit RGB, or remove it"
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
     """Read a photo as a camera's owner sees it (EXIF rotation applied, grey becomes RGB): (H, W, 3) uint8 RGB."""
-    return read_photo(path)[0]
+    return read_photo(path, bands)[0]
 
 
-def read_photo(path: str | Path) -> tuple[np.ndarray, str]:
-    """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all."""
+def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray, str]:
+    """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all.
+
+    Colours of a profile become sRGB. What is transparent becomes white, as on a page.
+    bands: which bands of the file are red, green and blue, or one that is grey, counted from 1; () those it says itself
+    """
+    if bands:
+        return _read_bands(path, bands)
     with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, _turn(image):
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
-            remarks.append(f"the first of {image.n_frames} pages or frames is taken")
-        if bands := re.search(r"'(RGB|L)X+\b", coding):
-            remarks.append(f"the bands {', '.join(bands[1])} are taken, and {bands[0].count('X')} more left out")
+            remarks.append(f"the {'main' if image.tell() else 'first'} of {image.n_frames} pages or frames is taken")
+        if rest := re.search(r"'(RGB|L)X+\b", coding):
+            remarks.append(f"the bands {', '.join(rest[1])} are taken, and {rest[0].count('X')} more left out")
+        if image.format == "TIFF":
+            _check_values(image, coding)
         ImageOps.exif_transpose(image, in_place=True)  # without a copy
         upright = image
         if upright.mode in ("I", "F"):
-            raise ValueError(f"32-bit values, mode {upright.mode}: which value is white is unknown")
+            raise ValueError(f"32-bit or signed values, mode {upright.mode}: which value is white is unknown; {CHOOSE}")
         if upright.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
-            grey, remark = _eight_bits(np.asarray(upright))
+            values = np.asarray(upright)
+            inverse = image.format == "TIFF" and image.tag_v2.get(262) == 0  # white is 0, which PIL passes over
+            grey, remark = _eight_bits(65_535 - values if inverse else values)
             remarks, upright = [*remarks, *remark], Image.fromarray(grey)
+        if upright.has_transparency_data:
+            upright, remark = _on_white(upright)
+            remarks += remark
+        upright = _in_srgb(upright, image.info.get("icc_profile"))
         pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-        if ";16" in coding and image.mode[0] != "I" and pixels.max() < 64:  # Pillow reads the upper 8 bits alone
-            raise ValueError("16-bit colours that use 14 bits or fewer")
+        deep = ";16" in coding or image.format == "JPEG2000"  # of 16-bit colours Pillow reads the upper 8 bits
+        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:
+            raise ValueError(f"16-bit colours that use 14 bits or fewer{f'; {CHOOSE}' * (image.format == 'TIFF')}")
     return pixels, "; ".join(remarks)
+
+
+def _check_values(image: Image.Image, coding: str) -> None:
+    """Refuse a TIFF whose values Pillow would take for others; coding: how it would read them."""
+    if 2 in image.tag_v2.get(339, ()) and image.mode != "I":
+        raise ValueError("signed values: which is white is unknown")
+    if max(image.tag_v2.get(258, (1,))) > 8 and image.mode[0] not in "IF" and ";16" not in coding:
+        raise ValueError(f"16-bit colours in planes; {CHOOSE}")
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image in the colours that a screen would show, if its profile says that they are not those of sRGB."""
+    with suppress(ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile, or one of other bands
+        own = ImageCms.ImageCmsProfile(BytesIO(profile)) if profile else None
+        if own and image.mode in ("RGB", "CMYK", "L") and "srgb" not in ImageCms.getProfileDescription(own).casefold():
+            return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return image
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """An image on white where it is transparent, and how much that is; without its alpha, if that is no cut-out."""
+    image, pixels = image.convert("RGBA"), image.width * image.height
+    clear, *_, opaque = image.getchannel("A").histogram()
+    if opaque == pixels:
+        return image.convert("RGB"), []
+    if clear == pixels or clear + opaque < pixels / 2:  # a program wrote zeros, or another band such as near infrared
+        return image.convert("RGB"), ["the alpha channel, which is no cut-out, is left out"]
+    white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return white, [f"transparent pixels, {1 - opaque / pixels:.1%}, become white"]
+
+
+def _read_bands(path: str | Path, bands: Sequence[int]) -> tuple[np.ndarray, str]:
+    """Read these bands of a photo, see `read_photo`; values of over 8 bits are scaled by those in use."""
+    with reading(path, *PHOTO), _ONE:
+        if _is_tiff(path):
+            values, turned, nothing = _tiff(path)  # (H, W, all bands)
+        else:
+            with Image.open(path, formats=FORMATS) as image:
+                turned, nothing = image.getexif().get(ORIENTATION, 1), None
+                values = np.atleast_3d(np.asarray(image.convert("RGBA") if image.mode == "P" else image))
+        count = values.shape[2]
+        if max(bands) > count:
+            raise ValueError(f"bands={list(bands)}, and it has {count}")
+        values = values[:, :, [band - 1 for band in bands]]  # (H, W, 1 or 3)
+        values, remarks = (values, []) if values.dtype == np.uint8 else _eight_bits(values, nothing)
+        image = Image.fromarray(np.broadcast_to(values, (*values.shape[:2], 3)).copy())
+        image.getexif()[ORIENTATION] = turned
+        taken = f"of {count} bands {', '.join(map(str, bands))} are taken"
+        return np.array(ImageOps.exif_transpose(image)), "; ".join([taken, *remarks])
+
+
+def _is_tiff(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) in TIFF
+
+
+def _tiff(path: str | Path) -> tuple[np.ndarray, int, float]:
+    """All bands (H, W, C) of a TIFF, its orientation, and the value that stands for no data, nan if it names none."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ValueError('bands of a TIFF are read after pip install "plg-utils[bands]"') from error
+    with tifffile.TiffFile(path) as file:
+        first, tags = file.series[0], file.pages[0].tags
+        sizes = dict(zip(first.axes, first.shape, strict=True))
+        if sum(size > 1 for axis, size in sizes.items() if axis not in "YX") > 1 or not {"Y", "X"} <= sizes.keys():
+            raise ValueError(f"{sizes} pixels, and not height, width and bands")
+        if sizes["Y"] * sizes["X"] > 2 * Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{sizes['X']} x {sizes['Y']} pixels")
+        values = np.moveaxis(first.asarray(), [first.axes.index("Y"), first.axes.index("X")], [0, 1])
+        values = values.reshape(sizes["Y"], sizes["X"], -1)
+        values = values.astype(np.uint8) * 255 if values.dtype == bool else values
+        return values, tags.valueof(ORIENTATION, 1), float(str(tags.valueof(42113, "nan")).strip("\0 "))  # GDAL's text
 
 
 def _turn(image: Image.Image) -> AbstractContextManager:
@@ -183,26 +296,37 @@ def _turn(image: Image.Image) -> AbstractContextManager:
     return _ONE if image.width * image.height > LARGE else nullcontext()
 
 
-def _eight_bits(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Grey values (H, W) uint16 as uint8, and what was done if they use less than a quarter of the 65,536 values.
+def _eight_bits(values: np.ndarray, nothing: float | None = None) -> tuple[np.ndarray, list[str]]:
+    """Values as uint8, and what was done, unless they are 16-bit ones that use a quarter of the 65,536 values.
 
     Cameras and microscopes of 10 to 14 bits write such files. A thousandth of the pixels at each end may be defects.
+    nothing: the value of pixels without data, which become black, as those that are not finite
     """
-    low, high = (float(value) for value in np.percentile(values, [0.1, 99.9]))
+    empty = None if nothing is None else ~np.isfinite(values) | (values == nothing)
+    used = values if empty is None else values[~empty]
+    low, high = (float(value) for value in np.percentile(used, [100 * DEFECTS, 100 * (1 - DEFECTS)]))
     if high == low:  # small things on a flat ground
-        low, high = float(values.min()), float(values.max())
-    if high - low >= 2**14 or high == low:
-        return (values >> 8).astype(np.uint8), []
-    scaled = np.round((values.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
-    return scaled.astype(np.uint8), [f"16-bit values: {low:.0f} becomes black and {high:.0f} white"]
+        low, high = float(used.min()), float(used.max())
+    if values.dtype == np.uint16 and (high - low >= 2**14 or high == low):
+        scaled, said = values >> 8, []
+    else:
+        scaled = np.round((values.astype(np.float32) - low) * (255 / (high - low or 1))).clip(0, 255)
+        said = [f"{8 * values.itemsize}-bit values: {low:.5g} becomes black and {high:.5g} white"]
+    return (scaled if empty is None else np.where(empty, 0, scaled)).astype(np.uint8), said
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Read from its header what size (H, W) `read_image` will return."""
-    with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image:
-        width, height = image.size
-        quarter = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-        turned = quarter and image.format != "TIFF"  # whose size Pillow has turned already
+    with reading(path, *PHOTO):
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                quarter = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+                turned = quarter and image.format != "TIFF"  # whose size Pillow has turned already
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            (height, width), turned = _tiff(path)[0].shape[:2], False
     return (width, height) if turned else (height, width)
 
 
@@ -399,14 +523,21 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_lines(path: str | Path) -> list[str]:
     """Read the lines of a text file, such as a list of images; one that is no text is a ValueError that names it."""
     with reading(path, "text in UTF-8", "save it as plain text in UTF-8, one entry in each line"):
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 with three bytes
+        return _text(path).splitlines()
+
+
+def _text(path: str | Path) -> str:
+    content = Path(path).read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")  # Windows marks both
+    if "\0" in text:
+        raise ValueError("it holds zeros")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | Path, remedy: str = "delete it and run the stage again that writes it") -> Any:
     """Read JSON; a broken file is a ValueError that names it, and says what to do about it."""
     with reading(path, "readable JSON", remedy):
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
+        return json.loads(_text(path), parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
 
 
 def _no_constant(text: str) -> None:

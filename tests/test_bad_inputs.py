@@ -279,8 +279,8 @@ CASES += of_file("split list", load_voc, f"{LISTS}/train.txt", "",
     ("is empty", "", "write an id"),
     ("has three columns", "a b c\n", "line 1", "id"),
     ("gives a photo without label map", "JPEGImages/a.jpg\n", "label map", "write the id alone"),
-    ("is UTF-16", "a\nb\n".encode("utf-16"), "UTF-8", "save"),
-    ("holds a control character", "a\0b\n", "line 1", "Rename"),
+    ("is UTF-16 without its mark", "a\nb\n".encode("utf-16-le"), "UTF-8", "save"),
+    ("holds a control character", "a\x07b\n", "line 1", "Rename"),
     ("hides a file", ".a\n", "line 1", "Rename"), beside=VOC)
 CASES += cases("split list", VOC | {"mine/labeled.txt": "a\n"},
     ("is not UniMatch's", voc(split="1_9"), "1_9", "did you mean '1_8'?"),
@@ -678,7 +678,7 @@ def test_bad_photos_are_skipped_if_asked_for(many):
 def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch):
     """The others are tried again; the memory itself may be broken, or a place where nothing can be written."""
     tried, read = [], files.read_photo
-    monkeypatch.setattr(files, "read_photo", lambda path: tried.append(path.name) or read(path))
+    monkeypatch.setattr(files, "read_photo", lambda path, bands: tried.append(path.name) or read(path, bands))
 
     def left_out_and_tried() -> tuple[list[str], list[str]]:
         tried.clear()

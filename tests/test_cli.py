@@ -17,7 +17,7 @@ from PIL import Image
 
 from plg_utils import __main__ as plg
 from plg_utils import checkpoints, figures, files, stages
-from plg_utils.datasets import storybook
+from plg_utils.datasets import folder, storybook
 
 NAMES = ("scène #1", "100 % <b>", "c&d")
 
@@ -91,11 +91,11 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     assert all(path.stat().st_mtime_ns == time for path, time in masks.items() if path.name != "manifest.json")
     monkeypatch.setattr(figures, "overlay", lambda *given: asked.append(given) or given[0])
     assert call(*options) == 0 and not asked
-    later = Path(f"out/overlays/{NAMES[0]}.jpg").stat().st_mtime + 5
-    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (later, later))
+    photo = Path(photos, f"{NAMES[0]}.jpg")
+    photo.write_bytes(photo.read_bytes() + b"another photo of the same map")
+    os.utime(photo, (1, 1))  # as programs do that unpack or copy an older photo
     assert call(*options) == 0 and len(asked) == 1
     asked.clear()
-    os.utime(Path(photos, f"{NAMES[0]}.jpg"), (1, 1))
     named = [path for path in Path("out/labels").iterdir() if (files.read_label(path) % 255).any()]
     assert call(*options, "--threshold", "0.9") == 0 and len(asked) == len(named) > 0  # those that are other maps now
     assert not any((files.read_label(path) % 255).any() for path in named)
@@ -125,9 +125,72 @@ def test_labels_of_a_few_photos_choose_the_threshold(photos, capsys):
     assert len(list(Path("out/labels").iterdir())) == 3
 
 
+def test_the_labels_of_other_photos_are_not_replaced(photos, capsys, monkeypatch):
+    """They were removed without a word: as if the photos were gone. Photos that were moved are the same ones."""
+    assert call(photos, "--classes", "tree", "--to", "out") == 0
+    before = {path: path.read_bytes() for path in Path("out/labels").iterdir()}
+    files.write_image(Path("party", "a.jpg"), storybook.draw(1).image)
+    assert call("party", "--classes", "tree", "--to", "out") == 2
+    assert "out holds the labels of " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("out/labels").iterdir()} == before
+    Path(photos).rename("moved")
+    Path("again").symlink_to("moved")
+    monkeypatch.setattr(stages, "masks", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    for place in ("moved", "again"):
+        assert call(place, "--classes", "tree", "--to", "out") == 130
+
+
+def test_a_folder_that_a_system_has_looked_into_is_empty(photos, monkeypatch):
+    Path("out").mkdir()
+    Path("out", ".DS_Store").touch()
+    monkeypatch.setattr(stages, "masks", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert call(photos, "--classes", "tree", "--to", "out") == 130
+
+
+NAMES_TYPED = ["cat, big dog", "cat;big dog", "cat|big dog", "cat\nbig dog\n", "cat\tbig dog", "[cat, big dog]"]
+NAMES_TYPED += ['["cat", "big dog"]', "'cat', 'big dog'", '"cat","big dog",', "cat，big dog", "cat\u200b、 big dog"]
+NAMES_TYPED += ["- cat\n- big dog", "0: cat\n1: big dog", "{0: cat, 1: big dog}", '{"names": ["cat", "big dog"]}']
+
+
+@pytest.mark.parametrize("text", NAMES_TYPED)
+@pytest.mark.parametrize("coding", [None, "utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_classes_as_people_write_them(text, coding, tmp_path):
+    """Typed after --classes, or in a file of an editor of Windows."""
+    given = text
+    if coding:
+        given = str(tmp_path / "classes.txt")
+        Path(given).write_bytes(text.replace("\n", "\r\n").encode(coding))
+    assert folder._classes(plg._classes(given), ()).names == ("background", "cat", "big dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1. cat, 2. dog", "'1. cat' is no single name"),
+        ("cat: 1, dog: 2", "'cat: 1' is no single name"),
+        ("cat, dog # pets", "'dog # pets' is no single name"),
+        ("cat, kitten\ndog", "'cat, kitten' is no single name"),
+        ("name,colour\ncat,red", "'name,colour' is no single name"),
+        ("# label:color_rgb\ncat:1,2,3::", "is no single name"),
+        ("0 cat\n1 dog", "'0 cat' is no single name"),
+        ("cat\tred\ndog\tblue", "is no single name"),
+        ("cafe\u0301, caf\u00e9", "share the word"),
+        ("background", "beside the background"),
+        (", ".join(f"thing {index}" for index in range(300)), "301 classes do not fit"),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
+    """These were classes of such names, without a word; the last one was no path of a file."""
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    for given in (text, str(tmp_path / "classes.txt")):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            folder._classes(plg._classes(given), ())
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
+        ("--bands 4,3", "bands=[4, 3] must be a list of one or three"),
         ("'my photo'", "my photo is not a folder: root must be the folder of your"),
         ("--classes a.yaml", "a.yaml is no class file"),
         ("--classes ', '", "name what to look for"),
@@ -166,6 +229,8 @@ def test_a_name_says_which_file_loads_the_model(sam, clip, files_of_them, monkey
     assert (masks["mask_model"], encoder["encoder"]) == files_of_them
     assert masks["mask_options"] == {"checkpoint": sam or "miniature_sam", "tile": 512}
     assert encoder["encoder_options"] == {"checkpoint": clip or "miniature_clip", "tile": 512}
+    zero = plg._models(plg.parser().parse_args([*given, "--tile", "0"]))
+    assert [zero[0]["mask_options"]["tile"], zero[1]["encoder_options"]["tile"]] == [0, 0]  # which they refuse
 
 
 def test_an_unreadable_photo_stops_or_is_left_out(photos, capsys):

@@ -19,7 +19,7 @@ from plg_utils.records import Dataset, Sample
 
 PLACE = '\ndevice = "auto"\nimages_at_once = 8\nprocesses = 1'
 LABELS = 'run = "demo"\ndataset = "toy"\ndataset_options = {}\nlabelled = 12\nseed = 0\nmask_model = "sam"\n'
-LABELS += f'mask_options = {{"size": 8}}\nthreshold = None{PLACE}'
+LABELS += f'mask_options = {{"min_area": 8}}\nthreshold = None{PLACE}'
 TRAINING = 'run = "demo"\nlabelled = 12\nseed = 0\nsteps = 3\nrate = 0.5\nmethods = ["supervised", "direct"]'
 GRID = "grid: {labelled: [12, 24], seed: [0, 1]}"
 NAMES = ["labelled=12,seed=0", "labelled=12,seed=1", "labelled=24,seed=0", "labelled=24,seed=1"]
@@ -60,7 +60,7 @@ def toy(tmp_path, monkeypatch):
         if step.notebook.stem == "01_labels":
             stage = store.stage(folder / "masks", parameters=own["mask_options"], dataset=data)
             for sample in stage.todo([*data.labelled, *data.unlabelled], [".json"]):
-                files.write_json(stage.path(sample.id, ".json"), own["mask_options"]["size"])
+                files.write_json(stage.path(sample.id, ".json"), own["mask_options"]["min_area"])
                 world.masks.append(sample.id)
             stage.finish(images=4)
             return
@@ -271,7 +271,7 @@ def die_in_the_masks(toy, flag):
         data, folder = scenes(0), store.run_folder(own["run"])
         stage = store.stage(folder / "masks", parameters=own["mask_options"], dataset=data)
         stage.todo([*data.labelled, *data.unlabelled], [".json"])
-        files.write_json(stage.path("unlabelled_0", ".json"), own["mask_options"]["size"])
+        files.write_json(stage.path("unlabelled_0", ".json"), own["mask_options"]["min_area"])
         flag.touch()
         time.sleep(600)
 
@@ -319,7 +319,7 @@ def test_a_point_or_shared_stage_that_another_makes_is_left_to_it(toy, monkeypat
 
 
 def test_points_with_other_masks_get_another_folder_and_empty_none(toy):
-    write_run(toy.folders, "grid: {mask_options: [{size: 8}, {size: 16}], seed: [0, 1]}")
+    write_run(toy.folders, "grid: {mask_options: [{min_area: 8}, {min_area: 16}], seed: [0, 1]}")
     _, out, _ = toy.call()
     assert "starts again" not in out
     assert sorted(files.read_json(path) for path in toy.folder.glob("shared/*/unlabelled_0.json")) == [8, 16]

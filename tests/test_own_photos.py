@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import re
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -12,14 +14,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pillow_heif
 import pytest
 import run
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
-from plg_utils import checkpoints, datasets, figures, files
+from plg_utils import checkpoints, datasets, figures, files, losses
 from plg_utils import masks as mask_models
 from plg_utils.datasets import _photos
 from plg_utils.encoders import clip
@@ -93,9 +97,13 @@ def test_sixteen_bits_that_are_all_in_use_keep_their_brightness(tmp_path):
 def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
     (tmp_path / "bright").write_bytes(form(deep(0, 65_535, 3)))
     np.testing.assert_array_equal(files.read_image(tmp_path / "bright"), deep(0, 65_535, 3) >> 8)
-    (tmp_path / "dark").write_bytes(form(deep(0, 4_095, 3)))
-    with pytest.raises(ValueError, match=r"dark is not a readable image \(16-bit colours that use .*8-bit RGB"):
-        files.read_image(tmp_path / "dark")
+    dark = deep(0, 4_095, 3)
+    dark[5, 5] = 65_535  # a defect
+    (tmp_path / "dark").write_bytes(form(dark))
+    Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "dark.jp2")  # as Pillow reads one of 16 bits
+    for name in ("dark", "dark.jp2"):
+        with pytest.raises(ValueError, match=rf"{name} is not a readable image \(16-bit colours that use .*8-bit RGB"):
+            files.read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
@@ -109,6 +117,187 @@ def test_bands_that_are_no_colours_are_left_out_with_a_word_or_refused(bands, gr
         image, remark = files.read_photo(tmp_path / "a.tif")
         np.testing.assert_array_equal(image, values[..., :3])
         assert remark == f"the bands R, G, B are taken, and {bands - 3} more left out"
+
+
+@pytest.mark.parametrize(
+    ("values", "how", "says"),
+    [
+        (
+            deep(0, 65_535, 3).transpose(2, 0, 1),
+            {"photometric": "rgb", "planarconfig": "separate"},
+            "colours in planes",
+        ),
+        ((255 * RAMP - 128).astype(np.int8), {}, "signed values"),
+        ((9_000 * RAMP - 500).astype(np.int16), {}, "32-bit or signed values"),
+        (RAMP.astype(np.float32), {}, "32-bit or signed values"),
+        (
+            deep(0, 4_095, 5),
+            {"photometric": "minisblack", "planarconfig": "contig"},
+            "values or bands that PIL does not",
+        ),
+    ],
+)
+def test_values_that_pillow_would_take_for_others_are_refused(values, how, says, tmp_path):
+    """The first two were read as other pictures, without a word."""
+    tifffile.imwrite(tmp_path / "a.tif", values, **how)
+    with pytest.raises(ValueError, match=rf"a\.tif is not a readable image \(.*{says}"):
+        files.read_photo(tmp_path / "a.tif")
+
+
+def test_sixteen_bits_whose_white_is_zero_are_no_negative(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", 65_535 - deep(0, 65_535)[..., 0], photometric="miniswhite")
+    np.testing.assert_array_equal(files.read_image(tmp_path / "a.tif")[..., 0], deep(0, 65_535)[..., 0] >> 8)
+
+
+ALPHA = np.where(RAMP < 0.25, 0, 255).astype(np.uint8)  # of a photo that a person has cut out
+
+
+def cut_out(mode: str) -> tuple[Image.Image, dict]:
+    """An image that is transparent where ALPHA is 0, and how it is saved."""
+    if mode == "P":
+        image = Image.fromarray(ALPHA // 255)
+        image.putpalette([9, 9, 9, 20, 200, 30])
+        return image, {"transparency": 0}
+    if mode == "RGB":  # of PNG: one colour is transparent
+        return Image.fromarray(np.where(ALPHA[..., None], PHOTO | 1, 0).astype(np.uint8)), {"transparency": (0, 0, 0)}
+    return Image.fromarray(np.dstack([PHOTO, ALPHA])).convert(mode), {}
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [*((mode, "PNG") for mode in ("P", "RGB", "LA")), *(("RGBA", f) for f in ("PNG", "TIFF", "WEBP", "HEIF", "AVIF"))],
+)
+def test_transparent_pixels_are_white_and_told(mode, form, tmp_path):
+    """What lies under them may be anything: no one has seen it since it was cut out."""
+    image, how = cut_out(mode)
+    image.save(tmp_path / "a", form, **how)
+    pixels, remark = files.read_photo(tmp_path / "a")
+    assert (pixels[ALPHA == 0] > 250).all() and not (pixels[ALPHA > 0] > 250).all()
+    assert re.fullmatch(r"transparent pixels, 25\.\d%, become white", remark)
+
+
+@pytest.mark.parametrize("alpha", [0 * ALPHA, 0 * ALPHA + 128, np.uint8(250 * RAMP)])
+def test_an_alpha_channel_that_is_no_cut_out_is_left_out(alpha, tmp_path):
+    """Some programs write zeros, and others near infrared as a fourth band that readers take for transparency."""
+    Image.fromarray(np.dstack([PHOTO, alpha])).save(tmp_path / "a.png")
+    pixels, remark = files.read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels, PHOTO)
+    assert remark == "the alpha channel, which is no cut-out, is left out"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_colours_of_a_profile_are_those_that_a_screen_shows(mode, tmp_path):
+    """A profile whose red is blue stands for those of phones and cameras; sRGB and damaged ones change nothing."""
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = own.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    swapped = swapped.replace(b"rXYZ", b"temp", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"temp", b"bXYZ", 1)
+    image = Image.fromarray(PHOTO).convert(mode)
+    seen = np.asarray(image.convert("RGB")).astype(int)
+    for profile, expected in ((own, seen), (b"rubbish", seen), (swapped, seen if mode == "L" else seen[..., ::-1])):
+        image.save(tmp_path / "a.png", icc_profile=profile)
+        assert np.abs(files.read_image(tmp_path / "a.png") - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1", b"8BPS\0\1"]
+)
+def test_what_is_no_image_is_named_by_how_it_begins(content, tmp_path):
+    """A failed download, a page in place of a photo, a pointer of Git LFS, a file of another program."""
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.jpg is not a readable image \(it (is empty|begins with )") as error:
+        files.read_image(tmp_path / "a.jpg")
+    assert repr(content[:16]) in str(error.value) or not content
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_phone_s_heic_is_upright(orientation, tmp_path):
+    """A phone turns it by a field of the format, and notes the same in EXIF: it must be turned once."""
+    exif = Image.Exif()
+    exif[files.ORIENTATION] = orientation
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the inverse, as Image.transpose counts them
+    smooth = np.dstack([255 * RAMP, 255 * RAMP[::-1], 0 * RAMP]).astype(np.uint8)
+    image = Image.fromarray(smooth)
+    image = image.transpose(back[orientation]) if orientation in back else image
+    image.info["exif"] = exif.tobytes()
+    image.save(tmp_path / "a.heic", quality=95, chroma=444)
+    assert np.abs(files.read_image(tmp_path / "a.heic") - smooth.astype(int)).mean() < 3
+    assert files.image_size(tmp_path / "a.heic") == (H, W)
+    data = (tmp_path / "a.heic").read_bytes()
+    if orientation == 6:  # a program has changed EXIF alone, which viewers pass over
+        at = data.index(b"irot") + 4
+        (tmp_path / "a.heic").write_bytes(data[:at] + b"\0" + data[at + 1 :])
+        assert files.read_image(tmp_path / "a.heic").shape[:2] == files.image_size(tmp_path / "a.heic") == (W, H)
+
+
+def test_of_several_pictures_in_a_heic_the_main_one_is_taken(tmp_path):
+    burst = pillow_heif.from_pillow(Image.new("RGB", (W, H), "red"))
+    burst.add_from_pillow(Image.new("RGB", (W, H), "blue"))
+    burst.save(tmp_path / "a.heic", primary_index=1)
+    pixels, remark = files.read_photo(tmp_path / "a.heic")
+    assert np.abs(pixels - [0.0, 0, 255]).max() < 9 and remark == "the main of 2 pages or frames is taken"
+
+
+BANDS = np.random.default_rng(2).integers(0, 256, (H, W, 5), dtype=np.uint8)
+LAYOUTS = {
+    "each pixel": (BANDS, {"photometric": "minisblack", "planarconfig": "contig"}),
+    "planes": (BANDS.transpose(2, 0, 1), {"photometric": "minisblack", "planarconfig": "separate"}),
+    "colours and more": (BANDS, {"photometric": "rgb", "extrasamples": [0, 0]}),
+    "tiles": (BANDS, {"photometric": "rgb", "extrasamples": [0, 0], "tile": (16, 16), "compression": "zlib"}),
+    "pages of ImageJ": (BANDS.transpose(2, 0, 1), {"imagej": True, "metadata": {"axes": "CYX"}}),
+    "OME": (BANDS.transpose(2, 0, 1), {"ome": True, "metadata": {"axes": "CYX"}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bands_that_a_user_chooses_are_shown(layout, tmp_path):
+    values, how = LAYOUTS[layout]
+    tifffile.imwrite(tmp_path / "a.tif", values, **how)
+    for bands in ((4, 3, 2), (5,)):
+        image, remark = files.read_photo(tmp_path / "a.tif", bands)
+        expected = BANDS[..., [band - 1 for band in bands]]
+        np.testing.assert_array_equal(image, expected if len(bands) == 3 else expected.repeat(3, axis=2))
+        assert remark == f"of 5 bands {', '.join(map(str, bands))} are taken"
+    assert files.image_size(tmp_path / "a.tif") == (H, W)
+    with pytest.raises(ValueError, match=r"a\.tif is not a readable image \(bands=\[6\], and it has 5"):
+        files.read_photo(tmp_path / "a.tif", (6,))
+
+
+def test_bands_of_many_bits_are_scaled_together_and_pixels_without_data_are_black(tmp_path):
+    height = np.dstack([100 * RAMP + 20, 50 * RAMP + 20, 0 * RAMP]).astype(np.float32)
+    height[:5], height[5] = -9999, np.nan
+    tifffile.imwrite(tmp_path / "a.tif", height, photometric="rgb", extratags=[(42113, 2, 0, "-9999", True)])
+    image, remark = files.read_photo(tmp_path / "a.tif", (1, 2, 2))
+    known = height[6:]
+    low, high = np.percentile(known[..., :2], [0.1, 99.9])
+    expected = ((known[..., [0, 1, 1]] - low) / (high - low) * 255).clip(0, 255)
+    assert np.abs(image[6:] - expected).max() < 2 and not image[:6].any()
+    assert re.search(
+        r"of 3 bands 1, 2, 2 are taken; 32-bit values: 2\d\.\d+ becomes black and 1\d\d\.\d+ white", remark
+    )
+
+
+def test_a_data_set_in_chosen_bands(photos, monkeypatch):
+    """Labelled photos too; other bands are another image for every stage."""
+    values, how = LAYOUTS["each pixel"]
+    tifffile.imwrite(photos / "a.tif", values, **how)
+    files.write_label(photos / "maps" / "a.png", np.ones((H, W), np.uint8))
+    load = partial(datasets.load, "folder", root=photos, classes=["cat"], labels=photos / "maps")
+    with pytest.raises(ValueError, match=r"bands: \[4, 3, 2\] in dataset_options"):
+        load()
+    contents = set()
+    for bands in ([4, 3, 2], [1, 2, 3], [1]):
+        with pytest.warns(UserWarning, match=f"a.tif: of 5 bands {', '.join(map(str, bands))} are taken"):
+            (sample,) = load(bands=bands).labelled
+        np.testing.assert_array_equal(sample.image()[..., 0], BANDS[..., bands[0] - 1])
+        assert sample.truth().all()
+        contents.add(sample.content)
+    assert len(contents) == 3
+    for bands, says in (([1, 2], "one or three numbers"), (4, "one or three"), ([0], "from 1"), ([1.5], "from 1")):
+        with pytest.raises(ValueError, match=f"bands=.* must be .*{says}"):
+            load(bands=bands)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r'pip install "plg-utils\[bands\]"'):
+        load(bands=[5])
 
 
 @pytest.mark.parametrize("form", ["TIFF", "JPEG", "AVIF", "WEBP", "PNG"])
@@ -151,7 +340,16 @@ def test_changed_photos_are_said_again_in_each_run_though_not_read_again(photos,
         monkeypatch.setattr(files, "read_photo", None)
 
 
-def test_what_is_left_out_of_a_folder_is_said(photos):
+@pytest.fixture
+def no_heic(monkeypatch):
+    """As if the extra heic were not installed."""
+    for name in ("FORMATS", "SUFFIXES"):
+        own = tuple(item for item in getattr(files, name) if item not in ("HEIF", *files.HEIC))
+        monkeypatch.setattr(files, name, own)
+    monkeypatch.setattr(files, "READ_HEIC", 'HEIC is read after pip install "plg-utils[heic]"')
+
+
+def test_what_is_left_out_of_a_folder_is_said(photos, no_heic):
     """Files by their suffix, but not those that no one takes for photos; folders, but not that of the label maps."""
     (photos / "sub").mkdir()
     for name in ("a.jpg", "b.JPG"):
@@ -159,13 +357,47 @@ def test_what_is_left_out_of_a_folder_is_said(photos):
     files.write_label(photos / "maps" / "a.png", np.ones((H, W), np.uint8))
     for name in ("g.heic", "h.HEIC", "j.cr2", "none", "labels.json", ".hidden"):
         (photos / name).write_bytes(HEIC)
-    says = "files left out: 2 heic, 1 cr2, 1 without suffix; folders not searched: sub[.] "
+    remedy = r'HEIC is read after pip install "plg-utils\[heic\]"'
+    says = rf"files left out: 2 heic, 1 cr2, 1 without suffix \({remedy}\); folders not searched: sub[.] "
     with pytest.warns(UserWarning, match=says):
         datasets.load("folder", root=photos, classes=["cat"], labels=photos / "maps")
 
 
+def test_without_the_extra_a_heic_names_it(photos, no_heic):
+    """A folder of nothing else, or one that is called a JPEG."""
+    (photos / "a.heic").write_bytes(HEIC)
+    with pytest.raises(FileNotFoundError, match=r'it holds 1 \.heic. HEIC is read after pip install "plg-utils'):
+        datasets.load("folder", root=photos, classes=["cat"])
+    (photos / "a.heic").rename(photos / "a.jpg")
+    with pytest.raises(ValueError, match=r'a\.jpg is not a readable image \(HEIC is read after pip install "plg-utils'):
+        datasets.load("folder", root=photos, classes=["cat"])
+
+
+def test_of_a_heic_and_its_copy_the_copy_is_taken(photos):
+    for name in ("IMG_1.HEIC", "img_1.jpg", "b.heic"):
+        Image.fromarray(PHOTO).save(photos / name)
+    with pytest.warns(UserWarning, match="1 HEIC photos .* have a copy beside them and are not used, e.g. IMG_1.HEIC"):
+        data = datasets.load("folder", root=photos, classes=["cat"])
+    assert [sample.path.name for sample in data.unlabelled] == ["b.heic", "img_1.jpg"]
+
+
+def test_a_folder_without_photos_says_what_it_holds(photos):
+    (photos / "sub").mkdir()
+    for name in ("a.zip", "b.cr2", "c.CR2", ".DS_Store"):
+        (photos / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"holds no photo .*; it holds 2 \.cr2, 1 (folders|\.zip), 1 "):
+        datasets.load("folder", root=photos, classes=["cat"])
+
+
+def test_a_broken_link_is_told_from_a_missing_photo(photos):
+    (photos / "a.jpg").symlink_to("/gone/a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg is a link to /gone/a\.jpg, which is not there"):
+        datasets.load("folder", root=photos, classes=["cat"])
+
+
 def test_a_folder_of_every_kind_is_loaded(photos):
     forms = {"a.jpg": "JPEG", "b.tif": "TIFF", "c.TIFF": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.avif": "AVIF"}
+    forms |= {"g.jp2": "JPEG2000", "h.heic": "HEIF", "i.HIF": "HEIF"}
     for name, form in forms.items():
         Image.fromarray(PHOTO).save(photos / name, form)
     data = datasets.load("folder", root=photos, classes=["cat"])
@@ -365,7 +597,7 @@ def test_a_class_list_that_lacks_brackets_is_answered_with_them(here):
 def test_yaml_that_reads_less_than_was_given_is_refused(name, text):
     assert f"the value of {name} is {text}, and YAML leaves out all after ' #'" in dry("-p", name, text, code=2)
     assert "steps': 7" in dry("-p", "steps", "7")
-    assert "maps #2" in dry("-p", "dataset_options", "{labels: '/a/maps #2'}")
+    assert "maps #2" in dry("-p", "dataset_options", "{labels: '/a/maps #2'}", name="my_photos")
 
 
 def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(here):
@@ -381,8 +613,9 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
         ("encoder_options", "checkpoint", "my_sam.pth"),
         ("segmenter_options", "pretrained", "encoder.safetensors"),
     ):
-        assert f"'{key}': '{here / given}'" in dry("-p", options, f"{{{key}: {given}}}"), given
-        grids = [dry("-g", options, f"[{{{key}: {path}}}]") for path in (given, here / given)]
+        name = "my_photos" if options == "dataset_options" else "demo"
+        assert f"'{key}': '{here / given}'" in dry("-p", options, f"{{{key}: {given}}}", name=name), given
+        grids = [dry("-g", options, f"[{{{key}: {path}}}]", name=name) for path in (given, here / given)]
         assert grids[0] == grids[1], given
     for options, key, given in (
         ("mask_options", "checkpoint", "miniature_sam"),
@@ -396,7 +629,7 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("device", "gpu", "give auto, cpu, cuda"),
+        ("device", "gpu", "there is no device 'gpu', only cpu, cuda"),
         ("mask_model", "sam2", "there is no mask_model 'sam2', only hf, sam, sam_official"),
         ("encoder", "clipp", "did you mean 'clip'"),
         ("segmenter", "unet", "there is no segmenter 'unet'"),
@@ -407,11 +640,67 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
         ("threshold", ".nan", "give a finite number"),
         ("learning_rate", ".inf", "give a finite number"),
         ("steps", "null", "steps is None"),
+        ("threshold", "20", "give a number from -1 to 1"),
+        ("default_threshold", "20", "give a number from -1 to 1"),
+        ("confidence", "95", "give a number from 0 to 1"),
+        ("smoothing", "-0.1", "give a number from 0 to 1"),
+        ("warm_up", "-1", "a whole number from 0 on"),
     ],
 )
 def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
     assert says in dry("-p", name, text, code=2)
     assert says in dry("-g", name, f"[{text}]", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("rule", "cosin", "there is no rule 'cosin', only cosine, softmax"),
+        ("overlap", "top", "there is no overlap 'top'"),
+        ("optimizer", "adam", "did you mean 'adamw'"),
+        ("passes", "quick", "only exact, fast, v2"),
+        ("precision", "fp16", "only bf16, auto, fp32"),
+        ("refine_target", "fuse", "did you mean 'fusion'"),
+        ("borders_too", "[zero_shots]", "did you mean 'zero_shot'"),
+        ("evaluated", "[val, tset]", "did you mean 'test'"),
+        ("methods", "[supervised, unimatc]", "there is no method 'unimatc'"),
+        ("labeller", "few_shots", "did you mean 'few_shot'"),
+        ("label_filter", "{precison: 0.9}", "no option of label_filter called 'precison', only precision, confidence"),
+        ("label_filter", "{precision: high}", "precision in label_filter is 'high', a str; give a value of type float"),
+        ("label_filter", "[0.9]", "give a mapping of options"),
+        ("few_shot", "{overlap: vote}", "only strength, share, words_of"),
+        ("loss_options", "{gates: true}", "did you mean 'gate'"),
+        ("loss_options", "{fill: 1}", "fill in loss_options is 1, a int; give a value of type bool"),
+        ("training_options", "{steps: 5}", "no option of training_options called 'steps'"),
+        ("dataset_options", "{limt: 5}", "did you mean 'limit'"),
+        ("segmenter_options", "{encodr: resnet18}", "did you mean 'encoder'"),
+        ("sure_from", "high", "sure_from is 'high', a str; give a number"),
+        ("mask_options", "{tille: 512}", "did you mean 'tile'"),
+        (
+            "mask_options",
+            "{points_per_side: many}",
+            "points_per_side in mask_options is 'many', a str; give a value of",
+        ),
+        ("encoder_options", "{checkpont: ViT-B/16}", "did you mean 'checkpoint'"),
+    ],
+)
+def test_misspelt_words_and_options_are_refused_before_any_work(name, text, says):
+    """They failed after hours, with Python's TypeError, or were passed over (steps in training_options)."""
+    assert says in dry("-p", name, text, code=2)
+
+
+def test_options_that_are_right_pass():
+    for name, text in {
+        "methods": "[entropy_of_mine]", "labeller": "concepts", "label_filter": "{precision: 1}", "few_shot": "{}",
+        "loss_options": "{gate: true, threshold: [0.9, 0.95]}", "training_options": "{ema: 0.99}",
+        "encoder_options": "{checkpoint: ViT-B/16, tile: 512}", "evaluated": "[val, test]", "threshold": "0.3",
+        "borders_too": "[official, zero_shot]", "mask_options": "{tile: 512, points_per_side: 16, density: 1}",
+    }.items():  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "choices", lambda: ["entropy_of_mine"])
+            assert f"'{name}': " in dry("-p", name, text), name
+    right = "{bands: [4, 3, 2], on_bad_image: skip, val: 2}"
+    assert "'bands': [4, 3, 2]" in dry("-p", "dataset_options", right, name="my_photos")
 
 
 def test_values_that_are_right_pass():
@@ -473,6 +762,11 @@ def test_photos_beyond_the_bound_are_refused_with_the_bound(tmp_path, monkeypatc
     for read in (files.read_image, files.image_size, files.read_label):
         with pytest.raises(ValueError, match=r"a\.png is refused: 0 megapixels are the most .* cut it into"):
             read(tmp_path / "a.png")
+    Image.fromarray(PHOTO).save(tmp_path / "a.heic")
+    tifffile.imwrite(tmp_path / "a.tif", PHOTO)
+    for name, bands in (("a.heic", ()), ("a.tif", (1,))):
+        with pytest.raises(ValueError, match=rf"{name} is refused: 0 megapixels are the most .* cut it into"):
+            files.read_image(tmp_path / name, bands)
 
 
 def test_large_photos_are_decoded_one_at_a_time(tmp_path, monkeypatch):

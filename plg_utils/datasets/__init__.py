@@ -18,6 +18,7 @@ the same samples in the same order.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -37,7 +38,7 @@ from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 CLASS_FILES = Path(__file__).parent / "classes"
 BAD_IMAGE = ("stop", "skip", "when_read")  # what `load` does about a photo that cannot be read
-SKIP = "on_bad_image: skip in dataset_options"
+SKIP = "on_bad_image: skip in dataset_options (plg label: --skip-unreadable)"
 SHOWN = 100  # bad photos that an error lists
 
 
@@ -87,7 +88,7 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
             files.check_stem(sample.id)  # `_photos` does it otherwise, so that skip leaves such a photo out
         _maps.check(dataset, refuse=False)
         return dataset
-    dataset = _without_bad(dataset, skip=on_bad_image == "skip")
+    dataset = _without_bad(dataset, skip=on_bad_image == "skip", bands=options.get("bands") or ())
     if dataset.labelled or dataset.val:
         with warnings.catch_warnings(action="ignore"):  # they were said above
             opened = module.load(**options | {"truth_of": ("labelled", "val")})  # as stages would find them later
@@ -140,12 +141,12 @@ def check_count(option: str, value: Any, meaning: str, least: int = 0, most: flo
         raise ValueError(f"{option}={value!r} must be {meaning}")
 
 
-def _without_bad(dataset: Dataset, *, skip: bool) -> Dataset:
+def _without_bad(dataset: Dataset, *, skip: bool, bands: Sequence[int]) -> Dataset:
     """Decode all photos; the data set without those that cannot be read, or an error that lists them."""
     from plg_utils.datasets import _photos  # it imports torch, which those who only score labels need not wait for
 
     ids = {sample.path: sample.id for split in SPLITS for sample in getattr(dataset, split) if sample.path}
-    bad = _photos.unreadable(list(ids))
+    bad = _photos.unreadable(list(ids), bands)
     if not bad:
         return dataset
     problem, listed = f"{len(bad)} of {len(ids)} photos cannot be read", _photos.listed(bad.values(), SHOWN)
@@ -298,7 +299,12 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str = "photo") -> li
     """Files of a folder that end in one of these suffixes, sorted, without hidden ones. Not searched deeper."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != ".")
     if not found:
-        raise FileNotFoundError(f"{folder} holds no {what} whose name ends in {', '.join(suffixes)}")
+        known = f"{folder} holds no {what} whose name ends in {', '.join(suffixes)}"
+        rest = [path for path in folder.iterdir() if path.name[0] != "."]
+        held = Counter("folders" if path.is_dir() else path.suffix.lower() or "without suffix" for path in rest)
+        holds = ", ".join(f"{count} {kind}" for kind, count in held.most_common(5)) or "nothing"
+        heic = f". {files.READ_HEIC}" if files.READ_HEIC and held.keys() & set(files.HEIC) else ""
+        raise FileNotFoundError(f"{known}; it holds {holds}{heic}")
     return found
 
 

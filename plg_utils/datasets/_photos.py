@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,12 +20,13 @@ import PIL
 from plg_utils import distributed, files, store
 
 SHOWN = 10  # photos that a warning names
+RULES = 2  # number of the rules in `files.read_photo`: what was read by others is read again
 
 
-def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
+def unreadable(paths: Sequence[Path], bands: Sequence[int] = ()) -> dict[Path, str]:
     """The photos that cannot be read and why, in the order given. Photos that were readable before are not decoded.
 
-    A warning tells which photos are read in part or scaled.
+    A warning tells which photos are read in part or changed. bands: as in `files.read_photo`
     """
     bad: dict[Path, str] = {}
     changed: dict[str, str] = {}  # name: what of the file the image does not show
@@ -33,10 +35,10 @@ def unreadable(paths: Sequence[Path]) -> dict[Path, str]:
         folders.setdefault(path.parent, []).append(path)
     with distributed.main_first():  # the other processes find the results in the data folder
         for folder, own in folders.items():
-            found, remarks = _in_folder(folder, own)
+            found, remarks = _in_folder(folder, own, bands)
             bad, changed = bad | found, changed | remarks
     if changed:
-        problem = f"photos that are read in part or scaled: {len(changed)}. Export as 8-bit RGB what is wrong so"
+        problem = f"photos that are read in part or changed: {len(changed)}. Export as 8-bit RGB what is wrong so"
         remarks = [f"{name}: {remark}" for name, remark in changed.items()]
         warnings.warn(f"{problem}:{listed(remarks, SHOWN)}", stacklevel=2)
     return {path: bad[path] for path in paths if path in bad}
@@ -48,14 +50,15 @@ def listed(reasons: Collection[str], most: int) -> str:
     return "".join(f"\n  {reason}" for reason in [*islice(reasons, most), *more])
 
 
-def _in_folder(folder: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[str, str]]:
+def _in_folder(folder: Path, paths: list[Path], bands: Sequence[int]) -> tuple[dict[Path, str], dict[str, str]]:
     """Why photos of a folder cannot be read, and what the others do not show of their files."""
     key = hashlib.sha256(folder.absolute().as_posix().encode()).hexdigest()[:12]
     memory = files.data_root() / "checked_photos" / f"{folder.name}-{key}.json"
-    known: dict[str, list] = {}  # name: size and time of a file that this version of Pillow could read, and the remark
+    known: dict[str, list] = {}  # name: size and time of a file that could be read in this way, and the remark
+    way = {"pillow": PIL.__version__, "rules": RULES, "bands": list(bands)}
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = files.read_json(memory)
-        known = dict(content["read"]) if content["pillow"] == PIL.__version__ else {}
+        known = dict(content["read"]) if content["way"] == way else {}
     states = {}
     for path in paths:
         with suppress(OSError):
@@ -63,7 +66,7 @@ def _in_folder(folder: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[s
     unknown = [path for path in paths if path not in states or known.get(path.name, ())[:2] != states[path]]
     bad, good = {}, {}
     with ThreadPoolExecutor(store.READERS) as readers:
-        found = readers.map(_look, unknown)
+        found = readers.map(partial(_look, bands=bands), unknown)
         found = store.progress(found, total=len(unknown), what=f"reading {folder.name}") if unknown else found
         try:
             for path, (error, remark) in zip(unknown, found, strict=True):
@@ -75,16 +78,16 @@ def _in_folder(folder: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[s
             readers.shutdown(cancel_futures=True)
             with suppress(OSError):  # the data folder may be read-only
                 if good:
-                    files.write_json(memory, {"pillow": PIL.__version__, "read": known | good})
+                    files.write_json(memory, {"way": way, "read": known | good})
     known |= good
     remarks = {path.name: known[path.name][2] for path in paths if path not in bad}
     return bad, {name: remark for name, remark in remarks.items() if remark}
 
 
-def _look(path: Path) -> tuple[str, str]:
+def _look(path: Path, bands: Sequence[int]) -> tuple[str, str]:
     """Why a photo cannot be read or its name not be used, and what the image does not show of the file."""
     try:
         files.check_stem(path.stem)
-        return "", files.read_photo(path)[1]
+        return "", files.read_photo(path, bands)[1]
     except (OSError, ValueError) as error:
         return str(error), ""

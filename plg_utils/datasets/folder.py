@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -41,6 +42,7 @@ def load(
     background: Sequence[str] = (),
     labels: str | Path | None = None,
     val: int = 0,
+    bands: Sequence[int] = (),
 ) -> Dataset:
     """A folder of photos as a data set: all are unlabelled, unless they have a label map.
 
@@ -55,7 +57,13 @@ def load(
     labelled: how many of the photos with label map are labelled, or a part of them such as "1/8", drawn by the seed
         after val; None for all. The rest counts as unlabelled. Without `labels` there are none.
     val: how many of the photos with label map are kept to measure with, drawn by the seed before the labelled ones
+    bands: of photos with more bands than colours, as satellites and microscopes take them: which are red, green and
+        blue, such as [4, 3, 2], or one that is grey, counted from 1
     """
+    if not isinstance(bands, list | tuple) or len(bands) not in (0, 1, 3):
+        raise ValueError(f"bands={bands!r} must be a list of one or three numbers of bands, such as [4, 3, 2]")
+    for band in bands:
+        datasets.check_count("bands", band, "numbers of bands, counted from 1, such as [4, 3, 2]", least=1)
     chosen_classes = _classes(classes, background)
     root = Path(root).expanduser() if root else files.data_root() / "photos"
     labels = Path(labels).expanduser() if labels else None
@@ -89,24 +97,33 @@ def load(
         _compare_palettes([maps[id] for id in (*taught, *measured) if maps], chosen_classes.num_classes)
         remarks, shown = (), {id: maps[id] for id in seen}
         sample = lambda photo: datasets.photo(photo, shown.get(photo.stem), classes=chosen_classes)  # noqa: E731
-    samples = {split: tuple(sample(photos[id]) for id in ids[split]) for split in ids}
+    with_bands = partial(_with_bands, bands=tuple(bands)) if bands else lambda sample: sample
+    samples = {split: tuple(with_bands(sample(photos[id])) for id in ids[split]) for split in ids}
     return Dataset("folder", chosen_classes, **samples, provenance=provenance, remarks=remarks)
 
 
+def _with_bands(sample: Sample, bands: tuple[int, ...]) -> Sample:
+    """The sample of the same photo in these bands."""
+    read = partial(files.read_image, sample.path, bands)
+    return replace(sample, read_image=read, read_content=lambda: f"bands {bands} {sample.content}")
+
+
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
-    if not isinstance(classes, str | Path | list | tuple) or not classes:
+    if not isinstance(classes, str | Path | list | tuple | dict) or not classes:
         remedy = """classes=["cat", "dog"], or the path of a class file (for run.py: -p class_file '[cat, dog]')"""
         raise ValueError(f"classes={classes!r}: name what to look for: {remedy}")
     if not isinstance(background, list | tuple):
         raise ValueError(f'background={background!r} must be a list of words, such as ["wall", "sky"]')
     if isinstance(classes, str) and "," in classes and not ("/" in classes or Path(classes).suffix):
-        classes = classes.split(",")  # cat,dog
+        classes = class_files.names_of(classes)  # cat,dog
     if isinstance(classes, str | Path):
         path = Path(classes).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f'{path} is no class file: give the path of one, or a list of names: ["{classes}"]')
         return class_files.read(path)
-    if len(classes) == 1 and isinstance(classes[0], str) and "," in classes[0]:
+    if isinstance(classes, dict):
+        return class_files.parse(classes)
+    if len(classes) == 1 and isinstance(classes[0], str) and len(re.split(class_files.COMMAS, classes[0])) > 1:
         raise ValueError(f"classes={list(classes)!r} is one name with a comma: put each name into a text of its own")
     return class_files.parse(list(classes), background)
 
@@ -120,7 +137,10 @@ def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
     if has_maps:
         named = {files.same_name(path.stem) for path in paths if path.suffix.lower() != ".png"}
         paths = [path for path in paths if path.suffix.lower() != ".png" or files.same_name(path.stem) not in named]
-    for path in paths:
+    named = {files.same_name(path.stem) for path in paths if path.suffix.lower() not in files.HEIC}
+    copied = {path for path in paths if path.suffix.lower() in files.HEIC and files.same_name(path.stem) in named}
+    _warn_of_others([path.name for path in paths if path in copied], f"HEIC photos of {root} have a copy beside them")
+    for path in (path for path in paths if path not in copied):
         other = first.setdefault(files.same_name(path.stem), path)
         if other is not path:
             remedy = "rename one. If one is a label map, move it into a folder that the option labels names"
@@ -142,7 +162,8 @@ def _warn_of_the_rest(root: Path, labels: Path | None) -> None:
     suffixes = Counter(path.suffix.lower() for path in entries if not path.is_dir())
     other = {suffix: n for suffix, n in suffixes.most_common() if suffix not in files.SUFFIXES and suffix not in BESIDE}
     kinds = ", ".join(f"{count} {suffix[1:] or 'without suffix'}" for suffix, count in other.items())
-    said = [f"files left out: {kinds}"] if other else []
+    heic = f" ({files.READ_HEIC})" if files.READ_HEIC and other.keys() & set(files.HEIC) else ""
+    said = [f"files left out: {kinds}{heic}"] if other else []
     said += [f"folders not searched: {', '.join(inner[:3])}" + ", ..." * (len(inner) > 3)] if inner else []
     if said:
         warnings.warn(f"{root}: {'; '.join(said)}. Convert or move what you want labelled", stacklevel=3)
