@@ -71,7 +71,7 @@ publish: $(READY)  ## RUN=demo: copy a finished run from results/local to result
 	@$(BIN)/python notebooks/run.py "$(RUN)" --publish
 
 lock: $(READY)  ## write the lock files again; versions that still fit pyproject.toml stay
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --extra models --extra heic \
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --extra models \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group browser \
 		--no-header --no-annotate --no-emit-index-url --constraint requirements.lock --output-file requirements-browser.lock

@@ -16,7 +16,6 @@ default results/local; run.json there holds all parameters. The same command con
 import argparse
 import ast
 import base64
-import math
 import os
 import re
 import shlex
@@ -24,16 +23,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from importlib import import_module
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from unittest import mock
 
+import allowed
 import grid
 
 from plg_utils import checkpoints, choices, files
@@ -47,35 +45,6 @@ SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_optio
 # A mapping, and the parameter that names the thing it belongs to.
 BELONGS_TO = {f"{name}_options": name for name in ("dataset", "encoder", "segmenter", "detector")}
 BELONGS_TO |= {"mask_options": "mask_model", "concept_options": "concepts"}
-# A mapping of options, and the functions of plg_utils that take them; what stands for another parameter is filled in.
-TAKEN_BY = {
-    "dataset_options": ("datasets:load", "datasets.{dataset}:load"),
-    "mask_options": ("masks:build", "masks.{mask_model}:build"),
-    "encoder_options": ("encoders:build", "encoders.{encoder}:build"),
-    "segmenter_options": ("segmenters.{segmenter}:build",),
-    "detector_options": ("detectors.{detector}:build",),
-    "concept_options": ("generators.concepts:build",),
-    "classifier_options": ("cams.classifier:train",),
-    "embedding_options": ("generators.segment_match:segment_embeddings",),
-    "few_shot": ("generators.few_shot:learn",),
-    "label_filter": ("calibration:calibrate",),
-    "loss_options": ("losses.unimatch:build",),
-    "training_options": ("training:fit",),
-}
-FURTHER = dict.fromkeys(("masks.sam:build", "masks.hf:build"), "masks._everything:SegmentEverything")
-FURTHER |= {f"encoders.{name}:build": "encoders.clip:Encoder" for name in ("clip", "open_clip")}  # who takes the rest
-# Options of these functions that a stage sets by itself: it would pass over what is given, or fail.
-SET_BY_STAGES = ("truth_of", "seed", "labelled", "unlabelled", "pseudo_label", "overlap", "others", "device", "steps")
-SET_BY_STAGES += ("batch_size", "crop_size", "lr", "scale", "part", "strong_views", "state_file", "progress", "workers")
-SET_BY_STAGES += ("tokenizer",)
-NAMED = ("labeller",)  # what they may be is known by stages.py, see `check_options`
-SCALARS = (bool, int, float, str)
-COUNTS = ("steps", "batch_size", "crop_size", "images_at_once", "processes")  # whole numbers from 1 on
-COUNTS += ("classifier_steps", "classifier_batch_size", "classifier_crop_size")
-FROM_ZERO = ("seed", "labelled", "warm_up", "workers")
-BOUNDS = dict.fromkeys(("threshold", "default_threshold", "look_threshold"), -1)  # of a cosine, the upper one is 1
-BOUNDS |= dict.fromkeys(("sure_from", "refine_confidence", "confidence", "smoothing", "spoiled"), 0)  # of a share
-MAY_BE_NONE = ("warm_up", "weak_weight", "borders_too", "labelled")  # besides parameters whose default is None
 MEMORY = (  # Linux ends a process that fills the memory, and says so to no one
     "The notebook's process died, probably out of memory. Close other programs, make the photos smaller, or lower "
     "images_at_once, batch_size or crop_size with -p. The same command goes on from here."
@@ -96,27 +65,10 @@ def tagged(cell: dict, tag: str) -> bool:
     return tag in cell["metadata"].get("tags", [])
 
 
-def parameters_cell(notebook: Path) -> str:
-    """The cell of a notebook that is tagged `parameters`."""
-    return "\n".join(source(cell) for cell in files.read_json(notebook)["cells"] if tagged(cell, "parameters"))
-
-
 def defaults(notebook: Path) -> dict[str, Any]:
-    """Names and default values of the parameters of a notebook."""
-    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(parameters_cell(notebook)).body}
-
-
-def words(notebook: Path) -> dict[str, list[str]]:
-    """Texts that a parameter may be or hold, by its comment: those in quotes, or the files of a folder of plg_utils."""
-    found = {}
-    for name, text, comment in re.findall(r"^(\w+) = (.*?)  # (.*)$", parameters_cell(notebook), re.MULTILINE):
-        folder, quoted = re.search(r"files? of plg_utils/(\w+)", comment), re.findall(r'"(\w+)"', comment)
-        if folder:
-            paths = (files.ROOT / "plg_utils" / folder[1]).glob("[a-z]*.py")
-            found[name] = sorted(path.stem for path in paths)
-        elif quoted and text[0] in '"[' and name not in NAMED:
-            found[name] = list(dict.fromkeys([*quoted, *re.findall(r'"(\w+)"', text)]))
-    return found
+    """Names and default values in the cell of a notebook that is tagged `parameters`."""
+    cells = [source(cell) for cell in files.read_json(notebook)["cells"] if tagged(cell, "parameters")]
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse("\n".join(cells)).body}
 
 
 @dataclass(frozen=True)
@@ -289,7 +241,6 @@ def settled(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
 def check(recipe: Recipe, values: dict[str, Any]) -> None:
     """Refuse a parameter that no notebook of the run has, or a value of another kind than the default."""
     known = all_defaults_of(recipe)
-    may_be = {name: texts for notebook in recipe.known for name, texts in words(notebook).items()}
     for name, value in values.items():
         if name == "run":
             raise Refused("`run` is the name of the run, the first argument; it is not set as a parameter")
@@ -297,70 +248,17 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
             mapping, key = SHORT[name]
             raise Refused(f"{name} is for -p alone; in a file or a grid write {mapping}: {{{key}: {value!r}}}")
         choices.one_of(name, [*known, *SHORT, "preset"], f"parameter of the run {recipe.run} called")
-        if name == "preset" and value is not None:
+        if name != "preset":
+            allowed.check_value(name, value, known[name])
+        elif value is not None:
             choices.one_of(value, list(presets()), "preset in presets.yaml called")
-        default, given = known.get(name), type(value)
-        for word in (value if isinstance(value, list) else [value]) if name in may_be else ():
-            if isinstance(word, str) and not (name == "device" and re.fullmatch(r"cuda:\d+", word)):
-                choices.one_of(word, may_be[name], name)
-        if given is float and not math.isfinite(value):
-            right = "a finite number"
-        elif name in BOUNDS and given in (int, float) and not BOUNDS[name] <= value <= 1:
-            right = f"a number from {BOUNDS[name]} to 1"
-        elif name in known and default is None and given is str:
-            right = "a number, or options"
-        elif default is None or name == "preset" or (value is None and name in MAY_BE_NONE):
-            continue
-        elif name == "labelled" and given is str and re.fullmatch(r"[1-9]\d*/[1-9]\d*", value):  # a part such as 1/8
-            continue
-        elif given is not type(default) and (type(default), given) != (float, int):
-            right = f"a value of type {type(default).__name__}"
-        elif name in COUNTS and value < 1:
-            right = "a whole number from 1 on"
-        elif name in FROM_ZERO and value < 0:
-            right = "a whole number from 0 on"
-        else:
-            continue
-        such = "" if default is None else f", such as the default {default!r}"
-        raise Refused(f"{name} is {value!r}, a {given.__name__}; give {right}{such}")
-
-
-def check_options(values: dict[str, Any], known: dict[str, Any]) -> None:
-    """Refuse an option that no one takes, or of another type than its default; values, known: set, and defaults."""
-    values = {key: value for key, value in values.items() if key in known and value != known[key]}
-    if {"methods", "labeller"} & values.keys():
-        from plg_utils import stages  # torch takes seconds to import
-
-        stages.check_methods(values.get("methods", ()))
-        stages.labels_of(values.get("labeller", known.get("labeller", "segment_match")))
-    for name in values.keys() & TAKEN_BY.keys():
-        with suppress(
-            ImportError, KeyError
-        ):  # of an extra: the stage says which; no notebook of the run names the file
-            places = [place.format(**known | values) for place in TAKEN_BY[name]]
-            takes = {"classes": Parameter("classes", Parameter.KEYWORD_ONLY)} if name == "dataset_options" else {}
-            for module, function in (place.split(":") for place in [*places, *filter(None, [FURTHER.get(places[-1])])]):
-                own = signature(getattr(import_module(f"plg_utils.{module}"), function)).parameters
-                takes |= {key: one for key, one in own.items() if one.default is not one.empty}
-            right = [key for key in takes if key not in SET_BY_STAGES]
-            if not isinstance(given := values[name] or {}, dict):
-                raise Refused(f"{name} is {given!r}; give a mapping of options: {{{right[0]}: ...}}")
-            for key, value in given.items():
-                if not any(one.kind is one.VAR_KEYWORD for one in own.values()):
-                    choices.one_of(key, right, f"option of {name} called")
-                kinds = takes[key].annotation if key in takes else None
-                kinds = [kind for kind in get_args(kinds) or [kinds] if kind in SCALARS]
-                right_kind = type(value) in kinds or (type(value) is int and float in kinds)
-                if kinds and type(value) in SCALARS and not right_kind:
-                    problem = f"{key} in {name} is {value!r}, a {type(value).__name__}"
-                    raise Refused(f"{problem}; give a value of type {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
     """The notebooks, each with those parameters that its own cell names; `name` is what they get as `run`."""
     check(recipe, recipe.values | changes)
     values = {"run": name} | settled(recipe, changes)
-    check_options(values, all_defaults_of(recipe))
+    allowed.check_options(values, all_defaults_of(recipe))
     return [
         Step(path, {key: values[key] for key in ("run", *own) if key in values}) for path, own in recipe.known.items()
     ]

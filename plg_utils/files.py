@@ -17,15 +17,15 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pi_heif
 import yaml
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
 from plg_utils import run_lengths
@@ -37,15 +37,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
 ORIENTATION = 0x0112  # tag of EXIF
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2")  # of photos
-HEIC = (".heic", ".heif", ".hif")  # suffixes of what phones write; the library that reads them is an extra
-READ_HEIC = 'HEIC is read after pip install "plg-utils[heic]"'
-with suppress(ImportError):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    FORMATS, SUFFIXES, READ_HEIC = (*FORMATS, "HEIF"), SUFFIXES + HEIC, ""
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+HEIC = (".heic", ".heif", ".hif")  # suffixes of what phones write
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", *HEIC)
+pi_heif.register_heif_opener()  # for PIL
 # PIL warns of more pixels and refuses twice as many: 268 megapixels take 2 GB as they are read.
 Image.MAX_IMAGE_PIXELS = 2**27
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -164,8 +159,6 @@ def _unknown(path: str | Path) -> str:
         return f"a TIFF of values or bands that PIL does not read; {CHOOSE}"
     with open(path, "rb") as file:
         begin = file.read(16)
-    if READ_HEIC and begin[4:8] == b"ftyp" and begin[8:12] != b"avif":
-        return READ_HEIC
     return f"it begins with {begin!r}" if begin else "it is empty"
 
 
@@ -185,7 +178,7 @@ def read_image(path: str | Path, bands: Sequence[int] = ()) -> np.ndarray:
 def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray, str]:
     """Read a photo as `read_image` does, and say what of the file the image does not show; "" if it shows all.
 
-    Colours of a profile become sRGB. What is transparent becomes white, as on a page.
+    What is transparent becomes white, as on a page.
     bands: which bands of the file are red, green and blue, or one that is grey, counted from 1; () those it says itself
     """
     if bands:
@@ -210,7 +203,6 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
         if upright.has_transparency_data:
             upright, remark = _on_white(upright)
             remarks += remark
-        upright = _in_srgb(upright, image.info.get("icc_profile"))
         pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
         deep = ";16" in coding or image.format == "JPEG2000"  # of 16-bit colours Pillow reads the upper 8 bits
         if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:
@@ -224,15 +216,6 @@ def _check_values(image: Image.Image, coding: str) -> None:
         raise ValueError("signed values: which is white is unknown")
     if max(image.tag_v2.get(258, (1,))) > 8 and image.mode[0] not in "IF" and ";16" not in coding:
         raise ValueError(f"16-bit colours in planes; {CHOOSE}")
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """An image in the colours that a screen would show, if its profile says that they are not those of sRGB."""
-    with suppress(ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile, or one of other bands
-        own = ImageCms.ImageCmsProfile(BytesIO(profile)) if profile else None
-        if own and image.mode in ("RGB", "CMYK", "L") and "srgb" not in ImageCms.getProfileDescription(own).casefold():
-            return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    return image
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:

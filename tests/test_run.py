@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 import time
 
+import allowed
 import grid
 import nbformat
 import psutil
@@ -370,3 +372,15 @@ def test_a_kernel_that_dies_is_told_from_a_failed_cell(toy, tmp_path, monkeypatc
     path = write_notebook(tmp_path / "00_dies.ipynb", PARAMETERS, "import os\nos.kill(os.getpid(), 9)")
     assert not run.execute_all([run.Step(path, {"run": "toy"})], tmp_path / "toy")
     assert "probably out of memory" in capsys.readouterr().err
+
+
+def test_the_comments_of_the_notebooks_name_the_words_that_are_allowed():
+    named = {}
+    for path in run.NOTEBOOKS.glob("[0-9]*.ipynb"):
+        cell = next(run.source(cell) for cell in files.read_json(path)["cells"] if run.tagged(cell, "parameters"))
+        for name, default, comment in re.findall(r"^(\w+) = (.*?)  # (.*)$", cell, re.MULTILINE):
+            if folder := re.search(r"files? of plg_utils/(\w+)", comment):
+                assert allowed.FOLDERS[name] == folder[1]
+            elif name in allowed.WORDS:
+                named.setdefault(name, set()).update(re.findall(r'"(\w+)"', f"{default} {comment}"))
+    assert named == {name: set(words) for name, words in allowed.WORDS.items()}

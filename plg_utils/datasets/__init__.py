@@ -303,8 +303,7 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str = "photo") -> li
         rest = [path for path in folder.iterdir() if path.name[0] != "."]
         held = Counter("folders" if path.is_dir() else path.suffix.lower() or "without suffix" for path in rest)
         holds = ", ".join(f"{count} {kind}" for kind, count in held.most_common(5)) or "nothing"
-        heic = f". {files.READ_HEIC}" if files.READ_HEIC and held.keys() & set(files.HEIC) else ""
-        raise FileNotFoundError(f"{known}; it holds {holds}{heic}")
+        raise FileNotFoundError(f"{known}; it holds {holds}")
     return found
 
 

@@ -162,8 +162,7 @@ def _warn_of_the_rest(root: Path, labels: Path | None) -> None:
     suffixes = Counter(path.suffix.lower() for path in entries if not path.is_dir())
     other = {suffix: n for suffix, n in suffixes.most_common() if suffix not in files.SUFFIXES and suffix not in BESIDE}
     kinds = ", ".join(f"{count} {suffix[1:] or 'without suffix'}" for suffix, count in other.items())
-    heic = f" ({files.READ_HEIC})" if files.READ_HEIC and other.keys() & set(files.HEIC) else ""
-    said = [f"files left out: {kinds}{heic}"] if other else []
+    said = [f"files left out: {kinds}"] if other else []
     said += [f"folders not searched: {', '.join(inner[:3])}" + ", ..." * (len(inner) > 3)] if inner else []
     if said:
         warnings.warn(f"{root}: {'; '.join(said)}. Convert or move what you want labelled", stacklevel=3)
