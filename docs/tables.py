@@ -182,15 +182,20 @@ def filter_draws() -> str:
     return markdown([*heads, "draws that keep nothing", "promises broken"], lines)
 
 
+TAUGHT = {  # methods and labellers of spoiled_names and late_stage
+    "raw labels": ("direct", "segment_match"),
+    "filtered labels": ("direct", "filtered"),
+    "paper A": ("paper_a", "segment_match"),
+    "paper A, filtered labels": ("paper_a", "filtered"),
+}
+
+
 def spoiled() -> str:
     """Networks on labels of which a share is wrong on purpose, with and without the filter, and without labels."""
     found, plain = rows("spoiled_names"), scores(rows("demo_seeds"), "name")
     shares = sorted(found.spoiled.unique())
     lines = []
-    for title, (name, labeller) in {
-        "raw labels": ("direct", "segment_match"), "filtered labels": ("direct", "filtered"),
-        "paper A": ("paper_a", "segment_match"), "paper A, filtered labels": ("paper_a", "filtered"),
-    }.items():  # fmt: skip
+    for title, (name, labeller) in TAUGHT.items():
         of = found[(found.method == name) & (found.labeller == labeller) & (found.stage == "segmenter")]
         lines.append([title, *(percent(of.miou[of.spoiled == share]) for share in shares)])
     for name in (SUPERVISED, UNIMATCH):  # which no name reaches
@@ -198,12 +203,33 @@ def spoiled() -> str:
     return markdown(["network, 100 val images", *(f"{share:.0%} of the names wrong" for share in shares)], lines)
 
 
+def late_stage() -> str:
+    """Networks that leave their labels behind at the end, and what that changes."""
+    by = ["method", "labeller", "spoiled", "seed"]
+    late, usual = (
+        rows(grid).query("stage == 'segmenter'").set_index(by).miou.sort_index()
+        for grid in ("late_stage", "spoiled_names")
+    )
+    lines = []
+    for title, which in TAUGHT.items():
+        line = [title]
+        for share in (0.0, 0.5):
+            miou = late.loc[*which, share]
+            gain = 100 * (miou - usual.loc[*which, share])
+            line += [percent(miou), f"{gain.min():+.1f} to {gain.max():+.1f}"]
+        lines.append(line)
+    heads = [head for share in ("0%", "50%") for head in (f"{share} of the names wrong", "gain, in three draws")]
+    return markdown(["network, 100 val images", *heads], lines)
+
+
 def best() -> str:
     """The best recipe, and what is lost with each of its parts."""
-    found, vote, plain = rows("best"), rows("best_vote"), rows("demo_seeds")
+    found, vote, words, plain = rows("best"), rows("best_vote"), rows("best_words"), rows("demo_seeds")
     filtered = rows("best_alone").query("labeller == 'filtered'")
     sam, used = "with SAM", "SAM's borders in use"
     ways = {
+        f"paper A, {used}": (words, f"paper A, {sam}"),
+        f"raw zero-shot labels, one network for the steps of two, {used}": (words, f"{LONG}, {sam}"),
         f"few-shot names, one network for the steps of two, {used}": (found, f"{LONG}, {sam}"),
         f"few-shot names, paper A, {used}": (found, f"paper A, {sam}"),
         "few-shot names, paper A": (found, "paper A"),
@@ -213,7 +239,7 @@ def best() -> str:
         f"paper A with the vote, {used}": (vote, f"paper A, {sam}"),
         "paper A with the vote": (vote, "paper A"),
         "few-shot names through the filter, paper A": (filtered, "paper A"),
-        "without examples: paper A as it is": (plain, "paper A"),
+        "paper A as it is": (plain, "paper A"),
     }
     base = plain[plain.name == "paper A"].set_index("seed").miou
     lines = []
@@ -612,6 +638,7 @@ def blocks() -> dict[str, Callable[[], str]]:
             few_shot,
             filter_draws,
             spoiled,
+            late_stage,
             best,
             training,
             trials,
