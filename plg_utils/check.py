@@ -147,7 +147,7 @@ def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the data set that the command line names and print the rows; 1 if a problem would stop a run."""
-    parser = argparse.ArgumentParser(prog="python -m plg_utils.check", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="plg check", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=datasets.choices())
     parser.add_argument("--root", help="folder of the data set, by default one in the data folder")
     parser.add_argument("options", nargs="*", metavar="option value", help="options of the data set's load()")

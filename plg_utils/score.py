@@ -74,30 +74,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Score a folder of label maps as the command line says; returns the exit status."""
     listed = ", ".join(sorted(path.stem for path in datasets.CLASS_FILES.glob("*.yaml")))
     parser = argparse.ArgumentParser(
-        prog="python -m plg_utils.score",
+        prog="plg score",
         description="Score a folder of PNG label maps: mean IoU over the whole set, from one confusion matrix. Values "
         "are class indices. 255 is void in a truth and 'no label' in a prediction.",
     )
     parser.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="folder of label maps, grey or palette")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder of annotated maps: same names and sizes")
-    parser.add_argument("--classes", required=True, help=f"{listed}, or your own class file (YAML)")
+    parser.add_argument("--classes", required=True, help=f'{listed}, your class file, or "cat, dog", as for plg label')
     parser.add_argument("--ids", type=Path, metavar="FILE", help="score only these: one name without .png in each line")
     parser.add_argument("--allow-missing", action="store_true", help="a truth without prediction counts as uncovered")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     options = parser.parse_args(arguments)
     ours = datasets.CLASS_FILES / f"{options.classes}.yaml"
     try:
+        if "," in options.classes and not Path(options.classes).exists():
+            return _score(options, class_files.parse(class_files.names_of(options.classes)))
         if not ours.is_file() and not Path(options.classes).is_file():
-            raise ValueError(f"--classes {options.classes} is neither one of {listed} nor the path of a class file")
-        _score(options, class_files.read(ours if ours.is_file() else options.classes))
+            problem = f"--classes {options.classes} is neither one of {listed} nor the path of a class file"
+            raise ValueError(f'{problem}, nor names with commas between them, such as "cat, dog"')
+        return _score(options, class_files.read(ours if ours.is_file() else options.classes))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
-def _score(options: argparse.Namespace, classes: Classes) -> None:
-    """Read, count, print, write."""
+def _score(options: argparse.Namespace, classes: Classes) -> int:
+    """Read, count, print, write; returns the exit status."""
     if options.json and (options.json.is_dir() or any(path.is_file() for path in options.json.parents)):
         raise ValueError(f"--json {options.json} is a folder, or inside a file: give the name of a file")
     ids = _listed(options.ids) if options.ids else None
@@ -127,6 +129,7 @@ def _score(options: argparse.Namespace, classes: Classes) -> None:
         content |= {"images": len(pairs), "missing": missing, "left_out": others, "confusion": matrix}
         content |= {name: str(getattr(options, name)) for name in ("predictions", "truth", "classes")}
         files.write_json(options.json, content)
+    return 0
 
 
 def _listed(path: Path) -> list[str]:

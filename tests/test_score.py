@@ -56,6 +56,8 @@ def test_a_folder_is_scored_by_hand(world, capsys):
     assert lines[2].split() == ["cat", "71.43", "83.33", "83.33", "6"]
     assert "79.76" in lines[4] and "82.14" in lines[5]
     assert lines[6].split() == ["coverage", "95.65"] and lines[7].split() == ["images", "3"]
+    assert score.main([str(world.given), str(world.truth), "--classes", "cat, dog"]) == 0  # as plg label takes them
+    assert capsys.readouterr().out == printed
 
 
 def test_it_runs_as_a_program_without_torch(world):
