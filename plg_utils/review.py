@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 from urllib.parse import quote as url_quote
 from xml.sax.saxutils import quoteattr
 
@@ -531,7 +532,14 @@ def _write_out(options: argparse.Namespace) -> None:
         draw = {key: made[key] for key in ("labelled", "seed")} | made["dataset_options"]
         name, encoder, encoder_options, device = (made[k] for k in ("dataset", "encoder", "encoder_options", "device"))
     data = datasets.load(name, **draw)
-    encode = partial(encoders.build, encoder, device=str(devices.choose(device)), **encoder_options)
+
+    def encode() -> Any:
+        made = files.read_json(run / "segments" / "manifest.json")["parameters"]
+        if not {"encoder": encoder, **encoder_options}.items() <= made.items():
+            told = f"{run / 'segments'} was made by {made}, and run.json names {encoder} with {encoder_options}"
+            raise ValueError(f"{told}: {remedy}")
+        return encoders.build(encoder, device=str(devices.choose(device)), **encoder_options)
+
     if options.corrected is None:
         ranked, trusts = least_trusted(run, labels, data, encode)
 

@@ -115,7 +115,9 @@ def stage(
     """
     folder = Path(folder)
     for parent in map(Path, parents):
-        _refuse_other_photos(parent, dataset)
+        _fingerprint_of(parent)
+        if reason := outdated(parent, dataset, is_parent=True):
+            raise ValueError(f"{parent} cannot be used: {reason}. Run the notebook that makes it again")
     identity = {
         "stage": folder.name,
         "parameters": files.plain(parameters),
@@ -265,8 +267,16 @@ class Stage:
         return self
 
     def finish(self, **counts: Any) -> "Stage":
-        """Write the manifest of the finished stage, with what there was to count."""
+        """Write the manifest of the finished stage, with what there was to count.
+
+        raises: FileExistsError if another process has begun the stage otherwise meanwhile; the files count as unknown
+        """
         distributed.wait()
+        now = _read_manifest(self._manifest)["fingerprint"] if self._manifest.exists() else None
+        if distributed.is_main() and now != self.fingerprint:
+            self._manifest.unlink(missing_ok=True)
+            problem = f"{self.folder} was begun otherwise by another process meanwhile, so its files are mixed"
+            raise FileExistsError(f"{problem}: stop one of the two, and start the other one again")
         self._write("done", counts=counts)
         distributed.wait()
         return self
@@ -332,16 +342,6 @@ def _parts_of(sample: Sample, parents: dict[str, dict[str, str]]) -> dict[str, s
     }
 
 
-def _refuse_other_photos(parent: Path, dataset: Dataset) -> None:
-    """Refuse an earlier stage that has seen other photos under these names: what follows would mix the two."""
-    changed = [id for id, parts in _changed(parent, dataset, {}).items() if "photo" in parts]
-    if changed:
-        raise ValueError(
-            f"{parent} was made from other photos than there are now: {len(changed)} differ, e.g. {changed[0]}. "
-            "Run the notebook that makes it again"
-        )
-
-
 def _inputs_sha256(dataset: Dataset, parents: Sequence[str | Path], learns_from: Sequence[str]) -> str:
     """Digest of all images that a stage learns from: photos, what earlier stages made of them, label maps."""
     made = [_made_from(Path(parent)) for parent in parents]
@@ -381,17 +381,20 @@ def to_disk(path: Path) -> None:
 def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> str:
     """Why the results of a stage do not belong to the run as it is now; "" if they do.
 
-    is_parent: a stage that this one was made from, which a run with another split may have signed off since
+    is_parent: a stage that this one was made from, which a run with another split may have signed off since, or may be
+        at work on now
     """
     folder = Path(folder)
-    manifest = files.read_json(folder / "manifest.json")
-    if manifest["state"] != "done":
+    manifest = _read_manifest(folder / "manifest.json")
+    if manifest["state"] != "done" and not is_parent:
         return "it is not finished"
-    if not is_parent and manifest["split_sha256"] not in (None, split_sha256(dataset)):
+    if not is_parent and manifest.get("split_sha256") not in (None, split_sha256(dataset)):
         return "it was made for another split of the images"
+    if manifest.get("classes_sha256") not in (None, class_files.sha256(dataset.classes)):
+        return "the classes, or their order, words or colours, have changed since"
     for parent, fingerprint in manifest["parents"].items():
         try:
-            known = _fingerprint_of(folder.parent / parent)
+            known = _read_manifest(folder.parent / parent / "manifest.json")["fingerprint"]
         except (OSError, ValueError):
             return f"{parent}, which it was made from, is gone"
         if known != fingerprint:
@@ -427,7 +430,7 @@ def _fingerprint_of(parent: Path) -> str:
 def _read_manifest(path: Path) -> dict:
     content = files.read_json(path)
     fit = isinstance(content, dict) and content.get("state") in ("running", "done")
-    if not fit or not isinstance(content.get("fingerprint"), str):
+    if not fit or not isinstance(content.get("fingerprint"), str) or not isinstance(content.get("parents"), dict):
         raise ValueError(f"{path} is no manifest of a stage: delete it, and the stage starts again")
     return content
 

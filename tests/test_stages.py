@@ -1,9 +1,11 @@
 """The stages on real files: what an edit, another option or another set of photos makes again, and what it leaves."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 
 from conftest import colour_squares
-from plg_utils import distributed, files, masks, stages, store, training
+from plg_utils import contents, distributed, files, masks, stages, store, training
 from plg_utils.generators import sepl
 from plg_utils.segmenters import dpt
 
@@ -106,9 +108,102 @@ def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path
     edited = next((results / "labels_enhanced").glob("*.png")).stem
     files.write_image(folder / "photos" / f"{edited}.png", colour_squares(9, side=16).image)
     later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
-    with pytest.raises(ValueError, match=f"labels_zero_shot was made from other photos .* 1 differ, e.g. {edited}"):
+    changed = (
+        rf"labels_zero_shot cannot be used: segments: masks: {edited} has changed since \(photo\)\. Run the notebook"
+    )
+    with pytest.raises(ValueError, match=changed):
         do_stages(later)
     do_stages(parameters)
+
+
+def edited(one, other):
+    one.write_bytes(other.read_bytes())
+
+
+def swapped(one, other):
+    rest = one.rename(one.with_name("rest"))
+    other.rename(one)
+    rest.rename(other)
+
+
+def replaced(one, other):
+    shutil.copy2(other, one)
+
+
+@pytest.mark.parametrize("change", [edited, swapped, replaced])
+def test_a_change_that_keeps_size_and_time_is_noticed(change, tmp_path):
+    """Photos out of an archive, whose times are in steps of two seconds, or from a tool that sets the time back."""
+    paths = [tmp_path / name for name in ("a.bmp", "b.bmp")]
+    for path, text in zip(paths, (b"1", b"2"), strict=True):
+        path.write_bytes(text)
+        os.utime(path, (1e9, 1e9))
+    before = [contents.sha256(path) for path in paths]
+    change(*paths)
+    os.utime(paths[0], (1e9, 1e9))
+    assert contents.sha256(paths[0]) == before[1] != before[0]
+
+
+@pytest.mark.parametrize("classes", [["green", "red", "blue"], ["red", "green", "pink"]], ids=["order", "words"])
+def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
+    """The numbers in a label map mean other classes then. Notebook 03 alone would have learnt them, silently."""
+    folder = photos(tmp_path / "own", range(4), labelled=2)
+    parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
+    here = do_stages(parameters)
+    parameters["dataset_options"] |= {"classes": classes}
+    other = open_run(parameters).data
+    for name in ("labels_zero_shot", "labels_enhanced"):
+        assert store.outdated(results / name, here.data) == ""
+        assert "the classes, or their order, words or colours, have changed" in store.outdated(results / name, other)
+    later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
+    with pytest.raises(ValueError, match="labels_zero_shot cannot be used: the classes, or their order"):
+        do_stages(later)
+    do_stages(parameters)
+    assert store.outdated(results / "labels_enhanced", other) == ""
+
+
+def test_what_is_made_from_outdated_labels_is_refused_before_it_is_trained(world, results):
+    """Notebook 04 alone, after 02 had another threshold: the enhanced labels are of the labels before."""
+    parameters = tiny(["02", "03", "04"], **of_world(world, methods=["paper_a_plain"]))
+    do_stages(parameters)
+    do_stages(tiny(["02"], **of_world(world, threshold=0.9)))
+    later = {name: parameters[name] for name in tiny(["04"])}
+    with pytest.raises(ValueError, match="labels_enhanced cannot be used: refined: .* earlier labels_zero_shot"):
+        do_stages(later)
+
+
+def test_weights_of_the_same_name_are_read_again_when_they_changed(world, tmp_path, monkeypatch):
+    """In a notebook that stays open, the encoder was the earlier one, while the manifest named the new weights."""
+    path, here = tmp_path / "clip.pt", open_run(tiny(["02"], **of_world(world)))
+    monkeypatch.setattr(stages.encoders, "build", lambda *given, checkpoint, **options: path.read_bytes())
+    for weights in (b"1", b"1", b"2"):
+        path.write_bytes(weights)
+        assert stages.encoder_of(here, "clip", {"checkpoint": str(path)}) == weights
+
+
+def test_other_tags_make_the_labels_of_clip_s_cams_again(world, results):
+    parameters = tiny(["02", "06"], **of_world(world, cam_sources=["clip_text"]))
+    here = open_run(parameters)
+    options = {"source": "clip_text", "encoder": "clip", "encoder_options": parameters["encoder_options"]}
+    for tags, made in ((None, 4), (None, 0), ((1, 2), 4)):
+        images = [
+            replace(sample, read_tags=lambda tags=tags: tags) if tags else sample for sample in here.data.unlabelled
+        ]
+        other = replace(here, data=replace(here.data, unlabelled=tuple(images)))
+        before = stamps(results)
+        stages.cams(other, "labels_cam_clip_text", **options)
+        assert len(made_again(results, before).get("labels_cam_clip_text", ())) == made
+
+
+@pytest.mark.parametrize("name", ["owner.json", "embeddings.safetensors"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
+def test_words_that_lack_a_file_are_embedded_again(name, damage, world, results):
+    parameters = tiny(["02"], **of_world(world))
+    clip = {key: parameters[key] for key in ("encoder", "encoder_options")}
+    before = [
+        tensor.clone() for tensor in stages.words(open_run(parameters), **clip)
+    ]  # the first is read from the file
+    damage(results / "words" / name)
+    assert all(map(torch.equal, before, stages.words(open_run(parameters), **clip)))
 
 
 def test_points_of_a_grid_may_sign_off_what_they_share_in_any_order(world, results):
@@ -201,7 +296,7 @@ def test_without_a_background_paper_a_learns_the_network_s_own_labels(world, res
     shutil.rmtree(results / "labels_enhanced_sepl")
     bare = replace(here, data=replace(here.data, classes=replace(here.data.classes, background=None)))
     assert stages.sharpen(bare, labeller="segment_match") == []
-    stages.relabel(bare, training_of(parameters))
+    list(stages.everything(bare, {name: parameters[name] for name in tiny(["02", "03"]) if name != "run"}))
     stages.train(bare, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
     assert list(made_with(results, "network_paper_a")["parents"]) == ["labels_enhanced", "refined"]
 

@@ -194,6 +194,27 @@ def test_a_changed_photo_is_done_again_and_what_was_made_of_it(tmp_path, capsys)
     assert store.outdated(segments, data_of()) == "masks: b has changed since (photo)"
 
 
+def test_two_processes_that_make_one_stage_otherwise_leave_nothing_that_counts_as_done(tmp_path, capsys):
+    """A notebook that is executed while its run is made with other parameters."""
+    stage = opened(tmp_path)
+    todo_of(stage)
+    work(tmp_path, parameters={"points": 32})
+    files.write_json(stage.path("a", ".json"), "of 16 points")
+    with pytest.raises(FileExistsError, match="was begun otherwise by another process meanwhile"):
+        stage.finish()
+    assert work(tmp_path, parameters={"points": 32}) == IDS
+    assert "manifest.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": "done"}', '{"state": "done", "fingerprint": "1f"}'])
+def test_a_damaged_manifest_is_named(content, tmp_path):
+    work(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    for call in (lambda: store.outdated(tmp_path, data_of()), lambda: opened(tmp_path)):
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            call()
+
+
 def test_a_manifest_says_how_it_was_made(tmp_path):
     work(tmp_path, classes=True, seed=3)
     content = manifest(tmp_path)
