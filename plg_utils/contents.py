@@ -4,6 +4,7 @@ The sums are remembered in `contents.json` below the results, so that the next p
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from plg_utils import files
@@ -32,9 +33,13 @@ def _state(status: os.stat_result) -> list[int]:
 
 
 def save() -> None:
-    """Keep the sums for the next process. Of two processes that save at once the last one wins; no sum gets wrong."""
+    """Keep the sums for the next process, if there is space and the folder is not read-only.
+
+    Of two processes that save at once the last one wins; no sum gets wrong.
+    """
     for memory in list(_unsaved):
-        files.write_json(memory, _sums[memory])
+        with suppress(OSError):
+            files.write_json(memory, _sums[memory])
         _unsaved.discard(memory)
 
 
@@ -46,6 +51,6 @@ def _memory() -> Path:
             rows = files.read_json(memory) if memory.exists() else {}
             fits = isinstance(rows, dict) and all(isinstance(row, list) and len(row) == 4 for row in rows.values())
             _sums[memory] = rows if fits else {}
-        except ValueError:
+        except (OSError, ValueError):
             _sums[memory] = {}
     return memory

@@ -266,7 +266,8 @@ def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: 
             key: value for key, value in source.items() if key not in ("truth_of", "tags_of") and value is not None
         }
         path = run.folder / "run.json"
-        content = files.read_json(path) if path.exists() else {}
+        with files.reading(path, "the record of a run", "delete it, and start the same command again"):
+            content = files.read_json(path) | {} if path.exists() else {}
         if content | known != content:
             files.write_json(path, content | known)
     return run

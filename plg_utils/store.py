@@ -37,6 +37,11 @@ from plg_utils.records import SPLITS, Dataset, Sample
 PACKAGES = "torchvision segment-anything openai-clip timm segmentation-models-pytorch transformers safetensors"
 PACKAGES += " numpy pillow pycocotools"
 REMEDY = "delete the folder, and the stage starts again"
+HASHED = {  # what a SHA-256 in a manifest stands for
+    "classes_sha256": "the classes, or their order, words or colours",
+    "inputs_sha256": "photos or label maps",
+    "tags_sha256": "tags",
+}
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 
@@ -391,7 +396,7 @@ def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> s
     if not is_parent and manifest.get("split_sha256") not in (None, split_sha256(dataset)):
         return "it was made for another split of the images"
     if manifest.get("classes_sha256") not in (None, class_files.sha256(dataset.classes)):
-        return "the classes, or their order, words or colours, have changed since"
+        return f"{HASHED['classes_sha256']} have changed since"
     for parent, fingerprint in manifest["parents"].items():
         try:
             known = _read_manifest(folder.parent / parent / "manifest.json")["fingerprint"]
@@ -442,6 +447,8 @@ def _differences(earlier: dict, now: dict, prefix: str = "") -> list[str]:
         one, other = earlier.get(key), now.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
+        elif one != other and key in HASHED and one and other:
+            found.append(f"{HASHED[key]} have changed")
         elif one != other:
             texts = [str(value) if len(str(value)) <= 40 else f"{str(value)[:12]}..." for value in (one, other)]
             found.append(f"{prefix}{key}: {texts[0]}, now {texts[1]}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from inspect import signature
@@ -153,7 +154,7 @@ def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
     other = open_run(parameters).data
     for name in ("labels_zero_shot", "labels_enhanced"):
         assert store.outdated(results / name, here.data) == ""
-        assert "the classes, or their order, words or colours, have changed" in store.outdated(results / name, other)
+        assert "the classes, or their order, words or colours have changed" in store.outdated(results / name, other)
     later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
     with pytest.raises(ValueError, match="labels_zero_shot cannot be used: the classes, or their order"):
         do_stages(later)
@@ -192,6 +193,33 @@ def test_other_tags_make_the_labels_of_clip_s_cams_again(world, results):
         before = stamps(results)
         stages.cams(other, "labels_cam_clip_text", **options)
         assert len(made_again(results, before).get("labels_cam_clip_text", ())) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"classes": ["green", "red", "blue"]},
+            "labels_zero_shot: .* removed; the classes, or their order, words or col",
+        ),
+        ({"val": 1}, "refined: starts again, .* removed; photos or label maps have changed"),
+    ],
+)
+def test_why_a_stage_starts_again_is_said_in_words(change, says, tmp_path, capsys):
+    folder = photos(tmp_path / "own", range(5), labelled=3)
+    parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
+    do_stages(parameters)
+    parameters["dataset_options"] |= change
+    do_stages(parameters)
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_sums_that_cannot_be_kept_or_read_cost_nothing_but_time(tmp_path, results, monkeypatch):
+    """A folder of results that is another's and read-only, or a full disk: what reads it must go on."""
+    (tmp_path / "a.bmp").write_bytes(b"1")
+    (results.parent / "contents.json").mkdir(parents=True)  # where no file can be written, by anyone
+    assert contents.sha256(tmp_path / "a.bmp") == files.sha256(tmp_path / "a.bmp")
+    contents.save()
 
 
 @pytest.mark.parametrize("name", ["owner.json", "embeddings.safetensors"])
