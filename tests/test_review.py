@@ -422,6 +422,8 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
     for name, given, says in (("sepl", data, "it is not finished"), ("boxes", other, "it was made for another")):
         with pytest.raises(ValueError, match=f"labels_{name} cannot be used: {says}.*Run notebooks/run.py mine"):
             review.least_trusted(folder, f"labels_{name}", given)
+    with pytest.raises(ValueError, match="it was made for another .*Run plg label again"):
+        review.least_trusted(folder.rename(folder.with_name("run")), "labels_boxes", other)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 
@@ -75,6 +76,78 @@ def test_photos_of_the_same_names_get_labels_of_their_own(tmp_path, results, cap
     for stage in SINGLE:
         for path in (results / stage).glob("[0-9].*"):
             assert path.read_bytes() == (results.parent / "fresh" / stage / path.name).read_bytes(), path
+
+
+def in_classes(change):
+    def edit(folder, results):
+        path = folder / "classes.yaml"
+        content = yaml.safe_load(path.read_text())
+        change(content)
+        path.write_text(yaml.safe_dump(content))
+
+    return edit
+
+
+def with_photo(number, seed, side=16, name=None):
+    def edit(folder, results):
+        (folder / "photos" / f"{number}.png").unlink(missing_ok=True)
+        files.write_image(folder / "photos" / (name or f"{number}.png"), colour_squares(seed, side=side).image)
+
+    return edit
+
+
+CHANGES = {
+    "two photos are swapped": lambda folder, results: swapped(*(folder / "photos" / f"{k}.png" for k in (1, 3))),
+    "a photo is of another size": with_photo(3, 9, side=12),
+    "a PNG becomes a JPEG": with_photo(3, 3, name="3.jpg"),
+    "the suffix is in capitals": with_photo(3, 3, name="3.PNG"),
+    "a photo is renamed": with_photo(3, 3, name="x.png"),
+    "a photo is added": with_photo(9, 9),
+    "a photo is removed": lambda folder, results: (folder / "photos" / "3.png").unlink(),
+    "a label map is edited": lambda folder, results: shutil.copy(*(folder / "truth" / f"{k}.png" for k in (1, 0))),
+    "a label map is removed": lambda folder, results: (folder / "truth" / "1.png").unlink(),
+    "a photo is labelled": lambda folder, results: shutil.copy(*(folder / "truth" / f"{k}.png" for k in (1, 3))),
+    "the order of the classes": in_classes(lambda content: content["classes"].reverse()),
+    "the words": in_classes(lambda content: content["classes"][0].update(words=["crimson"])),
+    "the order of the words": in_classes(lambda content: content["classes"][0]["words"].reverse()),
+    "a name": in_classes(lambda content: content["classes"][0].update(name="rouge")),
+    "a colour": in_classes(lambda content: content["classes"][0].update(colour=[9, 9, 9])),
+    "the templates": in_classes(lambda content: content.update(templates=["a big {}"])),
+    "the words of the background": in_classes(lambda content: content.update(background=["nothing"])),
+    "a stage is deleted": lambda folder, results: shutil.rmtree(results / "segments"),
+    "contents.json is damaged": lambda folder, results: (results.parent / "contents.json").write_text(
+        '{"a": [1, 2, 3]}'
+    ),
+    "the run is copied without times": lambda folder, results: (
+        shutil.copytree(results, results.with_name("copy"), copy_function=shutil.copyfile),
+        shutil.rmtree(results),
+        results.with_name("copy").rename(results),
+    ),
+    "the run becomes a link": lambda folder, results: results.symlink_to(results.rename(folder / "elsewhere")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_after_a_change_a_run_has_the_files_of_one_that_begins_with_it(change, tmp_path, results):
+    folder = photos(tmp_path / "own", range(5), labelled=2)
+    things = [{"name": name, "words": [name, f"a {name} thing"]} for name in ("red", "green", "blue")]
+    content = {"classes": things, "background": ["black"], "templates": ["a {}"]}
+    (folder / "classes.yaml").write_text(yaml.safe_dump(content))
+    parameters = tiny(["02"], **of_photos(folder, labelled=2, threshold=None, few_shot={}, sure_from=0.01))
+    parameters["dataset_options"] |= {"classes": str(folder / "classes.yaml")}
+    parameters["labelled"] = None
+    do_stages(parameters)
+    change(folder, results)
+    contents._sums.clear()  # as in the next process
+    do_stages(parameters)
+    do_stages(parameters | {"run": "fresh"})
+    fresh = [path for path in (results.parent / "fresh").glob("*/*") if path.stem not in ("manifest", "outputs")]
+    assert len(fresh) > 20
+    for path in fresh:
+        assert path.read_bytes() == (results / path.parent.name / path.name).read_bytes(), path
+    assert set(path.name for path in (results / "labels_few_shot").iterdir()) == {
+        path.name for path in (results.parent / "fresh" / "labels_few_shot").iterdir()
+    }
 
 
 def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys):

@@ -215,6 +215,17 @@ def test_a_damaged_manifest_is_named(content, tmp_path):
             call()
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"a.json": 1}', "{}", None])
+def test_a_damaged_list_of_outputs_is_refused_with_what_to_do(content, tmp_path):
+    work(tmp_path)
+    (tmp_path / "outputs.json").unlink()
+    if content is not None:
+        (tmp_path / "outputs.json").write_text(content)
+    with pytest.raises((ValueError, FileExistsError), match="delete the folder|move them away"):
+        work(tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("?.json")) == IDS  # nothing is removed
+
+
 def test_a_manifest_says_how_it_was_made(tmp_path):
     work(tmp_path, classes=True, seed=3)
     content = manifest(tmp_path)
