@@ -177,7 +177,8 @@ def own_weights(options: dict[str, Any]) -> list[str]:
     """Files that parameters name as weights, in options of theirs too."""
     found = [value for key, value in options.items() if key in ("checkpoint", "pretrained") and isinstance(value, str)]
     below = [path for value in options.values() if isinstance(value, dict) for path in own_weights(value)]
-    return [path for path in found if os.path.isabs(path) and os.path.isfile(path)] + below
+    own = [Path(path) for path in found if os.path.isabs(path)]  # others are names
+    return below + [str(path) for each in own for path in sorted([each, *each.glob("*")]) if path.is_file()]
 
 
 def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:

@@ -127,7 +127,7 @@ def stage(
         "stage": folder.name,
         "parameters": files.plain(parameters),
         "seed": seed,
-        "checkpoints": {_called(item): weights.sha256_of(item) for item in checkpoints if item is not None},
+        "checkpoints": _sums_of([item for item in checkpoints if item is not None]),
         "classes_sha256": class_files.sha256(dataset.classes) if classes else None,
         "dataset": dataset.name,
         "learns_from": list(learns_from),
@@ -278,7 +278,7 @@ class Stage:
         """
         distributed.wait()
         now = _read_manifest(self._manifest)["fingerprint"] if self._manifest.exists() else None
-        if distributed.is_main() and now != self.fingerprint:
+        if distributed.is_main() and now not in (self.fingerprint, self._earlier.get("fingerprint")):  # 1 for 1.0
             self._manifest.unlink(missing_ok=True)
             problem = f"{self.folder} was begun otherwise by another process meanwhile, so its files are mixed"
             raise FileExistsError(f"{problem}: stop one of the two, and start the other one again")
@@ -415,6 +415,21 @@ def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> s
     for id, parts in _changed(folder, dataset, {parent.name: _made_from(parent) for parent in parents}).items():
         return f"{id} has changed since ({', '.join(parts)})"
     return ""
+
+
+def _sums_of(checkpoints: Sequence[str | Path]) -> dict[str, str]:
+    """SHA-256 of checkpoints by their names; of those that are called alike, the later ones are numbered.
+
+    Of a folder of the user's its json count too: they say how large the network is, and what it sees of an image.
+    """
+    found = {}
+    for item in checkpoints:
+        sums = {_called(item): weights.sha256_of(item)}
+        if item not in weights.LISTED and (folder := Path(item).expanduser()).is_dir():
+            sums |= {f"{folder.name}/{path.name}": files.sha256(path) for path in sorted(folder.glob("*.json"))}
+        for name, own in sums.items():
+            found[name if found.get(name, own) == own else f"{name}, {len(found) + 1}"] = own
+    return found
 
 
 def _called(checkpoint: str | Path) -> str:

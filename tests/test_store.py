@@ -168,6 +168,31 @@ def test_checkpoints_count_by_content(tmp_path):
     assert work(folder, checkpoints=[weights]) == IDS
 
 
+def test_two_checkpoints_of_one_name_both_count(tmp_path):
+    """Folders of transformers hold files of the same names."""
+    paths = [tmp_path / name / "model.pth" for name in ("sam", "clip")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    folder = tmp_path / "boxes"
+    for changed in (*paths, None):
+        assert work(folder, checkpoints=paths) == IDS
+        assert work(folder, checkpoints=paths) == []
+        if changed:
+            changed.write_bytes(b"other")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_each_file_of_a_folder_of_weights_counts(name, tmp_path):
+    hub = tmp_path / "my_sam"
+    for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        files.write_json(hub / file, 1)
+    folder = tmp_path / "masks"
+    assert [len(work(folder, checkpoints=[hub])) for _ in range(2)] == [3, 0]
+    files.write_json(hub / name, 2)
+    assert [len(work(folder, checkpoints=[hub])) for _ in range(2)] == [3, 0]
+
+
 def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path):
     one, samples = data_of(), samples_of(IDS)
     other = replace(one, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
@@ -204,6 +229,11 @@ def test_two_processes_that_make_one_stage_otherwise_leave_nothing_that_counts_a
         stage.finish()
     assert work(tmp_path, parameters={"points": 32}) == IDS
     assert "manifest.json is missing" in capsys.readouterr().err
+
+
+def test_a_number_that_is_written_otherwise_is_the_same_work(tmp_path):
+    work(tmp_path)
+    assert work(tmp_path, parameters={"points": 16.0}) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": "done"}', '{"state": "done", "fingerprint": "1f"}'])
