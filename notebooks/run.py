@@ -272,7 +272,7 @@ def known_of(steps: list[Step]) -> dict[str, Any]:
 def note(steps: list[Step], folder: Path) -> dict[str, Any]:
     """Write all parameters of a run into its run.json, beside what is there; return the file's content.
 
-    What was made with other parameters is removed: executed notebooks, summary and page.
+    What was made with other parameters is removed: executed notebooks, figures, summary and page.
     """
     path, parameters = folder / "run.json", files.plain(known_of(steps))
     remedy = "delete it, and start the same command again"
@@ -281,8 +281,9 @@ def note(steps: list[Step], folder: Path) -> dict[str, Any]:
         before = content.get("parameters", {}) | {}
     counted = (before.keys() & parameters.keys()) - {*grid.NOT_COUNTED}
     if not all(grid.same(before[name], parameters[name]) for name in counted):
-        for old in [*folder.glob("notebooks/*.ipynb"), folder / "summary.json", folder / "index.html"]:
-            old.unlink(missing_ok=True)
+        for pattern in ("notebooks/*.ipynb", "figures/*.*", "summary.json", "index.html"):
+            for old in folder.glob(pattern):
+                old.unlink()
     content |= {"run": steps[0].parameters["run"], "parameters": parameters}
     content |= {"notebooks": [step.notebook.stem for step in steps]}
     files.write_json(path, content)

@@ -343,14 +343,14 @@ def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp
 @pytest.mark.parametrize("changes", [{"steps": 8}, {"rate": 0.5}, {"workers": 2}, {}])
 def test_a_summary_of_other_parameters_does_not_stay_beside_the_new_ones(changes, toy, tmp_path):
     """A run that is started with other parameters and stopped at once could be published as what it never was."""
-    olds = [tmp_path / name for name in ("notebooks/00_works.ipynb", "summary.json", "index.html")]
+    olds = [tmp_path / name for name in ("notebooks/00_works.ipynb", "figures/02.png", "summary.json", "index.html")]
     parameters = {"run": "toy", "steps": 7, "rate": 0.001, "workers": 0}
     run.note([run.Step(toy["notebooks"] / "00_works.ipynb", parameters)], tmp_path)
     for old in olds:
         old.parent.mkdir(exist_ok=True)
         old.write_text("{}")
     run.note([run.Step(toy["notebooks"] / "00_works.ipynb", parameters | changes)], tmp_path)
-    assert [old.exists() for old in olds] == [not changes or "workers" in changes] * 3
+    assert [old.exists() for old in olds] == [not changes or "workers" in changes] * 4
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing"])
