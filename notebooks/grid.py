@@ -22,6 +22,7 @@ import re
 import shutil
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ import pandas as pd
 import yaml
 
 from plg_utils import choices, files, tables
+from plg_utils.records import SPLITS
 
 try:
     import fcntl
@@ -146,6 +148,39 @@ def differences(path: Path, point: Point) -> str:
         return f"it does not say how it was made ({type(error).__name__}: {error})"
 
 
+def inputs_sha256(point: Point) -> str | None:
+    """Digest of the files that a point is made from: photos, label maps, classes, weights; None if they are not here.
+
+    The numbers of a drawn world follow from the parameters.
+    """
+    from plg_utils import class_files, contents, datasets, store  # torch takes seconds to import
+
+    known = point.identity["parameters"]
+    try:
+        given = {name: known[name] for name in ("labelled", "seed")} | known["dataset_options"]
+        opened = ("labelled", "unlabelled", *known.get("evaluated", ["val"]))
+        with warnings.catch_warnings(action="ignore"):  # the notebooks say them
+            data = datasets.load(known["dataset"], **given, truth_of=opened)
+        images = [(split, sample) for split in SPLITS for sample in getattr(data, split)]
+        rows = [
+            [split, each.id, each.read_content and each.content, each.read_truth_content and each.truth_content]
+            for split, each in images
+        ]
+        weights = [contents.sha256(path) for path in own_weights(known)]
+        contents.save()
+    except (OSError, ValueError, TypeError, KeyError):  # not on this machine, or no notebook of the run has a data set
+        return None
+    return store.digest([class_files.sha256(data.classes), rows, weights])
+
+
+def own_weights(options: dict[str, Any]) -> list[str]:
+    """Files that parameters name as weights, in options of theirs too."""
+    found = [value for key, value in options.items() if key in ("checkpoint", "pretrained") and isinstance(value, str)]
+    below = [path for value in options.values() if isinstance(value, dict) for path in own_weights(value)]
+    own = [Path(path) for path in found if os.path.isabs(path)]  # others are names
+    return below + [str(path) for each in own for path in sorted([each, *each.glob("*")]) if path.is_file()]
+
+
 def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
     """The json of a finished point and its path; or None and why a json that is there does not count."""
     reasons = []
@@ -153,9 +188,13 @@ def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
         if path.is_file():
             if not (other := differences(path, point)):
                 content = files.read_json(path)
-                if isinstance(content.get("rows"), list):
+                then = (content.get("made") or {}).get("inputs_sha256")
+                other = "" if isinstance(content.get("rows"), list) else "it holds no rows"
+                if not other and then and inputs_sha256(point) not in (then, None):
+                    other = "photos, label maps, classes or weights have changed since"
+                if not other:
                     return content, str(path)
-            reasons.append(f"{path} was made otherwise ({other or 'it holds no rows'})")
+            reasons.append(f"{path} was made otherwise ({other})")
     return None, "; ".join(reasons)
 
 
@@ -173,7 +212,7 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 
     made = {key: stated(key, manifests) for key in ("git_commit", "device", "threads", "classes_sha256", "packages")}
     made |= {"split_sha256": stated("split_sha256", own), "stages": {}, "checkpoints": {}}
-    made |= {"wall_seconds": 0, "shared_wall_seconds": 0}
+    made |= {"wall_seconds": 0, "shared_wall_seconds": 0, "inputs_sha256": inputs_sha256(point)}
     for name, stage in manifests.items():
         kept = {key: stage.get(key) for key in ("fingerprint", "wall_seconds")}
         made["stages"][name] = kept | {"shared": name not in own}
@@ -209,7 +248,12 @@ def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
 
     wait_for: what is being made under the lock, if it is to be waited for
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        problem = f"no results can be written into {path.parent}: {error.strerror}"
+        raise ValueError(f"{problem}. Let PLG_RESULTS name a folder where you may write") from error
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -270,10 +270,21 @@ def known_of(steps: list[Step]) -> dict[str, Any]:
 
 
 def note(steps: list[Step], folder: Path) -> dict[str, Any]:
-    """Write all parameters of a run into its run.json, beside what is there; return the file's content."""
-    path, parameters = folder / "run.json", known_of(steps)
-    content = files.read_json(path) if path.exists() else {}
-    content |= {"run": steps[0].parameters["run"], "parameters": files.plain(parameters)}
+    """Write all parameters of a run into its run.json, beside what is there; return the file's content.
+
+    What was made with other parameters is removed: executed notebooks, figures, summary and page.
+    """
+    path, parameters = folder / "run.json", files.plain(known_of(steps))
+    remedy = "delete it, and start the same command again"
+    content = files.read_json(path, remedy) if path.exists() else {}
+    with files.reading(path, "the record of a run", remedy):
+        before = content.get("parameters", {}) | {}
+    counted = (before.keys() & parameters.keys()) - {*grid.NOT_COUNTED}
+    if not all(grid.same(before[name], parameters[name]) for name in counted):
+        for pattern in ("notebooks/*.ipynb", "figures/*.*", "summary.json", "index.html"):
+            for old in folder.glob(pattern):
+                old.unlink()
+    content |= {"run": steps[0].parameters["run"], "parameters": parameters}
     content |= {"notebooks": [step.notebook.stem for step in steps]}
     files.write_json(path, content)
     return content
@@ -490,7 +501,7 @@ def outdated(copy: Path, step: Step, run_file: Path) -> str:
     shown = [cell for cell in files.read_json(step.notebook)["cells"] if step.shows(cell)]
     if [(cell["cell_type"], source(cell)) for cell in copied] != [(cell["cell_type"], source(cell)) for cell in shown]:
         return "the notebook has changed since"
-    made = files.read_json(run_file)["parameters"]
+    made = files.read_json(run_file).get("parameters", {})
     for name, value in files.plain(step.known).items():
         if name not in made or not grid.same(made[name], value):
             return f"it was run with {name}: {made.get(name, 'absent')!r}, now {value!r}"

@@ -30,6 +30,7 @@ from PIL import Image
 from plg_utils import __version__, datasets, diagnosis, figures, files, store
 from plg_utils.records import Classes, Dataset, Sample
 
+SHOWN = ("labels_", "predictions_")  # how the names of folders of label maps begin
 LONGEST = 480  # pixels of a picture's longer side; larger pictures are made smaller
 
 
@@ -96,7 +97,10 @@ def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | 
         splits = {manifest.get("split_sha256") for manifest in made.values()} - {None}
         if splits and store.split_sha256(data) not in splits:
             raise ValueError(f"{folder / 'run.json'} names other images than the manifests: run it again")
-        done = [stage for stage, manifest in made.items() if manifest.get("state") == "done"]
+        reasons = {stage: store.outdated(folder / stage, data) for stage in made if stage.startswith(SHOWN)}
+        if left_out := [f"{stage}: {reason}" for stage, reason in reasons.items() if reason]:
+            warnings.warn(f"the page does not show {'; '.join(left_out)}", stacklevel=2)
+        done = [stage for stage, reason in reasons.items() if not reason]
         shown = run["parameters"].get("shown_images", 6)
         galleries = [_gallery(folder, data, rows, done, split, shown) for split in ("unlabelled", "val")]
     except (OSError, ValueError, TypeError, KeyError) as error:  # moved photos, another class file: numbers remain

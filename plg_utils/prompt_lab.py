@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from plg_utils import choices, class_files, encoders, figures, files, labels, metrics, trust
+from plg_utils import choices, class_files, encoders, figures, files, labels, metrics, store, trust
 from plg_utils.generators import few_shot, segment_match
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
@@ -170,6 +170,8 @@ def load(
         manifest = files.read_json(folder / stage / "manifest.json", remedy)
         if manifest.get("state") != "done":
             raise ValueError(f"{folder / stage} is not finished: {remedy}")
+        if reason := store.outdated(folder / stage, dataset, is_parent=True):
+            raise ValueError(f"{folder / stage} cannot be used: {reason}. {remedy[0].upper()}{remedy[1:]}")
         parameters[stage] = manifest["parameters"]
     found = parameters["segments"]
     if made_with is not None and files.plain(made_with) != found:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 from urllib.parse import quote as url_quote
 from xml.sax.saxutils import quoteattr
 
@@ -395,11 +396,11 @@ def least_trusted(
     stages = [path.parent.name for path in sorted(run.glob("labels_*/manifest.json"))]
     if labels not in stages:
         has = f"it has {', '.join(stages) or 'no labels'}"
-        raise FileNotFoundError(f"{run} has no {labels}, {has}: run notebooks/run.py {run.name}")
+        raise FileNotFoundError(f"{run} has no {labels}, {has}: run {_command(run)}")
     if not data.unlabelled:
         raise ValueError(f"all images of {run.name} are labelled, and only unlabelled ones are written for review")
     if reason := store.outdated(run / labels, data):
-        raise ValueError(f"{run / labels} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
+        raise ValueError(f"{run / labels} cannot be used: {reason}. Run {_command(run)} again")
 
     def usable(name: str) -> bool:
         if reason := store.outdated(run / name, data):
@@ -432,6 +433,11 @@ def least_trusted(
     return _ranked(data.unlabelled, signals["trust"]), signals.to_dict("index")
 
 
+def _command(run: Path) -> str:
+    """The command that makes a run: that of `plg label` is called run."""
+    return "plg label" if run.name == "run" else f"notebooks/run.py {run.name}"
+
+
 def _ranked(samples: Sequence[Sample], trusts: Sequence[float]) -> list[Sample]:
     return [samples[k] for k in np.argsort(np.asarray(trusts), kind="stable")]
 
@@ -451,7 +457,7 @@ def least_sure(
     returns: samples and numbers as `least_trusted`, and what gives the few-shot label map (H, W) uint8 of a sample
     """
     if reason := store.outdated(run / "segments", data):
-        raise ValueError(f"{run / 'segments'} cannot be used: {reason}. Run notebooks/run.py {run.name} again")
+        raise ValueError(f"{run / 'segments'} cannot be used: {reason}. Run {_command(run)} again")
     truths = {image.id: image.label for image in corrected}
     if unknown := truths.keys() - {sample.id for sample in data.unlabelled}:
         listed = ", ".join(sorted(unknown))
@@ -524,14 +530,21 @@ def _write_out(options: argparse.Namespace) -> None:
     count = 20 if options.least is None else options.least
     if count < 1:
         raise ValueError(f"--least is {count}: give a number from 1 on")
-    remedy = f"run notebooks/run.py {run.name} again, which writes it and skips what is done"
+    remedy = f"run {_command(run)} again, which writes it and skips what is done"
     content = files.read_json(run / "run.json", remedy)
     with files.reading(run / "run.json", "the record of a run", remedy):
         made = content["parameters"]
         draw = {key: made[key] for key in ("labelled", "seed")} | made["dataset_options"]
         name, encoder, encoder_options, device = (made[k] for k in ("dataset", "encoder", "encoder_options", "device"))
     data = datasets.load(name, **draw)
-    encode = partial(encoders.build, encoder, device=str(devices.choose(device)), **encoder_options)
+
+    def encode() -> Any:
+        made = files.read_json(run / "segments" / "manifest.json")["parameters"]
+        if not {"encoder": encoder, **encoder_options}.items() <= made.items():
+            told = f"{run / 'segments'} was made by {made}, and run.json names {encoder} with {encoder_options}"
+            raise ValueError(f"{told}: {remedy}")
+        return encoders.build(encoder, device=str(devices.choose(device)), **encoder_options)
+
     if options.corrected is None:
         ranked, trusts = least_trusted(run, labels, data, encode)
 

@@ -25,6 +25,7 @@ import torch
 from plg_utils import (
     calibration,
     choices,
+    contents,
     datasets,
     devices,
     diagnosis,
@@ -265,7 +266,8 @@ def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: 
             key: value for key, value in source.items() if key not in ("truth_of", "tags_of") and value is not None
         }
         path = run.folder / "run.json"
-        content = files.read_json(path) if path.exists() else {}
+        with files.reading(path, "the record of a run", "delete it, and start the same command again"):
+            content = files.read_json(path) | {} if path.exists() else {}
         if content | known != content:
             files.write_json(path, content | known)
     return run
@@ -326,14 +328,16 @@ def _checkpoint(package: ModuleType, name: str, options: dict) -> str | Path | N
 
 
 @lru_cache(maxsize=1)
-def _encoder(name: str, options: str, device: str) -> Any:
-    """The encoder that several stages of a notebook share; options as JSON."""
+def _encoder(name: str, options: str, device: str, weights: str | None) -> Any:
+    """The encoder that several stages of a notebook share; options as JSON, weights: SHA-256 of an own file."""
     return encoders.build(name, device=device, **json.loads(options))
 
 
 def encoder_of(run: Run, encoder: str, encoder_options: dict) -> Any:
     """Build the encoder of a run, once in a row."""
-    return _encoder(encoder, json.dumps(encoder_options), str(run.chip))
+    file = _checkpoint(encoders, encoder, encoder_options)
+    weights = contents.sha256(file) if file is not None and Path(file).is_file() else None
+    return _encoder(encoder, json.dumps(encoder_options), str(run.chip), weights)
 
 
 # Paper A: labels without training
@@ -394,7 +398,7 @@ def words(run: Run, *, encoder: str, encoder_options: dict) -> tuple[torch.Tenso
     owners, embeddings = paths = [stage.folder / name for name in ("owner.json", "embeddings.safetensors")]
     stage.register([path.name for path in paths])
     with distributed.main_first():
-        if not embeddings.exists():
+        if not all(path.is_file() and path.stat().st_size for path in paths):
             found, owner = encoder_of(run, encoder, encoder_options).class_embeddings(run.data.classes)
             files.write_json(owners, owner.tolist())
             files.write_embeddings(embeddings, found)
@@ -844,6 +848,11 @@ def merge_cams(run: Run, *, cam_sources: Sequence[str], source: str) -> store.St
 # Papers B and C: labels from tags and boxes
 
 
+def tags_sha256(run: Run) -> str:
+    """SHA-256 of the tags of all images, in hex."""
+    return store.digest({sample.id: list(sample.tags()) for sample in run.images})
+
+
 @stage_function
 def cam_network(
     run: Run,
@@ -863,10 +872,9 @@ def cam_network(
         "lr": classifier_learning_rate,
         "channels_last": True,
     }
-    tags = {sample.id: list(sample.tags()) for sample in run.images}
     stage = run.stage(
         "cam_network",
-        {"supervision": "tags", "tags_sha256": store.digest(tags), **settings},
+        {"supervision": "tags", "tags_sha256": tags_sha256(run), **settings},
         classes=True,
         seed=seed,
         checkpoints=[segmenters.checkpoint("deeplabv3plus", **{"encoder": "resnet50", **classifier_options})],
@@ -917,7 +925,7 @@ def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dic
         cue.threshold = choice.threshold
     how = {"source": source, "threshold": cue.threshold, "supervision": "tags"}
     if not learnt:
-        how |= {"encoder": encoder, **encoder_options}
+        how |= {"encoder": encoder, **encoder_options, "tags_sha256": tags_sha256(run)}
     weights = [] if learnt else [_checkpoint(encoders, encoder, encoder_options)]
     stage = run.stage(name, how, classes=True, checkpoints=weights, parents=["cam_network"] if learnt else [])
     return Cams(run.fill_labels(stage, run.images, read=lambda sample: sample, make=cue), cue, choice)

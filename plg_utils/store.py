@@ -37,6 +37,11 @@ from plg_utils.records import SPLITS, Dataset, Sample
 PACKAGES = "torchvision segment-anything openai-clip timm segmentation-models-pytorch transformers safetensors"
 PACKAGES += " numpy pillow pycocotools"
 REMEDY = "delete the folder, and the stage starts again"
+HASHED = {  # what a SHA-256 in a manifest stands for
+    "classes_sha256": "the classes, or their order, words or colours",
+    "inputs_sha256": "photos or label maps",
+    "tags_sha256": "tags",
+}
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 
@@ -115,12 +120,14 @@ def stage(
     """
     folder = Path(folder)
     for parent in map(Path, parents):
-        _refuse_other_photos(parent, dataset)
+        _fingerprint_of(parent)
+        if reason := outdated(parent, dataset, is_parent=True):
+            raise ValueError(f"{parent} cannot be used: {reason}. Run the notebook that makes it again")
     identity = {
         "stage": folder.name,
         "parameters": files.plain(parameters),
         "seed": seed,
-        "checkpoints": {_called(item): weights.sha256_of(item) for item in checkpoints if item is not None},
+        "checkpoints": _sums_of([item for item in checkpoints if item is not None]),
         "classes_sha256": class_files.sha256(dataset.classes) if classes else None,
         "dataset": dataset.name,
         "learns_from": list(learns_from),
@@ -265,8 +272,16 @@ class Stage:
         return self
 
     def finish(self, **counts: Any) -> "Stage":
-        """Write the manifest of the finished stage, with what there was to count."""
+        """Write the manifest of the finished stage, with what there was to count.
+
+        raises: FileExistsError if another process has begun the stage otherwise meanwhile; the files count as unknown
+        """
         distributed.wait()
+        now = _read_manifest(self._manifest)["fingerprint"] if self._manifest.exists() else None
+        if distributed.is_main() and now not in (self.fingerprint, self._earlier.get("fingerprint")):  # 1 for 1.0
+            self._manifest.unlink(missing_ok=True)
+            problem = f"{self.folder} was begun otherwise by another process meanwhile, so its files are mixed"
+            raise FileExistsError(f"{problem}: stop one of the two, and start the other one again")
         self._write("done", counts=counts)
         distributed.wait()
         return self
@@ -332,16 +347,6 @@ def _parts_of(sample: Sample, parents: dict[str, dict[str, str]]) -> dict[str, s
     }
 
 
-def _refuse_other_photos(parent: Path, dataset: Dataset) -> None:
-    """Refuse an earlier stage that has seen other photos under these names: what follows would mix the two."""
-    changed = [id for id, parts in _changed(parent, dataset, {}).items() if "photo" in parts]
-    if changed:
-        raise ValueError(
-            f"{parent} was made from other photos than there are now: {len(changed)} differ, e.g. {changed[0]}. "
-            "Run the notebook that makes it again"
-        )
-
-
 def _inputs_sha256(dataset: Dataset, parents: Sequence[str | Path], learns_from: Sequence[str]) -> str:
     """Digest of all images that a stage learns from: photos, what earlier stages made of them, label maps."""
     made = [_made_from(Path(parent)) for parent in parents]
@@ -381,17 +386,20 @@ def to_disk(path: Path) -> None:
 def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> str:
     """Why the results of a stage do not belong to the run as it is now; "" if they do.
 
-    is_parent: a stage that this one was made from, which a run with another split may have signed off since
+    is_parent: a stage that this one was made from, which a run with another split may have signed off since, or may be
+        at work on now
     """
     folder = Path(folder)
-    manifest = files.read_json(folder / "manifest.json")
-    if manifest["state"] != "done":
+    manifest = _read_manifest(folder / "manifest.json")
+    if manifest["state"] != "done" and not is_parent:
         return "it is not finished"
-    if not is_parent and manifest["split_sha256"] not in (None, split_sha256(dataset)):
+    if not is_parent and manifest.get("split_sha256") not in (None, split_sha256(dataset)):
         return "it was made for another split of the images"
+    if manifest.get("classes_sha256") not in (None, class_files.sha256(dataset.classes)):
+        return f"{HASHED['classes_sha256']} have changed since"
     for parent, fingerprint in manifest["parents"].items():
         try:
-            known = _fingerprint_of(folder.parent / parent)
+            known = _read_manifest(folder.parent / parent / "manifest.json")["fingerprint"]
         except (OSError, ValueError):
             return f"{parent}, which it was made from, is gone"
         if known != fingerprint:
@@ -407,6 +415,21 @@ def outdated(folder: str | Path, dataset: Dataset, is_parent: bool = False) -> s
     for id, parts in _changed(folder, dataset, {parent.name: _made_from(parent) for parent in parents}).items():
         return f"{id} has changed since ({', '.join(parts)})"
     return ""
+
+
+def _sums_of(checkpoints: Sequence[str | Path]) -> dict[str, str]:
+    """SHA-256 of checkpoints by their names; of those that are called alike, the later ones are numbered.
+
+    Of a folder of the user's its json count too: they say how large the network is, and what it sees of an image.
+    """
+    found = {}
+    for item in checkpoints:
+        sums = {_called(item): weights.sha256_of(item)}
+        if item not in weights.LISTED and (folder := Path(item).expanduser()).is_dir():
+            sums |= {f"{folder.name}/{path.name}": files.sha256(path) for path in sorted(folder.glob("*.json"))}
+        for name, own in sums.items():
+            found[name if found.get(name, own) == own else f"{name}, {len(found) + 1}"] = own
+    return found
 
 
 def _called(checkpoint: str | Path) -> str:
@@ -427,7 +450,7 @@ def _fingerprint_of(parent: Path) -> str:
 def _read_manifest(path: Path) -> dict:
     content = files.read_json(path)
     fit = isinstance(content, dict) and content.get("state") in ("running", "done")
-    if not fit or not isinstance(content.get("fingerprint"), str):
+    if not fit or not isinstance(content.get("fingerprint"), str) or not isinstance(content.get("parents"), dict):
         raise ValueError(f"{path} is no manifest of a stage: delete it, and the stage starts again")
     return content
 
@@ -439,6 +462,8 @@ def _differences(earlier: dict, now: dict, prefix: str = "") -> list[str]:
         one, other = earlier.get(key), now.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
+        elif one != other and key in HASHED and one and other:
+            found.append(f"{HASHED[key]} have changed")
         elif one != other:
             texts = [str(value) if len(str(value)) <= 40 else f"{str(value)[:12]}..." for value in (one, other)]
             found.append(f"{prefix}{key}: {texts[0]}, now {texts[1]}")

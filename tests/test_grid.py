@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -211,6 +212,54 @@ def test_a_broken_json_is_named_and_made_again(toy):
         toy.call()
         assert toy.point(NAMES[0])["point"] == {"labelled": 12, "seed": 0}
     assert len(toy.executed) == 8
+
+
+def photo(folder):
+    files.write_image(folder / "photos" / "0.png", np.ones((8, 8, 3), np.uint8))
+
+
+def truth(folder):
+    files.write_label(folder / "truth" / "1.png", np.full((8, 8), 2, np.uint8))
+
+
+def order(folder):
+    (folder / "classes.yaml").write_text("[dog, cat]")
+
+
+def weights(folder):
+    (folder / "sam.pth").write_bytes(b"2")
+
+
+def touched(folder):
+    for path in folder.glob("*/*.png"):
+        path.touch()
+    (folder / "classes.yaml").write_text("[cat,   dog]")
+
+
+@pytest.mark.parametrize("change", [photo, truth, order, weights, touched, shutil.rmtree])
+def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change, toy, tmp_path):
+    """Their parameters are the same. Where nothing is there, as on another machine, a point counts as done."""
+    folder = tmp_path / "own"
+    for number in range(3):
+        files.write_image(folder / "photos" / f"{number}.png", np.full((8, 8, 3), 50 * number, np.uint8))
+        files.write_label(folder / "truth" / f"{number}.png", np.ones((8, 8), np.uint8))
+    (folder / "classes.yaml").write_text("[cat, dog]")
+    (folder / "sam.pth").write_bytes(b"1")
+    options = {"root": str(folder / "photos"), "labels": str(folder / "truth"), "classes": str(folder / "classes.yaml")}
+    path = toy.folders["notebooks"] / "02_training.ipynb"
+    more = f"dataset = 'folder'  # x\ndataset_options = {options}  # x\nsegmenter_options = {{}}  # x"
+    write_notebook(path, f"{TRAINING}\n{more}", 'print("trains")')
+    write_run(toy.folders, f"grid: {{labelled: [2]}}\nsegmenter_options: {{pretrained: {folder / 'sam.pth'}}}")
+    for command in ([], ["--publish"]):
+        assert toy.call(*command)[0] == 0
+    change(folder)
+    is_done = change in (touched, shutil.rmtree)
+    listed = toy.call("--dry-run")[1]
+    assert f"1 points: {int(is_done)} done, {int(not is_done)} to do" in listed
+    assert listed.count("photos, label maps, classes or weights have changed since") == 2 * (not is_done)
+    if not is_done:
+        toy.call()
+        assert "1 points: 1 done, 0 to do" in toy.call("--dry-run")[1]
 
 
 def test_what_was_published_counts_as_done_elsewhere(toy, monkeypatch, tmp_path):

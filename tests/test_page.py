@@ -182,6 +182,21 @@ def test_without_pictures_the_page_shows_the_numbers_and_says_why(tiny, world):
     says("The label maps of this run are not here")
 
 
+def test_pictures_of_other_photos_or_classes_are_left_out(tiny, world):
+    """An edited photo under the label map of the one before looked like a bad label."""
+    for name, change in (("labels_zero_shot", {"state": "running"}), ("labels_enhanced", {"classes_sha256": "1f"})):
+        path = tiny / name / "manifest.json"
+        files.write_json(path, files.read_json(path) | change)
+    outputs = files.read_json(tiny / "predictions_supervised" / "outputs.json")
+    changed = {name: {"photo": "of before"} for name in outputs}
+    files.write_json(tiny / "predictions_supervised" / "outputs.json", changed)
+    with pytest.warns(UserWarning, match="the page does not show labels_enhanced: the classes.*supervised: .* changed"):
+        galleries, _, _ = page.pictures(tiny, [])
+    assert [list(case)[1:] for gallery in galleries for case in gallery["cases"].values()] == [
+        ["a loss of mine", "truth"]
+    ]
+
+
 def test_the_same_files_make_the_same_page_and_only_the_manifest_shows_seconds_and_no_folder(tiny, world):
     summary = files.read_json(tiny / "summary.json") | {"manifest": page.manifests(tiny)}
     files.write_json(tiny / "summary.json", summary)

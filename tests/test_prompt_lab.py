@@ -194,6 +194,9 @@ def test_what_is_missing_names_the_notebook_to_run(made, tmp_path):
     files.write_masks(tmp_path / "tiny" / "masks" / f"{first}.json", masks.take([0]))
     files.write_embeddings(tmp_path / "tiny" / "segments" / f"{first}.safetensors", torch.zeros(2, 4))
     refused(ValueError, f"{first} has 1 masks and 2 embeddings", scored=1)
+    path = tmp_path / "tiny" / "segments" / "outputs.json"
+    files.write_json(path, {f"{first}.safetensors": {"photo": "of before"}})
+    refused(ValueError, rf"segments cannot be used: {first} has changed since \(photo\)\. Run notebooks/02")
 
 
 # Words and class files

@@ -422,13 +422,15 @@ def test_only_finished_stages_of_this_run_are_compared(run, capsys):
     for name, given, says in (("sepl", data, "it is not finished"), ("boxes", other, "it was made for another")):
         with pytest.raises(ValueError, match=f"labels_{name} cannot be used: {says}.*Run notebooks/run.py mine"):
             review.least_trusted(folder, f"labels_{name}", given)
+    with pytest.raises(ValueError, match="it was made for another .*Run plg label again"):
+        review.least_trusted(folder.rename(folder.with_name("run")), "labels_boxes", other)
 
 
 @pytest.fixture
 def rounds(run, monkeypatch):
     """The run with masks and segments, red ones more like green from image to image, and these two words swapped."""
     folder, data, truths, _ = run
-    stage = store.stage(folder / "segments", parameters={}, dataset=data)
+    stage = store.stage(folder / "segments", parameters={"encoder": "clip"}, dataset=data)
     for k, sample in enumerate(stage.todo(data.unlabelled, [".safetensors"])):
         files.write_masks(folder / "masks" / f"{sample.id}.json", Masks.from_dense(colour_squares(k).masks))
         embeddings = torch.eye(5)[:4] + 0.1 * torch.tensor(np.random.default_rng(k).normal(size=(4, 5))).float()
@@ -477,6 +479,17 @@ def test_a_round_learns_from_the_corrected_images_and_asks_where_names_are_unsur
             files.write_label(path, truths[entry["id"]], data.classes.colours)
 
 
+def test_segments_of_another_encoder_than_run_json_names_are_refused(rounds, tmp_path, capsys):
+    """A run that was started again with another encoder, and stopped before its segments."""
+    path = rounds[0] / "run.json"
+    content = files.read_json(path)
+    content["parameters"]["encoder_options"] = {"checkpoint": "ViT-B/16"}
+    files.write_json(path, content)
+    assert review.main(["mine", "--corrected", "--to", str(tmp_path / "a")]) == 1
+    told = capsys.readouterr().err
+    assert "segments was made by {'encoder': 'clip'}, and run.json names clip with {'checkpoint': 'ViT-B/16'}" in told
+
+
 def test_untouched_images_are_asked_again_unless_they_are_right(rounds, tmp_path):
     _, data, truths, _ = rounds
     review.write(tmp_path / "a", data.unlabelled[:3], lambda s: truths[s.id], data.classes)
@@ -496,7 +509,8 @@ def test_a_round_of_another_run_is_refused(rounds, tmp_path, capsys):
     review.write(tmp_path / "a", data.unlabelled[:1], lambda s: truths[s.id], other)
     assert review.main(["mine", "--corrected", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 1
     assert "has the classes background, red, green, ink, not those of mine" in capsys.readouterr().err
-    (folder / "segments" / "manifest.json").write_text('{"state": "running"}')
+    path = folder / "segments" / "manifest.json"
+    files.write_json(path, files.read_json(path) | {"state": "running"})
     with pytest.raises(ValueError, match="segments cannot be used: it is not finished. Run notebooks/run.py mine"):
         review.least_sure(folder, data, lambda: words)
 

@@ -340,6 +340,36 @@ def test_a_copy_is_outdated_when_its_source_or_parameters_change(calls, toy, tmp
     assert "missing" in run.outdated(tmp_path / "gone.ipynb", run.Step(notebook, parameters), run_file)
 
 
+@pytest.mark.parametrize("changes", [{"steps": 8}, {"rate": 0.5}, {"workers": 2}, {}])
+def test_a_summary_of_other_parameters_does_not_stay_beside_the_new_ones(changes, toy, tmp_path):
+    """A run that is started with other parameters and stopped at once could be published as what it never was."""
+    olds = [tmp_path / name for name in ("notebooks/00_works.ipynb", "figures/02.png", "summary.json", "index.html")]
+    parameters = {"run": "toy", "steps": 7, "rate": 0.001, "workers": 0}
+    run.note([run.Step(toy["notebooks"] / "00_works.ipynb", parameters)], tmp_path)
+    for old in olds:
+        old.parent.mkdir(exist_ok=True)
+        old.write_text("{}")
+    run.note([run.Step(toy["notebooks"] / "00_works.ipynb", parameters | changes)], tmp_path)
+    assert [old.exists() for old in olds] == [not changes or "workers" in changes] * 4
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing"])
+def test_a_place_that_takes_no_results_is_named(place, toy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / place))
+    code, _, err = call(toy, "toy")
+    assert code == 2 and "no results can be written into" in err and "PLG_RESULTS" in err
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"run": "toy", "parameters": []}', '{"run": '])
+def test_a_damaged_run_json_is_named_with_a_remedy(content, toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "run.json").write_text(content)
+    code, _, err = call(toy, "toy")
+    assert code == 2 and "run.json" in err and "delete it, and start the same command again" in err
+
+
 SLEEPER = 'import os, pathlib, time\npathlib.Path("../pid").write_text(str(os.getpid()))\ntime.sleep(600)'
 
 

@@ -1,19 +1,23 @@
 """The stages on real files: what an edit, another option or another set of photos makes again, and what it leaves."""
 
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 
 from conftest import colour_squares
-from plg_utils import distributed, files, masks, stages, store, training
+from plg_utils import contents, distributed, files, masks, stages, store, training
 from plg_utils.generators import sepl
 from plg_utils.segmenters import dpt
 
@@ -74,6 +78,78 @@ def test_photos_of_the_same_names_get_labels_of_their_own(tmp_path, results, cap
             assert path.read_bytes() == (results.parent / "fresh" / stage / path.name).read_bytes(), path
 
 
+def in_classes(change):
+    def edit(folder, results):
+        path = folder / "classes.yaml"
+        content = yaml.safe_load(path.read_text())
+        change(content)
+        path.write_text(yaml.safe_dump(content))
+
+    return edit
+
+
+def with_photo(number, seed, side=16, name=None):
+    def edit(folder, results):
+        (folder / "photos" / f"{number}.png").unlink(missing_ok=True)
+        files.write_image(folder / "photos" / (name or f"{number}.png"), colour_squares(seed, side=side).image)
+
+    return edit
+
+
+CHANGES = {
+    "two photos are swapped": lambda folder, results: swapped(*(folder / "photos" / f"{k}.png" for k in (1, 3))),
+    "a photo is of another size": with_photo(3, 9, side=12),
+    "a PNG becomes a JPEG": with_photo(3, 3, name="3.jpg"),
+    "the suffix is in capitals": with_photo(3, 3, name="3.PNG"),
+    "a photo is renamed": with_photo(3, 3, name="x.png"),
+    "a photo is added": with_photo(9, 9),
+    "a photo is removed": lambda folder, results: (folder / "photos" / "3.png").unlink(),
+    "a label map is edited": lambda folder, results: shutil.copy(*(folder / "truth" / f"{k}.png" for k in (1, 0))),
+    "a label map is removed": lambda folder, results: (folder / "truth" / "1.png").unlink(),
+    "a photo is labelled": lambda folder, results: shutil.copy(*(folder / "truth" / f"{k}.png" for k in (1, 3))),
+    "the order of the classes": in_classes(lambda content: content["classes"].reverse()),
+    "the words": in_classes(lambda content: content["classes"][0].update(words=["crimson"])),
+    "the order of the words": in_classes(lambda content: content["classes"][0]["words"].reverse()),
+    "a name": in_classes(lambda content: content["classes"][0].update(name="rouge")),
+    "a colour": in_classes(lambda content: content["classes"][0].update(colour=[9, 9, 9])),
+    "the templates": in_classes(lambda content: content.update(templates=["a big {}"])),
+    "the words of the background": in_classes(lambda content: content.update(background=["nothing"])),
+    "a stage is deleted": lambda folder, results: shutil.rmtree(results / "segments"),
+    "contents.json is damaged": lambda folder, results: (results.parent / "contents.json").write_text(
+        '{"a": [1, 2, 3]}'
+    ),
+    "the run is copied without times": lambda folder, results: (
+        shutil.copytree(results, results.with_name("copy"), copy_function=shutil.copyfile),
+        shutil.rmtree(results),
+        results.with_name("copy").rename(results),
+    ),
+    "the run becomes a link": lambda folder, results: results.symlink_to(results.rename(folder / "elsewhere")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_after_a_change_a_run_has_the_files_of_one_that_begins_with_it(change, tmp_path, results):
+    folder = photos(tmp_path / "own", range(5), labelled=2)
+    things = [{"name": name, "words": [name, f"a {name} thing"]} for name in ("red", "green", "blue")]
+    content = {"classes": things, "background": ["black"], "templates": ["a {}"]}
+    (folder / "classes.yaml").write_text(yaml.safe_dump(content))
+    parameters = tiny(["02"], **of_photos(folder, labelled=2, threshold=None, few_shot={}, sure_from=0.01))
+    parameters["dataset_options"] |= {"classes": str(folder / "classes.yaml")}
+    parameters["labelled"] = None
+    do_stages(parameters)
+    change(folder, results)
+    contents._sums.clear()  # as in the next process
+    do_stages(parameters)
+    do_stages(parameters | {"run": "fresh"})
+    fresh = [path for path in (results.parent / "fresh").glob("*/*") if path.stem not in ("manifest", "outputs")]
+    assert len(fresh) > 20
+    for path in fresh:
+        assert path.read_bytes() == (results / path.parent.name / path.name).read_bytes(), path
+    assert set(path.name for path in (results / "labels_few_shot").iterdir()) == {
+        path.name for path in (results.parent / "fresh" / "labels_few_shot").iterdir()
+    }
+
+
 def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys):
     folder = photos(tmp_path / "own", range(6), labelled=4)
     parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))
@@ -106,9 +182,129 @@ def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path
     edited = next((results / "labels_enhanced").glob("*.png")).stem
     files.write_image(folder / "photos" / f"{edited}.png", colour_squares(9, side=16).image)
     later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
-    with pytest.raises(ValueError, match=f"labels_zero_shot was made from other photos .* 1 differ, e.g. {edited}"):
+    changed = (
+        rf"labels_zero_shot cannot be used: segments: masks: {edited} has changed since \(photo\)\. Run the notebook"
+    )
+    with pytest.raises(ValueError, match=changed):
         do_stages(later)
     do_stages(parameters)
+
+
+def edited(one, other):
+    one.write_bytes(other.read_bytes())
+
+
+def swapped(one, other):
+    rest = one.rename(one.with_name("rest"))
+    other.rename(one)
+    rest.rename(other)
+
+
+def replaced(one, other):
+    shutil.copy2(other, one)
+
+
+@pytest.mark.parametrize("change", [edited, swapped, replaced])
+def test_a_change_that_keeps_size_and_time_is_noticed(change, tmp_path):
+    """Photos out of an archive, whose times are in steps of two seconds, or from a tool that sets the time back."""
+    paths = [tmp_path / name for name in ("a.bmp", "b.bmp")]
+    for path, text in zip(paths, (b"1", b"2"), strict=True):
+        path.write_bytes(text)
+        os.utime(path, (1e9, 1e9))
+    before = [contents.sha256(path) for path in paths]
+    change(*paths)
+    os.utime(paths[0], (1e9, 1e9))
+    assert contents.sha256(paths[0]) == before[1] != before[0]
+
+
+@pytest.mark.parametrize("classes", [["green", "red", "blue"], ["red", "green", "pink"]], ids=["order", "words"])
+def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
+    """The numbers in a label map mean other classes then. Notebook 03 alone would have learnt them, silently."""
+    folder = photos(tmp_path / "own", range(4), labelled=2)
+    parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
+    here = do_stages(parameters)
+    parameters["dataset_options"] |= {"classes": classes}
+    other = open_run(parameters).data
+    for name in ("labels_zero_shot", "labels_enhanced"):
+        assert store.outdated(results / name, here.data) == ""
+        assert "the classes, or their order, words or colours have changed" in store.outdated(results / name, other)
+    later = {name: value for name, value in parameters.items() if name not in ("rule", "sure_from")}
+    with pytest.raises(ValueError, match="labels_zero_shot cannot be used: the classes, or their order"):
+        do_stages(later)
+    do_stages(parameters)
+    assert store.outdated(results / "labels_enhanced", other) == ""
+
+
+def test_what_is_made_from_outdated_labels_is_refused_before_it_is_trained(world, results):
+    """Notebook 04 alone, after 02 had another threshold: the enhanced labels are of the labels before."""
+    parameters = tiny(["02", "03", "04"], **of_world(world, methods=["paper_a_plain"]))
+    do_stages(parameters)
+    do_stages(tiny(["02"], **of_world(world, threshold=0.9)))
+    later = {name: parameters[name] for name in tiny(["04"])}
+    with pytest.raises(ValueError, match="labels_enhanced cannot be used: refined: .* earlier labels_zero_shot"):
+        do_stages(later)
+
+
+def test_weights_of_the_same_name_are_read_again_when_they_changed(world, tmp_path, monkeypatch):
+    """In a notebook that stays open, the encoder was the earlier one, while the manifest named the new weights."""
+    path, here = tmp_path / "clip.pt", open_run(tiny(["02"], **of_world(world)))
+    monkeypatch.setattr(stages.encoders, "build", lambda *given, checkpoint, **options: path.read_bytes())
+    for weights in (b"1", b"1", b"2"):
+        path.write_bytes(weights)
+        assert stages.encoder_of(here, "clip", {"checkpoint": str(path)}) == weights
+
+
+def test_other_tags_make_the_labels_of_clip_s_cams_again(world, results):
+    parameters = tiny(["02", "06"], **of_world(world, cam_sources=["clip_text"]))
+    here = open_run(parameters)
+    options = {"source": "clip_text", "encoder": "clip", "encoder_options": parameters["encoder_options"]}
+    for tags, made in ((None, 4), (None, 0), ((1, 2), 4)):
+        images = [
+            replace(sample, read_tags=lambda tags=tags: tags) if tags else sample for sample in here.data.unlabelled
+        ]
+        other = replace(here, data=replace(here.data, unlabelled=tuple(images)))
+        before = stamps(results)
+        stages.cams(other, "labels_cam_clip_text", **options)
+        assert len(made_again(results, before).get("labels_cam_clip_text", ())) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"classes": ["green", "red", "blue"]},
+            "labels_zero_shot: .* removed; the classes, or their order, words or col",
+        ),
+        ({"val": 1}, "refined: starts again, .* removed; photos or label maps have changed"),
+    ],
+)
+def test_why_a_stage_starts_again_is_said_in_words(change, says, tmp_path, capsys):
+    folder = photos(tmp_path / "own", range(5), labelled=3)
+    parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
+    do_stages(parameters)
+    parameters["dataset_options"] |= change
+    do_stages(parameters)
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_sums_that_cannot_be_kept_or_read_cost_nothing_but_time(tmp_path, results, monkeypatch):
+    """A folder of results that is another's and read-only, or a full disk: what reads it must go on."""
+    (tmp_path / "a.bmp").write_bytes(b"1")
+    (results.parent / "contents.json").mkdir(parents=True)  # where no file can be written, by anyone
+    assert contents.sha256(tmp_path / "a.bmp") == files.sha256(tmp_path / "a.bmp")
+    contents.save()
+
+
+@pytest.mark.parametrize("name", ["owner.json", "embeddings.safetensors"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
+def test_words_that_lack_a_file_are_embedded_again(name, damage, world, results):
+    parameters = tiny(["02"], **of_world(world))
+    clip = {key: parameters[key] for key in ("encoder", "encoder_options")}
+    before = [
+        tensor.clone() for tensor in stages.words(open_run(parameters), **clip)
+    ]  # the first is read from the file
+    damage(results / "words" / name)
+    assert all(map(torch.equal, before, stages.words(open_run(parameters), **clip)))
 
 
 def test_points_of_a_grid_may_sign_off_what_they_share_in_any_order(world, results):
@@ -201,7 +397,7 @@ def test_without_a_background_paper_a_learns_the_network_s_own_labels(world, res
     shutil.rmtree(results / "labels_enhanced_sepl")
     bare = replace(here, data=replace(here.data, classes=replace(here.data.classes, background=None)))
     assert stages.sharpen(bare, labeller="segment_match") == []
-    stages.relabel(bare, training_of(parameters))
+    list(stages.everything(bare, {name: parameters[name] for name in tiny(["02", "03"]) if name != "run"}))
     stages.train(bare, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
     assert list(made_with(results, "network_paper_a")["parents"]) == ["labels_enhanced", "refined"]
 

@@ -168,6 +168,31 @@ def test_checkpoints_count_by_content(tmp_path):
     assert work(folder, checkpoints=[weights]) == IDS
 
 
+def test_two_checkpoints_of_one_name_both_count(tmp_path):
+    """Folders of transformers hold files of the same names."""
+    paths = [tmp_path / name / "model.pth" for name in ("sam", "clip")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(path.parent.name.encode())
+    folder = tmp_path / "boxes"
+    for changed in (*paths, None):
+        assert work(folder, checkpoints=paths) == IDS
+        assert work(folder, checkpoints=paths) == []
+        if changed:
+            changed.write_bytes(b"other")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_each_file_of_a_folder_of_weights_counts(name, tmp_path):
+    hub = tmp_path / "my_sam"
+    for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        files.write_json(hub / file, 1)
+    folder = tmp_path / "masks"
+    assert [len(work(folder, checkpoints=[hub])) for _ in range(2)] == [3, 0]
+    files.write_json(hub / name, 2)
+    assert [len(work(folder, checkpoints=[hub])) for _ in range(2)] == [3, 0]
+
+
 def test_another_split_is_other_work_only_for_what_learns_from_it(tmp_path):
     one, samples = data_of(), samples_of(IDS)
     other = replace(one, labelled=tuple(samples[:2]), unlabelled=tuple(samples[2:]))
@@ -192,6 +217,43 @@ def test_a_changed_photo_is_done_again_and_what_was_made_of_it(tmp_path, capsys)
     assert work(segments, contents={"b": "edited"}, **child) == []
     assert store.outdated(segments, data_of(b="edited")) == ""
     assert store.outdated(segments, data_of()) == "masks: b has changed since (photo)"
+
+
+def test_two_processes_that_make_one_stage_otherwise_leave_nothing_that_counts_as_done(tmp_path, capsys):
+    """A notebook that is executed while its run is made with other parameters."""
+    stage = opened(tmp_path)
+    todo_of(stage)
+    work(tmp_path, parameters={"points": 32})
+    files.write_json(stage.path("a", ".json"), "of 16 points")
+    with pytest.raises(FileExistsError, match="was begun otherwise by another process meanwhile"):
+        stage.finish()
+    assert work(tmp_path, parameters={"points": 32}) == IDS
+    assert "manifest.json is missing" in capsys.readouterr().err
+
+
+def test_a_number_that_is_written_otherwise_is_the_same_work(tmp_path):
+    work(tmp_path)
+    assert work(tmp_path, parameters={"points": 16.0}) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"state": "done"}', '{"state": "done", "fingerprint": "1f"}'])
+def test_a_damaged_manifest_is_named(content, tmp_path):
+    work(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    for call in (lambda: store.outdated(tmp_path, data_of()), lambda: opened(tmp_path)):
+        with pytest.raises(ValueError, match=r"manifest\.json"):
+            call()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a.json": 1}', "{}", None])
+def test_a_damaged_list_of_outputs_is_refused_with_what_to_do(content, tmp_path):
+    work(tmp_path)
+    (tmp_path / "outputs.json").unlink()
+    if content is not None:
+        (tmp_path / "outputs.json").write_text(content)
+    with pytest.raises((ValueError, FileExistsError), match="delete the folder|move them away"):
+        work(tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("?.json")) == IDS  # nothing is removed
 
 
 def test_a_manifest_says_how_it_was_made(tmp_path):
