@@ -57,7 +57,7 @@ def data_root() -> Path:
 
 def results_root() -> Path:
     """Folder of the runs: the environment's PLG_RESULTS, else `results/local` in the repository."""
-    return Path(os.environ.get("PLG_RESULTS") or ROOT / "results" / "local").expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("PLG_RESULTS") or ROOT / "results" / "local")).absolute()
 
 
 @contextmanager
@@ -102,8 +102,8 @@ def check_stem(stem: str, where: str = "") -> str:
         problem = f"it must not hold a slash, a line break or a control character, as {bad[0]!a} ({which}). Rename it"
     elif len(stem.encode()) > LONGEST:
         problem = f"it has over {LONGEST} bytes. Shorten it"
-    elif stem.casefold() == "manifest":
-        problem = "each stage keeps a manifest.json. Rename it"
+    elif stem.casefold() in ("manifest", "outputs"):
+        problem = f"each stage keeps a {stem.casefold()}.json. Rename it"
     else:
         return stem
     raise ValueError(f"{f'{where}: ' if where else ''}{shown(stem)} cannot be a file name: {problem}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_pipeline import execute
 
-from plg_utils import datasets, files, tables
+from plg_utils import datasets, files, store, tables
 
 NASTY = r"50% & more_$x$ #1 {a} ~b ^c \d <e>"
 
@@ -165,13 +165,14 @@ def test_the_published_tables_come_out_byte_for_byte(tmp_path):
 def pictured(world, results):
     """Parameters of a run whose label maps are there: the truth, but one corner has no label."""
     data = datasets.load("storybook", root=world, labelled=2, limit=2, truth_of=("unlabelled",))
-    folder = results / "tiny" / "labels_zero_shot"
+    stage = store.stage(results / "tiny" / "labels_zero_shot", parameters={}, dataset=data, classes=True)
+    stage.register([f"{sample.id}.png" for sample in data.unlabelled])
     for sample in data.unlabelled:
         label = sample.truth()
         label[:8, :8] = 255
-        files.write_label(folder / f"{sample.id}.png", label, data.classes.colours)
-    files.write_json(folder / "manifest.json", {"state": "done"})
-    folders = dict.fromkeys(("gridded", "confused"), [folder.name])
+        files.write_label(stage.path(sample.id, ".png"), label, data.classes.colours)
+    stage.finish()
+    folders = dict.fromkeys(("gridded", "confused"), [stage.folder.name])
     return folders | {"pictured": "tiny", "dataset_options": {"root": str(world), "limit": 2}, "labelled": 2}
 
 
@@ -206,6 +207,15 @@ def test_08_makes_all_figures_of_a_grid_and_a_local_run(results, pictured):
     pixels = np.array([list(map(int, line[1:])) for line in lines])
     assert pixels.sum() == 2 * 128 * 128 and pixels[:, -1].sum() == 2 * 64
     np.testing.assert_array_equal(pixels[:, :-1], np.diag(pixels.diagonal()))
+
+
+def test_08_leaves_out_label_maps_of_other_images(results, pictured):
+    pictured["dataset_options"] |= {"limit": 1}
+    _, result, written = execute_08(results, [12], **pictured, barred=[])
+    assert result["left_out"]["labels_zero_shot"].endswith(
+        "cannot be used: it was made for another split of the images"
+    )
+    assert written.keys() == both("ladder") | TABLES
 
 
 def test_08_makes_what_published_numbers_allow_and_says_what_it_leaves_out(results, monkeypatch, capsys):
