@@ -132,7 +132,7 @@ def test_published_weights_hold_a_tracker_too_which_is_left_out(network, process
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("word " * 40,), "too long for context length 32. SAM 3 reads 32 tokens of a word"),
+        (("word " * 40,), "is too long: SAM 3 reads 32 tokens"),
         ((), "these classes have no words to ask SAM 3 for: cat"),
     ],
 )
@@ -143,11 +143,13 @@ def test_words_that_sam_3_cannot_be_asked_are_refused(words, problem):
 
 def test_a_folder_of_another_model_and_one_without_weights_are_refused(network, tmp_path):
     network[1].save_pretrained(tmp_path)
-    for kind, problem in (("sam3", "could not be loaded .* it needs config.json, model.safetensors"),
-                          ("clip", "its config.json is of clip, not of sam3")):  # fmt: skip
+    for kind, problem in (("sam3", "a folder needs model.safetensors, and it holds config.json"),
+                          ("clip", "config.json is of clip, not of sam3")):  # fmt: skip
         content = concepts.tiny().to_dict() if kind == "sam3" else {"model_type": kind}
         files.write_json(tmp_path / "config.json", content)
-        with pytest.raises(FileNotFoundError, match=problem):
+        if kind == "clip":
+            (tmp_path / "model.safetensors").touch()
+        with pytest.raises((FileNotFoundError, ValueError), match=problem):
             concepts.load(tmp_path)
 
 

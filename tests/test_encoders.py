@@ -167,7 +167,7 @@ def test_texts_are_those_of_the_package_at_its_context_length(small_clip, monkey
     with torch.no_grad():
         expected = F.normalize(small_clip.encode_text(openai_clip.tokenize(phrases, context_length=12)), dim=1)
     torch.testing.assert_close(clip.Encoder(small_clip, **OPTIONS).texts(phrases), expected)
-    with pytest.raises(RuntimeError, match="too long for context length 12"):
+    with pytest.raises(ValueError, match="too long: CLIP reads 12 tokens.*Shorten it in the class file"):
         clip.Encoder(small_clip, **OPTIONS).texts(["word " * 20])
 
 

@@ -458,7 +458,7 @@ def test_what_is_no_sam_is_refused(name, tmp_path):
     for checkpoint, message in (
         (str(tmp_path / "weights.pth"), "weights.pth is not a readable checkpoint"),
         ("sam_vit_x", "neither a file nor a checkpoint"),
-        ("miniature_clip", "which SAM is miniature_clip"),
+        ("miniature_clip", "miniature_clip is not for the mask model sam .*take one of miniature_sam, sam_vit_b"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             mask_models.build(name, checkpoint=checkpoint)

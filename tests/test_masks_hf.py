@@ -327,7 +327,7 @@ def test_what_is_no_network_for_masks_is_refused(folder, tmp_path, monkeypatch):
         (wider, r"wider could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
         (broken, r"broken could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
         (empty, "own.safetensors has no config.json; it needs config.json"),
-        ("sam_2.1_tiny", "neither a file nor a checkpoint; known are .*sam2.1_hiera_tiny"),
+        ("sam_2.1_tiny", "neither a file nor a checkpoint; did you mean 'sam2.1_hiera_tiny'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
             mask_models.build("hf", checkpoint=checkpoint)
