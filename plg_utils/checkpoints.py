@@ -205,12 +205,12 @@ def known(name: str | Path) -> Checkpoint | None:
         held = ", ".join(sorted(each.name for each in path.iterdir())[:4]) or "nothing"
         remedy = "transformers makes one of weights in parts or as .bin by save_pretrained(NEW, max_shard_size='99GB')"
         raise FileNotFoundError(f"{problem}: a folder needs {WEIGHTS}, and it holds {held}; {remedy}")
-    near = (
-        [f"hub:{name}"] if re.fullmatch(r"[\w-]{3,}/[\w.-]+", str(name)) else get_close_matches(str(name), names(), 1)
-    )
+    near = [f"hub:{name}"] if re.fullmatch(r"[\w-]{3,}/[\w.-]+", str(name)) else []
+    near += get_close_matches(str(name), names(), 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     raise FileNotFoundError(
-        f"{problem}; {f'did you mean {near[0]!r}? ' if near else ''}known are {', '.join(names())}, hub:owner/name, and "
-        "open_clip's MODEL:TAG and hf-hub:owner/name"
+        f"{problem}; {hint}known are {', '.join(names())}, hub:owner/name, and open_clip's MODEL:TAG and "
+        "hf-hub:owner/name"
     )
 
 

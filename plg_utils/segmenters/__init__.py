@@ -45,8 +45,8 @@ def build(name: str, num_classes: int, **options) -> nn.Module:
             found = tuple(network.eval()(torch.zeros(1, 3, *shape[2:])).shape)
     except Exception as error:
         raise ValueError(
-            f"{name} with {options} cannot label an image of {side} x {side + multiple} pixels ({error!s:.200}): choose "
-            "an encoder of any image size with maps of falling size (deeplabv3plus, smp), or a vision transformer (dpt)"
+            f"{name} with {options} cannot label an image of {side} x {side + multiple} pixels ({error!s:.200}): choose"
+            " an encoder of images of any size, with maps of falling size, or for dpt a vision transformer"
         ) from error
     if found != shape:
         raise ValueError(f"{name} with {options} gives logits {found} in the place of {shape}: choose another network")
