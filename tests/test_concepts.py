@@ -153,6 +153,40 @@ def test_a_folder_of_another_model_and_one_without_weights_are_refused(network, 
             concepts.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            lambda state: dict(list(state.items())[::2]),
+            "weights of another network .* of a Sam3Model are missing",
+        ),
+        (lambda state: {f"model.{key}": value for key, value in state.items()}, "of a Sam3Model are missing"),
+        (lambda state: {key: value * np.nan for key, value in state.items()}, "is nan or infinite"),
+    ],
+)
+def test_weights_that_lack_or_are_nan_are_refused(network, tmp_path, changed, says):
+    """The network went on with random numbers, or called everything background, silently."""
+    for part in network:
+        part.save_pretrained(tmp_path)
+    state = {key: value.numpy() for key, value in network[0].state_dict().items() if value.is_floating_point()}
+    save_file(changed(state), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=says):
+        concepts.load(tmp_path)
+
+
+def test_an_image_processor_of_another_size_is_refused(network, tmp_path):
+    for part in (network[0], transformers.Sam3ImageProcessor()):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="resizes images to .*1008.*, and its SAM 3 sees 56 pixels"):
+        concepts.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"threshold": 50}, {"mask_score": 30}, {"threshold": -1}, {"words_at_once": 0}])
+def test_thresholds_of_sam_3_are_shares(options):
+    with pytest.raises(ValueError, match="the first two are shares from 0 to 1"):
+        concepts.build(CLASSES, checkpoint=None, **options)
+
+
 def test_without_transformers_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=re.escape("plg-utils[models]")):
