@@ -153,10 +153,14 @@ def open_clip_checkpoint(name: str) -> Checkpoint:
     if listed.get("quick_gelu") and not config.get("quick_gelu"):
         raise ValueError(f"{name}: these weights learned with QuickGELU, so take {model}-quickgelu:{tag}")
     hub = listed["hf_hub"].rstrip("/")
-    weights = "open_clip_model.safetensors" if hub.startswith("timm/") else OPEN_CLIP_WEIGHTS
     commit = OPEN_CLIP_COMMITS.get(hub)
-    wanted = (weights, *(TOKENIZER if "hf_tokenizer_name" in config["text_cfg"] else ()))
+    wanted = (open_clip_weights(hub), *(TOKENIZER if "hf_tokenizer_name" in config["text_cfg"] else ()))
     return Checkpoint(f"hub:{hub}" + (f"@{commit}" if commit else ""), hub=hub, revision=commit, files=wanted)
+
+
+def open_clip_weights(hub: str) -> str:
+    """Name of the weights in a repository of one of open_clip's networks; timm's have no other."""
+    return "open_clip_model.safetensors" if hub.startswith("timm/") else OPEN_CLIP_WEIGHTS
 
 
 def names() -> list[str]:
@@ -192,7 +196,9 @@ def known(name: str | Path) -> Checkpoint | None:
             )
         return Checkpoint(str(name), hub=parts[1], revision=parts[2])
     if str(name).startswith("hf-hub:"):
-        return replace(known(str(name)[3:]), name=str(name), files=(OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS))
+        found = known(str(name)[3:])
+        more = TOKENIZER if "siglip" in found.hub.lower() else ()
+        return replace(found, name=str(name), files=(OPEN_CLIP_CONFIG, open_clip_weights(found.hub), *more))
     path = Path(name).expanduser()
     if path.is_file() or (path / WEIGHTS).is_file():
         return None

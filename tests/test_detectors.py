@@ -57,6 +57,8 @@ def test_contract(name, request):
     if name == "clip_boxes":
         with pytest.raises(ValueError, match="threshold=0 must be a part"):
             detectors.build(name, CLASSES, threshold=0)
+        with pytest.raises(ValueError, match="temperature is -1; give a number above 0"):
+            detectors.build(name, CLASSES, temperature=-1)
 
 
 def test_boxes_belong_together():

@@ -4,6 +4,7 @@ import itertools
 from importlib import import_module
 from pathlib import Path
 
+import allowed
 import numpy as np
 import pytest
 import reference
@@ -440,6 +441,14 @@ def test_options_of_masks_out_of_their_range_are_refused(name, value, says):
     for file in NAMES:
         with pytest.raises(ValueError, match=f"{name} is {value}; {says}"):
             mask_models.build(file, checkpoint=None, **{name: value})
+
+
+def test_options_of_the_masks_of_the_package():
+    """A misspelt one was refused when the mask model was built."""
+    known = {"mask_model": "sam", "mask_options": {}}
+    allowed.check_options({"mask_model": "sam_official", "mask_options": {"tile": 64, "box_nms_thresh": 0.5}}, known)
+    with pytest.raises(ValueError, match="did you mean 'box_nms_thresh'"):
+        allowed.check_options({"mask_model": "sam_official", "mask_options": {"box_nms_tresh": 0.5}}, known)
 
 
 def test_small_masks_are_dropped(toy):
