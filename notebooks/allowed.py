@@ -1,9 +1,11 @@
 """What the parameters of a run may be. What no notebook and no function would take is refused before any work."""
 
+import json
 import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, get_args
@@ -40,11 +42,13 @@ TAKEN_BY = {  # a mapping of options: the functions of plg_utils that take them;
     "embedding_options": ("generators.segment_match:segment_embeddings",),
     "few_shot": ("generators.few_shot:learn",),
     "label_filter": ("calibration:calibrate",),
-    "loss_options": ("losses.unimatch:build",),
+    "loss_options": ("losses.{loss}:build",),
     "training_options": ("training:fit",),
 }
-TAKES_THE_REST = dict.fromkeys(("masks.sam:build", "masks.hf:build"), "masks._everything:SegmentEverything")
-TAKES_THE_REST |= dict.fromkeys(("encoders.clip:build", "encoders.open_clip:build"), "encoders.clip:Encoder")
+TAKES_THE_REST = dict.fromkeys(("masks.sam:build", "masks.hf:build"), ("masks._everything:SegmentEverything",))
+TAKES_THE_REST |= dict.fromkeys(("encoders.clip:build", "encoders.open_clip:build"), ("encoders.clip:Encoder",))
+TAKES_THE_REST["masks.sam_official:build"] = ("masks.sam:settings", "masks.sam_official:SamAutomaticMaskGenerator")
+TAKES_THE_REST["encoders.noisy_words:build"] = ("encoders.{of}:build", "encoders.clip:Encoder")
 # Options of these functions that a stage sets by itself: it would pass over what is given, or fail.
 SET_BY_STAGES = "truth_of seed labelled unlabelled pseudo_label overlap others device steps batch_size crop_size lr"
 SET_BY_STAGES = (*SET_BY_STAGES.split(), *"scale part strong_views state_file progress workers tokenizer".split())
@@ -93,21 +97,44 @@ def check_options(values: dict[str, Any], known: dict[str, Any]) -> None:
 
         stages.check_methods(values.get("methods", ()))
         stages.labels_of(values.get("labeller", known.get("labeller", "segment_match")))
+    words = known | values
+    words["loss"] = "unimatch_v2" if words.get("passes") == "v2" else "unimatch"
     for name in values.keys() & TAKEN_BY.keys():
         # What an extra would bring the stage says; nor may a notebook of the run say whose the options are.
         with suppress(ImportError, KeyError):
-            _check_options_of(name, values[name] or {}, [place.format(**known | values) for place in TAKEN_BY[name]])
+            _check_options_of(name, values[name] or {}, [place.format(**words) for place in TAKEN_BY[name]])
+    with suppress(ImportError, KeyError):
+        if "loss_options" in values:
+            _function("losses:build")(words["loss"], **words["loss_options"] or {})
+        if {"segmenter", "segmenter_options"} & values.keys():
+            _check_segmenter(words["segmenter"], json.dumps(words["segmenter_options"] or {}))
+
+
+@cache
+def _check_segmenter(name: str, options: str) -> None:
+    """Build a network without memory and without weights, so that one that cannot be built is refused at once."""
+    import torch
+
+    options = json.loads(options)
+    options |= {"pretrained": False} if "pretrained" in options else {}
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            _function("segmenters:build")(name, 2, **options)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if "meta" not in str(error):  # else it looks into its numbers, which are not there
+            raise ValueError(f"segmenter_options: {error}") from error
 
 
 def _check_options_of(name: str, given: Any, places: list[str]) -> None:
     """Refuse what is given under this name, where none of these functions would take it."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{name} is {given!r}; give a mapping of options, such as {{checkpoint: FILE}}")
     takes = {"classes": Parameter("classes", Parameter.KEYWORD_ONLY)} if name == "dataset_options" else {}
-    functions = [*places, *(TAKES_THE_REST[place] for place in places if place in TAKES_THE_REST)]
+    more = [one.format(of=given.get("of", "clip")) for place in places for one in TAKES_THE_REST.get(place, ())]
+    functions = [*places, *more]
     for own in (signature(_function(place)).parameters for place in functions):
         takes |= {key: one for key, one in own.items() if one.default is not one.empty}
     right = [key for key in takes if key not in SET_BY_STAGES]
-    if not isinstance(given, dict):
-        raise ValueError(f"{name} is {given!r}; give a mapping of options: {{{right[0]}: ...}}")
     for key, value in given.items():
         if not any(one.kind is one.VAR_KEYWORD for one in own.values()):  # of the last function
             choices.one_of(key, right, f"option of {name} called")

@@ -14,9 +14,10 @@ other that holds one of its networks.
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -152,10 +153,14 @@ def open_clip_checkpoint(name: str) -> Checkpoint:
     if listed.get("quick_gelu") and not config.get("quick_gelu"):
         raise ValueError(f"{name}: these weights learned with QuickGELU, so take {model}-quickgelu:{tag}")
     hub = listed["hf_hub"].rstrip("/")
-    weights = "open_clip_model.safetensors" if hub.startswith("timm/") else OPEN_CLIP_WEIGHTS
     commit = OPEN_CLIP_COMMITS.get(hub)
-    wanted = (weights, *(TOKENIZER if "hf_tokenizer_name" in config["text_cfg"] else ()))
+    wanted = (open_clip_weights(hub), *(TOKENIZER if "hf_tokenizer_name" in config["text_cfg"] else ()))
     return Checkpoint(f"hub:{hub}" + (f"@{commit}" if commit else ""), hub=hub, revision=commit, files=wanted)
+
+
+def open_clip_weights(hub: str) -> str:
+    """Name of the weights in a repository of one of open_clip's networks; timm's have no other."""
+    return "open_clip_model.safetensors" if hub.startswith("timm/") else OPEN_CLIP_WEIGHTS
 
 
 def names() -> list[str]:
@@ -191,7 +196,9 @@ def known(name: str | Path) -> Checkpoint | None:
             )
         return Checkpoint(str(name), hub=parts[1], revision=parts[2])
     if str(name).startswith("hf-hub:"):
-        return replace(known(str(name)[3:]), name=str(name), files=(OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS))
+        found = known(str(name)[3:])
+        more = TOKENIZER if "siglip" in found.hub.lower() else ()
+        return replace(found, name=str(name), files=(OPEN_CLIP_CONFIG, open_clip_weights(found.hub), *more))
     path = Path(name).expanduser()
     if path.is_file() or (path / WEIGHTS).is_file():
         return None
@@ -199,10 +206,24 @@ def known(name: str | Path) -> Checkpoint | None:
         return clip_checkpoints()[str(name)]
     if re.fullmatch(r"[\w.-]{2,}:\w+", str(name)):
         return open_clip_checkpoint(str(name))
+    problem = f"{str(name)!r} is neither a file nor a checkpoint"
+    if path.is_dir():
+        held = ", ".join(sorted(each.name for each in path.iterdir())[:4]) or "nothing"
+        remedy = "transformers makes one of weights in parts or as .bin by save_pretrained(NEW, max_shard_size='99GB')"
+        raise FileNotFoundError(f"{problem}: a folder needs {WEIGHTS}, and it holds {held}; {remedy}")
+    near = [f"hub:{name}"] if re.fullmatch(r"[\w-]{3,}/[\w.-]+", str(name)) else []
+    near += get_close_matches(str(name), names(), 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     raise FileNotFoundError(
-        f"{str(name)!r} is neither a file nor a checkpoint; known are {', '.join(names())}, hub:owner/name, and "
-        "open_clip's MODEL:TAG and hf-hub:owner/name"
+        f"{problem}; {hint}known are {', '.join(names())}, hub:owner/name, and open_clip's MODEL:TAG and "
+        "hf-hub:owner/name"
     )
+
+
+def check_kind(name: str | Path, taken: Sequence[str], loader: str) -> None:
+    """Refuse, before it is fetched, the name of weights that are not among those that a loader takes."""
+    if known(name) is not None and name not in taken:
+        raise ValueError(f"{name} is not for {loader}: take one of {', '.join(taken)}, or a file")
 
 
 def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
@@ -373,6 +394,34 @@ def _fetch_from_hub(checkpoint: Checkpoint, name: str, place: Path, note: Path, 
 
 
 # Reading
+
+
+def of_transformers(network: type, processor: type, folder: Path, needed: Sequence[str]) -> tuple[Any, Any]:
+    """Load a network of transformers, in single precision and ready for inference, and what prepares its inputs.
+
+    Weights are read as safetensors only, because opening a pickle runs what is in it.
+    network, processor: their classes; folder: in the layout of the hub
+    needed: files that the folder must have, for the error
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    needs = f"it needs {', '.join(needed)} of one repository of the Hugging Face hub, or of save_pretrained()"
+    try:
+        model, report = network.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        prepare = processor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # files that lack, are broken, or do not fit
+        raise FileNotFoundError(f"{folder} could not be loaded ({str(error).splitlines()[0]}); {needs}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers gives them random numbers, and goes on
+        raise ValueError(
+            f"{folder} holds weights of another network than its config.json says: {len(missing)} of a "
+            f"{type(model).__name__} are missing, e.g. {missing[0]}; {needs}"
+        )
+    if bad := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
+        raise ValueError(f"{folder}: {bad} is nan or infinite: give weights from before training went wrong")
+    return model.eval(), prepare
 
 
 def load_sam_state(path: str | Path) -> dict[str, "torch.Tensor"]:

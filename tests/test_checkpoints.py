@@ -289,7 +289,10 @@ def test_a_folder_that_was_put_there_is_recorded_and_enforced(site, tmp_path):
 def test_own_files_are_taken_and_other_names_refused(tmp_path):
     (tmp_path / "own.pth").write_bytes(b"weights")
     assert locate(str(tmp_path / "own.pth")) == tmp_path / "own.pth"
-    with pytest.raises(FileNotFoundError, match="is neither a file nor a checkpoint; known are .*sam_vit_b"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="neither a file nor a checkpoint: a folder needs model.safetensors, and it holds own.pth",
+    ):
         locate(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"others")  # now it is a folder as on the hub
     assert locate(tmp_path) == tmp_path

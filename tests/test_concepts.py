@@ -132,7 +132,7 @@ def test_published_weights_hold_a_tracker_too_which_is_left_out(network, process
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("word " * 40,), "too long for context length 32. SAM 3 reads 32 tokens of a word"),
+        (("word " * 40,), "is too long: SAM 3 reads 32 tokens"),
         ((), "these classes have no words to ask SAM 3 for: cat"),
     ],
 )
@@ -143,12 +143,48 @@ def test_words_that_sam_3_cannot_be_asked_are_refused(words, problem):
 
 def test_a_folder_of_another_model_and_one_without_weights_are_refused(network, tmp_path):
     network[1].save_pretrained(tmp_path)
-    for kind, problem in (("sam3", "could not be loaded .* it needs config.json, model.safetensors"),
-                          ("clip", "its config.json is of clip, not of sam3")):  # fmt: skip
+    for kind, problem in (("sam3", "a folder needs model.safetensors, and it holds config.json"),
+                          ("clip", "config.json is of clip, not of sam3")):  # fmt: skip
         content = concepts.tiny().to_dict() if kind == "sam3" else {"model_type": kind}
         files.write_json(tmp_path / "config.json", content)
-        with pytest.raises(FileNotFoundError, match=problem):
+        if kind == "clip":
+            (tmp_path / "model.safetensors").touch()
+        with pytest.raises((FileNotFoundError, ValueError), match=problem):
             concepts.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (
+            lambda state: dict(list(state.items())[::2]),
+            "weights of another network .* of a Sam3Model are missing",
+        ),
+        (lambda state: {f"model.{key}": value for key, value in state.items()}, "of a Sam3Model are missing"),
+        (lambda state: {key: value * np.nan for key, value in state.items()}, "is nan or infinite"),
+    ],
+)
+def test_weights_that_lack_or_are_nan_are_refused(network, tmp_path, changed, says):
+    """The network went on with random numbers, or called everything background, silently."""
+    for part in network:
+        part.save_pretrained(tmp_path)
+    state = {key: value.numpy() for key, value in network[0].state_dict().items() if value.is_floating_point()}
+    save_file(changed(state), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=says):
+        concepts.load(tmp_path)
+
+
+def test_an_image_processor_of_another_size_is_refused(network, tmp_path):
+    for part in (network[0], transformers.Sam3ImageProcessor()):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="resizes images to .*1008.*, and its SAM 3 sees 56 pixels"):
+        concepts.load(tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"threshold": 50}, {"mask_score": 30}, {"threshold": -1}, {"words_at_once": 0}])
+def test_thresholds_of_sam_3_are_shares(options):
+    with pytest.raises(ValueError, match="the first two are shares from 0 to 1"):
+        concepts.build(CLASSES, checkpoint=None, **options)
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from test_masks import random_images
 
@@ -56,6 +57,8 @@ def test_contract(name, request):
     if name == "clip_boxes":
         with pytest.raises(ValueError, match="threshold=0 must be a part"):
             detectors.build(name, CLASSES, threshold=0)
+        with pytest.raises(ValueError, match="temperature is -1; give a number above 0"):
+            detectors.build(name, CLASSES, temperature=-1)
 
 
 def test_boxes_belong_together():
@@ -224,6 +227,11 @@ def test_a_folder_of_safetensors_is_loaded_and_nothing_else(network, tmp_path, m
     for checkpoint in ("grounding_dino_tiny", folder):
         (found,) = grounding_dino.build(CLASSES, checkpoint=checkpoint, **grounding_dino.SMOKE)(images, tags)
         np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-4)
+    half = dict(list(safetensors.torch.load_file(folder / "model.safetensors").items())[::2])
+    safetensors.torch.save_file(half, folder / "other.safetensors", metadata={"format": "pt"})
+    (folder / "other.safetensors").rename(folder / "model.safetensors")
+    with pytest.raises(ValueError, match="of a GroundingDinoForObjectDetection are missing"):  # were random numbers
+        grounding_dino.load(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="could not be loaded .*it needs config.json, model.safetensors"):

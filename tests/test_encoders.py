@@ -1,9 +1,11 @@
 """Encoders: the contract of every file, GEM against plain loops, and the classes of CLIP's package."""
 
 import warnings
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+import allowed
 import clip as openai_clip
 import numpy as np
 import pytest
@@ -158,6 +160,31 @@ def test_half_precision_is_near_full_precision(small_clip):
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_no_image_at_once_is_refused(small_clip, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; give a whole number from 1 on"):
+        clip.Encoder(small_clip, **OPTIONS | {"batch_size": batch_size}).images(random_images((8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("noisy_words", {"word_nois": 1.0}, "did you mean 'word_noise'"),
+        ("noisy_words", {"of": "open_clip", "modle": "ViT"}, "did you mean 'model'"),
+        ("noisy_words", {"of": "open_clip", "model": "ViT", "features": "gem", "tile": 64}, ""),
+        ("noisy_words", {"word_noise": 1, "image_size": 32, "precision": "bf16"}, ""),
+    ],
+)
+def test_options_of_the_encoder_behind_noisy_words(name, options, says):
+    """They were refused when the encoder was built, after all masks."""
+    check = partial(allowed.check_options, known={"encoder": "clip", "encoder_options": {}})
+    if not says:
+        return check({"encoder": name, "encoder_options": options})
+    with pytest.raises(ValueError, match=says):
+        check({"encoder": name, "encoder_options": options})
+    return None
+
+
 # Texts
 
 
@@ -167,7 +194,7 @@ def test_texts_are_those_of_the_package_at_its_context_length(small_clip, monkey
     with torch.no_grad():
         expected = F.normalize(small_clip.encode_text(openai_clip.tokenize(phrases, context_length=12)), dim=1)
     torch.testing.assert_close(clip.Encoder(small_clip, **OPTIONS).texts(phrases), expected)
-    with pytest.raises(RuntimeError, match="too long for context length 12"):
+    with pytest.raises(ValueError, match="too long: CLIP reads 12 tokens.*Shorten it in the class file"):
         clip.Encoder(small_clip, **OPTIONS).texts(["word " * 20])
 
 

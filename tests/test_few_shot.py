@@ -255,8 +255,9 @@ def test_equal_scores_give_the_lower_class_and_the_middle_strength():
         (without(), words(), {"words_of": ["blues"]}, "words_of has 'blues'; the classes are background, red"),
         (without(), words(), {"strength": 0}, "strength is 0; give a number above 0"),
         (without(), words(), {"share": 50}, "share is 50; give a part of a segment"),
+        ([(without()[0][0], without()[0][1] * np.nan, without()[0][2])], words(), {}, "embeddings are not finite"),
     ],
-    ids=["no labelled image", "nothing known", "its words not asked", "no such class", "no strength", "percent"],
+    ids=["no labelled image", "nothing known", "its words not asked", "no such class", "no strength", "percent", "nan"],
 )
 def test_what_cannot_be_learnt_is_refused_in_a_line(scenes, texts, options, says):
     with pytest.raises(ValueError, match=says):

@@ -2,6 +2,7 @@ import itertools
 from importlib import import_module
 from pathlib import Path
 
+import allowed
 import numpy as np
 import pytest
 import reference_training
@@ -406,6 +407,29 @@ def test_a_batch_of_one_image_has_nothing_to_paste(name, options):
         losses.build(name, **options)(reference_training.tiny(), one)
     if not options:
         losses.build(name)(reference_training.tiny(), two)
+
+
+@pytest.mark.parametrize(
+    ("passes", "options", "says"),
+    [
+        ("exact", {"threshold": 95}, "threshold of the loss is 95; give numbers from 0 to 1"),  # no pixel was sure
+        ("exact", {"threshold": (0.5, 1.5)}, "give numbers from 0 to 1"),
+        ("exact", {"smoothing": 10}, "smoothing of the loss is 10"),
+        ("exact", {"feature_dropout": 50}, "feature_dropout of the loss is 50"),
+        ("exact", {"weights": [0.5, 0.5]}, "give 3 numbers from 0 on"),
+        ("exact", {"weights": [-1, 0, 0]}, "give 3 numbers from 0 on"),
+        ("v2", {"weights": [0.25, 0.25, 0.5]}, "give 2 numbers from 0 on"),  # the third was passed over
+        ("v2", {"threshold": 95}, "threshold of the loss is 95"),
+        ("v2", {"feature_dropout": 0.5}, "no option of loss_options called 'feature_dropout'"),
+        ("v2", {"labels_until": 0.5}, "no option of loss_options called 'labels_until'"),
+    ],
+)
+def test_loss_options_are_those_of_the_passes(passes, options, says):
+    """They were refused in the first step, after hours, or passed over."""
+    known = {"passes": "exact", "loss_options": {}}
+    with pytest.raises(ValueError, match=says):
+        allowed.check_options({"passes": passes, "loss_options": options}, known)
+    allowed.check_options({"passes": passes, "loss_options": {"fill": True, "threshold": (0.9, 0.95)}}, known)
 
 
 def test_wrong_options_are_refused():

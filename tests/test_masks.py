@@ -4,6 +4,7 @@ import itertools
 from importlib import import_module
 from pathlib import Path
 
+import allowed
 import numpy as np
 import pytest
 import reference
@@ -414,6 +415,42 @@ def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
     assert Compiled.calls.pop() is encoder and same.rles == full.rles
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 90), (5, 4)])
+def test_crops_of_tiny_images_without_a_pixel_are_left_out(toy, size):
+    """They stopped with a division by zero."""
+    options = KEEP_ALL | {"crop_n_layers": 2, "points_per_side": 1}
+    ours, official = (mask_models.build(name, **options)(random_images(size))[0] for name in ("sam", "sam_official"))
+    assert ours.size == size
+    agree(ours, official)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("points_per_side", 0, "give a whole number from 1 on"),  # was one point
+        ("points_per_side", 2.5, "give a whole number from 1 on"),
+        ("points_per_batch", 0, "give a whole number from 1 on"),
+        ("crop_n_layers", -1, "give a whole number from 0 on"),
+        ("crop_n_points_downscale_factor", 0, "give a whole number from 1 on"),
+        ("box_nms_thresh", 70, "give a share from 0 to 1"),  # was kept: each thing came back many times
+        ("crop_nms_thresh", -0.1, "give a share from 0 to 1"),
+        ("crop_overlap_ratio", 1.5, "give a share from 0 to 1"),
+    ],
+)
+def test_options_of_masks_out_of_their_range_are_refused(name, value, says):
+    for file in NAMES:
+        with pytest.raises(ValueError, match=f"{name} is {value}; {says}"):
+            mask_models.build(file, checkpoint=None, **{name: value})
+
+
+def test_options_of_the_masks_of_the_package():
+    """A misspelt one was refused when the mask model was built."""
+    known = {"mask_model": "sam", "mask_options": {}}
+    allowed.check_options({"mask_model": "sam_official", "mask_options": {"tile": 64, "box_nms_thresh": 0.5}}, known)
+    with pytest.raises(ValueError, match="did you mean 'box_nms_thresh'"):
+        allowed.check_options({"mask_model": "sam_official", "mask_options": {"box_nms_tresh": 0.5}}, known)
+
+
 def test_small_masks_are_dropped(toy):
     image, options = random_images((20, 30))[0], KEEP_ALL | {"box_nms_thresh": 1.0}
     (everything,) = sam.build(**options)([image])
@@ -458,7 +495,7 @@ def test_what_is_no_sam_is_refused(name, tmp_path):
     for checkpoint, message in (
         (str(tmp_path / "weights.pth"), "weights.pth is not a readable checkpoint"),
         ("sam_vit_x", "neither a file nor a checkpoint"),
-        ("miniature_clip", "which SAM is miniature_clip"),
+        ("miniature_clip", "miniature_clip is not for the mask model sam .*take one of miniature_sam, sam_vit_b"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             mask_models.build(name, checkpoint=checkpoint)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from test_masks import Compiled, agree, package_sam, random_images
 from torchvision.transforms.v2 import functional as torchvision
 
-from plg_utils import checkpoints, datasets
+from plg_utils import checkpoints, datasets, encoders
 from plg_utils import masks as mask_models
 from plg_utils.generators import concepts
 from plg_utils.masks import hf, sam
@@ -327,7 +327,7 @@ def test_what_is_no_network_for_masks_is_refused(folder, tmp_path, monkeypatch):
         (wider, r"wider could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
         (broken, r"broken could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
         (empty, "own.safetensors has no config.json; it needs config.json"),
-        ("sam_2.1_tiny", "neither a file nor a checkpoint; known are .*sam2.1_hiera_tiny"),
+        ("sam_2.1_tiny", "neither a file nor a checkpoint; did you mean 'sam2.1_hiera_tiny'"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
             mask_models.build("hf", checkpoint=checkpoint)
@@ -363,6 +363,52 @@ def test_thresholds_that_leave_no_mask_are_told_with_the_best_predicted_iou():
         assert len(everything(network, points_per_side=2)(image)) == 12
 
 
+def test_weights_and_processor_are_whole_and_of_one_network(folder, tmp_path):
+    """With nan no image had a mask; the others stopped at the first image with a line of torch's."""
+    model, processor = small("Sam2")
+    state = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
+    name = next(iter(state))
+    for number, (weights, pictures, says) in enumerate((
+        (state | {name: state[name] * np.nan}, processor.image_processor, f"{name} is nan or infinite"),
+        (state, hub.ViTImageProcessor(), "preprocessor_config.json .* of another network: .*224.*Sam2Model sees 64"),
+        (state, hub.CLIPImageProcessor(), "preprocessor_config.json .* of another network: .*224.*Sam2Model sees 64"),
+        (state, square(hub.Sam2ImageProcessor, 1024), "of another network: .*1024.*Sam2Model sees 64 pixels"),
+    )):  # fmt: skip
+        place = tmp_path / str(number)
+        place.mkdir()
+        write(place, model, pictures)
+        save_file(weights, place / checkpoints.WEIGHTS, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=says):
+            hf.load(place)
+    whole = (place / checkpoints.WEIGHTS).read_bytes()
+    (place / checkpoints.WEIGHTS).write_bytes(whole[:999])
+    with pytest.raises(FileNotFoundError, match="could not be loaded .*it needs config.json"):
+        hf.load(place)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    with pytest.raises(FileNotFoundError, match="needs model.safetensors, and it holds config.json, model-00001-of-"):
+        hf.load(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("folder_of_choices", "file", "checkpoint", "says"),
+    [
+        (mask_models, "sam", "sam2.1_hiera_small", r"not for the mask model sam \(hf takes others\): take one of mini"),
+        (mask_models, "sam_official", "ViT-B/16", "not for the mask model sam"),
+        (mask_models, "hf", "sam_vit_h", "not for the mask model hf .*take one of sam_vit_base"),
+        (mask_models, "hf", "grounding_dino_tiny", "not for the mask model hf"),
+        (mask_models, "hf", "facebook/sam2.1-hiera-tiny", "did you mean 'hub:facebook/sam2.1-hiera-tiny'"),
+        (encoders, "clip", "sam_vit_h", r"not for the encoder clip \(open_clip takes MODEL:TAG"),
+        (encoders, "clip", "RN50", "not for the encoder clip .*take one of miniature_clip, ViT-B/32"),
+        (encoders, "clip", "hf-hub:imageomics/bioclip", "not for the encoder clip"),
+        (encoders, "clip", "ViT-B-16", "did you mean 'ViT-B/16'"),
+    ],
+)
+def test_names_of_other_networks_are_refused_before_they_are_fetched(folder_of_choices, file, checkpoint, says):
+    """Gigabytes would have come, and then a line about the file."""
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        folder_of_choices.build(file, checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize("size", [(1, 200), (200, 1), (3, 90), (1, 1)])
 @pytest.mark.parametrize("name", ["Sam", "Sam2"])
 def test_strips_and_single_pixels_are_images(name, size, tmp_path):
@@ -370,6 +416,9 @@ def test_strips_and_single_pixels_are_images(name, size, tmp_path):
     folder = write(tmp_path, model, processor.image_processor)
     (masks,) = mask_models.build("hf", checkpoint=folder, points_per_side=2, **KEEP_ALL)(random_images(size))
     assert masks.dense().shape == (12, *size)
+    crops = {"crop_n_layers": 2, "points_per_side": 1}  # of few pixels, some have none
+    (masks,) = mask_models.build("hf", checkpoint=folder, **KEEP_ALL | crops)(random_images(size))
+    assert masks.dense().shape[1:] == size
 
 
 def test_the_three_rows_of_a_strip_are_no_channels():

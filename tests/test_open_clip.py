@@ -257,6 +257,8 @@ def test_a_repository_of_the_hub_says_which_network_it_holds(openai, tmp_path, m
     assert checkpoints.sha256_of("hf-hub:owner/leaves") == files.sha256(place / "open_clip_pytorch_model.bin")
     with pytest.raises(ValueError, match="not hub:owner/name"):
         checkpoints.known("hf-hub:leaves")
+    siglip = "open_clip_config.json", "open_clip_model.safetensors", *checkpoints.TOKENIZER
+    assert checkpoints.known("hf-hub:timm/ViT-B-16-SigLIP2").files == siglip  # timm's repositories have no .bin
 
 
 def test_the_names_in_the_head_of_the_file_are_real():

@@ -2,6 +2,7 @@ from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
 
+import allowed
 import numpy as np
 import pytest
 import reference_training
@@ -182,6 +183,63 @@ def test_an_encoder_that_does_not_fit_is_refused(name, encoder, said):
         segmenters.build(name, 3, encoder=encoder)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "dpt",
+            {"encoder": "swin_tiny_patch4_window7_224"},
+            r"cannot label an image of 128 x 129 pixels \(Input height",
+        ),
+        ("dpt", {"encoder": "deit3_small_patch16_224"}, "maps of the encoder are 3: give four layers"),
+        ("dpt", dpt.SMOKE | {"layers": (0, 1, 2)}, "maps of the encoder are 3: give four layers"),
+        ("dpt", dpt.SMOKE | {"layers": (0, 1, 2, 30)}, "feature index 30 is out of range"),
+        ("dpt", dpt.SMOKE | {"out_channels": (4, 8, 12)}, "out_channels are 3: give .* four out_channels"),
+        ("dpt", dpt.SMOKE | {"embd_dim": 24}, "unexpected keyword argument 'embd_dim'"),
+        ("dpt", {"encoder": "vit_base_patch14_dinov2.lvd142"}, "near are vit_base_patch14_dinov2.lvd142m"),
+        ("deeplabv3plus", {"encoder": "ResNet101"}, "'ResNet101' is not the name of a network .* near are resnet101"),
+        ("smp", {"encoder": "resnet35"}, "no encoder of segmentation-models-pytorch 'resnet35'; did you mean 'resnet"),
+        ("smp", {"architecture": "Unett"}, "did you mean 'unet'"),
+        ("smp", smp.SMOKE | {"decodr_channels": 3}, "no option of FPN 'decodr_channels'"),  # was passed over
+        ("smp", smp.SMOKE | {"activation": "softmax"}, "the losses here take logits"),  # was a second softmax
+        ("smp", smp.SMOKE | {"in_channels": 4}, "cannot label an image of 128 x 129 pixels"),
+        ("smp", {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224"}, "cannot label an image"),
+    ],
+)
+def test_a_network_that_can_label_no_image_is_refused_before_any_work(name, options, said):
+    """It failed in the first step of a training, after hours; two options were passed over."""
+    with pytest.raises(ValueError, match=said):
+        segmenters.build(name, 3, **options)
+    with pytest.raises(ValueError, match=f"segmenter_options: .*{said}"):
+        allowed.check_options(
+            {"segmenter": name, "segmenter_options": options}, {"segmenter": "", "segmenter_options": {}}
+        )
+
+
+def test_networks_that_can_be_built_pass_before_any_work_without_their_weights():
+    known = {"segmenter": "", "segmenter_options": {}}
+    for name, options in (
+        ("dpt", {"encoder": "vit_base_patch14_dinov2.lvd142m", "pretrained": True}),
+        ("deeplabv3plus", {"encoder": "miniature", "pretrained": True}),
+        ("smp", {"architecture": "Segformer", "encoder": "mit_b0"}),  # looks into its numbers when it is built
+    ):
+        allowed.check_options({"segmenter": name, "segmenter_options": options}, known)
+
+
+@pytest.mark.parametrize("encoder", ["vit_base_patch16_siglip_224", "flexivit_small", "eva02_tiny_patch14_224"])
+def test_a_transformer_with_other_positions_is_seen_as_timm_has_it(encoder):
+    """Without a class token, or with positions without it, they stopped with an error in the first step."""
+    small = {"embed_dim": 24, "depth": 4, "num_heads": 2}
+    network = segmenters.build("dpt", 3, **dpt.SMOKE | {"encoder": encoder} | small).eval()
+    own = timm.create_model(encoder, num_classes=0, dynamic_img_size=True, **small).eval()
+    own.load_state_dict(network.encoder.network.state_dict())
+    images = torch.randn(1, 3, 4 * network.multiple, 6 * network.multiple)
+    with torch.no_grad():
+        expected = own.forward_intermediates(images, indices=[0, 1, 2, 3], norm=True, intermediates_only=True)
+        for found, wanted in zip(network.encode(images), expected, strict=True):
+            assert torch.equal(found, wanted)
+
+
 # Weights of encoders
 
 
@@ -243,6 +301,35 @@ def test_weights_of_smp_and_dpt_come_through_checkpoints(tmp_path, monkeypatch):
     network = segmenters.build("dpt", 3, **dpt.SMOKE, pretrained=tmp_path / "small.safetensors").encoder.network
     assert network.state_dict().keys() == state.keys()
     assert_loaded(network, state)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda state: {f"backbone.{key}": value for key, value in state.items()}, "none for .*conv1.0.weight"),
+        (lambda state: {f"encoder.network.{key}": value for key, value in state.items()}, "none for .*conv1.0.weight"),
+        (lambda state: {key: value for key, value in state.items() if "layer4" not in key}, "none for .*layer4"),
+        (lambda state: state | {"conv1.0.weight": state["conv1.0.weight"] * np.nan}, "conv1.0.weight is nan or inf"),
+        (lambda state: state | {"conv1.0.weight": state["conv1.0.weight"][:4]}, "size mismatch for .*conv1.0.weight"),
+    ],
+)
+@pytest.mark.parametrize("name", ["deeplabv3plus", "smp"])
+def test_weights_that_would_leave_the_encoder_random_are_refused(name, changed, says, tmp_path):
+    """With a prefix or of another network timm went on with random numbers; nan came out at the first step."""
+    options = {"encoder": "test_resnet", "width": 8, "skip": 4}
+    options = options if name == "deeplabv3plus" else {"encoder": "tu-test_resnet", "architecture": "FPN"}
+    state, path = randomised(timm.create_model("test_resnet")), tmp_path / "own.safetensors"
+    save_file({key: value.contiguous() for key, value in changed(state).items()}, path)
+    with pytest.raises(ValueError, match=f"own.safetensors is not the weights of test_resnet .*{says}") as caught:
+        segmenters.build(name, 3, **options, pretrained=str(path))
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+    save_file(state, path)
+    heads = []
+    for pretrained in (False, str(path)):  # what is random does not depend on the weights
+        torch.manual_seed(3)
+        network = segmenters.build(name, 3, **options, pretrained=pretrained)
+        heads.append({key: value for key, value in network.state_dict().items() if not key.startswith("encoder.")})
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
 
 
 def test_every_weight_that_smp_lists_has_a_commit():

@@ -42,6 +42,8 @@ def build(
     """
     if not 0 < threshold <= 1 or upsample < 1:
         raise ValueError(f"threshold={threshold} must be a part, above 0 to 1, and upsample={upsample} at least 1")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; give a number above 0, such as 0.01")
     encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
     temperature = tagging.own_temperature(encode) if temperature is None else temperature
     texts = encode.class_embeddings(classes)

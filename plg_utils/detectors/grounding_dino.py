@@ -121,8 +121,7 @@ def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "Gr
 
     checkpoint: a name of `checkpoints`; a folder in the layout of the hub, with config.json, model.safetensors,
         preprocessor_config.json and the tokenizer's files. The files behind a name are fetched once and compared with
-        their SHA-256 ever after, those of a folder are taken as they are. Weights are read as safetensors only, because
-        opening a pickle runs what is in it
+        their SHA-256 ever after, those of a folder are taken as they are
     """
     try:
         import transformers
@@ -133,12 +132,5 @@ def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "Gr
     if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
         raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
     folder = checkpoints.locate(checkpoint) if checkpoint in named else Path(checkpoint).expanduser()
-    try:
-        model = transformers.GroundingDinoForObjectDetection.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-        processor = transformers.GroundingDinoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:  # what transformers raises for files that lack or are broken
-        wanted = checkpoints.LISTED["grounding_dino_tiny"].files
-        raise FileNotFoundError(f"{folder} could not be loaded ({error}); it needs {', '.join(wanted)}") from error
-    return model.eval(), processor
+    classes = transformers.GroundingDinoForObjectDetection, transformers.GroundingDinoProcessor
+    return checkpoints.of_transformers(*classes, folder, checkpoints.LISTED["grounding_dino_tiny"].files)

@@ -52,6 +52,8 @@ def by_size(sizes: Sequence[tuple], batch_size: int, network: Callable[[list[int
 
     network: from the indices of such images to what it makes of each
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; give a whole number from 1 on")
     made = {}
     for size in dict.fromkeys(sizes):
         same = [index for index, other in enumerate(sizes) if other == size]

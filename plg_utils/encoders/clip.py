@@ -77,6 +77,9 @@ def build(
 
 def load(checkpoint: str | None) -> CLIP:
     """Load a CLIP in single precision, ready for inference; None is the miniature with random weights."""
+    if checkpoint is not None:
+        taken = "miniature_clip", *(name for name in checkpoints.clip_checkpoints() if name.startswith("ViT"))
+        checkpoints.check_kind(checkpoint, taken, "the encoder clip (open_clip takes MODEL:TAG and hf-hub:owner/name)")
     path = None if checkpoint is None else checkpoints.locate(checkpoint)
     if checkpoint in (None, "miniature_clip"):
         return miniature.load(path)
@@ -169,7 +172,7 @@ class Encoder:
 
     def tokenize(self, phrases: list[str]) -> torch.Tensor:
         """Tokens of M phrases: (M, T) int64; a phrase that is too long is refused."""
-        return clip.tokenize(phrases, context_length=self.model.context_length)
+        return tokens_of(phrases, self.model.context_length, "CLIP")
 
     def class_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed every word of every class: (K', D) of length 1, and (K',) the class that owns the row."""
@@ -219,6 +222,15 @@ class Encoder:
         if unseen:
             self.warned.update(unseen)
             warnings.warn(f"the miniature CLIP never saw these words: {', '.join(unseen)}", stacklevel=3)
+
+
+def tokens_of(phrases: Sequence[str], limit: int, network: str) -> torch.Tensor:
+    """Tokens (M, limit) of phrases by CLIP's byte pairs; a phrase that is too long for the network is refused."""
+    try:
+        return clip.tokenize(list(phrases), context_length=limit)
+    except RuntimeError as error:
+        problem = f"{network} reads {limit} tokens, start and end included"
+        raise ValueError(f"{str(error)[:80]} ... is too long: {problem}. Shorten it in the class file") from error
 
 
 def dense_features(visual: VisionTransformer, images: torch.Tensor, *, depth: int = GEM_DEPTH, **how) -> torch.Tensor:

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import clip
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plg_utils import checkpoints, devices, labels, metrics
+from plg_utils import checkpoints, devices, files, labels, metrics
 from plg_utils.choices import one_of
+from plg_utils.encoders.clip import tokens_of
 from plg_utils.generators import Generate
 from plg_utils.miniature import untrained
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
@@ -54,6 +54,9 @@ def build(
     device: see `devices.choose`
     """
     one_of(precision, ("fp32", "bf16"), "precision")
+    if not (threshold is None or 0 <= threshold <= 1) or not 0 <= mask_score <= 1 or words_at_once < 1:
+        wrong = f"threshold={threshold}, mask_score={mask_score}, words_at_once={words_at_once}"
+        raise ValueError(f"of {wrong}, the first two are shares from 0 to 1, and the last is a number from 1 on")
     words = [(index, word) for index, of_class in enumerate(classes.words) for word in of_class]
     if nameless := [classes.names[index] for index in classes.foreground if not classes.words[index]]:
         raise ValueError(f"these classes have no words to ask SAM 3 for: {', '.join(nameless)}")
@@ -139,11 +142,7 @@ def choose_threshold(
 
 def tokenize(words: Sequence[str], limit: int) -> torch.Tensor:
     """Tokens (M, limit) int64 of words by CLIP's byte pairs, which SAM 3 has too; its text tower reads 32 at most."""
-    try:
-        return clip.tokenize(list(words), context_length=limit).long()
-    except RuntimeError as error:
-        tell = f"SAM 3 reads {limit} tokens of a word, start and end included; shorten this one in the class file"
-        raise ValueError(f"{error}. {tell}") from error
+    return tokens_of(words, limit, "SAM 3").long()
 
 
 def load(checkpoint: str | Path | None) -> tuple["Sam3Model", "Sam3ImageProcessor"]:
@@ -159,17 +158,16 @@ def load(checkpoint: str | Path | None) -> tuple["Sam3Model", "Sam3ImageProcesso
     if checkpoint is None:
         processor = transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
         return untrained(lambda: transformers.Sam3Model(tiny())), processor
-    folder = checkpoints.locate(checkpoint) if checkpoint == "sam3" else Path(checkpoint).expanduser()
-    try:
-        kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        if kind not in ("sam3", "sam3_video"):
-            raise ValueError(f"its config.json is of {kind}, not of sam3")
-        model = transformers.Sam3Model.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        processor = transformers.Sam3ImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        wanted = ", ".join(checkpoints.LISTED["sam3"].files)
-        raise FileNotFoundError(f"{folder} could not be loaded ({error}); it needs {wanted}") from error
-    return model.eval(), processor
+    needed = checkpoints.LISTED["sam3"].files
+    folder = checkpoints.locate(checkpoint, needed)
+    config = folder / "config.json"
+    if config.is_file() and (kind := files.read_json(config).get("model_type")) not in ("sam3", "sam3_video"):
+        raise ValueError(f"{config} is of {kind}, not of sam3")
+    classes = transformers.Sam3Model, transformers.Sam3ImageProcessor
+    model, processor = checkpoints.of_transformers(*classes, folder, needed)
+    if dict(processor.size).get("height") != (wanted := model.config.vision_config.image_size):
+        raise ValueError(f"{folder} resizes images to {dict(processor.size)}, and its SAM 3 sees {wanted} pixels")
+    return model, processor
 
 
 def tiny() -> "Sam3Config":

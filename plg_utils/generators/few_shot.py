@@ -223,6 +223,8 @@ def _view(every: Iterable[torch.Tensor], texts: torch.Tensor, owner: torch.Tenso
         count, total, products = count + len(unit), total + unit.sum(dim=0), products + unit.T @ unit
     texts, mean = F.normalize(texts.double(), dim=1), total / max(1, count)
     covariance = products / max(1, count) - mean.outer(mean)
+    if not covariance.isfinite().all():
+        raise ValueError("some embeddings are not finite numbers: make them again, with a sound checkpoint")
     covariance = (covariance + torch.eye(len(mean)) * covariance.trace() / len(mean)) / 2
     values, vectors = torch.linalg.eigh(covariance)
     whiten = vectors / values.clamp(min=1e-12).sqrt() @ vectors.T

@@ -19,6 +19,7 @@ of. The arithmetic is a pure function beside it. A batch is a dict of tensors on
                     if the training keeps such an average (its option `ema`)
 """
 
+from collections.abc import Sequence
 from pkgutil import iter_modules
 
 import torch
@@ -40,6 +41,20 @@ def build(name: str, **options):
     loss = choice(__name__, name, "loss").build(**options)
     loss.settings = {"loss": name, **options}
     return loss
+
+
+def check_shares(**options: float | Sequence[float] | None) -> None:
+    """Refuse options that are no number from 0 to 1, or several of them; None is a default."""
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and not (isinstance(one, int | float) and 0 <= one <= 1):
+                raise ValueError(f"{name} of the loss is {value!r}; give numbers from 0 to 1")
+
+
+def check_weights(weights: Sequence[float], views: int) -> None:
+    """Refuse weights of the views that are not as many, or of which one is negative."""
+    if len(weights) != views or not min(weights) >= 0:
+        raise ValueError(f"weights of the loss are {list(weights)}; give {views} numbers from 0 on, one for each view")
 
 
 def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, smoothing: float = 0.0) -> torch.Tensor:

@@ -17,6 +17,8 @@ from torch import nn
 from plg_utils import distributed
 from plg_utils.choices import one_of
 from plg_utils.losses import (
+    check_shares,
+    check_weights,
     cross_entropy,
     cutmix,
     mean_cross_entropy,
@@ -57,6 +59,9 @@ def build(
     """
     one_of(refine_target, TARGETS, "refine_target")
     one_of(passes, PASSES, "passes")
+    check_shares(threshold=threshold, smoothing=smoothing, labelled_smoothing=labelled_smoothing)
+    check_shares(feature_dropout=feature_dropout)
+    check_weights(weights, 3)
     if not 0 < labels_until <= 1:
         raise ValueError(f"labels_until is {labels_until!r}; give a share of the training, above 0 and up to 1")
     alone = {"refine_target": "unimatch", "labelled_smoothing": labelled_smoothing, "weights": weights}

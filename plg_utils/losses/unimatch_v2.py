@@ -13,7 +13,7 @@ from torch import nn
 
 from plg_utils import distributed
 from plg_utils.choices import one_of
-from plg_utils.losses import others, schedule
+from plg_utils.losses import check_shares, check_weights, others, schedule
 from plg_utils.losses.unimatch import TARGETS, pasted_views, targets, unimatch_loss
 
 SMOKE = {"refine_target": "fusion", "threshold": 0.3}
@@ -25,17 +25,23 @@ def build(
     threshold: float | tuple[float, float] = 0.95,
     weights: tuple[float, float] = (0.5, 0.5),
     weak_weight: float = 0.0,
-    **options,
+    smoothing: float | None = None,
+    gate: bool | None = None,
+    labelled_smoothing: float = 0.0,
+    fill: bool = False,
 ):
     """Build the loss.
 
     threshold: or two, at the beginning and at the end of training, and a straight line between them
     weights: of the two strong views
-    options: smoothing, gate, labelled_smoothing of `unimatch.unimatch_loss`; weak_weight is one too, and costs a pass
+    smoothing, gate, labelled_smoothing, fill, weak_weight: of `unimatch.unimatch_loss`; the last costs a pass
     """
+    check_shares(threshold=threshold, smoothing=smoothing, labelled_smoothing=labelled_smoothing)
+    check_weights(weights, 2)
     one_of(refine_target, TARGETS, "refine_target")
-    predicts = refine_target != "zero_shot" or bool(options.get("gate"))
-    options |= {"refine_target": refine_target, "weights": (*weights, 0.0), "weak_weight": weak_weight}
+    predicts = refine_target != "zero_shot" or bool(gate) or fill
+    options = {"refine_target": refine_target, "weights": (*weights, 0.0), "weak_weight": weak_weight}
+    options |= {"smoothing": smoothing, "gate": gate, "labelled_smoothing": labelled_smoothing, "fill": fill}
 
     def loss(model: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
         if refine_target != "unimatch" and "pseudo_label" not in batch:

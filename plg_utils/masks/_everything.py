@@ -116,7 +116,8 @@ class SegmentEverything:
     def __call__(self, image: np.ndarray) -> Masks:
         """Segment an image (H, W, 3) uint8 RGB."""
         size = image.shape[:2]
-        crops, layers = generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
+        pairs = zip(*generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio), strict=True)
+        crops, layers = zip(*((crop, layer) for crop, layer in pairs if has_pixels(crop)), strict=True)
         looks = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
         found, best = zip(*looks, strict=True)
         everything = join(found)
@@ -297,6 +298,11 @@ class SegmentEverything:
     def autocast(self) -> torch.autocast:
         """Half precision inside, if it was asked for."""
         return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def has_pixels(crop: Sequence[int]) -> bool:
+    """Whether a crop (xyxy pixels) holds any; of an image of a few pixels the last ones of the package do not."""
+    return crop[0] < crop[2] and crop[1] < crop[3]
 
 
 def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Masks:

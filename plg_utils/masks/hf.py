@@ -104,10 +104,7 @@ class Everything(SegmentEverything):
 
 
 def load(checkpoint: str | Path | None) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
-    """Load a network and its image processor, ready for inference; None: random weights, the same in each call.
-
-    Weights are read as safetensors only, because opening a pickle runs what is in it; as float32.
-    """
+    """Load a network and its image processor, ready for inference; None: random weights, the same in each call."""
     try:
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as known
@@ -117,26 +114,25 @@ def load(checkpoint: str | Path | None) -> tuple["PreTrainedModel", "BaseImagePr
         return untrained(lambda: transformers.Sam2Model(transformers.Sam2Config(**SMALL))), (
             transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
         )
+    if not str(checkpoint).startswith("hub:"):
+        taken = [name for name, each in checkpoints.LISTED.items() if each.hub and "dino" not in name]
+        checkpoints.check_kind(checkpoint, taken, "the mask model hf (sam takes sam_vit_b, sam_vit_l, sam_vit_h)")
     folder = checkpoints.locate(checkpoint, NEEDED)
     needs = f"it needs {', '.join(NEEDED)} of one repository of the Hugging Face hub, or of save_pretrained()"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; {needs}")
     one_of(files.read_json(folder / "config.json").get("model_type"), sorted(known), f"mask model in {folder}:")
-    try:
-        network, report = transformers.AutoModelForMaskGeneration.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:  # files that lack, are broken, or have other shapes
-        raise FileNotFoundError(f"{folder} could not be loaded ({str(error).splitlines()[0]}); {needs}") from error
-    if missing := sorted(report["missing_keys"]):  # transformers gives them random numbers, and goes on
+    classes = transformers.AutoModelForMaskGeneration, transformers.AutoImageProcessor
+    network, processor = checkpoints.of_transformers(*classes, folder, NEEDED)
+    wanted = network.config.prompt_encoder_config.image_size
+    if wanted not in (dict(processor.size).get("height"), dict(processor.size).get("longest_edge")):
         raise ValueError(
-            f"{folder} holds weights of another network than its config.json says: {len(missing)} of a "
-            f"{type(network).__name__} are missing, e.g. {missing[0]}; {needs}"
+            f"the preprocessor_config.json in {folder} is of another network: it resizes to {dict(processor.size)}, a "
+            f"{type(network).__name__} sees {wanted} pixels; {needs}"
         )
     if "longest_edge" in processor.size:  # else the short side of a strip would have no pixel
         processor._get_preprocess_shape = lambda size, longest_edge: Resize.get_preprocess_shape(*size, longest_edge)
-    return network.eval(), processor
+    return network, processor
 
 
 SMALL = {  # a SAM 2.1 of 64 x 64 pixels and few channels

@@ -24,6 +24,8 @@ OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thr
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 MODELS = ("vit_b", "vit_l", "vit_h")
+SHARES = ("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio")  # of the others a warning tells, see `tell_why`
+LEAST = {"crop_n_layers": 0, "points_per_side": 1, "points_per_batch": 1, "crop_n_points_downscale_factor": 1}
 
 Prompt = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
@@ -97,6 +99,11 @@ def settings(
     defaults = defaults or (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL)
     chosen = defaults | {"crop_n_layers": crop_n_layers}
     chosen |= {name: value for name, value in options.items() if value is not None}
+    for name, value in (chosen | ({} if points_per_side is None else {"points_per_side": points_per_side})).items():
+        if name in SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}; give a share from 0 to 1, such as 0.8")
+        if name in LEAST and (type(value) is not int or value < LEAST[name]):
+            raise ValueError(f"{name} is {value!r}; give a whole number from {LEAST[name]} on")
     if point_grids is None:
         if not density > 0:
             raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
@@ -152,6 +159,9 @@ def build_box_prompter(
 
 def load(checkpoint: str | None, model: str | None = None) -> Sam:
     """Load a SAM, ready for inference; None is the miniature with random weights."""
+    if checkpoint is not None:
+        taken = "miniature_sam", *(f"sam_{name}" for name in MODELS)
+        checkpoints.check_kind(checkpoint, taken, "the mask model sam (hf takes others)")
     path = None if checkpoint is None else checkpoints.locate(checkpoint)
     if checkpoint in (None, "miniature_sam"):
         return miniature.load(path)

@@ -11,7 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
-from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, without_small_regions
+from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, has_pixels, without_small_regions
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
@@ -59,17 +59,20 @@ def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Mas
 
 
 class Generator(SamAutomaticMaskGenerator):
-    """The package's generator, which stops with an IndexError if it looks at crops and no crop has a mask."""
+    """The package's generator, which stops with an error if no crop has a mask, or if one has no pixel."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.predictor.transform = Resize(self.predictor.transform.target_length)
         self.most_points = self.points_per_batch
 
-    def _process_crop(self, *arguments):
-        left, top, right, bottom = arguments[1]
+    def _process_crop(self, image, box, layer, size):
+        looked_at = box if has_pixels(box) else [0, 0, size[1], size[0]]
+        left, top, right, bottom = looked_at
         affordable = PACKAGE_AT_ONCE // (3 * (right - left) * (bottom - top))  # it draws three masks a point in full
         self.points_per_batch = min(self.most_points, max(1, affordable))
-        crop = super()._process_crop(*arguments)
+        crop = super()._process_crop(image, looked_at, layer, size)
+        if not has_pixels(box):
+            crop.filter(torch.zeros(len(crop["rles"]), dtype=torch.bool, device=crop["boxes"].device))
         crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
         return crop

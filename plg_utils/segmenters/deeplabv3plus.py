@@ -10,6 +10,7 @@ convolutions are dilated by 2 (UniMatch: 1); c1 is taken after the ReLU (before 
 and momentum 0.1 (1e-5 and 0.0003). So a COCO number from it is not one of UniMatch's network.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from plg_utils import checkpoints
 from plg_utils.miniature import DEFAULTS
-from plg_utils.segmenters import Segmenter, locate, timm_weights
+from plg_utils.segmenters import Segmenter, locate, of_timm
 
 UNIMATCH = {"output_stride": 16, "width": 256, "rates": (6, 12, 18)}
 SMOKE = {"encoder": "resnet10t", "width": 8, "skip": 4, "rates": (1, 2, 3)}
@@ -71,7 +72,9 @@ def checkpoint(*, encoder: str = "resnet101", pretrained: bool | str | Path = Fa
         return "miniature_encoder"
     import timm
 
-    listed = timm.get_pretrained_cfg(encoder)
+    listed = None
+    with suppress(RuntimeError):  # a tag that it does not know
+        listed = timm.get_pretrained_cfg(encoder)
     if listed is None or not listed.hf_hub_id or listed.hf_hub_filename not in (None, checkpoints.WEIGHTS):
         raise ValueError(
             f"timm lists no {checkpoints.WEIGHTS} on the hub for {encoder}: choose another network or tag, see "
@@ -100,16 +103,18 @@ class TimmFeatures(nn.Module):
         super().__init__()
         import timm  # it takes seconds
 
-        if ":" in name:  # timm would take the newest files of the hub
-            raise ValueError(f"encoder {name!r} is not the name of a network that timm itself has")
         options = {"features_only": True, "output_stride": output_stride, "out_indices": (1, 2, 3, 4)}
-        try:
-            self.network = timm.create_model(name, **options, **timm_weights(weights))
-        except (TypeError, IndexError, AssertionError) as error:  # a transformer, or a network of four stages
-            raise ValueError(
-                f"{name} has no feature maps at strides 4 to {output_stride} ({type(error).__name__}: {error}), which "
-                "DeepLabV3+ needs: choose a network such as resnet101, or the segmenter dpt"
-            ) from error
+
+        def make(**pretrained) -> nn.Module:
+            try:
+                return timm.create_model(name, **options, **pretrained)
+            except (TypeError, IndexError, AssertionError) as error:  # a transformer, or a network of four stages
+                raise ValueError(
+                    f"{name} has no feature maps at strides 4 to {output_stride} ({type(error).__name__}: {error}), "
+                    "which DeepLabV3+ needs: choose a network such as resnet101, or the segmenter dpt"
+                ) from error
+
+        self.network = of_timm(name, weights, make)
         self.channels = self.network.feature_info.channels()
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

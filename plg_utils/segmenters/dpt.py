@@ -10,6 +10,7 @@ For images of another size than DINOv2 was trained with, its position embeddings
 (bicubic, 0.1 cells added), which timm's differs from by some percent; with registers, timm's is DINOv2's rule.
 """
 
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plg_utils.segmenters import Segmenter, deeplabv3plus, locate, timm_weights
+from plg_utils.segmenters import Segmenter, deeplabv3plus, locate, of_timm
 from plg_utils.segmenters.deeplabv3plus import resize
 
 LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}  # number of blocks: those that are read, from 0
@@ -52,11 +53,13 @@ def build(
     """
     import timm  # it takes seconds
 
-    options |= timm_weights(locate(checkpoint(encoder=encoder, pretrained=pretrained)))
-    if timm.models.is_model_in_modules(encoder.split(".")[0], ["vision_transformer", "eva"]):
-        backbone = Transformer(timm.create_model(encoder, num_classes=0, dynamic_img_size=True, **options), layers)
-    else:
-        backbone = Pyramid(timm.create_model(encoder, features_only=True, **options))
+    def make(**pretrained) -> nn.Module:
+        create = partial(timm.create_model, encoder, **options, **pretrained)
+        if timm.models.is_model_in_modules(encoder.split(".")[0], ["vision_transformer", "eva"]):
+            return Transformer(create(num_classes=0, dynamic_img_size=True), layers)
+        return Pyramid(create(features_only=True))
+
+    backbone = of_timm(encoder, locate(checkpoint(encoder=encoder, pretrained=pretrained)), make)
     if out_channels is None or features is None:
         last = backbone.channels[-1]
         if last not in WIDTHS:
@@ -64,6 +67,9 @@ def build(
                 f"UniMatch V2 has no head for the {last} channels of {encoder}: give out_channels, features"
             )
         out_channels, features = out_channels or WIDTHS[last][0], features or WIDTHS[last][1]
+    for what, four in (("maps of the encoder", backbone.channels), ("out_channels", out_channels)):
+        if len(four) != 4:
+            raise ValueError(f"DPT joins four maps; {what} are {len(four)}: give four layers, and four out_channels")
     head = Head(backbone.channels, num_classes, out_channels, features, is_pyramid=isinstance(backbone, Pyramid))
     return DPT(encoder=backbone, head=head)
 
@@ -106,12 +112,19 @@ class Transformer(nn.Module):
         self.network = network
         self.channels = [network.embed_dim] * len(self.layers)
         self.patch = network.patch_embed.patch_size[0]
-        if getattr(network, "pos_embed", None) is not None and not getattr(network, "num_reg_tokens", 0):
+        if has_positions_of_dinov2(network):
             network._pos_embed = MethodType(_with_positions, network)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of images (B, 3, H, W), in the order of the layers."""
         return self.network.forward_intermediates(images, indices=self.layers, norm=True, intermediates_only=True)
+
+
+def has_positions_of_dinov2(network: nn.Module) -> bool:
+    """Whether a network of timm has one class token and an embedding for each position, the class token's in front."""
+    if type(network).__name__ != "VisionTransformer" or network.pos_embed is None or network.num_reg_tokens:
+        return False
+    return network.cls_token is not None and network.pos_embed.shape[1] == 1 + network.patch_embed.num_patches
 
 
 def _with_positions(network: nn.Module, patches: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Any network of segmentation-models-pytorch (github.com/qubvel-org/segmentation_models.pytorch), by its name there."""
 
+from inspect import signature
+
 import segmentation_models_pytorch
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as listed
 from torch import nn
 
-from plg_utils.segmenters import Segmenter, deeplabv3plus, locate
+from plg_utils.choices import one_of
+from plg_utils.segmenters import Segmenter, deeplabv3plus, locate, of_timm
 
 SMOKE = {"architecture": "FPN", "encoder": "mobilenet_v2"}
 
@@ -27,24 +30,39 @@ def build(
         of an encoder from timm ("tu-resnet18") are what timm lists, or a path
     options: further arguments of the architecture
     """
-    weights, of_timm = locate(checkpoint(encoder=encoder, pretrained=pretrained)), encoder.startswith("tu-")
-    if of_timm and weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-    try:
-        network = segmentation_models_pytorch.create_model(
-            architecture,
-            encoder_name=encoder,
-            encoder_weights=True if of_timm and weights is not None else None,
-            classes=num_classes,
-            **options,
-        )
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ValueError(
-            f"{architecture} with the encoder {encoder}: {error} For a vision transformer there is the segmenter dpt"
-        ) from error
-    if weights is not None and not of_timm:
+    weights, is_timm = locate(checkpoint(encoder=encoder, pretrained=pretrained)), encoder.startswith("tu-")
+    if not is_timm:  # of_timm knows the others; an option of another name the package would pass over
+        one_of(encoder, [*listed], "encoder of segmentation-models-pytorch")
+        known = segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING
+        own = signature(known[one_of(architecture.lower(), [*known], "architecture")]).parameters
+        for name in options:
+            one_of(name, [*own], f"option of {architecture}")
+    if options.get("activation"):
+        raise ValueError("activation is not for training: the losses here take logits. Leave it out")
+
+    def make(**of_weights) -> nn.Module:
+        try:
+            network = segmentation_models_pytorch.create_model(
+                architecture,
+                encoder_name=encoder,
+                encoder_weights=of_weights.pop("pretrained", None),
+                classes=num_classes,
+                **options,
+                **of_weights,
+            )
+        except (TypeError, ValueError, AssertionError, KeyError) as error:
+            raise ValueError(
+                f"{architecture} with the encoder {encoder}: {error} For a vision transformer there is the segmenter "
+                "dpt"
+            ) from error
+        return Network(encoder=network.encoder, decoder=network.decoder, head=network.segmentation_head)
+
+    if is_timm:
+        return of_timm(encoder.removeprefix("tu-"), weights, make)
+    network = make()
+    if weights is not None:
         network.encoder.load_state_dict(load_file(weights))
-    return Network(encoder=network.encoder, decoder=network.decoder, head=network.segmentation_head)
+    return network
 
 
 def checkpoint(*, encoder: str = "resnet34", pretrained: bool | str = False, **options) -> str | None:
