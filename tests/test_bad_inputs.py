@@ -128,7 +128,7 @@ def objects(image: dict | None = None, **annotation) -> dict:
     return {"images": [IMAGE | (image or {})], "categories": [CAT], "annotations": [sound | annotation]}
 
 
-RUNNING = {"masks/manifest.json": {"state": "running", "fingerprint": "x"}}
+RUNNING = {"masks/manifest.json": {"state": "running", "fingerprint": "x", "parents": {}}}
 PHOTOS = {f"photos/{id}.png": PHOTO for id in "abc"} | {f"maps/{id}.png": LABEL for id in "abc"}
 LISTS = "voc/ImageSets/Segmentation"
 VOC = {f"voc/JPEGImages/{id}.jpg": PHOTO for id in "abcd"} | {f"voc/SegmentationClass/{id}.png": LABEL for id in "abcd"}
