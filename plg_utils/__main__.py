@@ -138,12 +138,18 @@ def _bands(text: str) -> list[int]:
 
 def _refuse_others(out: Path, root: Path) -> None:
     """Refuse a folder that holds something else: label maps of other photos would be replaced."""
+    if not out.exists():
+        return
     note = out / RUN / "run.json"
-    known = files.read_json(note, "give --to the name of a new folder") if note.is_file() else {}
-    rest = not out.is_dir() or any(path.name[0] != "." for path in out.iterdir() if path.name != RUN)
-    if out.exists() and ("dataset_options" not in known if note.is_file() else rest and not (out / RUN).is_dir()):
+    if note.is_file():
+        content = files.read_json(note, "give --to the name of a new folder")
+        is_own = isinstance(content, dict) and isinstance(content.get("dataset_options"), dict)
+        before = Path(content["dataset_options"].get("root") or root) if is_own else root
+    else:  # stopped before it was written, or empty but for what a system hides there
+        is_own = (out / RUN).is_dir() or (out.is_dir() and all(path.name[0] == "." for path in out.iterdir()))
+        before = root
+    if not is_own:
         raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
-    before = Path((known.get("dataset_options") or {}).get("root") or root)
     if before.is_dir() and root.is_dir() and not before.samefile(root):
         raise FileExistsError(f"{out} holds the labels of {before}: give --to the name of another folder")
 

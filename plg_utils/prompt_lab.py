@@ -125,7 +125,7 @@ class Lab:
         return figures.gallery([*zip(*columns, strict=True)], titles, outcome.classes)
 
     def _texts(self, sentences: Sequence[str]) -> torch.Tensor:
-        """Embed sentences: (M, D) of length 1; a RuntimeError if the encoder does not read one that long."""
+        """Embed sentences: (M, D) of length 1; a ValueError if the encoder does not read one that long."""
         if new := [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._sentences]:
             with warnings.catch_warnings(action="ignore"):  # the outcome says which words the encoder never read
                 self._sentences.update(zip(new, self.encode.texts(new).cpu(), strict=True))
@@ -585,7 +585,7 @@ class Panel(widgets.VBox):
         start, before, self.wrong = time.perf_counter(), self.saved, ""  # what is wrong with the content of the boxes
         try:
             now = self.outcome = self.lab.try_out(self.classes(), threshold=self.threshold.value)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: a sentence is too long for CLIP
+        except ValueError as error:
             self.wrong = str(error)
             self.message.value = html.escape(f"{error}. The results below are those of the last valid words.")
             return

@@ -101,6 +101,9 @@ def fit(
             raise ValueError(f"{name} is {settings[name]!r}; right is a whole number from 1 on")
     if not 0 < lr < math.inf or not 0 < head_lr_factor < math.inf or (ema is not None and not 0 <= ema < 1):
         raise ValueError(f"lr={lr} and head_lr_factor={head_lr_factor} must be above 0, ema={ema} None or from 0 to 1")
+    if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf and 0 <= power < math.inf):
+        given = f"momentum={momentum}, weight_decay={weight_decay}, power={power}"
+        raise ValueError(f"{given}: momentum must be from 0 to below 1, the others from 0 on")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
     first, last = part or (0, steps)

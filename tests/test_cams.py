@@ -109,6 +109,8 @@ def test_a_scored_cue_labels_in_portions(monkeypatch):
     assert cue([]) == []
     with pytest.raises(ValueError, match="these classes have none"):
         cams.ScoredCue(scores, threshold=0.25, background=None)
+    with pytest.raises(ValueError, match="threshold of the CAMs is 50; give a number from 0 to 1"):
+        cams.ScoredCue(scores, threshold=50, background=0)
 
 
 def test_the_threshold_that_fits_best_is_chosen_in_the_middle_of_equal_ones():

@@ -40,7 +40,7 @@ class Cams:
 
 @dataclass(eq=False)
 class ScoredCue:
-    """A cue made of scores and a threshold; threshold, background: see `label_from_cams`."""
+    """A cue made of scores and a threshold in [0, 1]; threshold, background: see `label_from_cams`."""
 
     scores: Callable[[Sequence[Sample]], list[Cams]]
     threshold: float
@@ -49,6 +49,8 @@ class ScoredCue:
     def __post_init__(self):
         if self.background is None:
             raise ValueError("a pixel below the threshold is background, but these classes have none")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold of the CAMs is {self.threshold}; give a number from 0 to 1, such as 0.4")
 
     def __call__(self, samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags need no sample: (H, W) uint8 each."""

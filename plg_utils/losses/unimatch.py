@@ -59,8 +59,8 @@ def build(
     """
     one_of(refine_target, TARGETS, "refine_target")
     one_of(passes, PASSES, "passes")
-    check_shares(threshold=threshold, smoothing=smoothing, labelled_smoothing=labelled_smoothing)
-    check_shares(feature_dropout=feature_dropout)
+    shares = {"smoothing": smoothing, "labelled_smoothing": labelled_smoothing, "feature_dropout": feature_dropout}
+    check_shares(threshold=threshold, **shares)
     check_weights(weights, 3)
     if not 0 < labels_until <= 1:
         raise ValueError(f"labels_until is {labels_until!r}; give a share of the training, above 0 and up to 1")
