@@ -97,6 +97,9 @@ def check_options(values: dict[str, Any], known: dict[str, Any]) -> None:
 
         stages.check_methods(values.get("methods", ()))
         stages.labels_of(values.get("labeller", known.get("labeller", "segment_match")))
+        fading = [name for name in values.get("methods", ()) if stages.method_of(name).loss == "semivl"]
+        if fading and values.get("passes") == "v2":
+            raise ValueError(f"methods names {fading[0]}, whose loss takes passes exact or fast, and passes is v2")
     words = known | values
     words["loss"] = "unimatch_v2" if words.get("passes") == "v2" else "unimatch"
     for name in values.keys() & TAKEN_BY.keys():

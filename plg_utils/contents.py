@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plg_utils import files
 
-_sums: dict[Path, dict[str, list]] = {}  # memory file -> path: [*_state(...), SHA-256]
+_sums: dict[Path, dict[str, list]] = {}  # memory file -> path: [*state(...), SHA-256]
 _unsaved: set[Path] = set()
 
 
@@ -17,18 +17,20 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hex, which is read if its state is another one than when it was read last."""
     path, memory = os.path.abspath(path), _memory()
     with files.reading(path, "a readable file", "put it back, or leave it out"):
-        state, known = _state(os.stat(path)), _sums[memory].get(path)
-        if known is None or known[:-1] != state:
-            known = _sums[memory][path] = [*state, files.sha256(path)]
+        now, known = state(path), _sums[memory].get(path)
+        if known is None or known[:-1] != now:
+            known = _sums[memory][path] = [*now, files.sha256(path)]
             _unsaved.add(memory)
     return known[-1]
 
 
-def _state(status: os.stat_result) -> list[int]:
-    """Size, and two times in ns: of the content, which copies and archives set back, and of the file, which none can.
+def state(path: str | Path) -> list[int]:
+    """Size of a file, and two times in ns: of the content, which copies and archives set back, and of the file.
 
-    The second is that of creation on Windows. It also changes when a file is moved, and then the content is read again.
+    No program sets back the second; on Windows it is that of creation. A file that is moved gets a new one, too, and
+    then its content is read again.
     """
+    status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 

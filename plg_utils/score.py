@@ -59,9 +59,13 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:3])}{f', ... ({len(names)} in all)' if len(names) > 3 else ''}"
 
 
-def score_pair(prediction: Path | None, truth: Path, classes: Classes) -> np.ndarray:
-    """Confusion matrix (K, K+1) of two label maps on disk; a missing prediction (None) covers no pixel."""
+def score_pair(prediction: Path | None, truth: Path, classes: Classes, void: int = IGNORE) -> np.ndarray:
+    """Confusion matrix (K, K+1) of two label maps on disk; a missing prediction (None) covers no pixel.
+
+    void: value of the truth that stands for void besides IGNORE
+    """
     annotated = _maps.read(truth, classes, check=False)
+    annotated[annotated == void] = IGNORE
     predicted = np.full_like(annotated, IGNORE) if prediction is None else _maps.read(prediction, classes, check=False)
     try:
         return metrics.confusion(annotated, predicted, classes.num_classes)
@@ -111,7 +115,8 @@ def _score(options: argparse.Namespace, classes: Classes) -> int:
         print(f"counted as uncovered, because there is no prediction: {_some(missing)}", file=sys.stderr)
     hidden = os.environ.get("PLG_PROGRESS", "1") == "0"  # as in store.progress, whose module imports torch
     bar = tqdm(pairs.values(), desc="label maps", mininterval=1.0, delay=1.0, ascii=True, disable=hidden)
-    matrix = sum(score_pair(*pair, classes) for pair in bar)
+    void = classes.num_classes if options.classes == "camvid" else IGNORE  # in its own label maps, see datasets/camvid
+    matrix = sum(score_pair(*pair, classes, void) for pair in bar)
     scores, missed = metrics.scores(matrix, background=classes.background), metrics.scores(matrix, uncovered="miss")
     precision, recall = metrics.precision_recall(matrix, background=classes.background)
     if np.isnan(scores.mean_iou):

@@ -432,6 +432,14 @@ def test_loss_options_are_those_of_the_passes(passes, options, says):
     allowed.check_options({"passes": passes, "loss_options": {"fill": True, "threshold": (0.9, 0.95)}}, known)
 
 
+def test_a_method_that_has_no_such_passes_is_refused_before_the_refinement():
+    known = {"passes": "exact", "methods": ["supervised"]}
+    allowed.check_options({"passes": "fast", "methods": ["supervised", "semivl_sure"]}, known)
+    allowed.check_options({"passes": "v2", "methods": ["unimatch", "paper_a"]}, known)
+    with pytest.raises(ValueError, match="methods names semivl_sure, .* exact or fast, and passes is v2"):
+        allowed.check_options({"passes": "v2", "methods": ["supervised", "semivl_sure"]}, known)
+
+
 def test_wrong_options_are_refused():
     for option, says in (
         ({"refine_target": "e2"}, "unimatch, zero_shot, fusion"),

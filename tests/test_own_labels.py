@@ -241,11 +241,14 @@ def test_values_past_the_classes_are_refused_at_loading():
     ],
     ids=["all are flagged", "beside polygons of CVAT", "polygons"],
 )
-def test_masks_that_a_tool_flags_as_crowds_are_objects(rows):
+@pytest.mark.parametrize("void", ["void", "Unlabeled"])
+def test_masks_that_a_tool_flags_as_crowds_are_objects(rows, void):
     with pytest.warns(UserWarning, match="flagged as crowds .* They count as objects"):
         data = load(write_json(*rows))
     np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
-    data = load(write_json(*rows, (0, 3, dense(LABEL == 2), {"iscrowd": 1, "attributes": {}})))
+    data = load(
+        write_json(*rows, (0, 3, dense(LABEL == 2), {"iscrowd": 1, "attributes": {}}), names=("ball", "box", void))
+    )
     np.testing.assert_array_equal(data.labelled[0].truth() == IGNORE, LABEL == 2)  # the category void
 
 

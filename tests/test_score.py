@@ -108,6 +108,17 @@ def test_without_background_an_uncovered_pixel_is_a_miss(world):
     assert scores["miou"] == scores["miou_uncovered_missed"] == pytest.approx((1 + 5 / 7 + 3 / 4) / 3)
 
 
+def test_void_of_camvids_own_label_maps(world, capsys):
+    for folder, values in ((world.truth, [[0, 11], [4, 4]]), (world.given, [[0, 3], [4, 1]])):
+        for id in TRUTH:
+            label(folder / f"{id}.png", values)
+    world.start[-1] = "camvid"
+    scores = scored(world)
+    assert scores["iou"]["sky"] == 1 and scores["miou"] == pytest.approx((1 + 1 / 2) / 2)
+    label(world.given / "a.png", [[0, 11], [4, 4]])  # which no prediction may hold
+    assert score.main(world.start) == 1 and "the value 11" in capsys.readouterr().err
+
+
 def label(path, values):
     files.write_label(path, np.array(values, np.uint8))
 

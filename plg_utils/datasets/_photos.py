@@ -1,7 +1,7 @@
 """Photos that cannot be read, or not as they are, found before any work starts.
 
 Only decoding the whole photo shows that it is cut off. On four busy cores that took 4 ms at VOC's size and 0.13 s for
-12 megapixels: 40 s or 22 minutes for 10,000 photos. So the name, size and time of each readable file are kept in the
+12 megapixels: 40 s or 22 minutes for 10,000 photos. So the name, size and times of each readable file are kept in the
 data folder, and the next call only compares these (0.6 s for 10,000). Unreadable photos are tried again each time: a
 disk may have been away.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import PIL
 
-from plg_utils import distributed, files, store
+from plg_utils import contents, distributed, files, store
 
 SHOWN = 10  # photos that a warning names
-RULES = 3  # number of the rules in `files.read_photo`: what was read by others is read again
+RULES = 4  # number of the rules in `files.read_photo`: what was read by others is read again
 
 
 def unreadable(paths: Sequence[Path], bands: Sequence[int] = ()) -> dict[Path, str]:
@@ -54,7 +54,7 @@ def _in_folder(folder: Path, paths: list[Path], bands: Sequence[int]) -> tuple[d
     """Why photos of a folder cannot be read, and what the others do not show of their files."""
     key = hashlib.sha256(folder.absolute().as_posix().encode()).hexdigest()[:12]
     memory = files.data_root() / "checked_photos" / f"{folder.name}-{key}.json"
-    known: dict[str, list] = {}  # name: size and time of a file that could be read in this way, and the remark
+    known: dict[str, list] = {}  # name: `contents.state` of a file that could be read in this way, and the remark
     way = {"pillow": PIL.__version__, "rules": RULES, "bands": list(bands)}
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = files.read_json(memory)
@@ -62,8 +62,8 @@ def _in_folder(folder: Path, paths: list[Path], bands: Sequence[int]) -> tuple[d
     states = {}
     for path in paths:
         with suppress(OSError):
-            states[path] = [path.stat().st_size, path.stat().st_mtime_ns]
-    unknown = [path for path in paths if path not in states or known.get(path.name, ())[:2] != states[path]]
+            states[path] = contents.state(path)
+    unknown = [path for path in paths if path not in states or known.get(path.name, ())[:-1] != states[path]]
     bad, good = {}, {}
     with ThreadPoolExecutor(store.READERS) as readers:
         found = readers.map(partial(_look, bands=bands), unknown)
@@ -80,7 +80,7 @@ def _in_folder(folder: Path, paths: list[Path], bands: Sequence[int]) -> tuple[d
                 if good:
                     files.write_json(memory, {"way": way, "read": known | good})
     known |= good
-    remarks = {path.name: known[path.name][2] for path in paths if path not in bad}
+    remarks = {path.name: known[path.name][-1] for path in paths if path not in bad}
     return bad, {name: remark for name, remark in remarks.items() if remark}
 
 

@@ -28,7 +28,7 @@ from plg_utils.records import IGNORE, Classes, Dataset, Sample
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
 BESIDE = {".json", ".txt", ".xml", ".yaml", ".yml", ".csv", ".md", ".db", ".ini"}  # no one takes these for photos
-VOID = ("void", "ignore", "unlabelled")  # names for IGNORE in other tools
+VOID = ("void", "ignore", "unlabelled", "unlabeled")  # names for IGNORE in other tools
 
 
 def load(
