@@ -1139,6 +1139,7 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
 class Scored:
     """Counts of a folder of label maps against the truth."""
 
+    made: dict[str, str]  # the folder, and what its label maps are made from
     matrices: np.ndarray  # (M, K, K+1), the confusion matrix of each image
     kinds: np.ndarray  # (K, 5) pixels by kind of error, see diagnosis.OUTCOMES
     borders: np.ndarray  # (K, 4) border pixels, see diagnosis.boundaries
@@ -1164,7 +1165,8 @@ def score(run: Run, name: str, samples: Sequence[Sample]) -> Scored:
         matrices.append(metrics.confusion(*pair, num_classes))
         kinds = kinds + diagnosis.error_types(*pair, num_classes, background=background)
         borders = borders + diagnosis.boundaries(*pair, num_classes, background=background)
-    return Scored(np.stack(matrices), kinds, borders, background)
+    made = {"folder": name, "sha256": store.made_from(run.folder / name)}
+    return Scored(made, np.stack(matrices), kinds, borders, background)
 
 
 def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, seconds: float) -> dict[str, Any]:
@@ -1187,7 +1189,23 @@ def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, secon
         "coverage": scores.coverage,
         "miou_uncovered_missed": metrics.scores(found.matrix, uncovered="miss", background=found.background).mean_iou,
         "seconds": seconds,
+        "made": found.made,
     }
+
+
+def still_true(run: Run, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that another notebook wrote, without those of label maps that are other ones now; stderr names these."""
+    kept = []
+    for row in rows:
+        made = row.get("made", {"folder": "", "sha256": ""})  # rows of earlier versions of this code say nothing
+        folder = run.folder / made["folder"]
+        reason = "its label maps were made again since"
+        if made["sha256"] == store.made_from(folder):
+            reason = store.outdated(folder, run.data)
+        if reason:
+            print(f"the row of {row['name']} is left out: {reason}", file=sys.stderr)
+        kept += [] if reason else [row]
+    return kept
 
 
 if __name__ == "__main__":

@@ -322,6 +322,12 @@ def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
     return outputs
 
 
+def made_from(folder: Path) -> str | None:
+    """A digest of all that the files of a stage's folder are made from; None if there is no such folder."""
+    manifest = folder / "manifest.json"
+    return digest([_read_manifest(manifest)["fingerprint"], _outputs_of(folder)]) if manifest.exists() else None
+
+
 def _made_from(folder: Path) -> dict[str, str]:
     """For each image, a digest of what a stage's files about it were made from."""
     return {Path(name).stem: digest(parts)[:16] for name, parts in _outputs_of(folder).items() if parts}

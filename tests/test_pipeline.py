@@ -168,9 +168,21 @@ def test_05_leaves_out_what_earlier_settings_have_left(world, results, capsys):
     for name in ("predictions_direct", "labels_enhanced_zero_shot"):
         assert f"{name} is left out: notebook 04 did not train it when it ran last" in said
     execute("04", both)
+    scored()
+    summary = files.read_json(results / "summary.json")
+    others = [row | {"added": "06", "name": f"06: {row['name']}"} for row in summary["rows"]]
+    others.append({"name": "06: old", "added": "06"})
+
+    def kept():
+        files.write_json(results / "summary.json", summary | {"rows": others})
+        scored()
+        return [row["name"] for row in files.read_json(results / "summary.json")["rows"] if row.get("added")]
+
+    assert kept() == [row["name"] for row in others[:-1]]
     execute("02", both | {"threshold": 0.9})  # labels_zero_shot are other ones now, the enhanced ones are of the old
     left_out = "labels_enhanced_zero_shot is left out: network_direct: it was made from an earlier labels_zero_shot"
     assert left_out in scored()[1]
+    assert kept() == ["06: supervised only"]  # of another notebook, too, only what is so still
     said = scored(dataset_options={"root": str(world), "limit": 1})[1]
     assert "predictions_supervised is left out: it was made for another split of the images" in said
     manifest = results / "labels_zero_shot" / "manifest.json"
