@@ -31,15 +31,18 @@ STAGES = {"zero_shot": "#9db4d3", "enhanced": "#4f7cac", "segmenter": "#1f3f66"}
 ERRORS = ("#a9b1bd", "#f0b429", "#56b4e9", "#c8553d")  # of diagnosis.OUTCOMES; safe for the colour-blind
 SHOWN = 2048  # pixels of the longer side of a picture
 VOID = (224, 224, 192)  # colour of IGNORE, as in VOC's own label maps
+BECAME = {"became right": (0, 114, 178), "became wrong": (230, 159, 0)}  # Okabe and Ito's blue and orange
 # Lines and bars of a paper's figures: Tol's dark blue and Okabe and Ito's vermilion, sky blue, black and yellow.
 # The colour-blind can tell all of them apart. In grey their CIE lightness is 29, 54, 70, 0 and 89. A test measures it.
 SERIES = ("#004488", "#d55e00", "#56b4e9", "#000000", "#f0e442")
+STRIPES = "//////"  # on pixels without a label
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
 LOOKS = [
     {"color": SERIES[k], "marker": "os^Dv"[k], "linestyle": dashes, "hatch": HATCHES[(k + shift) % 5]}
     for shift, dashes in ((0, "-"), (2, (0, (4, 1.4))))
     for k in range(5)
 ]  # of ten series; in a printout in grey no two look alike
+OUTLINE = [patheffects.withStroke(linewidth=1.9, foreground=INK), patheffects.Normal()]  # of lines, some are bright
 UNDATED = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 STYLE = {
@@ -129,14 +132,14 @@ def heat_picture(image: np.ndarray, maps: np.ndarray) -> np.ndarray:
 
 
 def change_picture(image: np.ndarray, before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Show on a greyed image (H, W, 3) uint8 which pixels of its label map became right (green) or wrong (red).
+    """Show on a greyed image (H, W, 3) uint8 which pixels of its label map became right or wrong (BECAME).
 
     before, after, truth: (H, W) uint8; void pixels of the truth stay grey
     """
     picture = np.repeat(image.mean(axis=2, keepdims=True) * 0.45 + 110, 3, axis=2)
     was, is_now = before == truth, after == truth
-    picture[~was & is_now & (truth != IGNORE)] = 42, 157, 83
-    picture[was & ~is_now & (truth != IGNORE)] = 209, 73, 91
+    picture[~was & is_now & (truth != IGNORE)] = BECAME["became right"]
+    picture[was & ~is_now & (truth != IGNORE)] = BECAME["became wrong"]
     return picture.astype(np.uint8)
 
 
@@ -199,13 +202,21 @@ def _legend(figure: Figure, handles: Sequence, names: Sequence[str], columns: in
 
 @_figure
 def gallery(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], classes: Classes = None, width=1.5, *, paper=None
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    classes: Classes | None = None,
+    width: float = 1.5,
+    *,
+    more: dict[str, tuple[int, int, int]] | None = None,
+    paper: float | None = None,
 ) -> Figure:
     """Rows of images and label maps under common titles; a legend of the classes that occur goes below.
 
-    Classes may look alike in grey. So in a paper, the number of each class but the background is written on it.
+    Pixels without a label have stripes. Classes may look alike in grey. So in a paper, the number of each class but the
+    background is written on it.
 
     rows: of images (H, W, 3) uint8 or label maps (H, W) uint8, as many as titles; width: inches of one on the screen
+    more: further entries of the legend: name -> RGB
     """
     rows = [[thin(cell) for cell in row] for row in rows]
     if not titles:
@@ -219,6 +230,9 @@ def gallery(
     maps = [cell for row in rows for cell in row if cell.ndim == 2]
     shown = sorted({int(k) for label in maps for k in np.unique(label)})
     names = ["no label" if k == IGNORE else f"{k} {classes.names[k]}" if paper else classes.names[k] for k in shown]
+    shades = [VOID if k == IGNORE else classes.colours[k] for k in shown] + [*(more or {}).values()]
+    hatches = [STRIPES if k == IGNORE else "" for k in shown] + [""] * len(more or {})
+    names += more or {}
     columns, lines = _columns(names, total, handle=0.4)
     height = head + sum(heights) + gap * len(rows) + line * lines
     figure, top = plt.figure(figsize=(total, height), layout="none"), height - head
@@ -226,6 +240,9 @@ def gallery(
         for k, (title, cell) in enumerate(zip(titles, row, strict=True)):
             axis = figure.add_axes((k * (side + gap) / total, (top - tall) / height, side / total, tall / height))
             axis.imshow(colour(cell, classes) if cell.ndim == 2 else cell, interpolation="nearest")
+            if cell.ndim == 2 and (cell == IGNORE).any():
+                with plt.rc_context({"hatch.color": FAINT, "hatch.linewidth": 0.7}):
+                    axis.contourf(cell == IGNORE, levels=(0.5, 1), colors="none", hatches=[STRIPES])
             axis.set_axis_off()
             if row is rows[0]:
                 axis.set_title(title, pad=3)
@@ -234,8 +251,8 @@ def gallery(
                     _number(axis, cell == number, number)
         top -= tall + gap
     if names:
-        shades = [np.array(VOID if k == IGNORE else classes.colours[k]) / 255 for k in shown]
-        patches = [Patch(facecolor=shade, edgecolor=INK, linewidth=0.4) for shade in shades]
+        looks = zip(shades, hatches, strict=True)
+        patches = [Patch(facecolor=np.array(shade) / 255, edgecolor=INK, linewidth=0.4, hatch=h) for shade, h in looks]
         _legend(figure, patches, names, columns, loc="lower left", borderaxespad=0, borderpad=0, handlelength=1.4)
     return figure
 
@@ -257,26 +274,43 @@ def _number(axis: plt.Axes, region: np.ndarray, number: int) -> None:
 
 
 @_figure
-def similarities(
-    scores: np.ndarray, pictures: Sequence[np.ndarray], names: Sequence[str], marked: Sequence[int]
+def nearest_words(
+    cosines: np.ndarray, pictures: Sequence[np.ndarray], words: Sequence[str], of_background: Sequence[bool]
 ) -> Figure:
-    """A table of cosines: a row for each segment with its picture, a column for each word, the winner framed.
+    """A table: for each segment its picture, the three nearest words of things and the nearest of the background.
 
-    scores: (N, K'), pictures: N of (H, W, 3) uint8, names: K', marked: (N,) winning column
+    The nearest of all is framed, and the darker a cell, the nearer its word.
+
+    cosines: (N, K') of segments and words, pictures: N of (H, W, 3) uint8, words: K', of_background: K'
     """
-    figure, axis = plt.subplots(figsize=(1.6 + 0.52 * len(names), 0.5 + 0.52 * len(pictures)))
-    axis.imshow(scores, cmap="Blues", vmin=min(0, scores.min()), vmax=max(scores.max(), 0.01), aspect="auto")
-    for (row, column), score in np.ndenumerate(scores):
-        shade = "white" if score > 0.6 * scores.max() else INK
-        axis.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7, color=shade)
-    for row, (picture, column) in enumerate(zip(pictures, marked, strict=True)):
-        axis.add_patch(plt.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=CHOSEN, linewidth=1.8))
-        inset = axis.inset_axes([-1.52, row - 0.47, 0.94, 0.94], transform=axis.transData)  # left of the first column
+    behind = np.array(of_background, dtype=bool)
+    groups = [("things", ~behind, 3), ("background", behind, 1)]
+    columns = [
+        (f"{title}{f' {k + 1}' * (most > 1)}", own, k)
+        for title, own, most in groups
+        for k in range(min(most, own.sum()))
+    ]
+    figure, axis = plt.subplots(figsize=(0.7 + 1.5 * len(columns), 0.3 + 0.6 * len(pictures)))
+    axis.set(xlim=(-0.45, len(columns)), ylim=(len(pictures), 0), yticks=[])
+    for row, (of_segment, picture) in enumerate(zip(cosines, pictures, strict=True)):
+        inset = axis.inset_axes([-0.42, row + 0.04, 0.38, 0.92], transform=axis.transData)
         inset.imshow(picture)
         inset.set_axis_off()
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="left", rotation_mode="anchor")
+        for column, (_, own, k) in enumerate(columns):
+            index = np.flatnonzero(own)[np.argsort(-of_segment[own], kind="stable")[k]]
+            share = float(of_segment[index] / max(of_segment.max(), 1e-9))  # of the nearest of all
+            best = (
+                {"edgecolor": CHOSEN, "linewidth": 2, "zorder": 3}
+                if index == of_segment.argmax()
+                else {"edgecolor": "white"}
+            )
+            axis.add_patch(
+                plt.Rectangle((column, row), 1, 1, facecolor=plt.get_cmap("Blues")(0.6 * max(share, 0)), **best)
+            )
+            text = f"{words[index]}\n{of_segment[index]:.2f}"
+            axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=INK, zorder=4)
+    axis.set_xticks([column + 0.5 for column in range(len(columns))], [title for title, _, _ in columns])
     axis.xaxis.tick_top()
-    axis.set_yticks([])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return figure
@@ -301,13 +335,20 @@ def curve(
 
 
 @_figure
-def history(table: Sequence[dict], terms: Sequence[str]) -> Figure:
-    """Loss terms along one training, one small plot each, with a point at the end; table: rows of "step" and terms."""
+def history(table: Sequence[dict], terms: Sequence[str], share: str) -> Figure:
+    """Terms of the loss along one training, and beside them a share of the pixels in percent.
+
+    table: rows of "step", of the terms and of the share; a term that no row has gets no line
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 2.4))
     terms = [term for term in terms if any(term in row for row in table)]
-    figure, axes = plt.subplots(1, len(terms), figsize=(2.6 * len(terms), 1.9), squeeze=False)
-    for axis, term in zip(axes[0], terms, strict=True):
-        _line(axis, [(row["step"], row[term]) for row in table if term in row], color=STAGES["enhanced"], marker="o")
-        axis.set(title=term.replace("_", " "), xlabel="step")
+    for style, term in zip(_styles(terms, "color", "marker", "linestyle"), terms, strict=True):
+        _line(left, [(row["step"], row[term]) for row in table if term in row], **style)
+    if points := [(row["step"], 100 * row[share]) for row in table if share in row]:
+        _line(right, points, color=STAGES["enhanced"], marker="o")
+    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    left.legend()
+    right.set(xlabel="step", ylabel=f"{share} (% of the pixels)", ylim=(0, 100))
     return figure
 
 
@@ -344,7 +385,7 @@ def histories(series: dict[str, Sequence[tuple[int, float]]], term: str) -> Figu
     figure, axis = plt.subplots(figsize=(5.2, 2.4))
     names = [training.replace("_", " ") for training in series]
     for style, points in zip(_styles(names, "color", "marker", "linestyle"), series.values(), strict=True):
-        _line(axis, points, **style)
+        _line(axis, points, **style, path_effects=OUTLINE)
     axis.set(xlabel="step", ylabel=term)
     axis.legend()
     return figure
@@ -426,14 +467,13 @@ def curves(
     columns, lines = _columns(series, width)
     figure, axis = plt.subplots(figsize=(width, min(0.56 * width, 2.6) + 0.15 * lines + 0.1))
     places = {labelled: math.log2(Fraction(labelled)) for labelled in amounts}  # splits usually double the images
-    outline = [patheffects.withStroke(linewidth=1.9, foreground=INK), patheffects.Normal()]
     styles = _styles(series, "color", "marker", "linestyle", paper=paper)
     for k, (style, measured) in enumerate(zip(styles, series.values(), strict=True)):
         seeds = {key: summarise(100 * np.asarray(measured[key])) for key in amounts if key in measured}
         mean, spread = [each.mean for each in seeds.values()], [each.std for each in seeds.values()]
         x = [places[key] + 0.03 * (k - (len(series) - 1) / 2) for key in seeds]  # side by side
         axis.errorbar(x, mean, spread, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
-        axis.plot(x, mean, **style, markeredgecolor=INK, markeredgewidth=0.5, path_effects=outline)
+        axis.plot(x, mean, **style, markeredgecolor=INK, markeredgewidth=0.5, path_effects=OUTLINE)
     axis.set_xticks(list(places.values()), map(str, amounts))
     axis.set(xlabel=xlabel, ylabel="mean IoU (%)")
     axis.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.6)

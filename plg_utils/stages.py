@@ -47,7 +47,7 @@ from plg_utils.generators import concepts as sam3
 from plg_utils.generators import few_shot as examples
 from plg_utils.generators import segment_match, sepl
 from plg_utils.labels import ThresholdChoice, assign
-from plg_utils.records import Dataset, Masks, PseudoLabel, Sample, Scores
+from plg_utils.records import SPLITS, Dataset, Masks, PseudoLabel, Sample, Scores
 
 LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "segment_match": "labels_zero_shot",
@@ -1167,6 +1167,37 @@ def score(run: Run, name: str, samples: Sequence[Sample]) -> Scored:
         borders = borders + diagnosis.boundaries(*pair, num_classes, background=background)
     made = {"folder": name, "sha256": store.made_from(run.folder / name)}
     return Scored(made, np.stack(matrices), kinds, borders, background)
+
+
+def score_all(run: Run, *, labeller: str, evaluated: Sequence[str], seed: int) -> tuple[dict[str, Scored], list[dict]]:
+    """Score each folder of label maps of a run that its last settings made; of the others, say why not.
+
+    Labels are scored on the unlabelled images, predictions on the splits `evaluated`, on images with a truth.
+
+    returns: the counts by folder ("predictions_paper_a", on the test images "predictions_paper_a/test"), and a row of
+        summary.json for each, in the same order
+    """
+    notes = run.folder / "04_segmenter.json"
+    trained = files.read_json(notes)["methods"] if notes.exists() else []
+    judged = {split: [sample for sample in getattr(run.data, split) if sample.read_truth] for split in SPLITS}
+    scored, rows = {}, []
+    for name, row in rows_of(run.folder, labeller).items():
+        if not (run.folder / name / "manifest.json").exists():
+            continue
+        reason = "notebook 04 did not train it when it ran last"
+        if row.trained_by is None or row.trained_by in trained:
+            reason = store.outdated(run.folder / name, run.data)
+        if reason:
+            print(f"{name} is left out: {reason}")
+            continue
+        seconds = files.read_json(run.folder / name / "manifest.json")["wall_seconds"]
+        for split in evaluated if row.stage == "segmenter" else ["unlabelled"]:
+            if judged[split]:
+                key, ending = (f"{name}/test", ", test") if split == "test" else (name, "")
+                scored[key] = score(run, name, judged[split])
+                rows.append(table_row(run, row, scored[key], split=split, seed=seed, seconds=seconds))
+                rows[-1]["name"] += ending
+    return scored, rows
 
 
 def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, seconds: float) -> dict[str, Any]:

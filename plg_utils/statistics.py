@@ -88,11 +88,13 @@ def paired(a: Mapping, b: Mapping) -> Summary:
 
 
 def compared(value: float, record: dict[str, float] | None = None) -> str:
-    """Print a number, or, where one is recorded, whether it is within the recorded spread: the same on every machine.
+    """A mean IoU in percent, or, where one is recorded, whether it is within the recorded spread.
 
-    record: {"miou": the recorded number, "tolerance": the spread}
+    So the text is the same on every machine.
+
+    record: {"miou": the recorded number, "tolerance": the spread}, like `value` as fractions
     """
     if record is None:
-        return f"{value:.2f}"
-    answer = "yes" if abs(value - record["miou"]) <= record["tolerance"] else f"no, {value:.3f}"
-    return f"within {record['tolerance']:.2f} of the recorded {record['miou']:.2f}: {answer}"
+        return f"{100 * value:.1f} %"
+    answer = "yes" if abs(value - record["miou"]) <= record["tolerance"] else f"no, {100 * value:.1f} %"
+    return f"within {100 * record['tolerance']:.1f} of the recorded {100 * record['miou']:.1f} %: {answer}"

@@ -58,10 +58,10 @@ PAPER = {  # what a paper shows, and how wide the test has it
 }
 SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
     "photos": lambda: figures.gallery([[IMAGE, IMAGE]], ["a", "b"]),
-    "similarities": lambda: figures.similarities(np.eye(2), [IMAGE, IMAGE], ["a", "b"], [0, 1]),
+    "nearest words": lambda: figures.nearest_words(np.eye(2), [IMAGE, IMAGE], ["a", "b"], [False, True]),
     "curve": lambda: figures.curve([0, 1], [0.1, 0.2], 1, "x", "y"),
     "schedule": lambda: figures.schedule([{"step": 1, "total": 2.0}, {"step": 2, "total": 1.0}], 1, [3.0, 5.0]),
-    "history": lambda: figures.history([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], ["loss"]),
+    "history": lambda: figures.history([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], ["loss"], "sure"),
     "histories": lambda: figures.histories({str(k): [(1, 2.0)] for k in range(12)}, "loss"),
     "shares": lambda: figures.shares(np.array([3, 1]), CLASSES),
     "errors": lambda: figures.error_bars({"a": np.arange(10).reshape(2, 5), "b": np.array([0, 0, 0, 0, 9])}),
@@ -79,16 +79,33 @@ def test_each_figure_is_closed_and_leaves_the_style_of_the_session_alone(figure,
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
 
 
-def test_a_term_that_a_loss_does_not_have_gets_no_plot():
-    figure = figures.history([{"step": 1, "labelled": 2.0}, {"step": 2, "labelled": 1.0}], ["labelled", "feature"])
-    assert [axis.get_title() for axis in figure.axes] == ["labelled"]
+def test_terms_of_the_loss_are_lines_of_one_axis_and_the_share_is_in_percent():
+    rows = [{"step": 1, "labelled": 2.0, "strong": 1.5, "sure": 0.2}, {"step": 2, "labelled": 1.0, "strong": 1.4}]
+    loss, share = figures.history(rows, ["labelled", "feature", "strong"], "sure").axes
+    assert {line.get_label(): line.get_ydata().tolist() for line in loss.lines} == {
+        "labelled": [2, 1], "strong": [1.5, 1.4],
+    }  # fmt: skip
+    assert share.lines[0].get_xydata().tolist() == [[1, 20]] and share.get_ylim() == (0, 100)
 
 
-def test_what_changed_is_green_where_it_became_right_and_red_where_wrong():
+def test_the_nearest_words_of_each_segment():
+    """Three of things and one of the background, and a frame around the nearest of all."""
+    cosines = np.array([[0.1, 0.4, -0.2, 0.3, 0.5], [0.2, -0.1, 0.0, 0.6, 0.1]])
+    words, behind = ["cat", "dog", "owl", "cow", "sky"], [False] * 4 + [True]
+    axis = figures.nearest_words(cosines, [IMAGE, IMAGE], words, behind).axes[0]
+    texts = [text.get_text().split("\n") for text in axis.texts]
+    first = [["dog", "0.40"], ["cow", "0.30"], ["cat", "0.10"], ["sky", "0.50"]]
+    assert texts == [*first, ["cow", "0.60"], ["cat", "0.20"], ["owl", "0.00"], ["sky", "0.10"]]
+    assert [patch.get_xy() for patch in axis.patches if patch.get_linewidth() == 2] == [(3, 0), (0, 1)]
+    axis = figures.nearest_words(cosines[:, :2], [IMAGE, IMAGE], words[:2], behind[:2]).axes[0]  # no background
+    assert [text.get_text()[:3] for text in axis.texts] == ["dog", "cat", "cat", "dog"]
+
+
+def test_what_changed_has_a_colour_where_it_became_right_and_another_where_wrong():
     before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 0, 1, 0], [1, 0, 0, 0, 1], [1, 1, 0, 255, 2]))
     picture = figures.change_picture(np.zeros((1, 5, 3), np.uint8), before, after, truth)[0].tolist()
-    green, red, *grey = picture
-    assert green[1] > max(green[0], green[2]) and red[0] > max(red[1:])
+    right, wrong, *grey = picture
+    assert [tuple(right), tuple(wrong)] == list(figures.BECAME.values())
     assert {len(set(pixel)) for pixel in grey} == {1}  # right twice, void, wrong twice
 
 
