@@ -11,6 +11,7 @@ parameters. A new method is one entry in METHODS.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial, wraps
@@ -27,6 +28,7 @@ from plg_utils import (
     choices,
     contents,
     datasets,
+    detectors,
     devices,
     diagnosis,
     distributed,
@@ -59,6 +61,7 @@ LABELLERS = {  # folder of each labeller's label maps, below that of the run
     "concepts": "labels_concepts",
     "ensemble": "labels_ensemble",
 }
+WITHOUT_NETWORK = {"segment_match": "predictions_zero_shot", "few_shot": "predictions_few_shot"}  # labels of val images
 RAW = "raw"  # in METHODS: the label maps of the labeller, as they are
 
 
@@ -98,6 +101,11 @@ METHODS = {
     "unimatch": Method(
         "UniMatch, no zero-shot labels", "unimatch", ("threshold", "passes", "loss_options"),
         {"refine_target": "unimatch"},
+    ),
+    # As much as the two networks of paper A.
+    "unimatch_long": Method(
+        "UniMatch, no zero-shot labels, twice the steps", "unimatch", ("threshold", "passes", "loss_options"),
+        {"refine_target": "unimatch"}, times_steps=2, method="unimatch", options={"steps": "twice"},
     ),
     "semivl": Method("UniMatch with fading zero-shot labels", "semivl", ("threshold", "passes"), labels=RAW),
     # With SemiVL's filter: zero-shot pixels below a probability of 0.9 are left out.
@@ -167,6 +175,10 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
         **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in ("few_shot", "filtered")},
+        **{
+            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
+            for name, folder in WITHOUT_NETWORK.items()
+        },
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
@@ -174,7 +186,8 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
     }
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
-    own = [name for name in own if name not in METHODS and not name.endswith("_sepl")]
+    own = [name for name in own if name not in METHODS and f"predictions_{name}" not in rows]
+    own = [name for name in own if not name.endswith("_sepl")]
     for name in [*METHODS, *own]:
         method = method_of(name)
         source = labeller if method.labels else None
@@ -210,6 +223,11 @@ class Run:
     def images(self) -> list[Sample]:
         """The labelled and the unlabelled images."""
         return [*self.data.labelled, *self.data.unlabelled]
+
+    def images_of(self, evaluated: Sequence[str]) -> list[Sample]:
+        """The images of the splits on which networks are scored, of val and test."""
+        splits = [choices.one_of(split, ("val", "test"), "split in `evaluated`") for split in evaluated]
+        return [sample for split in splits for sample in getattr(self.data, split)]
 
     @cached_property
     def chip(self) -> torch.device:
@@ -343,13 +361,16 @@ def encoder_of(run: Run, encoder: str, encoder_options: dict) -> Any:
 # Paper A: labels without training
 
 
+# Notebook 02 labels the images of the splits `evaluated` too: what a network is worth is seen on the same images.
+
+
 @stage_function
-def masks(run: Run, *, mask_model: str, mask_options: dict) -> store.Stage:
-    """SAM's masks of every labelled and unlabelled image: masks/ID.json."""
+def masks(run: Run, *, mask_model: str, mask_options: dict, evaluated: Sequence[str] = ()) -> store.Stage:
+    """SAM's masks of every labelled and unlabelled image, and of the splits `evaluated`: masks/ID.json."""
     weights = _checkpoint(mask_models, mask_model, mask_options)
     stage = run.stage("masks", {"model": mask_model, **mask_options}, checkpoints=[weights])
     stage.fill(
-        run.images,
+        [*run.images, *run.images_of(evaluated)],
         [".json"],
         read=Sample.image,
         make=_lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options)),
@@ -366,7 +387,9 @@ def mask_counts(run: Run) -> list[int]:
 
 
 @stage_function
-def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options: dict) -> store.Stage:
+def segments(
+    run: Run, *, encoder: str, encoder_options: dict, embedding_options: dict, evaluated: Sequence[str] = ()
+) -> store.Stage:
     """CLIP's embedding of each mask, `labels.pool` of its features: segments/ID.safetensors, (N, D)."""
     parameters = {"encoder": encoder, **encoder_options, **embedding_options}
     weights = _checkpoint(encoders, encoder, encoder_options)
@@ -383,8 +406,10 @@ def segments(run: Run, *, encoder: str, encoder_options: dict, embedding_options
     def write(id: str, found: torch.Tensor) -> None:
         files.write_embeddings(stage.path(id, ".safetensors"), found)
 
-    suffixes = [".safetensors"]
-    stage.fill(run.images, suffixes, read=image_and_masks, make=embed, write=write, at_once=run.images_at_once)
+    how = {"read": image_and_masks, "make": embed, "write": write, "at_once": run.images_at_once}
+    stage.fill(run.images, [".safetensors"], **how)
+    if unseen := run.images_of(evaluated):  # apart, so that the others' batches do not depend on them
+        stage.fill(unseen, [".safetensors"], **how)
     return stage.finish(images=len(run.images))
 
 
@@ -423,9 +448,11 @@ def choose_threshold(
 @stage_function
 def labels(
     run: Run, *, encoder: str, encoder_options: dict, rule: str, threshold: float | None, default_threshold: float,
-    overlap: str, spoiled: float = 0.0,
+    overlap: str, spoiled: float = 0.0, evaluated: Sequence[str] = (),
 ) -> store.Stage:  # fmt: skip
     """Paper A's zero-shot labels: each segment gets a class, and is painted. labels_zero_shot/ID.png.
+
+    Those of the splits `evaluated` are predictions_zero_shot/ID.png: what needs no network at all.
 
     threshold: None chooses it on the labelled images, and takes default_threshold where there are none
     spoiled: share of the names that is wrong on purpose, to see what notices it; see `segment_match.spoiled`
@@ -434,9 +461,8 @@ def labels(
         choice = choose_threshold(run, encoder=encoder, encoder_options=encoder_options, rule=rule, overlap=overlap)
         threshold = choice.threshold if choice else default_threshold
     how = {"rule": rule, "threshold": threshold, "overlap": overlap} | ({"spoiled": spoiled} if spoiled else {})
-    stage = run.stage("labels_zero_shot", how, classes=True, parents=["segments"])
-    name = _by_words(run, words(run, encoder=encoder, encoder_options=encoder_options), how)
-    return _fill_named(run, stage, name, overlap)
+    texts = words(run, encoder=encoder, encoder_options=encoder_options)
+    return _paint(run, "segment_match", how, _by_words(run, texts, how), evaluated, parents=["segments"])
 
 
 def _by_words(run: Run, texts: tuple[torch.Tensor, torch.Tensor], how: dict[str, Any]) -> Callable:
@@ -451,14 +477,25 @@ def _by_words(run: Run, texts: tuple[torch.Tensor, torch.Tensor], how: dict[str,
     return name
 
 
-def _fill_named(run: Run, stage: store.Stage, name: Callable, overlap: str) -> store.Stage:
-    """Name the segments of all images, and paint them."""
+def _paint(
+    run: Run, labeller: str, how: dict[str, Any], name: Callable, evaluated: Sequence[str], **identity: Any
+) -> store.Stage:
+    """Name the segments of all images, and paint them, into a folder each for `run.images` and the splits evaluated.
+
+    how, identity: parameters of the stage, and what else `Run.stage` takes
+    """
 
     def make(pairs: list) -> list[np.ndarray]:
-        how = {"background": run.data.classes.background, "overlap": overlap}
-        return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), name, **how)]
+        options = {"background": run.data.classes.background, "overlap": how["overlap"]}
+        return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), name, **options)]
 
-    return run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=make)
+    def fill(folder: str, samples: list[Sample]) -> store.Stage:
+        stage = run.stage(folder, how, classes=True, **identity)
+        return run.fill_labels(stage, samples, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=make)
+
+    if unseen := run.images_of(evaluated):
+        fill(WITHOUT_NETWORK[labeller], unseen)
+    return fill(LABELLERS[labeller], run.images)
 
 
 @stage_function
@@ -491,20 +528,23 @@ class FewShot:
 
 
 @stage_function
-def few_shot_labels(run: Run, *, encoder: str, encoder_options: dict, overlap: str, few_shot: dict) -> FewShot:
+def few_shot_labels(
+    run: Run, *, encoder: str, encoder_options: dict, overlap: str, few_shot: dict, evaluated: Sequence[str] = ()
+) -> FewShot:
     """Paper A's segments, named by the words and by the labelled images' segments: labels_few_shot/ID.png.
+
+    Those of the splits `evaluated` are predictions_few_shot/ID.png.
 
     few_shot: strength, share and words_of of `generators.few_shot.learn`
     """
-    data, name = run.data, LABELLERS["few_shot"]
+    data = run.data
     parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
     others = map(run.embeddings_of, data.unlabelled)
     texts = words(run, encoder=encoder, encoder_options=encoder_options)
     namer = examples.learn(examples.Labelled(*parts), data.classes, *texts, others=others, overlap=overlap, **few_shot)
     how = few_shot | {"strength": namer.choice.threshold, "overlap": overlap}
-    stage = run.stage(name, how, classes=True, parents=["masks", "segments"], learns_from=["labelled"])
-
-    return FewShot(_fill_named(run, stage, namer, overlap), namer)
+    identity = {"parents": ["masks", "segments"], "learns_from": ["labelled"]}
+    return FewShot(_paint(run, "few_shot", how, namer, evaluated, **identity), namer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -623,7 +663,12 @@ class Trained:
 @stage_function
 def refine(run: Run, training: Training, *, labeller: str, refine_target: str, refine_confidence: float) -> Trained:
     """Paper A's refinement: UniMatch with a target that the zero-shot labels share in. refined/network.safetensors."""
-    method = replace(METHODS["fusion"], fixed={"refine_target": refine_target})
+    method, smoothing = replace(METHODS["fusion"], fixed={"refine_target": refine_target}), training.smoothing
+    reached = 1 - smoothing + smoothing / run.data.classes.num_classes  # by targets that are learnt perfectly
+    if refine_target == "fusion" and refine_confidence > reached:
+        problem = f"refine_confidence {refine_confidence} is out of reach: targets smoothed by {smoothing} pull the "
+        problem += f"confidence to {reached:.3f} at most, so zero-shot labels stay the targets. Give less, such as 0.8"
+        warnings.warn(problem, stacklevel=2)
     return _train(run, training, "refined", method, labeller, refine_confidence)
 
 
@@ -790,28 +835,17 @@ def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] | None = ()) 
     ]
 
 
-@stage_function
-def sharpen_predictions(
-    run: Run, method: str, *, mask_model: str, mask_options: dict, evaluated: Sequence[str]
-) -> store.Stage:
+def sharpen_predictions(run: Run, method: str, *, evaluated: Sequence[str]) -> store.Stage:
     """SAM's borders for the predictions of a method, by paper B's rule as in `sharpen`: predictions_METHOD_sepl/ID.png.
 
-    So SAM is asked when a network is used, too, which costs more than the network. Its masks are not kept.
+    So SAM is asked when a network is used, too, which costs more than the network.
     """
     if run.data.classes.background != 0:
         raise ValueError(
             f"SEPL needs class 0 to be the background, which {run.data.name} lacks: leave `sharpened` empty"
         )
-    source, num_classes = f"predictions_{method}", run.data.classes.num_classes
-    samples = [sample for split in evaluated for sample in getattr(run.data, split)]
-    weights = [_checkpoint(mask_models, mask_model, mask_options)]
-    stage = run.stage(f"{source}_sepl", {"model": mask_model, **mask_options}, checkpoints=weights, parents=[source])
-    segment = _lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options))
-
-    def sharpened(pairs: list) -> list[np.ndarray]:
-        return [sepl.merge(label, segment([image])[0].dense(), num_classes, "paper") for image, label in pairs]
-
-    return run.fill_labels(stage, samples, read=lambda s: (s.image(), run.label_of(source, s)), make=sharpened)
+    source = f"predictions_{method}"
+    return merge(run, f"{source}_sepl", cue=source, mode="paper", splits=evaluated)
 
 
 @stage_function
@@ -915,7 +949,7 @@ def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dic
     data, learnt = run.data, source == "classifier"
     options = {"encoder": encoder_of(run, encoder, encoder_options)}
     if learnt:
-        options = {"weights": run.folder / "cam_network" / "network.safetensors"}
+        options = {"weights": run.folder / "cam_network" / "network.safetensors", "device": run.chip}
     cue, choice = cue_maps.build(source, data.classes, **options), None
     if data.labelled:
         truths = [sample.truth() for sample in data.labelled]
@@ -943,6 +977,8 @@ def boxes(
         encoder_options = encoder_options | {"features": "gem"}
     name, encode = "labels_boxes", encoder_of(run, encoder, encoder_options)
     of_detector = {"encoder": encode, **detector_options} if detector == "clip_boxes" else detector_options
+    if "device" in signature(choices.choice(detectors.__name__, detector, "detector").build).parameters:
+        of_detector = {"device": str(run.chip), **of_detector}
     of_sam = {key: mask_options[key] for key in ("checkpoint", "model") if key in mask_options}
     weights = [_checkpoint(mask_models, "sam", mask_options), _checkpoint(encoders, encoder, encoder_options)]
     if detector == "grounding_dino":
@@ -1191,7 +1227,7 @@ def score_all(run: Run, *, labeller: str, evaluated: Sequence[str], seed: int) -
             print(f"{name} is left out: {reason}")
             continue
         seconds = files.read_json(run.folder / name / "manifest.json")["wall_seconds"]
-        for split in evaluated if row.stage == "segmenter" else ["unlabelled"]:
+        for split in evaluated if name.startswith("predictions_") else ["unlabelled"]:
             if judged[split]:
                 key, ending = (f"{name}/test", ", test") if split == "test" else (name, "")
                 scored[key] = score(run, name, judged[split])
@@ -1211,11 +1247,12 @@ def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, secon
         "name": row.title,
         "checkpoint": "last",
         "labelled": len(run.data.labelled),
-        "split_name": None,
+        "split_name": (run.data.source or {}).get("split"),
         "seed": seed,
         "split": split,
         "images": len(found.matrices),
         "miou": scores.mean_iou,
+        "classes": list(run.data.classes.names),  # in their order, which json files do not keep
         "iou": dict(zip(run.data.classes.names, scores.iou.tolist(), strict=True)),
         "coverage": scores.coverage,
         "miou_uncovered_missed": metrics.scores(found.matrix, uncovered="miss", background=found.background).mean_iou,

@@ -103,15 +103,17 @@ def test_nothing_before_05_opens_a_hidden_truth(world, tmp_path, results, monkey
     for number in ("01", "02", "03", "04"):
         execute(number, of_world(broken, few_shot={}))
     labels = [path.relative_to(results) for path in results.rglob("*.png") if path.parent.name != "figures"]
-    # zero-shot and few-shot (labelled too), enhanced, the same through SEPL, five networks' predictions
-    assert len(labels) == 2 * (2 + 2) + 2 + 2 + 5 * 2
+    # zero-shot and few-shot (labelled and val too), enhanced, both through SEPL, five networks' predictions
+    assert len(labels) == 2 * (2 + 2 + 2) + 2 + 2 * 2 + 5 * 2
     for path in labels:
         assert (tmp_path / "blind" / "tiny" / path).read_bytes() == (results / path).read_bytes(), path
     with pytest.raises(ValueError, match="not a readable label map"):
         execute("05", of_world(broken, few_shot={}))
 
     summary = files.read_json(results / "summary.json")
-    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 9
+    assert set(summary) == {"run", "dataset", "rows", "manifest"} and len(summary["rows"]) == 12
+    on_val = [row["name"] for row in summary["rows"] if row["split"] == "val"]
+    assert on_val[:2] == ["zero-shot labels, no network", "few-shot labels, no network"] and len(on_val) == 7
     assert {row["stage"] for row in summary["rows"]} == {"zero_shot", "enhanced", "segmenter"}
     told = files.read_json(results / "run.json")
     assert told["parameters"]["steps"] == 1 and told["dataset_options"] == {"root": str(world), "limit": 2}

@@ -162,13 +162,14 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     do_stages(parameters)
     again = made_again(results, before)
     assert {name: again[name] for name in SINGLE} == {name: [unlabelled] for name in SINGLE}
-    assert "masks: 1 of 4 images are made again" in capsys.readouterr().err
+    assert "masks: 1 of 6 images are made again" in capsys.readouterr().err
     seen = next((results / "predictions_supervised").glob("*.png")).stem
     before = stamps(results)
     files.write_image(folder / "photos" / f"{seen}.png", colour_squares(8, side=16).image)
     do_stages(parameters)
     # A val image: no network learns from it.
-    assert made_again(results, before) == {"predictions_supervised": [seen]}
+    of_val = ("masks", "segments", "predictions_zero_shot", "predictions_supervised")
+    assert made_again(results, before) == {name: [seen] for name in of_val}
     before = stamps(results)
     do_stages(parameters)
     assert made_again(results, before) == {}
@@ -509,8 +510,8 @@ def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
     assert distributed.count() == 1
 
 
-def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, results, monkeypatch):
-    """Paper B's rule on the predictions and SAM's masks of val images, which have no masks in the run."""
+def test_predictions_get_the_borders_of_the_masks_of_val_images(world, results, monkeypatch):
+    """Paper B's rule on the predictions."""
     modes, merge = set(), sepl.merge
     monkeypatch.setattr(sepl, "merge", lambda *given: modes.add(given[3]) or merge(*given))
     parameters = tiny(["02", "04"], **of_world(world, methods=["supervised"], sharpened=["supervised"]))
@@ -520,12 +521,9 @@ def test_predictions_get_the_borders_of_masks_that_are_asked_for_then(world, res
         plain = here.label_of("predictions_supervised", sample)
         expected = sepl.merge(plain, find([sample.image()])[0].dense(), here.data.classes.num_classes, "paper")
         np.testing.assert_array_equal(here.label_of("predictions_supervised_sepl", sample), expected)
-        assert not (results / "masks" / f"{sample.id}.json").exists()
     no_background = replace(here.data, classes=replace(here.data.classes, background=None))
     with pytest.raises(ValueError, match="needs class 0 to be the background"):
-        stages.sharpen_predictions(
-            replace(here, data=no_background), "supervised", mask_model="sam", mask_options={}, evaluated=["val"]
-        )
+        stages.sharpen_predictions(replace(here, data=no_background), "supervised", evaluated=["val"])
     assert modes == {"paper"}  # the rule of its text, as for the enhanced labels
     rows = stages.rows_of(here.folder, "segment_match")
     row = rows["predictions_supervised_sepl"]
