@@ -95,7 +95,7 @@ def label(options: argparse.Namespace) -> None:
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the data set `folder`."""
     given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
-    given |= {"background": class_files.names_of(options.background)} if options.background else {}
+    given |= {"background": _background(options.background)} if options.background else {}
     given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
     given |= {"bands": options.bands} if options.bands else {}
     return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
@@ -130,6 +130,12 @@ def _classes(text: str) -> Any:
         if named or path.is_file():
             return str(path.absolute())
     return class_files.names_of(text)
+
+
+def _background(text: str) -> Any:
+    """Words as people write them, or those of a text file."""
+    given = _classes(text)
+    return class_files.names_of("\n".join(files.read_lines(given))) if isinstance(given, str) else given
 
 
 def _bands(text: str) -> list[int]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import string
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,21 +18,28 @@ from plg_utils.records import IGNORE, Classes
 
 COMMAS = r"[,;|\t\n，；、]"  # what people write between names
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
+HEADS = ("name", "names", "class", "classes", "label", "category")  # of a column of names
+FILES = (".txt", ".csv", ".yaml", ".yml", ".json")  # how names end that are no names of classes
 
 
-def read(path: str | Path) -> Classes:
-    """Read a class file.
+def read(path: str | Path, background: Sequence[str] = ()) -> Classes:
+    """Read a class file; background: words for it, if the file is a list of names.
 
     A YAML file with the keys `classes` (a list of {name, words, colour}, the last two optional), `templates`
     (sentences with one {} each), `background` (words for what is none of the classes) and `version`. With
     `background`, even an empty list, label 0 is the background and the classes start at 1; without, at 0.
     Words are the name if not given, colours VOC's. Lists of names are read too, as classes with a background: a text
-    file (`names_of`, such as labelme's labels.txt), a list or numbered names in YAML, and YOLO's data.yaml (`names`).
+    file (`names_of`, such as labelme's labels.txt), a column of a table (.csv), a list or numbered names in YAML, and
+    YOLO's data.yaml (`names`).
     """
-    text = "\n".join(files.read_lines(path))
+    lines = files.read_lines(path)
+    if Path(path).suffix.lower() == ".csv" and len(lines) > 1 and lines[0].strip(BLANK + "'\"").casefold() in HEADS:
+        warnings.warn(f"{path}: {lines[0]!r} is the head of the column, and no class", stacklevel=2)
+        lines = lines[1:]
+    text = "\n".join(lines)
     try:
-        content = "" if Path(path).suffix.lower() == ".txt" else files.parse_yaml(text, "it")
-        return parse(names_of(text) if isinstance(content, str) else content)
+        content = "" if Path(path).suffix.lower() in (".txt", ".csv") else files.parse_yaml(text, "it")
+        return parse(names_of(text) if isinstance(content, str) else content, background)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -48,9 +56,11 @@ def names_of(text: str) -> Any:
     names = [name for part in parts if (name := part.strip(BLANK))]
     names = [name[1:-1] if name[0] in "'\"" and name[0] == name[-1] and len(name) > 2 else name for name in names]
     for name in names:
-        if re.search(r"[\x00-\x1f,;|:\[\]{}\"，；、]|^-|(^|\s)#|^\d+[.)]?\s", name):
-            remedy = "write cat, dog, or one name in each line; a class file ({classes: [{name: ...}]}) takes any name"
-            raise ValueError(f"{files.shown(name)} is no single name: {remedy}")
+        if re.search(r"[\x00-\x1f,;|:/\[\]{}\"，；、]|^-|(^|\s)#|^\d+[.)]?\s", name):
+            absent = " and no file that is there" * ("/" in name)
+            remedy = "write cat, dog, or one name in each line (of a table, keep only the column of names). A class file"
+            example = '{background: [], classes: [{name: "cat, black"}, {name: dog}]}'
+            raise ValueError(f"{files.shown(name)} is no single name{absent}: {remedy} takes any name: {example}")
     return names
 
 
@@ -62,6 +72,9 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         content = yolo_names(content)
     if isinstance(content, list):
         content = {"background": list(background), "classes": _things(content)}
+    elif background:
+        listed = json.dumps(list(background), ensure_ascii=False)
+        raise ValueError(f"a class file has the words of the background itself: write `background: {listed}` into it")
     _check_keys(content, "a class file", "classes", "background", "templates", "version")
     if repr(content.get("version", 1)) != "1":  # True is 1, too
         raise ValueError(f"version {content['version']!r} of class files is not known, only 1")
@@ -122,6 +135,8 @@ def _things(names: list) -> list:
     names = names[1:] if names[:1] == ["__ignore__"] else names
     names = names[1:] if names and is_background(names[0]) else names
     names = names[:-1] if names[-1:] == ["void"] else names  # the last name of review's names.txt
+    if paths := [name for name in names if isinstance(name, str) and name.casefold().endswith(FILES)]:
+        raise ValueError(f"{paths[0]!r} is the name of a file, not of a class: give the path of one that is there")
     return [name if isinstance(name, dict) else {"name": name} for name in names]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from plg_utils import __main__ as plg
-from plg_utils import checkpoints, figures, files, stages
+from plg_utils import checkpoints, datasets, figures, files, stages
 from plg_utils.datasets import folder, storybook
 
 NAMES = ("scène #1", "100 % <b>", "c&d")
@@ -163,6 +164,37 @@ def test_lists_of_classes_as_people_write_them(text, coding, tmp_path):
     assert folder._classes(plg._classes(given), ()).names == ("background", "cat", "big dog")
 
 
+def test_a_column_of_a_table_is_a_list(tmp_path):
+    """Its head was a class, and moved the numbers of all others."""
+    given = tmp_path / "names.csv"
+    given.write_text("Name\r\ncat\r\nbig dog\r\n")
+    with pytest.warns(UserWarning, match="'Name' is the head of the column, and no class"):
+        assert folder._classes(plg._classes(str(given)), ()).names == ("background", "cat", "big dog")
+    given.write_text("id,name\n1,cat\n2,dog\n")
+    with pytest.raises(ValueError, match="of a table, keep only the column of names"):
+        folder._classes(plg._classes(str(given)), ())
+
+
+def test_the_remedy_for_a_name_with_a_comma_keeps_the_numbers():
+    """What it said to write had no background, so the numbers of all classes moved by one."""
+    with pytest.raises(ValueError, match="is no single name") as said:
+        plg._classes('"cat, black", dog')
+    typed = re.search(r"takes any name: (\{.*\})$", str(said.value))[1]
+    found = folder._classes(plg._classes(typed), ())
+    assert (found.names, found.background) == (("background", "cat, black", "dog"), 0)
+
+
+def test_words_of_the_background_are_read_as_names_are(photos, monkeypatch):
+    """Of a class file they were dropped, and the name of a text was a word."""
+    monkeypatch.setattr(stages, "masks", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    Path("bg.txt").write_text("wall\nblue sky\n")
+    Path("names.txt").write_text("tree\nhouse\n")
+    for number, words in enumerate(("wall, blue sky", "bg.txt")):
+        assert call(photos, "--classes", "names.txt", "--background", words, "--to", f"out{number}") == 130
+        given = files.read_json(f"out{number}/run/run.json")["dataset_options"]
+        assert folder._classes(given["classes"], given["background"]).words[0] == ("wall", "blue sky")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -192,7 +224,14 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
     [
         ("--bands 4,3", "bands=[4, 3] must be a list of one or three"),
         ("'my photo'", "my photo is not a folder: root must be the folder of your"),
-        ("--classes a.yaml", "a.yaml is no class file"),
+        ("--classes a.yaml", "there is no class file "),
+        ("--classes a.yaml", "a.yaml: give the path of one"),
+        ("--classes '[/photos/classes.txt]'", "'/photos/classes.txt' is the name of a file"),
+        ("--classes 'cat, dog.csv'", "'dog.csv' is the name of a file"),
+        ("--classes photos/classes", "'photos/classes' is no single name and no file that is there"),
+        ("--classes '{classes: [cat]}' --background wall", 'write `background: ["wall"]` into it'),
+        ("--classes voc.yaml --background 'a wall, sky'", 'write `background: ["a wall", "sky"]` into it'),
+        ("--background no.txt", "no.txt does not exist"),
         ("--classes ', '", "name what to look for"),
         ("--classes a,a", "more than once: a"),
         ("--to 'my photos'", "is no folder that this command has written"),
@@ -205,6 +244,7 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
 )
 def test_bad_input_is_refused_in_a_line_before_any_work(changed, says, photos, capsys, monkeypatch):
     monkeypatch.setattr(stages, "masks", lambda *_, **__: pytest.fail("it has begun"))
+    shutil.copy(datasets.CLASS_FILES / "voc.yaml", "voc.yaml")
     given = ["--classes", "a", "--to", "out", *shlex.split(changed)]  # of an option given twice the second counts
     assert plg.main(["label", *([photos] if changed.startswith("-") else []), *given]) == 2
     *_, last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]

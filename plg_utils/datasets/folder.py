@@ -48,7 +48,7 @@ def load(
 
     root: folder of the photos (`files.SUFFIXES`), by default `photos` in the data folder; without subfolders
     classes: names of what to look for, or a class file (`class_files.read`); 0 is the background, the list starts at 1
-    background: words for what is none of the classes, if `classes` is a list of names; none are needed
+    background: words for what is none of the classes, if `classes` is a list of names, or a file with one; none needed
     labels: folder of label maps (PNG) with the names of the photos, values as in `classes`, and 255 for void, or the
         colours of a class file (`_maps.read`); it may be the folder of the photos, if these are no PNG. Or objects
         (`_formats`), whose images have the names of the photos; folders and suffix do not matter. A photo that they
@@ -119,10 +119,11 @@ def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[st
     if isinstance(classes, str | Path):
         path = Path(classes).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f'{path} is no class file: give the path of one, or a list of names: ["{classes}"]')
-        return class_files.read(path)
+            names = f', or one name as a list: ["{classes}"]' * (not path.suffix and len(path.parts) == 1)
+            raise FileNotFoundError(f"there is no class file {path}: give the path of one{names}")
+        return class_files.read(path, background)
     if isinstance(classes, dict):
-        return class_files.parse(classes)
+        return class_files.parse(classes, background)
     if len(classes) == 1 and isinstance(classes[0], str) and len(re.split(class_files.COMMAS, classes[0])) > 1:
         raise ValueError(f"classes={list(classes)!r} is one name with a comma: put each name into a text of its own")
     return class_files.parse(list(classes), background)
