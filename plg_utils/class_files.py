@@ -18,6 +18,7 @@ from plg_utils.records import IGNORE, Classes
 
 COMMAS = r"[,;|\t\n，；、]"  # what people write between names
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
+NAMES = "class_names.txt"  # beside label maps, as labelme writes it: a name for each value, from 0 on
 HEADS = ("name", "names", "class", "classes", "label", "category")  # of a column of names
 FILES = (".txt", ".csv", ".yaml", ".yml", ".json")  # how names end that are no names of classes
 
@@ -58,9 +59,10 @@ def names_of(text: str) -> Any:
     for name in names:
         if re.search(r"[\x00-\x1f,;|:/\[\]{}\"，；、]|^-|(^|\s)#|^\d+[.)]?\s", name):
             absent = " and no file that is there" * ("/" in name)
-            remedy = "write cat, dog, or one name in each line (of a table, keep only the column of names). A class file"
+            remedy = "write cat, dog, or one name in each line (of a table, keep only the column of names)"
             example = '{background: [], classes: [{name: "cat, black"}, {name: dog}]}'
-            raise ValueError(f"{files.shown(name)} is no single name{absent}: {remedy} takes any name: {example}")
+            problem = f"{files.shown(name)} is no single name{absent}"
+            raise ValueError(f"{problem}: {remedy}. A class file takes any name: {example}")
     return names
 
 
@@ -179,6 +181,13 @@ def write(path: str | Path, classes: Classes) -> None:
             f"these classes do not fit a class file, so {path} was not written. With a background, class 0 is black"
             f" and called background, and no word has a line break. The classes are {', '.join(classes.names)}"
         )
+
+
+def write_beside(maps: Path, classes: Classes) -> None:
+    """Write into a folder of label maps what their numbers mean: a class file, and the names from the value 0 on."""
+    write(maps / "classes.yaml", classes)
+    with files.atomic(maps / NAMES) as partial:
+        partial.write_text("".join(f"{name}\n" for name in classes.names), encoding="utf-8")
 
 
 def sha256(classes: Classes) -> str:

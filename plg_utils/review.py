@@ -313,13 +313,20 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
 
 
 def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> None:
-    """Write label maps as `labels` of the data set `folder` reads them; maps with other labels are not replaced."""
+    """Write label maps as `labels` of the data set `folder` reads them, with a list of the classes.
+
+    Maps with other labels, or of other classes, are not replaced.
+    """
+    listed = Path(target) / "classes.yaml"
+    if listed.is_file() and class_files.read(listed).names != classes.names:
+        raise FileExistsError(f"{listed} has other classes than {', '.join(classes.names)}: name a new folder")
     paths = {Path(target) / f"{image.id}.png": image.label for image in reviewed}
     for path, label in paths.items():
         if path.exists() and not np.array_equal(files.read_label(path), label):
             raise FileExistsError(f"{path} holds other labels: name a new folder, or delete what is not needed")
     for path, label in paths.items():
         files.write_label(path, label, classes.colours)
+    class_files.write_beside(Path(target), classes)
 
 
 def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:

@@ -200,13 +200,31 @@ def test_a_list_beside_the_maps_in_another_order_is_refused(name):
     write_maps(LABEL)
     write(Path(name), LISTED[name])
     with pytest.raises(
-        ValueError, match=f"{name} lists box, ball(, cup)?, the classes are ball, box: which order the numbers"
+        ValueError, match=f"{name} lists (background, )?box, ball(, cup)?, the classes are .*ball, box: which order"
     ):
         load()
     np.testing.assert_array_equal(load(classes=("box", "ball")).labelled[0].truth(), LABEL)
     np.testing.assert_array_equal(load(classes=("cat", "dog")).labelled[0].truth(), LABEL)  # nothing to compare
     save(coloured(LABEL, OWN.values()))
     np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL)  # colours have no order
+
+
+def test_maps_that_this_package_wrote_carry_their_classes():
+    """Maps of "box, ball" were taken with "ball, box", and with classes that count from 0, without a word."""
+    write_maps(LABEL)
+    for first, others in ((("box", "ball"), [["ball", "box"], ["ball"]]), (("a, b", "box"), [["box", "a, b"]])):
+        own = class_files.parse(list(first))
+        class_files.write_beside(Path("maps"), own)
+        write(Path("class_names.txt"), "cup\nball\nbox\n")  # one level up, of other maps: that beside them counts
+        assert load(classes=[*first]).classes.names == own.names
+        np.testing.assert_array_equal(load(classes=[*first]).labelled[0].truth(), LABEL)
+        for other in (*others, write(Path("from_0.yaml"), json.dumps({"classes": [*first]}))):
+            with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
+                load(classes=other)
+        np.testing.assert_array_equal(load(classes=Path("maps/classes.yaml")).labelled[0].truth(), LABEL)
+    Path("maps/p0.png").rename("maps/other.png")
+    with pytest.raises(FileNotFoundError, match="maps holds no PNG with the name of a photo"):
+        load()
 
 
 def test_label_maps_in_folders_below_are_told():

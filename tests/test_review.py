@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import COLOURS, colour_squares
-from plg_utils import datasets, files, review, store, trust
+from plg_utils import class_files, datasets, files, review, store, trust
 from plg_utils.datasets import storybook
 from plg_utils.generators import few_shot
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
@@ -302,6 +302,9 @@ def test_a_persons_work_is_not_overwritten(written, tmp_path):
     files.write_label(tmp_path / "labels" / "squares_1.png", np.ones((16, 24), np.uint8))
     with pytest.raises(FileExistsError, match="squares_1.png holds other labels: name a new folder"):
         review.save(tmp_path / "labels", reviewed, classes)
+    class_files.write_beside(tmp_path / "others", class_files.parse(["green", "red", "blue"]))
+    with pytest.raises(FileExistsError, match="classes.yaml has other classes than background, red, green, blue: name"):
+        review.save(tmp_path / "others", reviewed, classes)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def test_a_persons_work_is_not_overwritten(written, tmp_path):
     [
         ({"samples": []}, "no image to write"),
         ({"label_of": lambda s: np.zeros((3, 3), np.uint8)}, r"squares_0 are \(3, 3\), its photo \(16, 24\)"),
-        ({"classes": Classes(review.folder.VOID, (("a",),) * 3, ((0, 0, 0),) * 3)}, "Rename one"),
+        ({"classes": Classes(review.folder.VOID, (("a",),) * 4, ((0, 0, 0),) * 4)}, "Rename one"),
     ],
 )
 def test_what_cannot_be_written_is_refused(change, says, tmp_path):

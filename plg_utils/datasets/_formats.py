@@ -96,7 +96,7 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     if jsons and not list(folder.glob("*.txt")):
         problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
         raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio")
-    texts = _visible(folder.rglob("*.txt"))
+    texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
     if texts and not whole:
         above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
         if names := next((path for path in above if path.is_file()), None):

@@ -12,7 +12,7 @@ from PIL import Image
 from plg_utils import class_files, files
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
-LISTS = ("class_names.txt", "labels.txt", "classes.txt", "_classes.csv")  # as tools call lists of the classes
+LISTS = (class_files.NAMES, "labels.txt", "classes.txt", "_classes.csv")  # as tools call lists of the classes
 
 
 def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True) -> np.ndarray:
@@ -77,16 +77,26 @@ def _check_order(path: Path, classes: Classes) -> None:
     """Refuse the numbers of a map if a tool has left a list of classes in another order beside it, or one level up."""
     places = (folder / name for folder in path.parents[:2] for name in LISTS)
     if place := next((place for place in places if place.is_file()), None):
-        lines = files.read_lines(place)[place.suffix == ".csv" :]  # whose first line is a head
-        names = [line.rpartition(",")[2].strip() for line in lines if line.strip()]
-        names = [name for name in names if name != "__ignore__" and not class_files.is_background(name)]
-        listed = [files.same_name(name) for name in names]
-        own = [files.same_name(classes.names[value]) for value in classes.foreground]
-        if listed[: len(own)] != own and set(own) <= set(listed):
+        lines = [line for line in files.read_lines(place) if line.strip()]
+        if place.suffix == ".csv":
+            lines = [line.rpartition(",")[2] for line in lines[1:]]  # the first is a head
+        listed, own = _plain(lines), _plain(classes.names)
+        if place.name != class_files.NAMES:  # which has a line for each value: others may lack the background
+            listed, own = ([name for name in names if name != "background"] for names in (listed, own))
+        if listed[: len(own)] != own and {*own} - {"background"} <= {*listed}:
             problem = f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}"
+            file = place.with_name("classes.yaml")
+            remedy = f"Give {file} as class file" if file.is_file() else "Give both the same names in the same order"
             raise ValueError(
-                f"{problem}: which order the numbers of {path} have is not known. Give both the same order"
+                f"{problem}: which order the numbers of {path} have is not known. {remedy}, or move {place} away if it "
+                "is not of these maps"
             )
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names as they are compared, without the one that stands for 255."""
+    names = [name.strip() for name in names if name.strip() != "__ignore__"]
+    return ["background" if class_files.is_background(name) else files.same_name(name) for name in names]
 
 
 def _starts(palette: np.ndarray, colours: Sequence) -> bool:
