@@ -2,10 +2,10 @@
 
     plg label PHOTOS --classes "cat, dog" --sam sam_vit_b --clip ViT-B/16 --to OUT
 
-`plg label` does the stages of notebook 02 and writes OUT/labels/*.png (palette PNG), OUT/overlays/*.jpg, and
-OUT/index.html with all pictures. Masks and embeddings are in OUT/run: the same command goes on where it was stopped,
-and other words or another threshold take seconds. The other commands are those of the package and of notebooks/:
-what follows `plg score` is read as by `python -m plg_utils.score`.
+`plg label` does the stages of notebook 02 and writes OUT/labels/*.png (palette PNG) with the list of the classes,
+OUT/overlays/*.jpg, and OUT/index.html with all pictures. A photo with a label map (--labels) keeps that one. Masks and
+embeddings are in OUT/run: the same command goes on where it was stopped, and other words or another threshold take
+seconds. The other commands are those of the package and of notebooks/.
 """
 
 import argparse
@@ -50,12 +50,16 @@ PAGE = """<!DOCTYPE html>
 </style>
 <h1>{{ title }}</h1>
 <p>{{ remark }}</p>
+<p>Each photo links to its label map, its name to the photo. A pixel of a label map has the number of its class.
+255 is no label: the pixel is in no mask of SAM, or void in a given map. Training should ignore this number.</p>
 <table>
-{% for name, colour, share in total %}<tr><td><i style="background:{{ colour }}"></i>{{ name }}<td>{{ share }}
+{% for value, name, colour, share in total %}<tr><td>{{ value }}<td><i style="background:{{ colour }}"></i>{{ name
+  }}<td>{{ share }}
 {% endfor %}</table>
 <main>
-{% for id, shares in photos %}<figure><a href="labels/{{ id | url }}.png"><img loading="lazy"
-  src="overlays/{{ id | url }}.jpg" alt=""></a><figcaption><b>{{ id }}</b> {{ shares }}</figcaption></figure>
+{% for id, photo, given, shares in photos %}<figure><a href="labels/{{ id | url }}.png"><img loading="lazy"
+  src="overlays/{{ id | url }}.jpg" alt=""></a><figcaption><a href="{{ photo }}"><b>{{ id }}</b></a>
+  {% if given %}(given label map) {% endif %}{{ shares }}</figcaption></figure>
 {% endfor %}</main>
 </html>
 """
@@ -75,11 +79,16 @@ def label(options: argparse.Namespace) -> None:
     devices.choose(options.device)
     data = datasets.load("folder", labelled=None, **given)
     sam, clip = _models(options)
+    listed = ", ".join(f"{value} {_quoted(name)}" for value, name in enumerate(data.classes.names))
+    print(
+        f"{len(data.labelled) + len(data.unlabelled)} photos, {data.classes.num_classes} classes: {listed}", flush=True
+    )
+    if data.classes.background is None:
+        print("no background: every segment is one of these classes, and numbers start at 0", flush=True)
     run = stages.open_run(RUN, data, device=options.device)
     kept = {"dataset": "folder", "dataset_options": given, "labelled": None, "seed": 0, "device": options.device}
     content = files.read_json(run.folder / "run.json")
     files.write_json(run.folder / "run.json", content | {"parameters": kept | clip})  # for plg export
-    print(f"{len(run.images)} photos, {data.classes.num_classes} classes: {', '.join(data.classes.names)}", flush=True)
     stages.masks(run, **sam)
     stages.segments(run, **clip, embedding_options={})
     stages.labels(run, **clip, threshold=options.threshold, **SETTINGS)
@@ -89,6 +98,7 @@ def label(options: argparse.Namespace) -> None:
     how = how if options.threshold is None else "as given"
     names = [found["checkpoint"] for found in (sam["mask_options"], clip["encoder_options"])]
     remark = f"SAM: {names[0]}. CLIP: {names[1]}. Threshold: {made['threshold']:.2f}, {how}."
+    remark += f" Photos that keep the label map they have: {len(data.labelled)}." if data.labelled else ""
     print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
 
 
@@ -115,7 +125,7 @@ def _models(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
         from_hub = bool(known and known.hub) or Path(name).expanduser().is_dir()  # a repository, or what lies in one
         cut = {} if options.tile is None else {"tile": options.tile}
         found.append({what: of_hub if from_hub else usual, its_options: {"checkpoint": name} | cut})
-        checkpoints.sha256_of(name)
+        checkpoints.locate_weights(name)
         if name in MINIATURES.values():
             problem = f"without --{kind}, the small network {name} is used, which knows only the ten things of the"
             warnings.warn(f"{problem} storybook: it shows that your files work, and labels nothing else", stacklevel=3)
@@ -160,6 +170,10 @@ def _refuse_others(out: Path, root: Path) -> None:
         raise FileExistsError(f"{out} holds the labels of {before}: give --to the name of another folder")
 
 
+def _quoted(name: str) -> str:
+    return f'"{name}"' if "," in name else name
+
+
 def _refuse_changes(out: Path) -> None:
     """Refuse to go on where label maps in OUT/labels are not those that were written: a person's work is kept."""
     note, stage = out / RUN / "written.json", out / RUN / "labels_zero_shot"
@@ -172,15 +186,22 @@ def _refuse_changes(out: Path) -> None:
 
 
 def write(out: Path, run: Any, remark: str) -> list[str]:
-    """Write labels, overlays and index.html of a `stages.Run` with labels_zero_shot; returns lines for the terminal."""
+    """Write labels, overlays and index.html of a `stages.Run` with labels_zero_shot; returns lines for the terminal.
+
+    A labelled photo has the label map that it was given, the others have that of labels_zero_shot.
+    """
     import numpy as np
 
     from plg_utils import figures, store
 
-    source, note, classes = run.folder / "labels_zero_shot", run.folder / "written.json", run.data.classes
+    note, classes = run.folder / "written.json", run.data.classes
     samples = sorted(run.images, key=lambda sample: sample.id)
+    source = {sample.id: run.folder / "labels_zero_shot" / f"{sample.id}.png" for sample in samples}
+    for sample in run.data.labelled:
+        source[sample.id] = run.folder / "given" / f"{sample.id}.png"
+        files.write_label(source[sample.id], sample.truth(), classes.colours)
     before = files.read_json(note) if note.is_file() else {}  # SHA-256 that a map may have, and its photo
-    new = {sample.id: files.sha256(source / f"{sample.id}.png") for sample in samples}
+    new = {id: files.sha256(path) for id, path in source.items()}
     allowed = before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
     files.write_json(note, allowed)  # what a stop from here on may leave
     for id in before.keys() - new.keys():  # photos that are gone
@@ -188,30 +209,30 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
             path.unlink(missing_ok=True)
     counts = {}
     for sample in store.progress(samples, what="overlays"):
-        picture, found = out / "overlays" / f"{sample.id}.jpg", run.label_of("labels_zero_shot", sample)
+        picture, found = out / "overlays" / f"{sample.id}.jpg", files.read_label(source[sample.id], classes.num_classes)
         copy = out / "labels" / f"{sample.id}.png"
         fresh = picture.is_file() and sample.content in before.get(sample.id, ())
         if not fresh or new[sample.id] != _sha256(copy):
             picture.unlink(missing_ok=True)  # else it may stay beside a newer map
             with files.atomic(copy) as partial:
-                partial.write_bytes((source / f"{sample.id}.png").read_bytes())
+                partial.write_bytes(source[sample.id].read_bytes())
             files.write_image(picture, figures.overlay(sample.image(), found, classes))
         counts[sample.id] = np.bincount(found.ravel(), minlength=256)
+    class_files.write_beside(out / "labels", classes)
     files.write_json(note, {sample.id: [new[sample.id], sample.content] for sample in samples})
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
-    return [f"  {share:>7}  {name}" for name, share in _shares(total, classes.names)]
+    return [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names)]
 
 
 def _sha256(path: Path) -> str | None:
     return files.sha256(path) if path.is_file() else None
 
 
-def _shares(counts: "np.ndarray", names: Sequence[str]) -> list[tuple[str, str]]:
-    """Names that occur, and their share of the pixels, (256,), the largest first."""
-    rows = zip((*names, "no label"), [*counts[: len(names)].tolist(), int(counts[255])], strict=True)
-    rows = sorted(rows, key=lambda row: -row[1])
-    return [(name, f"{pixels / counts.sum():.1%}") for name, pixels in rows if pixels]
+def _shares(counts: "np.ndarray", names: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Values, names, and their share of the pixels, (256,), the largest first."""
+    rows = sorted([*enumerate(names), (255, "no label")], key=lambda row: -counts[row[0]])
+    return [(value, name, f"{counts[value] / counts.sum():.1%}") for value, name in rows]
 
 
 def page(path: Path, data: "Dataset", counts: dict[str, "np.ndarray"], remark: str) -> None:
@@ -221,15 +242,29 @@ def page(path: Path, data: "Dataset", counts: dict[str, "np.ndarray"], remark: s
     from plg_utils import figures
 
     names = data.classes.names
-    colours = dict(zip((*names, "no label"), (*data.classes.colours, figures.VOID), strict=True))
-    shares = _shares(sum(counts.values()), names)
-    total = [(name, "#{:02x}{:02x}{:02x}".format(*colours[name]), share) for name, share in shares]
-    photos = [(id, ", ".join(" ".join(one) for one in _shares(own, names))) for id, own in counts.items()]
+    colours = dict(enumerate(data.classes.colours)) | {255: figures.VOID}
+    total = [
+        (value, name, "#{:02x}{:02x}{:02x}".format(*colours[value]), share)
+        for value, name, share in _shares(sum(counts.values()), names)
+    ]
+    photos, given = [], {sample.id for sample in data.labelled}
+    for sample in sorted((*data.labelled, *data.unlabelled), key=lambda sample: sample.id):
+        own = counts[sample.id]
+        shown = ", ".join(f"{name} {share}" for value, name, share in _shares(own, names) if own[value])
+        photos.append((sample.id, _address(sample.path, path.parent), sample.id in given, shown))
     environment = jinja2.Environment(autoescape=True)
     environment.filters["url"] = lambda text: quote(text, safe="")
     shown = {"title": f"{len(photos)} photos", "remark": remark, "total": total, "photos": photos}
     with files.atomic(path) as partial:
         partial.write_text(environment.from_string(PAGE).render(shown), encoding="utf-8")
+
+
+def _address(photo: Path, folder: Path) -> str:
+    """Address of a photo as a page in the folder links it."""
+    try:
+        return quote(Path(os.path.relpath(photo, folder)).as_posix())
+    except ValueError:  # on another drive of Windows
+        return photo.as_uri()
 
 
 def hand_over(command: str, arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from plg_utils import __main__ as plg
-from plg_utils import checkpoints, datasets, figures, files, stages
+from plg_utils import checkpoints, class_files, datasets, figures, files, stages
 from plg_utils.datasets import folder, storybook
 
 NAMES = ("scène #1", "100 % <b>", "c&d")
@@ -56,7 +56,7 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     assert call(photos, "--classes", "tree, house", "--to", "out") == 0
     printed = capsys.readouterr()
     assert len(re.findall("warning: without --(sam|clip), .* knows only the ten things", printed.err)) == 2
-    assert "3 photos, 3 classes: background, tree, house" in printed.out
+    assert "3 photos, 3 classes: 0 background, 1 tree, 2 house" in printed.out
     shares = [float(share) for share in re.findall(r"^ +([\d.]+)%  ", printed.out, re.MULTILINE)]
     assert len(shares) > 1 and shares == sorted(shares, reverse=True)
     assert "Threshold: 0.20, the default." in printed.out
@@ -67,13 +67,24 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
         assert Image.open(out / "labels" / f"{name}.png").mode == "P"
         assert Image.open(out / "overlays" / f"{name}.jpg").size == label.shape[::-1]
     page = Page(out / "index.html")
-    wanted = [place for name in NAMES for place in (f"labels/{name}.png", f"overlays/{name}.jpg")]
+    of_photos = [f"../my photos/{name}.jpg" for name in NAMES]
+    wanted = [place for name in NAMES for place in (f"labels/{name}.png", f"overlays/{name}.jpg")] + of_photos
     assert sorted(page.places) == sorted(wanted)
     assert "<b>100 % &lt;b&gt;</b>" in page.text and f"{NAMES[0]}.png" not in page.text  # in an address # is an end
     pixels = np.concatenate([label.ravel() for label in maps.values()])
-    for value, name in ((0, "background"), (255, "no label")):
-        assert f"{name}<td>{(pixels == value).mean():.1%}" in page.text
-        assert f"{(pixels == value).mean():.1%}  {name}" in printed.out
+    for value, name in ((0, "background"), (1, "tree"), (2, "house"), (255, "no label")):
+        share = f"{(pixels == value).mean():.1%}"
+        assert re.search(rf"<td>{value}<td><i [^>]*></i>{name}\s*<td>{share}", page.text)
+        assert f"{share}  {value:>3}  {name}" in printed.out
+    assert (out / "labels" / "class_names.txt").read_text() == "background\ntree\nhouse\n"
+    assert class_files.read(out / "labels" / "classes.yaml").names == ("background", "tree", "house")
+
+
+def test_without_a_background_numbers_start_at_0(photos, capsys):
+    Path("own.yaml").write_text("classes: [{name: 'tree, green', words: [tree]}, house]\n")
+    assert call(photos, "--classes", "own.yaml", "--to", "out") == 0
+    printed = capsys.readouterr().out
+    assert '3 photos, 2 classes: 0 "tree, green", 1 house\nno background: every segment is one of these' in printed
 
 
 def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, capsys):
@@ -97,12 +108,12 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     os.utime(photo, (1, 1))  # as programs do that unpack or copy an older photo
     assert call(*options) == 0 and len(asked) == 1
     asked.clear()
-    named = [path for path in Path("out/labels").iterdir() if (files.read_label(path) % 255).any()]
+    named = [path for path in Path("out/labels").glob("*.png") if (files.read_label(path) % 255).any()]
     assert call(*options, "--threshold", "0.9") == 0 and len(asked) == len(named) > 0  # those that are other maps now
     assert not any((files.read_label(path) % 255).any() for path in named)
     Path(photos, f"{NAMES[2]}.jpg").unlink()
     assert call(*options, "--threshold", "0.9") == 0
-    assert {path.stem for path in Path("out/labels").iterdir()} == set(NAMES[:2])
+    assert {path.stem for path in Path("out/labels").glob("*.png")} == set(NAMES[:2])
     assert {path.stem for path in Path("out/overlays").iterdir()} == set(NAMES[:2])
 
 
@@ -123,7 +134,30 @@ def test_labels_of_a_few_photos_choose_the_threshold(photos, capsys):
     assert call(photos, "--classes", "own.yaml", "--labels", "maps", "--to", "out") == 0
     chosen = files.read_json("out/run/labels_zero_shot/manifest.json")["parameters"]["threshold"]
     assert f"Threshold: {chosen:.2f}, the best on 1 photos with labels." in capsys.readouterr().out
-    assert len(list(Path("out/labels").iterdir())) == 3
+    assert len(list(Path("out/labels").glob("*.png"))) == 3
+
+
+def test_given_label_maps_are_in_the_output(photos, capsys):
+    """The output had the zero-shot map of a photo that a person had corrected."""
+    options = (photos, "--classes", "tree, house", "--labels", "maps", "--to", "out")
+    given = files.read_label(f"maps/{NAMES[0]}.png")
+    for changed in (False, False, True):  # the second time nothing is new
+        if changed:
+            given[given == 1] = 255
+            files.write_label(f"maps/{NAMES[0]}.png", given)
+        assert call(*options) == 0
+        np.testing.assert_array_equal(files.read_label(f"out/labels/{NAMES[0]}.png"), given)
+        for name in NAMES[1:]:
+            made = Path(f"out/run/labels_zero_shot/{name}.png").read_bytes()
+            assert Path(f"out/labels/{name}.png").read_bytes() == made
+        assert "Photos that keep the label map they have: 1." in capsys.readouterr().out
+        captions = re.findall("<figcaption>.*?</figcaption>", Path("out/index.html").read_text(), re.DOTALL)
+        marked = ["(given label map)" in caption for caption in captions]
+        assert marked == [name == NAMES[0] for name in sorted(NAMES)]
+    overlay = np.asarray(Image.open(f"out/overlays/{NAMES[0]}.jpg"))
+    photo = files.read_image(f"{photos}/{NAMES[0]}.jpg")
+    right = figures.overlay(photo, given, class_files.parse(["tree", "house"]))
+    assert np.abs(overlay.astype(int) - right).mean() < 3  # a JPEG
 
 
 def test_the_labels_of_other_photos_are_not_replaced(photos, capsys, monkeypatch):
@@ -261,12 +295,14 @@ def test_bad_input_is_refused_in_a_line_before_any_work(changed, says, photos, c
     ],
 )
 def test_a_name_says_which_file_loads_the_model(sam, clip, files_of_them, monkeypatch):
-    monkeypatch.setattr(checkpoints, "sha256_of", lambda name: "")  # else it would be fetched
+    located = []
+    monkeypatch.setattr(checkpoints, "locate_weights", located.append)  # else it would be fetched
     given = ["label", "photos", "--classes", "a", "--to", "out", "--tile", "512"]
     for option, name in (("--sam", sam), ("--clip", clip)):
         given += [option, name] if name else []
     masks, encoder = plg._models(plg.parser().parse_args(given))
     assert (masks["mask_model"], encoder["encoder"]) == files_of_them
+    assert located == [sam or "miniature_sam", clip or "miniature_clip"]  # CLIP's were fetched after all of SAM's work
     assert masks["mask_options"] == {"checkpoint": sam or "miniature_sam", "tile": 512}
     assert encoder["encoder_options"] == {"checkpoint": clip or "miniature_clip", "tile": 512}
     zero = plg._models(plg.parser().parse_args([*given, "--tile", "0"]))
@@ -278,7 +314,7 @@ def test_an_unreadable_photo_stops_or_is_left_out(photos, capsys):
     assert call(photos, "--classes", "tree", "--to", "out") == 2
     assert "1 of 4 photos cannot be read" in capsys.readouterr().err
     assert call(photos, "--classes", "tree", "--to", "out", "--skip-unreadable") == 0
-    assert len(list(Path("out/labels").iterdir())) == 3
+    assert len(list(Path("out/labels").glob("*.png"))) == 3
 
 
 def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
