@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return hand_over(arguments[0], arguments[1:])
         try:
             label(parser().parse_args(arguments))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, MemoryError) as error:
             print(f"plg label: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
