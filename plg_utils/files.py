@@ -145,6 +145,10 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         problem = f"{path} is refused: {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels are the most ({error})"
         raise ValueError(f"{problem}. Make it smaller, or cut it into several files") from error
+    except MemoryError as error:  # the file may be good, so it must not count as a bad one
+        raise MemoryError(
+            f"{path} was not read: the memory is full ({error}). Free some, or use less at once"
+        ) from error
     except Exception as error:  # of a damaged file the libraries raise nearly anything
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import run
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save
 from test_pipeline import TINY, do_stages, tiny
 
@@ -672,6 +672,15 @@ def test_bad_photos_are_skipped_if_asked_for(many):
     assert sum(map(len, kept.values())) == 18
     for sample in (*data.labelled, *data.unlabelled, *data.val):
         sample.image()
+
+
+def test_a_photo_for_which_there_is_no_memory_is_no_bad_photo(many, monkeypatch):
+    def full(image, in_place):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", full)
+    with pytest.raises(MemoryError, match=r"\d.jpg was not read: the memory is full \(Unable to allocate 9 GiB"):
+        load_many(on_bad_image="skip")
 
 
 @pytest.mark.filterwarnings("ignore")
