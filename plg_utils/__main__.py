@@ -11,6 +11,7 @@ seconds. The other commands are those of the package and of notebooks/.
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,17 @@ OTHERS = {  # command: its module, and what it does
 }
 RUN = "run"  # folder of the stages, in the folder of the results
 NOTEBOOKS = files.ROOT / "notebooks"  # only in the repository
+
+WORDS = {  # what messages say to callers of the package: what they say here
+    r"classes=\S+ name what to look for: classes=.*": 'name what to look for: --classes "cat, dog", or a class file',
+    r"root must be the folder": "PHOTOS must be the folder",
+    r"labels must name": "--labels must name",
+    r"that the option labels names": "that --labels names",
+    r"[.] Or label other images \(options labelled and seed\)": "",
+    r"bands=(.*) must be (a list of .*), such as .*": r"bands=\1 must be \2: --bands 4,3,2",
+    r"\w+: (?:\w+|\[[^]]*\]) in dataset_options \(plg label: ([^)]*)\)": r"\1",
+    r": lower (pred_iou|stability_score)_thresh, .*": ": it gets no label. Another --sam, or --tile, may find some",
+}
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
@@ -142,6 +154,13 @@ def _background(text: str) -> Any:
     return class_files.names_of("\n".join(files.read_lines(given))) if isinstance(given, str) else given
 
 
+def _in_its_words(text: str) -> str:
+    """A message of the package with the options of this command."""
+    for pattern, own in WORDS.items():
+        text = re.sub(pattern, own, text)
+    return text
+
+
 def _bands(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -216,7 +235,11 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     files.write_json(note, {sample.id: [new[sample.id], sample.content] for sample in samples})
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
-    return [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names)]
+    bare = [id for id, own in counts.items() if own[255] == own.sum()]
+    said = (
+        [f"{len(bare)} photos have no label at all: {', '.join(bare[:8])}{', ...' * (len(bare) > 8)}"] if bare else []
+    )
+    return said + [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names)]
 
 
 def _sha256(path: Path) -> str | None:
@@ -271,9 +294,6 @@ def hand_over(command: str, arguments: list[str]) -> int:
             print(f"{problem}: clone the repository and call it there. {rest}", file=sys.stderr)
             return 2
         sys.path.insert(0, str(NOTEBOOKS))
-    if command == "export" and arguments and (Path(arguments[0]) / RUN / "run.json").is_file():
-        os.environ["PLG_RESULTS"] = str(Path(arguments[0]).absolute())  # what plg label has written
-        arguments = [RUN, *arguments[1:]]
     sys.argv[0] = f"plg {command}"  # argparse shows it
     return importlib.import_module(module).main(arguments)
 
@@ -309,9 +329,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = set()
 
     def say(message: Warning | str, *_: Any) -> None:
-        if str(message) not in said:
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-        said.add(str(message))
+        text = str(message) if arguments[0] in OTHERS else _in_its_words(str(message))
+        if text not in said:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        said.add(text)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning, module="plg_utils|__main__")
@@ -319,9 +340,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in OTHERS:
             return hand_over(arguments[0], arguments[1:])
         try:
-            label(parser().parse_args(arguments))
+            options, rest = parser().parse_known_args(arguments)
+            if rest:
+                remedy = 'Names with blanks between them need quotes: --classes "cat, dog". PHOTOS is one folder'
+                raise ValueError(
+                    f"{' '.join(rest)}: this is one word too many, or no option (plg label --help). {remedy}"
+                )
+            label(options)
         except (OSError, ValueError, TypeError, MemoryError) as error:
-            print(f"plg label: {error}", file=sys.stderr)
+            print(f"plg label: {_in_its_words(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\nStopped. The same command goes on from here.", file=sys.stderr)

@@ -1,14 +1,10 @@
 """Whether a data set will work: every photo and label map is read once, and what is wrong is listed with a remedy.
 
-    python -m plg_utils.check NAME [--root FOLDER] [option value ...]
+    plg check PHOTOS --classes "cat, dog" --labels MAPS
+    plg check camvid --root CAMVID --labelled 46 --shrink 2
 
-for instance
-
-    python -m plg_utils.check camvid --root ~/CamVid labelled 46 shrink 2
-    python -m plg_utils.check folder --root ~/photos classes "[cat, dog]" labels ~/maps
-
-Options are those of the data set's `load`, as YAML; paths are taken as they are. The exit code is 1 if a problem would
-stop a run, else 0.
+Options are those of the data set's `load`, with or without --, as YAML; paths are taken as they are. The exit code is 1
+if a problem would stop a run, else 0.
 
 The label maps of all splits are opened, but only to see whether a run can use them. Classes are counted in the labelled
 images alone.
@@ -18,15 +14,16 @@ import argparse
 import sys
 import warnings
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 
-from plg_utils import datasets, files
+from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _maps
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Sample
 
 LEVELS = ("stop", "warning", "note")  # a run will stop; its numbers may mean something else; for information
-PATHS = ("root", "labels", "classes", "split", "cache")  # options whose values are paths, or names
+PATHS = ("root", "labels", "split", "cache")  # options whose values are paths, or names
 SHOWN = 3  # cases of each problem that are shown
 FIXES = {  # problem: remedy
     "the data set cannot be loaded": "do what the message says; if the folder is elsewhere: --root FOLDER",
@@ -97,7 +94,7 @@ def data_set(dataset: Dataset) -> list[Row]:
         rows.append(("note", f"images, {split}", count, f"{with_map[split]} with a label map that is open"))
     for value, name in [*enumerate(dataset.classes.names), (IGNORE, "void")] if with_map["labelled"] else []:
         share = f"{pixels[value] / pixels.sum():.2%} of the labelled pixels"
-        rows.append(("note", f"pixels of {name}", int(pixels[value]), share))
+        rows.append(("note", f"pixels of {value} {name}", int(pixels[value]), share))
     return sorted(rows, key=lambda row: LEVELS.index(row[0]))
 
 
@@ -147,16 +144,28 @@ def load(name: str, options: dict) -> tuple[Dataset | None, list[Row]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check the data set that the command line names and print the rows; 1 if a problem would stop a run."""
-    parser = argparse.ArgumentParser(prog="plg check", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=datasets.choices())
-    parser.add_argument("--root", help="folder of the data set, by default one in the data folder")
-    parser.add_argument("options", nargs="*", metavar="option value", help="options of the data set's load()")
-    given = parser.parse_intermixed_args(arguments)
+    head, examples, *_ = __doc__.split("\n\n")
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("plg check", description=head, epilog=examples, formatter_class=shape)
+    known = ", ".join(datasets.choices())
+    parser.add_argument("name", metavar="PHOTOS", help=f"a folder of photos, or the name of a data set: {known}")
+    options_of = "--root FOLDER of a data set, --classes, --labels, --val, and the other options of its load()"
+    parser.add_argument("options", nargs="*", metavar="--option value", help=options_of)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    pairs = [text[2:].split("=", 1) if text[:2] == "--" and text != "--help" else [text] for text in arguments]
+    given, options = parser.parse_args(sum(pairs, [])), {}
     if len(given.options) % 2:
-        parser.error(f"each option needs a value: {' '.join(given.options)}")
-    options = {} if given.root is None else {"root": given.root}
+        parser.error(f'each option needs a value, such as --classes "cat, dog": {" ".join(given.options)}')
+    if given.name not in datasets.choices():
+        if not Path(given.name).is_dir():
+            parser.error(f"{given.name} is neither a folder of photos nor a data set, which are {known}")
+        given.name, options = "folder", {"root": given.name}
     try:
         for option, value in zip(given.options[::2], given.options[1::2], strict=True):
+            if option == "classes":
+                found = class_files.path_or_names(value)
+                options[option] = str(found) if isinstance(found, Path) else found
+                continue
             path = option in PATHS and value[:1] not in ("[", "{")  # a folder may be called `trip #2`
             options[option] = value if path else files.parse_yaml(value, f"the value of {option}")
     except ValueError as error:

@@ -1,8 +1,9 @@
 """Label maps for annotation tools, and corrected ones back.
 
-    python -m plg_utils.review RUN --least 20 --labels labels_enhanced --to DIR    # the least trusted images
-    python -m plg_utils.review --read DIR --to LABELS                              # what a person made of them
-    python -m plg_utils.review RUN --corrected DIR --least 20 --to DIR2            # the next round: learn, name again
+    plg export OUT --least 20 --to DIR                      # after plg label ... --to OUT: the least trusted images
+    plg export RUN --least 20 --labels labels_enhanced --to DIR                           # the same of a run's labels
+    plg export --read DIR --to LABELS                                                     # what a person made of them
+    plg export RUN --corrected DIR --least 20 --to DIR2                        # the next round: learn, name again
 
 `write` fills a folder with the same labels in several forms, each exact to the pixel:
 
@@ -126,12 +127,16 @@ def _write_yolo(target: Path, maps: dict[str, np.ndarray], classes: Classes) -> 
         cut, void = cut + sum(len(one) > 1 for _, one in lines), void + sum(value == IGNORE for value, _ in lines)
         text = "".join(f"{line}\n" for _, one in lines for line in one)
         _write_text(target / "labels" / f"{id}.txt", text)
-    names = {id - 1: _names(classes)[value] for value, id in ids.items()}
+    names = {id - 1: _names(classes)[value] for value, id in ids.items() if void or value != IGNORE}
     content = {"train": "images", "val": "images", "names": names}
-    _write_text(target / "data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
     if void:
-        said.append(f"it has no void, so {void} void regions are the class {ids[IGNORE] - 1}: do not train on it")
+        number = ids[IGNORE] - 1
+        said.append(f"it has no void, so {void} void regions are the class {number}: do not train on it")
+        remedy = "Remove it, and its lines in labels/*.txt, before you train"
+        text = f"# Class {number}, {names[number]}, is no label. {remedy}.\n{text}"
+    _write_text(target / "data.yaml", text)
     return [f"yolo: {'; '.join(said)}"] if said else []
 
 
@@ -501,11 +506,13 @@ def least_sure(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or read, as the command line says; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m plg_utils.review",
+        prog="plg export",
         description="Write the images whose labels are trusted least for annotation tools, and read corrected ones.",
     )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="the run whose labels are written, such as demo")
+    what = "what plg label wrote (the folder after its --to), or the name of a run, such as demo"
+    parser.add_argument("run", nargs="?", metavar="OUT", help=what)
     parser.add_argument("--least", type=int, metavar="N", help="how many images, the least trusted first (default: 20)")
+    parser.add_argument("--all", action="store_true", help="write all images, the least trusted first")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="write these images instead of the least trusted ones")
     parser.add_argument("--labels", metavar="STAGE", help=f"folder of the run (default: {WITNESSES[0]})")
     again = "learn from labelled images and from these corrected folders, and write what few-shot labels are unsure of"
@@ -513,14 +520,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--read", metavar="DIR", help="a folder that was written and corrected, to be read")
     every = (*FORMS, *MORE_FORMS)
     usual = f"write these forms (default: {' '.join(FORMS)}), or read only these (default: all that were written)"
-    parser.add_argument("--form", nargs="+", choices=every, help=usual)
+    parser.add_argument("--form", nargs="+", metavar="FORM", help=f"{usual}; all: {', '.join(every)}")
     parser.add_argument("--untouched", action="store_true", help="take the unchanged images too: all of them are right")
     parser.add_argument("--to", required=True, metavar="DIR", help="where to write: a new folder, or label maps")
     options = parser.parse_args(arguments)
+    if options.form:
+        options.form = [form for text in options.form for form in text.split(",") if form]
+        if unknown := [form for form in options.form if form not in every]:
+            parser.error(f"--form {unknown[0]} is not known, only {' '.join(every)}")
     learns = options.corrected is not None
-    writes = options.least is not None or options.ids or options.labels or learns
+    writes = options.least is not None or options.all or options.ids or options.labels or learns
     if bool(options.run) == bool(options.read) or (options.untouched and not learns if options.run else writes):
-        parser.error("give either a RUN (and --least, --ids, --labels, --corrected), or --read DIR (and --untouched)")
+        parser.error("give either OUT (and --least, --ids, --labels, --corrected), or --read DIR (and --untouched)")
     if learns and options.labels:
         parser.error("--corrected writes few-shot labels: leave out --labels")
     try:
@@ -533,7 +544,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write_out(options: argparse.Namespace) -> None:
     """Write the chosen images of a run."""
-    run, labels = store.run_folder(options.run), options.labels or WITNESSES[0]
+    own, labels = Path(options.run) / "run", options.labels or WITNESSES[0]  # of plg label
+    run = own if (own / "run.json").is_file() else files.results_root() / options.run
+    if run != own and (run.parent != files.results_root() or not run.is_dir()):
+        problem = f"{options.run} was not written by plg label, and is no run in {files.results_root()}"
+        raise FileNotFoundError(f"{problem}: give the folder after its --to, or the name of a run")
     count = 20 if options.least is None else options.least
     if count < 1:
         raise ValueError(f"--least is {count}: give a number from 1 on")
@@ -568,8 +583,12 @@ def _write_out(options: argparse.Namespace) -> None:
         ranked, trusts, label_of = least_sure(run, data, encode, corrected)
     if unknown := set(options.ids or ()) - trusts.keys():
         raise ValueError(f"--ids names {', '.join(sorted(unknown))}: these are no unlabelled images of {options.run}")
-    chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
-    given = {"trusts": trusts, "source": f"{options.run}/{labels}", "forms": options.form or FORMS}
+    chosen = (
+        [sample for sample in ranked if sample.id in options.ids]
+        if options.ids
+        else ranked[: None if options.all else count]
+    )
+    given = {"trusts": trusts, "source": f"{run.name}/{labels}", "forms": options.form or FORMS}
     index = write(options.to, chosen, label_of, data.classes, **given)
     first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
     signals = ", ".join(name for name in first if name != "trust")
@@ -582,7 +601,7 @@ def _write_out(options: argparse.Namespace) -> None:
     if "labelme" in index["forms"]:
         photos, names = quote(f"{options.to}/images"), quote(f"{options.to}/names.txt")
         print(f"correct them: labelme {photos} --labels {names} --nodata")
-    print(f"read them:    python -m plg_utils.review --read {quote(options.to)} --to LABELS")
+    print(f"read them:    plg export --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
     print(f"next round:   the same command with --corrected {folders} --to DIR")
 
@@ -601,11 +620,14 @@ def _read_back(options: argparse.Namespace) -> None:
         print(f"  {image.id}  {', '.join(image.changed) or 'untouched'}")
     if len(taken) < len(reviewed):
         print("untouched images were left out; --untouched takes them too, as looked at and right")
-    target, class_file = str(Path(options.to).absolute()), f"{Path(options.read).absolute()}/classes.yaml"
+    target, class_file = str(Path(options.to).absolute()), f"{Path(options.to).absolute()}/classes.yaml"
+    print(f"{len(taken)} label maps in {options.to}; to learn from them:")
+    if files.read_json(Path(options.read) / "index.json")["labels"].startswith("run/"):  # of plg label
+        print(f"  plg label PHOTOS --classes {quote(class_file)} --labels {quote(target)} --to NEW")
+        return
     labels = f"{{labels: {target if quote(target) == target else json.dumps(target, ensure_ascii=False)}}}"
     print(
-        f"{len(taken)} label maps in {options.to}; to learn from them:\n  python notebooks/run.py RUN "
-        f"-p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "
+        f"  python notebooks/run.py RUN -p dataset folder -p data_root PHOTOS -p class_file {quote(class_file)} "
         f"-p labelled {len(taken)} -p dataset_options {quote(labels)}"
     )
 

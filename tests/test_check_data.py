@@ -50,8 +50,8 @@ def test_nothing_is_wrong(folder):
     rows = look(folder)
     assert {level for level, *_ in rows.values()} == {"note"}
     assert rows["images, labelled"][1:] == (3, "3 with a label map that is open")
-    assert [rows[f"pixels of {name}"][1] for name in ("background", "cat", "void")] == [72, 48, 24]
-    assert rows["pixels of cat"][2] == "33.33% of the labelled pixels"
+    assert [rows[f"pixels of {name}"][1] for name in ("0 background", "1 cat", "255 void")] == [72, 48, 24]
+    assert rows["pixels of 1 cat"][2] == "33.33% of the labelled pixels"
     some = look(folder, labelled=1, val=1)  # one map of 6 x 8 is counted, though two are open
     assert sum(count for finding, (_, count, _) in some.items() if finding.startswith("pixels of")) == 48
     assert some["images, val"][2].startswith("1 with a label map")
@@ -122,7 +122,7 @@ def test_samples_that_break_the_contract():
 def test_a_json_of_objects(folder):
     cats = [note(CAT, box(0, 0, 4, 4), image=number, id=number) for number in range(3)]
     write_json(folder / "objects.json", [f"{name}.png" for name in "abc"], cats)
-    assert look(folder, labels=folder / "objects.json")["pixels of cat"][1] == 3 * 16
+    assert look(folder, labels=folder / "objects.json")["pixels of 1 cat"][1] == 3 * 16
     broken = [*cats[:1], note(CAT, [[0, 0, 3, 3]], id=9), note(CAT, box(0, 0, 2, 2), image=77, id=8)]
     write_json(folder / "objects.json", ["a.png", "b.png", "gone.png", "lost.png"], broken)
     with pytest.warns(UserWarning) as said:
@@ -147,7 +147,7 @@ def test_exit_code_and_options(folder, capsys):
     call = ["folder", "--root", str(folder / "photos"), "labels", str(folder / "maps"), "classes"]
     assert main([*call, "[cat]", "labelled", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "no problem would stop a run" in printed and "pixels of cat" in printed
+    assert "no problem would stop a run" in printed and "pixels of 1 cat" in printed
     assert "2 with a label map" in printed  # the maps of the others are read, too
     (folder / "photos" / "b.png").write_bytes(b"no")
     assert main([*call, "[cat]"]) == 1
@@ -156,6 +156,23 @@ def test_exit_code_and_options(folder, capsys):
     assert "1 kind of problem would stop a run" in printed
     assert main([*call, "[cat]", "labeled", "3"]) == 1
     assert "did you mean 'labelled'" in capsys.readouterr().out
+
+
+def test_it_is_asked_as_plg_label_is(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["photos", "--classes", "cat, dog", "--labels", "maps", "--val=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "pixels of 2 dog" in printed and "1 with a label map that is open" in printed
+    for arguments, says in (
+        (["photo", "--classes", "cat"], "photo is neither a folder of photos nor a data set, which are camvid, coco"),
+        (["photos", "--classes", "cat,", "dog"], 'each option needs a value, such as --classes "cat, dog": classes'),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert 'plg check PHOTOS --classes "cat, dog" --labels MAPS\n' in capsys.readouterr().out
 
 
 def test_what_cannot_be_loaded_is_read_all_the_same(folder, capsys):

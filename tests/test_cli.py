@@ -19,6 +19,7 @@ from PIL import Image
 from plg_utils import __main__ as plg
 from plg_utils import checkpoints, class_files, datasets, figures, files, stages
 from plg_utils.datasets import folder, storybook
+from plg_utils.masks import _everything
 
 NAMES = ("scène #1", "100 % <b>", "c&d")
 
@@ -257,7 +258,7 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
     ("changed", "says"),
     [
         ("--bands 4,3", "bands=[4, 3] must be a list of one or three"),
-        ("'my photo'", "my photo is not a folder: root must be the folder of your"),
+        ("'my photo'", "my photo is not a folder: PHOTOS must be the folder of your"),
         ("--classes a.yaml", "there is no class file "),
         ("--classes a.yaml", "a.yaml: give the path of one"),
         ("--classes '[/photos/classes.txt]'", "'/photos/classes.txt' is the name of a file"),
@@ -270,9 +271,14 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
         ("--classes a,a", "more than once: a"),
         ("--to 'my photos'", "is no folder that this command has written"),
         ("--threshold 20", "--threshold is 20, and right is a cosine"),
+        ("'my photos' --classes cat, dog", "dog: this is one word too many"),
+        ("'my photos' more", "PHOTOS is one folder"),
+        ("--label maps2 --clas a --no b", "--no b: this is one word too many, or no option"),
+        ("--classes ', '", 'name what to look for: --classes "cat, dog", or a class file'),
+        ("--bands 4,3", "must be a list of one or three numbers of bands: --bands 4,3,2"),
         ("--sam sam_x", "'sam_x' is neither a file nor a checkpoint"),
         ("--clip B/16", "'B/16' is neither a file nor a checkpoint"),
-        ("--labels no", "no is not there: labels must name"),
+        ("--labels no", "no is not there: --labels must name"),
         ("--device tpu", "device 'tpu' is not known"),
     ],
 )
@@ -312,23 +318,55 @@ def test_a_name_says_which_file_loads_the_model(sam, clip, files_of_them, monkey
 def test_an_unreadable_photo_stops_or_is_left_out(photos, capsys):
     Path(photos, "broken.jpg").write_bytes(b"no jpeg")
     assert call(photos, "--classes", "tree", "--to", "out") == 2
-    assert "1 of 4 photos cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 4 photos cannot be read" in said and said.endswith("or leave them out by --skip-unreadable\n")
     assert call(photos, "--classes", "tree", "--to", "out", "--skip-unreadable") == 0
     assert len(list(Path("out/labels").glob("*.png"))) == 3
 
 
+def test_remedies_are_options_of_the_command(photos, capsys, monkeypatch):
+    """They named options that it does not have."""
+    files.write_image(Path(photos, "a.jpg"), np.zeros((20, 20, 3), np.uint8))
+    files.write_image(Path(photos, "a_mask.png"), np.zeros((20, 20, 3), np.uint8))
+    files.write_label("maps/a.png", np.full((20, 20), 255, np.uint8))
+    assert call(photos, "--classes", "tree, house", "--labels", "maps", "--to", "out") == 0
+    printed = capsys.readouterr()
+    assert "1 files of" in printed.err and "move them into a folder that --labels names" in printed.err
+    assert "1 photos have no label at all: a\n" in printed.out
+    sam = types.SimpleNamespace(pred_iou_thresh=0.88, stability_score_thresh=0.95)
+    for best in (0.5, 0.9):
+        with pytest.warns(UserWarning) as said:
+            _everything.SegmentEverything.tell_why(sam, best)
+        assert plg._in_its_words(str(said[0].message)).endswith(
+            f"is {best:.3f}: it gets no label. Another --sam, or --tile, may find some"
+        )
+    assert plg._in_its_words(f"unknown; {files.CHOOSE}") == "unknown; --bands 4,3,2 would choose what to show"
+    assert plg._in_its_words("no map. Or label other images (options labelled and seed)") == "no map"
+
+
 def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     assert call(photos, "--classes", "tree, house", "--to", "out") == 0
-    assert plg.main(["export", "out", "--least", "2", "--to", "review", "--form", "yolo", "coco"]) == 0
+    for wrong in ("elsewhere", photos, "out/labels"):
+        assert plg.main(["export", wrong, "--to", "review"]) == 1
+        assert f"{wrong} was not written by plg label, and is no run in" in capsys.readouterr().err
+    assert plg.main(["export", "--least", "2", "out", "--to", "review", "--form", "yolo,coco"]) == 0
+    assert "read them:    plg export --read review --to LABELS\n" in capsys.readouterr().out
     content = files.read_json("review/coco.json")
     content["annotations"] = [row | {"category_id": 2} for row in content["annotations"]]
     content["annotations"][-1] |= {"category_id": 1}
     files.write_json("review/coco.json", content)
     assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    typed = shlex.split(line.replace("PHOTOS", f"'{photos}'").replace("NEW", "new"))
+    assert plg.main([*typed[1:], "--device", "cpu"]) == 0  # what it says to type, typed
+    for path in Path("back").glob("*.png"):
+        np.testing.assert_array_equal(files.read_label(Path("new/labels", path.name)), files.read_label(path))
+    assert plg.main(["export", "out", "--all", "--to", "all"]) == 0
+    assert len(list(Path("all/labels").iterdir())) == 3
     capsys.readouterr()
     assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
     assert "mean IoU 100.00" in capsys.readouterr().out
-    assert plg.main(["check", "folder", "--root", photos, "classes", "[tree]"]) == 0
+    assert plg.main(["check", photos, "--classes", "tree"]) == 0
 
 
 def test_other_commands_are_handed_over(monkeypatch, capsys, tmp_path):

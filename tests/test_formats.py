@@ -55,7 +55,12 @@ def test_a_written_form_says_what_it_cannot_hold(tmp_path):
     assert "1 regions with holes are cut" in said and "1 void regions are the class 3: do not train on it" in said
     assert not (tmp_path / "a" / "coco.json").exists()
     assert files.read_yaml(tmp_path / "a" / "data.yaml")["names"] == {0: "ball", 1: "box", 2: "cup", 3: "void"}
+    assert (
+        (tmp_path / "a" / "data.yaml").read_text().startswith("# Class 3, void, is no label. Remove it, and its lines")
+    )
     assert not review.write(tmp_path / "b", samples[1:], lambda s: maps[s.id], FOUR, forms=["yolo"])["remarks"]
+    assert files.read_yaml(tmp_path / "b" / "data.yaml")["names"] == {0: "ball", 1: "box", 2: "cup"}  # void is no class
+    assert [image.changed for image in review.read(tmp_path / "b")[0]] == [()]
     with pytest.raises(ValueError, match="was written without coco: read yolo, cvat, or write it again"):
         review.read(tmp_path / "a", forms=["coco"])
     colon = Classes(("background", "a:b"), ((), ("a",)), COLOURS.colours[:2])

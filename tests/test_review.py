@@ -539,5 +539,8 @@ def test_the_command_says_what_is_wrong(run, arguments, says, tmp_path, capsys):
 )
 def test_the_command_is_asked_for_one_thing(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
+        review.main(["run", "--form", "yolo,cocoa", "--to", "y"])
+    assert "plg export: error: --form cocoa is not known, only png coco labelme yolo" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
         review.main([*arguments, "--to", "y"])
-    assert "give either a RUN" in capsys.readouterr().err
+    assert "give either OUT" in capsys.readouterr().err
