@@ -177,9 +177,9 @@ def _nothing(classes: Classes) -> int:
 
 def _names(classes: Classes) -> dict[int, str]:
     """Names of the values of a label map."""
-    void = next((name for name in folder.VOID if folder.class_of(name, classes) is None), None)
+    void = next((name for name in _instances.VOID if folder.class_of(name, classes) is None), None)
     if void is None:
-        raise ValueError(f"{', '.join(folder.VOID)} are all classes: no name is left for void pixels. Rename one")
+        raise ValueError(f"{', '.join(_instances.VOID)} are all classes: no name is left for void pixels. Rename one")
     return dict(enumerate(classes.names)) | {IGNORE: void}
 
 
@@ -544,14 +544,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write_out(options: argparse.Namespace) -> None:
     """Write the chosen images of a run."""
+    count = 20 if options.least is None else options.least
+    if count < 1:
+        raise ValueError(f"--least is {count}: give a number from 1 on")
     own, labels = Path(options.run) / "run", options.labels or WITNESSES[0]  # of plg label
     run = own if (own / "run.json").is_file() else files.results_root() / options.run
     if run != own and (run.parent != files.results_root() or not run.is_dir()):
         problem = f"{options.run} was not written by plg label, and is no run in {files.results_root()}"
-        raise FileNotFoundError(f"{problem}: give the folder after its --to, or the name of a run")
-    count = 20 if options.least is None else options.least
-    if count < 1:
-        raise ValueError(f"--least is {count}: give a number from 1 on")
+        raise FileNotFoundError(f"{problem}: give the folder after its --to, or the name of a run that was made")
     remedy = f"run {_command(run)} again, which writes it and skips what is done"
     content = files.read_json(run / "run.json", remedy)
     with files.reading(run / "run.json", "the record of a run", remedy):

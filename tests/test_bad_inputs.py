@@ -379,16 +379,18 @@ CASES += cases("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt":
     ("gets file names for ids", scorer("maps maps --classes voc --ids other.txt"), "a.png", "list of ids"),
     ("is to write into a folder's name", scorer("maps maps --classes voc --json ."), "--json", "name of a"))
 CASES += cases("validator", PHOTOS,
-    ("does not know the data set", validate("vok"), "invalid choice: 'vok'"),
+    ("does not know the data set", validate("vok"), "vok is neither a folder of photos nor a data set", "voc"),
     ("misses the folder", validate("folder --root none classes [x]"), "none", "folder of your photos"),
     ("gets an option without a value", validate("folder --root photos classes"), "each option needs a value"),
     ("gets an unknown option", validate("folder --root photos clases [x]"), "'clases'", "did you mean 'classes'"),
-    ("gets broken YAML", validate("folder --root photos classes [x"), "the value of classes", "YAML"))
+    ("gets broken YAML", validate("folder --root photos classes [x"), "the list of names", "YAML"),
+    ("gets broken YAML of another option", validate("folder --root photos val [x"), "the value of val", "YAML"))
 CASES += cases("validator", PHOTOS | {"photos/b.png": "no", "photos/d.jpg": ""},
     ("meets two broken photos", validate("folder --root photos classes [x]"), "b.png", "d.jpg", "would stop a run"))
 CASES += cases("review", {"full/a.txt": "x"},
     ("gets neither a run nor a folder", review_of("--to new"), "--read"),
-    ("gets a run that was not made", review_of("none --to new"), "run.json", "run notebooks/run.py none"),
+    ("gets a run that was not made", review_of("none --to new"), "none was not written by plg label", "name of a run"),
+    ("gets a folder that is no run", review_of("full --to new"), "full was not written by plg label", "after its --to"),
     ("is to write no image", review_of("none --least 0 --to new"), "--least is 0", "from 1 on"),
     ("reads a folder that it did not write", review_of("--read full --to new"), "full"),
     ("reads only forms of a run", review_of("none --form masks --to new"), "--form"))

@@ -14,6 +14,7 @@ from test_splits import write
 
 from conftest import COLOURS, colour_squares
 from plg_utils import check, class_files, datasets, files, review, score
+from plg_utils.datasets import _instances
 from plg_utils.records import IGNORE, Sample
 
 SIZE = (12, 16)
@@ -268,6 +269,17 @@ def test_masks_that_a_tool_flags_as_crowds_are_objects(rows, void):
         write_json(*rows, (0, 3, dense(LABEL == 2), {"iscrowd": 1, "attributes": {}}), names=("ball", "box", void))
     )
     np.testing.assert_array_equal(data.labelled[0].truth() == IGNORE, LABEL == 2)  # the category void
+
+
+def test_void_that_this_package_wrote_is_no_crowd_of_a_brush():
+    """Reading its own export warned of CVAT, where only void regions are flagged."""
+    label = np.where(LABEL == 2, IGNORE, 0).astype(np.uint8)
+    files.write_json("objects.json", review.coco_json({"p0.jpg": label}, class_files.parse(["ball", "box"])))
+    with warnings.catch_warnings(action="error"):
+        found = _instances.read(Path("objects.json"))
+    assert len(found.annotations["p0"]) > 0
+    with warns("1 masks are flagged as crowds"):
+        load(write_json((0, 2, BALL, {"iscrowd": 1}), (0, 3, BOX, {"iscrowd": 1}), names=("ball", "box", "Void")))
 
 
 def test_real_crowds_stay_void_and_are_told():

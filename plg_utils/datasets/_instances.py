@@ -12,6 +12,7 @@ and mIoU on these maps need not equal mIoU on those of other works:
 """
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -29,6 +30,7 @@ from plg_utils.records import IGNORE, Classes, Sample
 # Part of the name of the folder of maps
 RULE = "3: by descending area in pixels, then as listed; crowd is void, unless a tool flags what a brush drew"
 LOOKED_AT = 30  # annotations of a json whose outlines are compared with their boxes
+VOID = ("void", "ignore", "unlabelled", "unlabeled")  # names for IGNORE in other tools
 LARGEST = 2**28  # pixels of an image; a larger size is a mistake, or an attempt to fill the memory
 
 
@@ -89,8 +91,9 @@ def read(path: Path) -> Instances:
         if drawn:  # else it is not known what the image shows, and `paint` refuses it
             clicks += len(annotations) - len(drawn)
             by_image[stem] = drawn
-    if brushed:
-        problem = f"{path}: {len(brushed)} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew"
+    things = sum(plain(names.get(annotation["category_id"], "")) not in VOID for annotation in brushed)
+    if things:
+        problem = f"{path}: {things} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew"
         remedy = "give a real crowd the category void"
         warnings.warn(f"{problem}. They count as objects of their categories; {remedy}", stacklevel=3)
     if clicks:
@@ -108,6 +111,11 @@ def stem_of(place: str) -> str:
     if place.startswith(("http://", "https://", "file://", "/data/")):
         place = unquote(place.partition("?d=")[2] or place.partition("?")[0])
     return PureWindowsPath(place).stem  # a path of Windows may have both kinds of slash
+
+
+def plain(name: str) -> str:
+    """A name of a category as it is compared."""
+    return files.same_name(re.sub(r"[\s_-]+", " ", name).strip())
 
 
 def _text(id: object) -> str:

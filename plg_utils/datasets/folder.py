@@ -4,7 +4,7 @@ Labels are a folder of label maps (PNG), or objects in the form of COCO or of an
 painted by the rule of `_instances`, as COCO is. Their categories are matched to the classes by name, else by name or
 word where case, "_" and "-" do not matter. Objects of a category that is no class are painted, too, as background. A
 warning counts them: a category of another spelling ("sofa", where the class is "couch") is lost in the same way. A
-category called void (VOID) is void, unless it is a class.
+category called void (`_instances.VOID`) is void, unless it is a class.
 
 Names of photos, maps and images of a json are the same where they differ only in case, or in how accents are written.
 Label Studio puts eight digits before the name of an upload, and leaves out signs such as blanks: these are understood.
@@ -29,7 +29,6 @@ from plg_utils.records import IGNORE, Classes, Dataset, Sample
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
 BESIDE = {".json", ".txt", ".xml", ".yaml", ".yml", ".csv", ".md", ".db", ".ini"}  # no one takes these for photos
-VOID = ("void", "ignore", "unlabelled", "unlabeled")  # names for IGNORE in other tools
 
 
 def load(
@@ -332,23 +331,22 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
 def value_of(name: str, classes: Classes) -> int | None:
     """Value in a label map of a category: that of its class (`class_of`), else IGNORE if it is a name for void."""
     value = class_of(name, classes)
-    return IGNORE if value is None and _plain(name) in VOID else value
+    return IGNORE if value is None and _instances.plain(name) in _instances.VOID else value
 
 
 def class_of(name: str, classes: Classes) -> int | None:
     """Class of a category of a json: the class of that name, else the one with a name or word that reads the same."""
     if name in classes.names:
         return classes.names.index(name)
-    words = [{_plain(word) for word in (own, *words)} for own, words in zip(classes.names, classes.words, strict=True)]
-    fitting = [index for index, own in enumerate(words) if _plain(name) in own]
+    words = [
+        {_instances.plain(word) for word in (own, *words)}
+        for own, words in zip(classes.names, classes.words, strict=True)
+    ]
+    fitting = [index for index, own in enumerate(words) if _instances.plain(name) in own]
     if len(fitting) > 1:
         both = " and of ".join(classes.names[index] for index in fitting)
         raise ValueError(f"the category {name!r} could be a word of {both}: give it to one of them")
     return fitting[0] if fitting else None
-
-
-def _plain(name: str) -> str:
-    return files.same_name(re.sub(r"[\s_-]+", " ", name).strip())
 
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
