@@ -44,12 +44,12 @@ Looking: what came out.
     statistics    confidence intervals, means and paired differences
     tables        results of several runs as CSV and LaTeX
     review        label maps for annotation tools, and corrected ones back
-    check         whether a data set can be used: python -m plg_utils.check
+    check         whether a data set can be used: plg check
     doctor        whether a run will work on this machine
     figures       every figure of the notebooks
     prompt_lab    other words, templates and thresholds on cached embeddings
     page          a run as one HTML page
-    score         scores any folder of label maps: python -m plg_utils.score
+    score         scores any folder of label maps: plg score
     __main__      the command plg: a folder of photos in, label maps out
 
 Importing the package imports none of them.

@@ -512,7 +512,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = "what plg label wrote (the folder after its --to), or the name of a run, such as demo"
     parser.add_argument("run", nargs="?", metavar="OUT", help=what)
     parser.add_argument("--least", type=int, metavar="N", help="how many images, the least trusted first (default: 20)")
-    parser.add_argument("--all", action="store_true", help="write all images, the least trusted first")
+    parser.add_argument("--all", action="store_true", help="write all images, also those that have labels")
     parser.add_argument("--ids", nargs="+", metavar="ID", help="write these images instead of the least trusted ones")
     parser.add_argument("--labels", metavar="STAGE", help=f"folder of the run (default: {WITNESSES[0]})")
     again = "learn from labelled images and from these corrected folders, and write what few-shot labels are unsure of"
@@ -583,19 +583,23 @@ def _write_out(options: argparse.Namespace) -> None:
         ranked, trusts, label_of = least_sure(run, data, encode, corrected)
     if unknown := set(options.ids or ()) - trusts.keys():
         raise ValueError(f"--ids names {', '.join(sorted(unknown))}: these are no unlabelled images of {options.run}")
-    chosen = (
-        [sample for sample in ranked if sample.id in options.ids]
-        if options.ids
-        else ranked[: None if options.all else count]
-    )
+    chosen = [sample for sample in ranked if sample.id in options.ids] if options.ids else ranked[:count]
+    chosen, labelled = (ranked, data.labelled) if options.all else (chosen, ())
     given = {"trusts": trusts, "source": f"{run.name}/{labels}", "forms": options.form or FORMS}
-    index = write(options.to, chosen, label_of, data.classes, **given)
+    truths = {sample.id: sample.truth for sample in labelled}
+
+    def map_of(sample: Sample) -> np.ndarray:
+        return truths[sample.id]() if sample.id in truths else label_of(sample)
+
+    index = write(options.to, [*chosen, *labelled], map_of, data.classes, **given)
     first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
     signals = ", ".join(name for name in first if name != "trust")
     print(
         f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first", end=" "
     )
     print(f"({signals}: {first['trust']:.2f} to {last['trust']:.2f})")
+    if labelled:
+        print(f"{len(labelled)} images with the label maps that they have")
     for remark in index["remarks"]:
         print(remark)
     if "labelme" in index["forms"]:

@@ -361,8 +361,10 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     assert plg.main([*typed[1:], "--device", "cpu"]) == 0  # what it says to type, typed
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("new/labels", path.name)), files.read_label(path))
-    assert plg.main(["export", "out", "--all", "--to", "all"]) == 0
-    assert len(list(Path("all/labels").iterdir())) == 3
+    assert plg.main(["export", "new", "--all", "--to", "all"]) == 0
+    assert {path.stem for path in Path("all/labels").iterdir()} == set(NAMES)  # also those with label maps
+    for path in Path("back").glob("*.png"):
+        np.testing.assert_array_equal(files.read_label(Path("all/labels", path.name)), files.read_label(path))
     capsys.readouterr()
     assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
     assert "mean IoU 100.00" in capsys.readouterr().out

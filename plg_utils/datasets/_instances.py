@@ -324,5 +324,5 @@ def warn_of_broken(broken: dict[str, str], name: str) -> None:
     """Warn of the images of the data set `name` whose label maps could not be painted."""
     reasons = [f"{id}: {reason}" for id, reason in broken.items() if reason]
     if reasons:
-        more = f"`python -m plg_utils.check {name}` lists more of them"
+        more = f"`plg check {name}` lists more of them"
         warnings.warn(f"{len(reasons)} images have no label map, e.g. {reasons[0]}; {more}", stacklevel=4)

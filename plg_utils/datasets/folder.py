@@ -350,7 +350,7 @@ def class_of(name: str, classes: Classes) -> int | None:
 
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
-    """Rows for `plg_utils.check`: where json and folder differ."""
+    """Rows for `plg check`: where json and folder differ."""
     ids = {
         "images of the json that are not in the folder": content.sizes.keys() - photos.keys(),
         "photos that the json does not list": photos.keys() - content.sizes.keys(),
