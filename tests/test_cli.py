@@ -260,7 +260,7 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
         ("--bands 4,3", "bands=[4, 3] must be a list of one or three"),
         ("'my photo'", "my photo is not a folder: PHOTOS must be the folder of your"),
         ("--classes a.yaml", "there is no class file "),
-        ("--classes a.yaml", "a.yaml: give the path of one"),
+        ("--classes a.yaml", "a.yaml: give the path of one, or names: cat, dog"),
         ("--classes '[/photos/classes.txt]'", "'/photos/classes.txt' is the name of a file"),
         ("--classes 'cat, dog.csv'", "'dog.csv' is the name of a file"),
         ("--classes photos/classes", "'photos/classes' is no single name and no file that is there"),

@@ -121,8 +121,8 @@ def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[st
     if isinstance(classes, str | Path):
         path = Path(classes).expanduser()
         if not path.is_file():
-            names = f', or one name as a list: ["{classes}"]' * (not path.suffix and len(path.parts) == 1)
-            raise FileNotFoundError(f"there is no class file {path}: give the path of one{names}")
+            remedy = f'["{path}"]' if not path.suffix and len(path.parts) == 1 else "cat, dog"
+            raise FileNotFoundError(f"there is no class file {path}: give the path of one, or names: {remedy}")
         return class_files.read(path, background)
     if isinstance(classes, dict):
         return class_files.parse(classes, background)
