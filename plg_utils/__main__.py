@@ -304,15 +304,17 @@ def parser() -> argparse.ArgumentParser:
     commands = plg.add_subparsers(dest="command", metavar="COMMAND", required=True)
     one = commands.add_parser("label", help="label the photos of a folder", description=label.__doc__)
     one.add_argument("photos", metavar="PHOTOS", help="folder of the photos")
-    one.add_argument("--classes", required=True, help='what to look for: "cat, dog", or a class file')
+    numbers = "in label maps 0 is the background, they count from 1, and 255 is no label"
+    one.add_argument("--classes", required=True, help=f'what to look for: "cat, dog", or a class file; {numbers}')
     one.add_argument("--to", required=True, metavar="OUT", help="folder of the results, a new one or that of before")
     of_models = "(default: a miniature); docs/models.md has all names"
     one.add_argument("--sam", metavar="NAME", help=f"sam_vit_h, sam2.1_hiera_large, sam3, ..., or a file {of_models}")
     one.add_argument("--clip", metavar="NAME", help=f"ViT-B/16, ViT-B-16-SigLIP2-256:webli, ..., or a file {of_models}")
     one.add_argument("--tile", type=int, metavar="PIXELS", help="look at large photos in tiles of this side")
     one.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: the fastest there is (default)")
-    one.add_argument("--background", metavar="WORDS", help='what is none of the classes: "wall, sky"')
-    one.add_argument("--labels", metavar="DIR", help="labels of a few of the photos, which choose the threshold")
+    one.add_argument("--background", metavar="WORDS", help='what is none of the classes: "wall, sky", or a text')
+    kept = "labels of a few of the photos, which choose the threshold and are kept as they are"
+    one.add_argument("--labels", metavar="DIR", help=kept)
     one.add_argument("--threshold", type=float, help="cosine below which a segment is background (default: 0.2)")
     one.add_argument("--bands", type=_bands, metavar="R,G,B", help="of photos of many bands: which to look at, from 1")
     one.add_argument("--skip-unreadable", action="store_true", help="leave out photos that cannot be read")
