@@ -947,9 +947,10 @@ def cam_folder(cam_sources: Sequence[str], source: str) -> str:
 def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dict) -> Cams:
     """Label maps by class activation maps: NAME/ID.png. The labelled images choose the background threshold."""
     data, learnt = run.data, source == "classifier"
-    options = {"encoder": encoder_of(run, encoder, encoder_options)}
     if learnt:
         options = {"weights": run.folder / "cam_network" / "network.safetensors", "device": run.chip}
+    else:
+        options = {"encoder": encoder_of(run, encoder, encoder_options)}
     cue, choice = cue_maps.build(source, data.classes, **options), None
     if data.labelled:
         truths = [sample.truth() for sample in data.labelled]
