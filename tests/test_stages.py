@@ -467,7 +467,7 @@ def test_every_model_gets_the_device_of_the_run(world, results, monkeypatch):
             found[module.__name__.rpartition(".")[2]] = str(device)
             if module is not clip:
                 raise InterruptedError
-            return SimpleNamespace(images=None)
+            return SimpleNamespace(images=None, class_embeddings=lambda _: (torch.eye(3), torch.arange(3)))
 
         monkeypatch.setattr(module, "build", build)
 
