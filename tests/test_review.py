@@ -309,7 +309,7 @@ def test_a_persons_work_is_not_overwritten(written, tmp_path):
     [
         ({"samples": []}, "no image to write"),
         ({"label_of": lambda s: np.zeros((3, 3), np.uint8)}, r"squares_0 are \(3, 3\), its photo \(16, 24\)"),
-        ({"classes": Classes(review.folder.VOID, (("a",),) * 3, ((0, 0, 0),) * 3)}, "Rename one"),
+        ({"classes": Classes(review.folder.VOID, (("a",),) * 4, ((0, 0, 0),) * 4)}, "Rename one"),
     ],
 )
 def test_what_cannot_be_written_is_refused(change, says, tmp_path):
