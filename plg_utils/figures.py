@@ -471,7 +471,7 @@ def curves(
     for k, (style, measured) in enumerate(zip(styles, series.values(), strict=True)):
         seeds = {key: summarise(100 * np.asarray(measured[key])) for key in amounts if key in measured}
         mean, spread = [each.mean for each in seeds.values()], [each.std for each in seeds.values()]
-        x = [places[key] + 0.03 * (k - (len(series) - 1) / 2) for key in seeds]  # side by side
+        x = [places[key] + 0.012 * (k - (len(series) - 1) / 2) for key in seeds]  # side by side
         axis.errorbar(x, mean, spread, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
         axis.plot(x, mean, **style, markeredgecolor=INK, markeredgewidth=0.5, path_effects=OUTLINE)
     axis.set_xticks(list(places.values()), map(str, amounts))
