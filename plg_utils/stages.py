@@ -124,12 +124,12 @@ METHODS = {
     "paper_a_plain": _A(
         "paper A, plain reading", labels="labels_enhanced", options={"borders": "the network's", "start": "fresh"}
     ),
-    "paper_a_fresh": _A("paper A, second network fresh", labels=SHARPENED, options={"start": "fresh"}),
+    "paper_a_fresh": _A("paper A with SEPL, second network fresh", labels=SHARPENED, options={"start": "fresh"}),
     "paper_a_soft": _A(
-        "paper A, the network's borders", labels="labels_enhanced", start="refined",
+        "paper A, second network goes on", labels="labels_enhanced", start="refined",
         options={"borders": "the network's"},
     ),
-    "paper_a": _A("paper A", labels=SHARPENED, start="refined"),
+    "paper_a": _A("paper A with SEPL (ours)", labels=SHARPENED, start="refined"),
     "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
 }  # fmt: skip
 
