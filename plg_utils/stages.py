@@ -175,15 +175,15 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
         **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in ("few_shot", "filtered")},
-        **{
-            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
-            for name, folder in WITHOUT_NETWORK.items()
-        },
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
         SHARPENED: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
+        **{
+            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
+            for name, folder in WITHOUT_NETWORK.items()
+        },
     }
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
     own = [name for name in own if name not in METHODS and f"predictions_{name}" not in rows]
