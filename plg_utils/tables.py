@@ -138,8 +138,12 @@ def iou(rows: Sequence[dict], classes: Sequence[str]) -> np.ndarray:
 
 
 def classes_of(rows: Iterable[dict]) -> list[str]:
-    """Names of the classes, in the order of the file."""
-    return list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
+    """Names of the classes, in the order of the class file where a row lists them in `classes`.
+
+    json files sort the keys of `iou`, so rows without such a list give the alphabet.
+    """
+    rows = list(rows)
+    return list(dict.fromkeys(name for key in ("classes", "iou") for row in rows for name in row.get(key) or ()))
 
 
 # Tables

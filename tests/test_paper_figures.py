@@ -89,6 +89,19 @@ def test_titles_are_as_short_as_can_be():
     assert len(set(tables.titles([one, one._replace(stage="segmenter")]).values())) == 2
 
 
+def test_classes_come_in_the_order_of_their_file(results):
+    """A json file sorts the keys of `iou`; old rows have no list of the classes beside."""
+    iou = {"sky": 0.9, "car": 0.2, "bus": None}
+    write_grid(results / "old", [row("x", 0.5, iou=iou)])
+    write_grid(results / "new", [row("y", 0.5, iou=iou, classes=list(iou))])
+    assert tables.classes_of(tables.rows_of(["old"])) == ["bus", "car", "sky"]
+    for runs in (["new"], ["old", "new"]):
+        rows = tables.rows_of(runs)
+        assert tables.classes_of(iter(rows)) == ["sky", "car", "bus"]
+    assert tables.long(tables.grouped(rows), tables.classes_of(rows))["class"].tolist() == ["sky", "car", "bus"] * 2
+    assert tables.by_class(tables.grouped(rows), tables.classes_of(rows))[0]["y"].tolist()[:2] == ["$90.0$", "$20.0$"]
+
+
 # Tables
 
 
