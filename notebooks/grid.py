@@ -394,7 +394,8 @@ def table(content: dict, against: str | None = None) -> str:
     found = tables.grouped(row | {"run": content["run"]} for row in rows)
     frame = pd.DataFrame([row | what._asdict() for what, own in found.items() for row in own])
     if against and rows:
-        common = ["stage", "labelled", "split", "checkpoint", "seed", *(name for name in axes if name != "methods")]
+        common = ["stage", "labelled", "split_name", "split", "checkpoint", "seed"]
+        common += [name for name in axes if name != "methods"]
         frame["pair"] = [json.dumps([row.get(name) for name in common]) for row in frame.to_dict("records")]
         plain = frame[~frame.options.astype(bool)]
         choices.one_of(against, plain.method.unique().tolist(), "row of the method")
@@ -410,7 +411,10 @@ def table(content: dict, against: str | None = None) -> str:
         seeds = "  ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in zip(own.seed, own.miou, strict=True))
         line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own), title: text}
         lines.append(line | ({"each seed": seeds} if against else {}))
-    return pd.DataFrame(lines, dtype=object).to_string(index=False) if lines else "no rows to compare"
+    shown = pd.DataFrame(lines, dtype=object)
+    if lines and shown.split_name.isna().all():
+        shown = shown.drop(columns="split_name")
+    return shown.to_string(index=False) if lines else "no rows to compare"
 
 
 # The command line's part

@@ -1,5 +1,6 @@
 """notebooks/grid.py: what a grid expands to, what counts as done, what points share, what is told of them."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -510,6 +511,19 @@ def test_pairs_are_of_the_same_point_but_for_methods():
     assert grid.table(alone, "supervised") == grid.table(alone | {"rows": []}, "direct") == "no rows to compare"
     first = cells(rows[1:], "supervised", **axes)[0]  # a seed without a partner
     assert first[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
+
+
+def test_lists_of_labelled_images_are_compared_each_by_itself():
+    """Of as many labelled images: the mean is of one list, and so is the method that others are compared with."""
+    measured = [("1_16", 0.5, 0.6), ("u2pl_1_16", 0.5, 0.4)]
+    rows = []
+    for seed, (listed, plain, direct) in itertools.product((0, 1), measured):
+        rows += [row("supervised", seed, plain, split_name=listed), row("direct", seed, direct, split_name=listed)]
+    means = [["1_16", "2", "50.0"], ["1_16", "2", "60.0"], ["u2pl_1_16", "2", "50.0"], ["u2pl_1_16", "2", "40.0"]]
+    assert [line[-5:-2] for line in cells(rows)] == means
+    gains = [[line[4], line[6]] for line in cells(rows, "supervised")]
+    assert gains == [["1_16", "+10.0"], ["u2pl_1_16", "-10.0"]]
+    assert "split_name" not in grid.table({"run": "toy", "grid": {"seed": [0]}, "rows": [row("direct", 0, 0.5)]})
 
 
 def test_a_method_with_changed_options_is_compared_with_the_plain_one():

@@ -123,6 +123,32 @@ def test_bold_is_what_beats_its_rivals_by_more_than_the_spread():
     assert [(what.name, what.labelled, what.split) for what in tables.best(tables.grouped(rows))] == [("y", 12, "val")]
 
 
+def test_networks_with_as_many_labelled_images_of_two_lists_do_not_compete(results):
+    """VOC's blended and u2pl lists both have 662 labelled images, and SBD's maps are coarser."""
+    for name, listed, better in (("blended", "1_16", "x"), ("u2pl", "u2pl_1_16", "y")):
+        given = [(method, 0.6 + (method == better) / 10 + seed / 500, seed) for seed in (0, 1) for method in ("x", "y")]
+        rows = [row(method, miou, seed=seed, labelled=662, split_name=listed) for method, miou, seed in given]
+        files.write_json(results / name / "summary.json", {"rows": rows})
+    found = tables.grouped(tables.rows_of(["blended", "u2pl"]))
+    assert {(what.name, what.split_name) for what in tables.best(found)} == {
+        ("x (blended)", "1_16"), ("y (u2pl)", "u2pl_1_16"),
+    }  # fmt: skip
+    table, _ = tables.wide(found)
+    assert list(table)[2:] == ["662 labelled (1_16)", "662 labelled (u2pl_1_16)"]
+    assert (table[list(table)[2:]] == "--").to_numpy().tolist() == [[False, True]] * 2 + [[True, False]] * 2
+    assert tables.long(found)["list"].tolist() == ["1_16"] * 2 + ["u2pl_1_16"] * 2
+    assert "list" not in tables.long(tables.grouped([row("x", 0.5)]))
+    one = tables.What("segmenter", "x", "val", 662, "1_16")
+    assert list(tables.titles([one, one._replace(split_name="u2pl_1_16")]).values())[0].endswith("(list 1_16)")
+
+
+def test_seeds_of_one_list_are_averaged_and_lists_of_several_amounts_are_columns():
+    rows = [row("x", 0.5, seed=s, labelled=n, split_name=str(n), run=f"voc_{n}") for n in (92, 183) for s in (0, 1)]
+    found = tables.grouped(rows)
+    assert [(what.name, what.labelled, len(own)) for what, own in found.items()] == [("x", 92, 2), ("x", 183, 2)]
+    assert list(tables.wide(found)[0]) == ["", "counted on", "92 labelled", "183 labelled"]
+
+
 def test_a_latex_table_is_whole_and_escapes_every_special_sign(tmp_path):
     rows = [row(NASTY, 0.25), row(NASTY, 0.35, seed=1), row("x", 0.5, split="unlabelled"), row("y", 0.2)]
     rows += [row("y", 0.8 + seed / 500, labelled=24, seed=seed) for seed in (0, 1)]
