@@ -235,7 +235,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bands_that_a_user_chooses_are_shown(layout, tmp_path):
+def test_bands_that_a_user_chooses_are_shown(layout, tmp_path, monkeypatch):
     values, how = LAYOUTS[layout]
     tifffile.imwrite(tmp_path / "a.tif", values, **how)
     for bands in ((4, 3, 2), (5,)):
@@ -243,9 +243,20 @@ def test_bands_that_a_user_chooses_are_shown(layout, tmp_path):
         expected = BANDS[..., [band - 1 for band in bands]]
         np.testing.assert_array_equal(image, expected if len(bands) == 3 else expected.repeat(3, axis=2))
         assert remark == f"of 5 bands {', '.join(map(str, bands))} are taken"
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)  # the header has the size
     assert files.image_size(tmp_path / "a.tif") == (H, W)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match=r"a\.tif is not a readable image \(bands=\[6\], and it has 5"):
         files.read_photo(tmp_path / "a.tif", (6,))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])  # Pillow reads the header of the first
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_bands_of_a_photo_that_lies_on_its_side(orientation, kind, tmp_path):
+    how = LAYOUTS["each pixel"][1] | {"extratags": [(files.ORIENTATION, "H", 1, orientation, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", BANDS.astype(kind), **how)
+    image = files.read_image(tmp_path / "a.tif", (1, 2, 3))
+    assert files.image_size(tmp_path / "a.tif") == image.shape[:2] == ((W, H) if orientation > 4 else (H, W))
 
 
 def test_bands_of_many_bits_are_scaled_together_and_pixels_without_data_are_black(tmp_path):
