@@ -208,10 +208,20 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
             upright, remark = _on_white(upright)
             remarks += remark
         pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-        deep = ";16" in coding or image.format == "JPEG2000"  # of 16-bit colours Pillow reads the upper 8 bits
-        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:
+        deep = ";16" in coding or (image.format == "JPEG2000" and _is_deep(path))
+        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:  # Pillow reads the upper 8 bits of 16
             raise ValueError(f"16-bit colours that use 14 bits or fewer{f'; {CHOOSE}' * (image.format == 'TIFF')}")
     return pixels, "; ".join(remarks)
+
+
+def _is_deep(path: str | Path) -> bool:
+    """Whether a JPEG 2000 has values of over 8 bits; its header has the bits, of which the first is for signed values.
+
+    A file has a box called ihdr, and a stream without file around it the mark SIZ.
+    """
+    with open(path, "rb") as file:
+        found = re.search(rb"ihdr.{10}(.)|\xff\x4f\xff\x51.{38}(.)", file.read(4096), re.DOTALL)
+    return found is None or (found[1] or found[2])[0] & 127 > 7  # bits - 1; 255 where they differ
 
 
 def _check_values(image: Image.Image, coding: str) -> None:

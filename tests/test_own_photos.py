@@ -100,10 +100,27 @@ def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
     dark = deep(0, 4_095, 3)
     dark[5, 5] = 65_535  # a defect
     (tmp_path / "dark").write_bytes(form(dark))
-    Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "dark.jp2")  # as Pillow reads one of 16 bits
+    Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "night.jp2")
+    content = bytearray((tmp_path / "night.jp2").read_bytes())
+    content[content.index(b"ihdr") + 14] = 15  # as Pillow reads one of 16 bits, which it cannot write
+    (tmp_path / "dark.jp2").write_bytes(content)
     for name in ("dark", "dark.jp2"):
         with pytest.raises(ValueError, match=rf"{name} is not a readable image \(16-bit colours that use .*8-bit RGB"):
             files.read_image(tmp_path / name)
+    (tmp_path / "night.j2k").write_bytes(content[content.index(b"\xff\x4f\xff\x51") :])
+    for name in ("night.jp2", "night.j2k"):  # colours of 8 bits may be dark
+        np.testing.assert_array_equal(files.read_image(tmp_path / name), dark >> 8)
+
+
+@pytest.mark.parametrize(("bits", "deep"), [(7, False), (8, True), (15, True), (7 | 128, False), (255, True)])
+def test_the_bits_of_a_jpeg_2000_are_in_its_header(bits, deep, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jp2")
+    content = bytearray((tmp_path / "a.jp2").read_bytes())
+    stream = content.index(b"\xff\x4f\xff\x51")
+    content[content.index(b"ihdr") + 14] = content[stream + 42] = bits
+    for bytes_ in (content, content[stream:]):
+        (tmp_path / "a.jp2").write_bytes(bytes_)
+        assert files._is_deep(tmp_path / "a.jp2") == deep
 
 
 @pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
