@@ -61,9 +61,7 @@ def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarr
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
     pixels = np.flatnonzero(label != _nothing(classes))
     firsts = connected(label).ravel()[pixels]  # the first pixel of each one's region
-    order = np.argsort(
-        firsts, kind="stable"
-    )  # once: a look at the whole map for each region was 80 times slower
+    order = np.argsort(firsts, kind="stable")  # once: a look at the whole map for each region was 80 times slower
     begins = np.flatnonzero(np.diff(firsts[order], prepend=-1))
     for own in np.split(pixels[order], begins[1:]) if pixels.size else ():
         mask = np.zeros(label.shape, dtype=bool)
