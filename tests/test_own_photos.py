@@ -251,6 +251,17 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_folders_are_noted_so_that_they_are_found_from_elsewhere(photos, monkeypatch, tmp_path):
+    files.write_label(photos / "maps" / "photo.png", np.ones((H, W), np.uint8))
+    Image.new("RGB", (W, H)).save(photos / "photo.jpg")
+    monkeypatch.chdir(photos.parent)
+    data = datasets.load("folder", root=photos.name, labels=Path(photos.name, "maps"), classes=["cat"], labelled=None)
+    assert data.source["root"] == photos.as_posix() and data.source["labels"] == (photos / "maps").as_posix()
+    monkeypatch.chdir(tmp_path.root)
+    assert [sample.id for sample in datasets.load(**data.source).labelled] == ["photo"]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bands_that_a_user_chooses_are_shown(layout, tmp_path, monkeypatch):
     values, how = LAYOUTS[layout]
