@@ -467,8 +467,9 @@ def unwrap(
         state = fitting[0][1]
         for name, weight in state.items():
             is_float = getattr(weight, "is_floating_point", bool)()
-            if weight.isnan().any() if is_float else name in wanted:
-                raise ValueError(f"{path}: {name} holds nan or integers: give one from before training went wrong")
+            if not weight.isfinite().all() if is_float else name in wanted:
+                problem = f"{path}: {name} holds nan, infinity or integers"
+                raise ValueError(f"{problem}: give one from before training went wrong")
         return state
     if fitting:
         places = ", ".join(place for place, _ in fitting)

@@ -403,8 +403,10 @@ def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path)
             torch.equal(weight, state[key]) for key, weight in checkpoints.load_sam_state(tmp_path / name).items()
         )
     shapes = {key: weight.shape for key, weight in state.items()}
-    for broken in ({"b": torch.tensor([torch.nan])}, {"a": torch.ones(2, dtype=torch.int8)}):
-        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give one from before"):
+    wrong = (torch.tensor([torch.nan]), torch.tensor([-torch.inf]).half())
+    for broken in (*({"b": weight} for weight in wrong), {"a": torch.ones(2, dtype=torch.int8)}):
+        problem = f"{min(broken)} holds nan, infinity or integers"
+        with pytest.raises(ValueError, match=f"own.pth: {problem}: give one from before"):
             checkpoints.unwrap("own.pth", state | broken, shapes, "a network")
 
 
