@@ -11,11 +11,9 @@ what follows `plg score` is read as by `python -m plg_utils.score`.
 import argparse
 import importlib
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -124,12 +122,8 @@ def _models(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]
 
 def _classes(text: str) -> Any:
     """Names of classes as people write them, or the path of a class file."""
-    path = Path(text).expanduser()
-    with suppress(OSError):  # a list may be longer than a path
-        named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
-        if named or path.is_file():
-            return str(path.absolute())
-    return class_files.names_of(text)
+    found = class_files.path_or_names(text)
+    return str(found.absolute()) if isinstance(found, Path) else found
 
 
 def _bands(text: str) -> list[int]:
@@ -285,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return hand_over(arguments[0], arguments[1:])
         try:
             label(parser().parse_args(arguments))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, MemoryError) as error:
             print(f"plg label: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

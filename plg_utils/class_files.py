@@ -36,6 +36,16 @@ def read(path: str | Path) -> Classes:
         raise ValueError(f"{path}: {error}") from error
 
 
+def path_or_names(text: str) -> Any:
+    """What --classes names: the path of a class file, or else names as people write them (`names_of`)."""
+    path = Path(text).expanduser()
+    with suppress(OSError):  # a list may be longer than a path
+        named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
+        if named or path.is_file():
+            return path
+    return names_of(text)
+
+
 def names_of(text: str) -> Any:
     """Names in a text, as people write lists: with commas, semicolons or bars, one in each line, or in YAML or JSON.
 

@@ -5,6 +5,7 @@ python -m plg_utils.score PREDICTIONS TRUTH --classes voc
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def score_pair(prediction: Path | None, truth: Path, classes: Classes, void: int
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score a folder of label maps as the command line says; returns the exit status."""
-    listed = ", ".join(sorted(path.stem for path in datasets.CLASS_FILES.glob("*.yaml")))
+    ours = {path.stem: path for path in sorted(datasets.CLASS_FILES.glob("*.yaml"))}
+    listed = ", ".join(ours)
     parser = argparse.ArgumentParser(
         prog="plg score",
         description="Score a folder of PNG label maps: mean IoU over the whole set, from one confusion matrix. Values "
@@ -89,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-missing", action="store_true", help="a truth without prediction counts as uncovered")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     options = parser.parse_args(arguments)
-    ours = datasets.CLASS_FILES / f"{options.classes}.yaml"
     try:
-        if "," in options.classes and not Path(options.classes).exists():
-            return _score(options, class_files.parse(class_files.names_of(options.classes)))
-        if not ours.is_file() and not Path(options.classes).is_file():
+        found = ours.get(options.classes) or class_files.path_or_names(options.classes)
+        if isinstance(found, Path) and found.is_file():
+            return _score(options, class_files.read(found))
+        if isinstance(found, Path) or not re.search(class_files.COMMAS, options.classes):
             problem = f"--classes {options.classes} is neither one of {listed} nor the path of a class file"
             raise ValueError(f'{problem}, nor names with commas between them, such as "cat, dog"')
-        return _score(options, class_files.read(ours if ours.is_file() else options.classes))
+        return _score(options, class_files.parse(found))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ HASHED = {  # what a SHA-256 in a manifest stands for
     "inputs_sha256": "photos or label maps",
     "tags_sha256": "tags",
 }
+HOW = ("packages", "git_commit", "device", "threads", "instructions", "deterministic", "processes")  # a stage is made
 STALE = 3600  # seconds after which a half-written file belongs to a process that died
 READERS = 4  # threads that read ahead; decoding a photo leaves Python's lock to the others
 
@@ -175,6 +176,7 @@ class Stage:
                 if time.time() - path.stat().st_mtime > STALE:
                     path.unlink(missing_ok=True)
         self._state = earlier.get("state")
+        self._works = self._state != "done"  # whether this call makes files: else HOW stays that of the earlier call
         if self._state is None:
             self._write("running")
 
@@ -210,8 +212,7 @@ class Stage:
 
         def complete(id: str) -> bool:
             """Whether the files of an image are there and not empty, or it is done anyway."""
-            paths = [self.path(id, suffix) for suffix in suffixes]
-            return id in changed or all(path.exists() and path.stat().st_size > 0 for path in paths)
+            return id in changed or all(_is_written(self.path(id, suffix)) for suffix in suffixes)
 
         return changed | {id for group in groups if not all(map(complete, group)) for id in group}
 
@@ -224,6 +225,8 @@ class Stage:
         if not distributed.is_main():
             return []
         known, given = _outputs_of(self.folder), names if isinstance(names, dict) else {name: {} for name in names}
+        if self._state == "done" and given is not names and not all(map(_is_written, map(self.folder.joinpath, given))):
+            self._write("running")
         strange = [name for name in given if name not in known and (self.folder / name).exists()]
         if strange:
             raise FileExistsError(
@@ -287,14 +290,15 @@ class Stage:
         return self
 
     def _write(self, state: str, **more: Any) -> None:
-        self._state = state
+        self._state, self._works = state, self._works or state == "running"
         if not distributed.is_main():
             return
+        made = {} if self._works else {key: self._earlier[key] for key in HOW if key in self._earlier}
         seconds = self._earlier.get("wall_seconds", 0) + time.perf_counter() - self._started
-        memory = max(self._earlier.get("peak_memory_mb") or 0, devices.peak_memory_mb() or 0) or None
-        content = self._identity | self._details | more | {"state": state, "fingerprint": self.fingerprint}
-        content |= {"wall_seconds": round(seconds, 2), "peak_memory_mb": memory}
-        content["peak_cuda_memory_mb"] = devices.peak_cuda_memory_mb()
+        peaks = {"peak_memory_mb": devices.peak_memory_mb(), "peak_cuda_memory_mb": devices.peak_cuda_memory_mb()}
+        peaks = {name: max(self._earlier.get(name) or 0, peak or 0) or None for name, peak in peaks.items()}
+        content = self._identity | self._details | made | more | {"state": state, "fingerprint": self.fingerprint}
+        content |= {"wall_seconds": round(seconds, 2), **peaks}
         files.write_json(self._manifest, content)
         to_disk(self._manifest)
 
@@ -320,6 +324,11 @@ def _outputs_of(folder: Path) -> dict[str, dict[str, str]]:
     if not isinstance(outputs, dict) or not all(isinstance(parts, dict) for parts in outputs.values()):
         raise ValueError(f"{path} is no list of a stage's files; {REMEDY}")
     return outputs
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a file is there and not empty, as some are after a power cut."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def made_from(folder: Path) -> str | None:

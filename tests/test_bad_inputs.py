@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import run
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save
 from test_pipeline import TINY, do_stages, tiny
 
@@ -674,6 +674,15 @@ def test_bad_photos_are_skipped_if_asked_for(many):
         sample.image()
 
 
+def test_a_photo_for_which_there_is_no_memory_is_no_bad_photo(many, monkeypatch):
+    def full(image, in_place):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", full)
+    with pytest.raises(MemoryError, match=r"\d.jpg was not read: the memory is full \(Unable to allocate 9 GiB"):
+        load_many(on_bad_image="skip")
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_readable_photos_are_remembered_while_their_files_stay(many, monkeypatch):
     """The others are tried again; the memory itself may be broken, or a place where nothing can be written."""
@@ -718,7 +727,7 @@ def test_the_stages_of_a_run_leave_out_the_same(many, place):
     for name in ("masks", "segments", "labels_zero_shot"):
         assert {path.stem for path in written if path.parent.name == name} - {"manifest"} == kept, name
     written = files_of("03")
-    assert {path.stem for path in (results / "labels_enhanced").glob("*.png")} < kept
+    assert set() < {path.stem for path in (results / "labels_enhanced").glob("*.png")} < kept
     again = files_of("02")
     assert {path for path in again if again[path] != written.get(path)} <= set(results.glob("*/manifest.json"))
 

@@ -1,5 +1,6 @@
 """CamVid: labelled frames evenly spaced over the videos, void, and lists that are checked."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -89,6 +90,10 @@ def test_half_the_size_counted_by_hand(root):
     data = datasets.load("camvid", root=root, labelled=2, shrink=2)
     assert data.labelled[0].image().shape == (3, 4, 3) and data.labelled[0].truth().shape == (3, 4)
     assert set(np.unique(data.labelled[0].truth())) <= {*range(11), IGNORE}
+    found = {
+        camvid.smaller(Sample("a", None, read_content=lambda c=c: c * 64), n).content for c in "ab" for n in (2, 3)
+    }
+    assert len(found) == 4 and all(re.fullmatch("[0-9a-f]{64}", content) for content in found)
     with pytest.raises(TruthHidden):
         data.unlabelled[0].truth()
     for wrong in (0, 1.5, "2", True):

@@ -58,6 +58,13 @@ def test_a_folder_is_scored_by_hand(world, capsys):
     assert lines[6].split() == ["coverage", "95.65"] and lines[7].split() == ["images", "3"]
     assert score.main([str(world.given), str(world.truth), "--classes", "cat, dog"]) == 0  # as plg label takes them
     assert capsys.readouterr().out == printed
+    many = ", ".join(["cat", "dog", *(f"thing number {index}" for index in range(30))])  # longer than a path may be
+    for names in (many, many.replace(", ", "\n")):
+        assert score.main([str(world.given), str(world.truth), "--classes", names]) == 0
+        assert capsys.readouterr().out.splitlines()[2].split() == lines[2].split()
+    for wrong in ("pets", "cat|dog.yaml", str(world.root / "no.yaml")):
+        assert score.main([str(world.given), str(world.truth), "--classes", wrong]) == 1
+        assert f"{wrong} is neither one of camvid, " in capsys.readouterr().err
 
 
 def test_it_runs_as_a_program_without_torch(world):

@@ -80,7 +80,9 @@ def test_photos_of_the_same_names_get_labels_of_their_own(tmp_path, results, cap
         assert f"{stage}: 2 of 2 images are made again" in said
     do_stages(tiny(["02"], **of_photos(dogs, run="fresh")))
     for stage in SINGLE:
-        for path in (results / stage).glob("[0-9].*"):
+        found = list((results / stage).glob("[0-9].*"))
+        assert found, stage
+        for path in found:
             assert path.read_bytes() == (results.parent / "fresh" / stage / path.name).read_bytes(), path
 
 

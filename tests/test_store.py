@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -264,7 +266,63 @@ def test_a_manifest_says_how_it_was_made(tmp_path):
     )
     assert (content["seed"], content["device"], content["deterministic"]) == (3, "cpu", False)
     assert content["wall_seconds"] >= 0 and content["peak_memory_mb"] > 50  # torch alone is larger
-    assert content["git_commit"] is None or len(content["git_commit"].removesuffix("-dirty")) == 40
+    assert set(store.HOW) < content.keys() and content["git_commit"] == store.git_commit()
+
+
+def test_the_commit_is_that_of_this_repository(monkeypatch):
+    in_git = (files.ROOT / ".git").exists() and shutil.which("git")  # an archive of the sources has no commit
+    assert bool(re.fullmatch("[0-9a-f]{40}(-dirty)?", store.git_commit() or "")) == bool(in_git)
+    monkeypatch.setattr(files, "ROOT", files.ROOT / "plg_utils")  # an installed copy inside another repository
+    assert store.git_commit() is None
+
+
+def test_a_repeat_that_makes_nothing_leaves_how_it_was_made(tmp_path, monkeypatch, capsys):
+    """Commit and packages are those of the call that wrote files; which images there are is said anew."""
+
+    def at(commit, **options):
+        monkeypatch.setattr(store, "git_commit", lambda: commit * 40)
+        monkeypatch.setattr(store, "package_versions", lambda: {"torch": commit})
+        store._said.clear()
+        done = work(tmp_path, **options)
+        content = manifest(tmp_path)
+        assert content["packages"] == {"torch": content["git_commit"][0]}
+        return done, content["git_commit"][0], capsys.readouterr().err.count("holds results of commit")
+
+    smaller = replace(data_of(), unlabelled=())
+    assert at("a") == (IDS, "a", 0)
+    assert at("b", dataset=smaller) == ([], "a", 1)
+    assert manifest(tmp_path)["split_sha256"] == store.split_sha256(smaller)
+    assert at("b") == ([], "a", 1)  # still true, so it is said again
+    (tmp_path / "b.json").unlink()
+    assert at("b") == (["b"], "b", 1)
+    assert at("c", contents={"a": "edited"}) == (["a"], "c", 1)
+    (tmp_path / "manifest.json").unlink()
+    assert at("d") == (IDS, "d", 0)
+    (tmp_path / "b.json").unlink()
+    todo_of(opened(tmp_path))  # and stopped
+    assert at("e") == (["b"], "e", 1)
+
+
+def test_a_repeat_keeps_the_memory_that_the_work_took(tmp_path, monkeypatch):
+    for peak in (70.0, None, 50.0):
+        monkeypatch.setattr(devices, "peak_cuda_memory_mb", lambda peak=peak: peak)
+        work(tmp_path)
+        assert manifest(tmp_path)["peak_cuda_memory_mb"] == 70
+
+
+def test_a_network_that_is_trained_again_says_how(tmp_path, monkeypatch):
+    def train(commit):
+        monkeypatch.setattr(store, "git_commit", lambda: commit)
+        stage, network = opened(tmp_path), tmp_path / "network.safetensors"
+        stage.register([network.name])
+        assert (manifest(tmp_path)["state"] == "running") == (not network.exists())
+        network.write_bytes(b"weights")
+        stage.finish().finish()
+        return manifest(tmp_path)["git_commit"]
+
+    assert (train("a"), train("b")) == ("a", "a")
+    (tmp_path / "network.safetensors").unlink()
+    assert (train("b"), train("c")) == ("b", "b")
 
 
 SWITCH = """
