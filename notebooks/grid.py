@@ -220,7 +220,7 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
     """What remains of a finished point: parameters, rows, and from the stages' manifests how they were made."""
     summary = files.read_json(folder / "summary.json")
     manifests = summary.get("manifest") or {}
-    # The manifest of a shared stage is of the point that wrote it last, and its seconds are those of all.
+    # Commit and packages of a shared stage are those of the point that made files last; its seconds are those of all.
     own = {name: stage for name, stage in manifests.items() if name not in grid.writers}
 
     def stated(key: str, stages: dict) -> Any:
