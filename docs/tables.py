@@ -21,8 +21,10 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 SUPERVISED, UNIMATCH = "supervised only", "UniMatch, no zero-shot labels"
-LONG, PAPER, PLAIN = "raw zero-shot labels, twice the steps", "paper A", "paper A, plain reading"
+LONG, PAPER, PLAIN = "raw zero-shot labels, twice the steps", "paper A with SEPL (ours)", "paper A, plain reading"
 RAW, SOFT, SHARP = "zero-shot labels", "enhanced labels, the network's borders", "enhanced labels, SAM's borders"
+UNIMATCH_LONG = "UniMatch, no zero-shot labels, twice the steps"
+ALONE = ["zero-shot labels, no network", "few-shot labels, no network"]  # of the val images
 MIOU = "mean IoU (%)"
 CAMVID = {"camvid_table": "2,000 steps", "camvid_warm_up": "of them 1,250 a warm-up"}  # grids, as columns
 WORDS = ("six_templates", "bare", "no_background_words")  # class files of ablation_words
@@ -48,6 +50,8 @@ RUNS = {
         "chosen_words": "[notebook 07](../notebooks/07_prompt_lab.ipynb), when it has run",
         "spoiled_names": "[labels that harm](../docs/results.md#labels-that-harm)",
         "late_stage": "[labels that harm](../docs/results.md#labels-that-harm)",
+        "baselines*": "[the demo, explained](../docs/results.md#the-demo-explained)",
+        "targets": "[decisions](../docs/decisions.md#where-the-training-gives-no-detail)",
         "best*": "[the best of the house](../docs/results.md#the-best-of-the-house)",
         "labeller_networks": "[networks](../docs/results.md#networks-trained-on-each-labellers-labels)",
         "review": "[correcting labels](../docs/review.md), [notebook](review/review.ipynb)",
@@ -104,19 +108,21 @@ def demo() -> str:
 
 
 def seeds() -> str:
-    """The demo with three seeds: mean, spread and each of them."""
+    """The demo with three seeds, and what there is to beat: mean, spread and each of them."""
+    found = pd.concat([rows("demo_seeds"), rows("baselines").query("split == 'val'")])
+    order = [RAW, SOFT, SHARP, *ALONE, SUPERVISED, UNIMATCH, UNIMATCH_LONG, LONG, PLAIN, PAPER]
     lines = []
-    for (stage, name), of in rows("demo_seeds").groupby(["stage", "name"], sort=False):
-        each = [f"{100 * miou:.1f}" for miou in of.sort_values("seed").miou]
-        lines.append([name, "unlabelled" if stage != "segmenter" else "val", percent(of.miou), *each])
+    for name in order:
+        of = found[found.name == name].sort_values("seed")
+        lines.append([name, of.split.iloc[0], percent(of.miou), *(f"{100 * miou:.1f}" for miou in of.miou)])
     return markdown(["what", "counted on", MIOU, "seed 0", "1", "2"], lines)
 
 
 def ladder(*grids: str) -> str:
     """Every method with twelve labelled scenes: label maps, then networks, each from worst to best."""
-    order = ["zero_shot", "enhanced", "segmenter"]
-    groups = [(of.iloc[0], of.miou) for _, of in once(rows(*grids)).query("labelled == 12").groupby("name")]
-    groups.sort(key=lambda group: (order.index(group[0].stage), group[1].mean()))
+    found = pd.concat([once(rows(*grids)).query("labelled == 12"), rows("baselines_long").query("split == 'val'")])
+    groups = [(of.iloc[0], of.miou) for _, of in found.groupby("name")]
+    groups.sort(key=lambda group: (group[0].split == "val", group[0].stage == "enhanced", group[1].mean()))
     lines = [[first["name"], f"{first.images} {first.split} images", percent(miou)] for first, miou in groups]
     return markdown(["what", "counted on", MIOU], lines)
 
@@ -132,6 +138,7 @@ def labellers() -> str:
     """Quality of the labels of each labeller."""
     found, columns = rows("compare_labellers_seeds"), ("miou", "precision", "recall", "boundary_f")
     groups = dict(list(found.groupby(["method", found.options.str.get("cam").fillna("")])))
+    # Each has a threshold, which the label maps of the labelled scenes choose.
     ways = {
         ("segment_match", ""): ("A: SAM's masks, named by CLIP", "nothing"),
         ("cam", "classifier"): ("CAM, classifier", "tags"),
@@ -150,7 +157,7 @@ def trust() -> str:
     found, signals = rows("compare_labellers_seeds"), ("agreement", "mask stability", "CLIP margin", "all three")
     of = {method: found.trust[found.method == method].str for method in ("segment_match", "ensemble")}
     lines = [[signal, *(percent(of[method].get(signal), 2, 1) for method in of)] for signal in signals]
-    return markdown(["signal", "labels of A", "vote"], lines)
+    return markdown(["signal", "A: SAM + CLIP", "vote"], lines)
 
 
 def few_shot() -> str:
@@ -200,7 +207,7 @@ def spoiled() -> str:
         lines.append([title, *(percent(of.miou[of.spoiled == share]) for share in shares)])
     for name in (SUPERVISED, UNIMATCH):  # which no name reaches
         lines.append([name, *[plain[name,]] * len(shares)])
-    return markdown(["network, 100 val images", *(f"{share:.0%} of the names wrong" for share in shares)], lines)
+    return markdown(["network, 100 val images", *(f"{share:.0%} of the names replaced" for share in shares)], lines)
 
 
 def late_stage() -> str:
@@ -218,7 +225,7 @@ def late_stage() -> str:
             gain = 100 * (miou - usual.loc[*which, share])
             line += [percent(miou), f"{gain.min():+.1f} to {gain.max():+.1f}"]
         lines.append(line)
-    heads = [head for share in ("0%", "50%") for head in (f"{share} of the names wrong", "gain, in three draws")]
+    heads = [head for share in ("0%", "50%") for head in (f"{share} of the names replaced", "gain, in three draws")]
     return markdown(["network, 100 val images", *heads], lines)
 
 
@@ -228,20 +235,21 @@ def best() -> str:
     filtered = rows("best_alone").query("labeller == 'filtered'")
     sam, used = "with SAM", "SAM's borders in use"
     ways = {
-        f"paper A, {used}": (words, f"paper A, {sam}"),
+        f"paper A, {used}": (words, f"{PAPER}, {sam}"),
         f"raw zero-shot labels, one network for the steps of two, {used}": (words, f"{LONG}, {sam}"),
         f"few-shot names, one network for the steps of two, {used}": (found, f"{LONG}, {sam}"),
-        f"few-shot names, paper A, {used}": (found, f"paper A, {sam}"),
-        "few-shot names, paper A": (found, "paper A"),
-        "the same with the network's borders in the labels": (found, "paper A, the network's borders"),
+        f"few-shot names, paper A, {used}": (found, f"{PAPER}, {sam}"),
+        "few-shot names, paper A": (found, PAPER),
+        "the same with the network's borders in the labels": (found, "paper A, second network goes on"),
         "few-shot names, one network for the steps of two": (found, LONG),
         f"the vote, one network for the steps of two, {used}": (vote, f"{LONG}, {sam}"),
-        f"paper A with the vote, {used}": (vote, f"paper A, {sam}"),
-        "paper A with the vote": (vote, "paper A"),
-        "few-shot names through the filter, paper A": (filtered, "paper A"),
-        "paper A as it is": (plain, "paper A"),
+        f"paper A with the vote, {used}": (vote, f"{PAPER}, {sam}"),
+        "paper A with the vote": (vote, PAPER),
+        "few-shot names through the filter, paper A": (filtered, PAPER),
+        "paper A as it is": (plain, PAPER),
+        **{name: (rows("baselines"), name) for name in ALONE},
     }
-    base = plain[plain.name == "paper A"].set_index("seed").miou
+    base = plain[plain.name == PAPER].set_index("seed").miou
     lines = []
     for title, (of, name) in ways.items():
         found = of[of.name == name].set_index("seed").miou.sort_index()
@@ -349,6 +357,17 @@ def training() -> str:
     return markdown(["decision", "choices", MIOU], lines)
 
 
+def targets() -> str:
+    """What the refined network's own predictions are worth as targets, in three seeds."""
+    found, lines = rows("targets").query("stage == 'enhanced'"), []
+    for name in (SOFT, SHARP):
+        of = found[found.name == name].set_index(["refine_target", "seed"]).miou.sort_index()
+        own, none = of["fusion"], of["zero_shot"]
+        lines.append([name, percent(own), percent(none), *(f"{100 * gain:+.1f}" for gain in own - none)])
+    taken = ["from 0.8 on the network's, else the zero-shot label", "the zero-shot label"]
+    return markdown(["target of the refinement", *taken, "gain, seed 0", "1", "2"], lines)
+
+
 def trials() -> str:
     """Lengths of the demo's schedule that were tried, each with two seeds."""
     lines = []
@@ -394,7 +413,7 @@ def bench() -> str:
     lines = []
     for name, title in names.items():
         of = read(f"bench/{name}.json")
-        seconds = [f"{of[side]:.2g}" for side in ("ours_s", "original_s")]
+        seconds = [f"{of[side]:.2g}" if of[side] < 10 else f"{of[side]:.0f}" for side in ("ours_s", "original_s")]
         lines.append([title, *seconds, f"{of['ratio']:.1f}", f"{of['best_ratio']:.1f}"])
     return markdown(["what", "ours (s)", "original (s)", "ratio of medians", "of the fastest turns"], lines)
 
@@ -549,6 +568,12 @@ def numbers() -> dict[str, str]:
     found |= {"demo_raw": f"{100 * raw['miou']:.1f}", "demo_missed": f"{100 * raw['miou_uncovered_missed']:.1f}"}
     found["demo_uncovered"] = f"{1 / (1 - raw['coverage']):.0f}"
 
+    alone = rows("baselines").groupby("name").miou.mean()
+    for key, name in (("words", ALONE[0]), ("examples", ALONE[1]), ("unimatch_twice", UNIMATCH_LONG)):
+        found[f"alone_{key}"] = f"{100 * alone[name]:.1f}"
+    long = rows("baselines_long").groupby("name").miou.mean()
+    found |= {"long_words": f"{100 * long[ALONE[0]]:.1f}", "long_examples": f"{100 * long[ALONE[1]]:.1f}"}
+
     every = once(rows("storybook_table", "storybook_labelled"))
     mean = 100 * every.groupby(["labelled", "name"]).miou.mean()
     for count in (12, 24, 48):
@@ -559,16 +584,19 @@ def numbers() -> dict[str, str]:
         pairs = {"unimatch": (UNIMATCH, SUPERVISED), "paper_unimatch": (PAPER, UNIMATCH), "paper_long": (PAPER, LONG)}
         found |= {f"{key}_{count}": f"{of[a] - of[b]:.1f}" for key, (a, b) in pairs.items()}
     found["long_plain"] = f"{mean[12, LONG] - mean[12, PLAIN]:.1f}"
-    alone = 100 * rows("storybook_more").groupby("name").miou.mean()
+    single = 100 * rows("storybook_more").groupby("name").miou.mean()
     longer = 100 * rows("storybook_converged").groupby("name").miou.mean()
     found |= {"converged_paper": f"{longer[PAPER]:.1f}", "converged_long": f"{longer[LONG]:.1f}"}
     found["converged_sharp"] = f"{100 * (longer[SHARP] - longer[RAW]) / (100 - longer[RAW]):.0f}"
     found["converged_more"] = f"{longer[PAPER] - mean[12, PAPER]:.1f}"
-    for key, name in (("borders", "paper A, second network fresh"), ("start", "paper A, the network's borders")):
-        found[f"change_{key}"] = f"{alone[name] - mean[12, PLAIN]:.1f}"
+    for key, name in (
+        ("borders", "paper A with SEPL, second network fresh"),
+        ("start", "paper A, second network goes on"),
+    ):
+        found[f"change_{key}"] = f"{single[name] - mean[12, PLAIN]:.1f}"
 
     used = rows("best").query("split == 'val'").set_index("name")
-    for key, name in (("sharpen", "paper A, with SAM"), ("network", PAPER)):
+    for key, name in (("sharpen", f"{PAPER}, with SAM"), ("network", PAPER)):
         found[f"{key}_seconds"] = f"{(used.loc[name].seconds / used.loc[name].images).median():.2f}"
 
     again, masks = read("bench/labels_again.json"), read("bench/masks_full_miniature_sam_8.json")
@@ -644,6 +672,7 @@ def blocks() -> dict[str, Callable[[], str]]:
             late_stage,
             best,
             training,
+            targets,
             trials,
             miniatures,
             bench,

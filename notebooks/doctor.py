@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import grid
 import run
 
 from plg_utils import files
@@ -19,10 +20,15 @@ NOTEBOOK = run.NOTEBOOKS / "09_doctor.ipynb"
 
 
 def examined(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """What is examined of a run: `parameters`, `presets` (name: parameters), `axes` and `shared`; of a grid point 1."""
+    """What is examined of a run: `parameters`, `presets` (name: parameters), `axes`; of a grid point 1.
+
+    `shared`: stages that points of the grid share, and how many folders each has for all of them.
+    """
     recipe = run.read(name)
     recipe = replace(recipe, known=recipe.known | {NOTEBOOK: run.defaults(NOTEBOOK)})  # so that -p hours is checked too
     axes = {axis: values for axis, values in recipe.axes.items() if axis not in changes}
+    points = run.grid_of(recipe, axes, changes, run.PUBLISHED, run.PUBLISHED)
+    folders = {stage: {grid.shared_folder(stage, point) for point in points.points} for stage in points.writers}
     changes = {axis: values[0] for axis, values in axes.items()} | changes
 
     def parameters(more: dict[str, Any]) -> dict[str, Any]:
@@ -32,8 +38,9 @@ def examined(name: str, changes: dict[str, Any]) -> dict[str, Any]:
                 found |= run.defaults(step.notebook) | step.parameters
         return found
 
+    shared = {stage: len(different) for stage, different in folders.items()}
     presets = {preset: parameters({"preset": preset}) for preset in run.presets()}
-    return {"parameters": parameters({}), "presets": presets, "axes": axes, "shared": recipe.shared}
+    return {"parameters": parameters({}), "presets": presets, "axes": axes, "shared": shared}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
@@ -50,6 +50,8 @@ MADE_BY = {  # folder that can be shared: the functions of plg_utils/stages.py t
     "labels_boxes": ("boxes",),
 }
 NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")  # where and how, not what
+ROOTS = {"voc": "VOC2012", "folder": "photos"}  # in the data folder; other data sets have a folder of their name
+REFUSED = (OSError, ValueError, TypeError, KeyError)  # what `datasets.load` raises
 LONGEST = 150  # letters of a point's name; file systems take 255 bytes, some of which `files.atomic` needs
 ONE_ROW = ("stage", "method", "labels", "labelled", "split", "split_name", "seed", "checkpoint", "options")
 
@@ -149,27 +151,34 @@ def differences(path: Path, point: Point) -> str:
 
 
 def inputs_sha256(point: Point) -> str | None:
-    """Digest of the files that a point is made from: photos, label maps, classes, weights; None if they are not here.
+    """Digest of the files that a point is made from: photos, label maps, classes, weights.
 
-    The numbers of a drawn world follow from the parameters.
+    None if they are not here: the root of the data set is not on this machine, or no notebook of the run has one. If
+    the root is there and the data set is refused, this raises what `datasets.load` raises. The numbers of a drawn world
+    follow from the parameters.
     """
     from plg_utils import class_files, contents, datasets, store  # torch takes seconds to import
 
     known = point.identity["parameters"]
+    if not {"dataset", "dataset_options", "labelled", "seed"} <= known.keys():
+        return None
+    given = {name: known[name] for name in ("labelled", "seed")} | known["dataset_options"]
+    root = Path(given.get("root") or files.data_root() / ROOTS.get(known["dataset"], known["dataset"])).expanduser()
+    opened = ("labelled", "unlabelled", *known.get("evaluated", ["val"]))
     try:
-        given = {name: known[name] for name in ("labelled", "seed")} | known["dataset_options"]
-        opened = ("labelled", "unlabelled", *known.get("evaluated", ["val"]))
         with warnings.catch_warnings(action="ignore"):  # the notebooks say them
             data = datasets.load(known["dataset"], **given, truth_of=opened)
-        images = [(split, sample) for split in SPLITS for sample in getattr(data, split)]
-        rows = [
-            [split, each.id, each.read_content and each.content, each.read_truth_content and each.truth_content]
-            for split, each in images
-        ]
-        weights = [contents.sha256(path) for path in own_weights(known)]
-        contents.save()
-    except (OSError, ValueError, TypeError, KeyError):  # not on this machine, or no notebook of the run has a data set
+    except REFUSED:
+        if root.exists():
+            raise
         return None
+    images = [(split, sample) for split in SPLITS for sample in getattr(data, split)]
+    rows = [
+        [split, each.id, each.read_content and each.content, each.read_truth_content and each.truth_content]
+        for split, each in images
+    ]
+    weights = [contents.sha256(path) for path in own_weights(known)]
+    contents.save()
     return store.digest([class_files.sha256(data.classes), rows, weights])
 
 
@@ -181,6 +190,15 @@ def own_weights(options: dict[str, Any]) -> list[str]:
     return below + [str(path) for each in own for path in sorted([each, *each.glob("*")]) if path.is_file()]
 
 
+def changed_inputs(point: Point, then: str) -> str:
+    """Why the files of a point are not those that it was made from, by `inputs_sha256` then; "" if they are."""
+    try:
+        same_files = inputs_sha256(point) in (then, None)
+    except REFUSED as error:
+        return f"its data set is refused now: {' '.join(str(error).split())[:300]}"
+    return "" if same_files else "photos, label maps, classes or weights have changed since"
+
+
 def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
     """The json of a finished point and its path; or None and why a json that is there does not count."""
     reasons = []
@@ -190,8 +208,8 @@ def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
                 content = files.read_json(path)
                 then = (content.get("made") or {}).get("inputs_sha256")
                 other = "" if isinstance(content.get("rows"), list) else "it holds no rows"
-                if not other and then and inputs_sha256(point) not in (then, None):
-                    other = "photos, label maps, classes or weights have changed since"
+                if not other and then:
+                    other = changed_inputs(point, then)
                 if not other:
                     return content, str(path)
             reasons.append(f"{path} was made otherwise ({other})")
@@ -202,7 +220,7 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
     """What remains of a finished point: parameters, rows, and from the stages' manifests how they were made."""
     summary = files.read_json(folder / "summary.json")
     manifests = summary.get("manifest") or {}
-    # The manifest of a shared stage is of the point that wrote it last, and its seconds are those of all.
+    # Commit and packages of a shared stage are those of the point that made files last; its seconds are those of all.
     own = {name: stage for name, stage in manifests.items() if name not in grid.writers}
 
     def stated(key: str, stages: dict) -> Any:
@@ -212,7 +230,9 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 
     made = {key: stated(key, manifests) for key in ("git_commit", "device", "threads", "classes_sha256", "packages")}
     made |= {"split_sha256": stated("split_sha256", own), "stages": {}, "checkpoints": {}}
-    made |= {"wall_seconds": 0, "shared_wall_seconds": 0, "inputs_sha256": inputs_sha256(point)}
+    made |= {"wall_seconds": 0, "shared_wall_seconds": 0, "inputs_sha256": None}
+    with suppress(*REFUSED):  # its stages have read them; if they went away since, the point is done all the same
+        made["inputs_sha256"] = inputs_sha256(point)
     for name, stage in manifests.items():
         kept = {key: stage.get(key) for key in ("fingerprint", "wall_seconds")}
         made["stages"][name] = kept | {"shared": name not in own}
@@ -291,7 +311,11 @@ def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool]) -> bo
     The folder is gone on with if an interrupted session of the same point left it.
     """
     folder = grid.folder / "points" / point.name
-    if folder.exists() and (other := differences(folder / "run.json", point)):
+    linked = [stage for stage in MADE_BY if (folder / stage).is_symlink()]
+    other = differences(folder / "run.json", point) if folder.exists() else ""
+    if folder.exists() and not other and {*linked} != {*grid.writers}:  # one folder cannot be both
+        other = f"shared: [{', '.join(linked)}], now [{', '.join(grid.writers)}]"
+    if other:
         print(f"{point.name}: starts again, {other}", flush=True)
         shutil.rmtree(folder)
     files.write_json(folder / "run.json", point.identity)
@@ -370,7 +394,8 @@ def table(content: dict, against: str | None = None) -> str:
     found = tables.grouped(row | {"run": content["run"]} for row in rows)
     frame = pd.DataFrame([row | what._asdict() for what, own in found.items() for row in own])
     if against and rows:
-        common = ["stage", "labelled", "split", "checkpoint", "seed", *(name for name in axes if name != "methods")]
+        common = ["stage", "labelled", "split_name", "split", "checkpoint", "seed"]
+        common += [name for name in axes if name != "methods"]
         frame["pair"] = [json.dumps([row.get(name) for name in common]) for row in frame.to_dict("records")]
         plain = frame[~frame.options.astype(bool)]
         choices.one_of(against, plain.method.unique().tolist(), "row of the method")
@@ -386,7 +411,10 @@ def table(content: dict, against: str | None = None) -> str:
         seeds = "  ".join(f"{seed}: {100 * gain:+.1f}" for seed, gain in zip(own.seed, own.miou, strict=True))
         line = dict(zip(tables.What._fields, what, strict=True)) | {"n": len(own), title: text}
         lines.append(line | ({"each seed": seeds} if against else {}))
-    return pd.DataFrame(lines, dtype=object).to_string(index=False) if lines else "no rows to compare"
+    shown = pd.DataFrame(lines, dtype=object)
+    if lines and shown.split_name.isna().all():
+        shown = shown.drop(columns="split_name")
+    return shown.to_string(index=False) if lines else "no rows to compare"
 
 
 # The command line's part

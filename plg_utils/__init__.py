@@ -12,7 +12,7 @@ Ground: what every part uses.
     files         paths, and reading and writing files whole or not at all
     choices       names that a user chooses from
     class_files   the YAML files that name the classes
-    contents      SHA-256 of photos and label maps, counted once
+    contents      SHA-256 of photos, label maps and weights, counted once
     checkpoints   from the name of a network's weights to a verified file
     distributed   one run in several processes
     devices       device, number format, threads, determinism

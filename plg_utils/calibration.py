@@ -54,7 +54,9 @@ def learn(
 ) -> Filter:
     """Learn from labelled images which names to believe; no other truth is read.
 
-    named: classes (N,) and scores (N,) of the segments of each labelled image, as they were without its truth
+    named: classes (N,) and scores (N,) of the segments of each labelled image. Names that were given without its truth,
+        as the few-shot names are, look as good here as on an unlabelled image. The zero-shot names may look a little
+        better: the same labelled images have chosen their threshold
     others: embeddings (N, D) of further images, see `few_shot.opinions`
     promise: precision and confidence of `calibrate`
     """
@@ -172,8 +174,11 @@ def _threshold(likely: np.ndarray, right: np.ndarray, precision: float, confiden
 
 
 def tail(count: int, hits: int, share: float) -> float:
-    """Probability of at least this many hits in `count` draws that hit with probability `share`."""
-    return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(hits, count + 1))
+    """Probability of at least this many hits in `count` draws that hit with probability `share`, between 0 and 1."""
+    yes, no, everything = math.log(share), math.log1p(-share), math.lgamma(count + 1)
+    # Logarithms, because a binomial coefficient of more than about a thousand draws is no float.
+    ways = (everything - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(hits, count + 1))
+    return math.fsum(math.exp(way + k * yes + (count - k) * no) for k, way in enumerate(ways, hits))
 
 
 def _logistic(inputs: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from urllib.parse import urljoin
 
 from tqdm import tqdm
 
-from plg_utils import files
+from plg_utils import contents, files
 from plg_utils.choices import one_of
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
         sums = MINIATURE / "SHA256SUMS"
         lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
         wanted = {file: sha256 for sha256, file in map(str.split, lines)}.get(path.name)
-    sha256 = files.sha256(path)
+    sha256 = contents.sha256(path)  # read unless it was, and has not changed since
     if sha256 != wanted:
         raise ValueError(f"{path} is damaged or another file: its SHA-256 is {sha256}, not {wanted}; {remedy}")
     return path
@@ -274,7 +274,7 @@ def locate_weights(name: str | Path) -> Path:
 def sha256_of(name: str | Path) -> str:
     """SHA-256 of a checkpoint's weights, by name or path: what a manifest records."""
     checkpoint = known(name)
-    return (checkpoint and checkpoint.sha256) or files.sha256(locate_weights(name))
+    return (checkpoint and checkpoint.sha256) or contents.sha256(locate_weights(name))
 
 
 def freeze() -> None:
@@ -346,7 +346,7 @@ def _repository(checkpoint: Checkpoint) -> Path:
     for name in checkpoint.files:
         if name in missing:
             _fetch_from_hub(checkpoint, name, place, note, record)
-        sha256 = files.sha256(place / name)
+        sha256 = (files if name in missing else contents).sha256(place / name)
         if name not in record["sha256"]:
             record["sha256"][name] = sha256
             files.write_json(note, record)
@@ -467,8 +467,9 @@ def unwrap(
         state = fitting[0][1]
         for name, weight in state.items():
             is_float = getattr(weight, "is_floating_point", bool)()
-            if weight.isnan().any() if is_float else name in wanted:
-                raise ValueError(f"{path}: {name} holds nan or integers: give one from before training went wrong")
+            if not weight.isfinite().all() if is_float else name in wanted:
+                problem = f"{path}: {name} holds nan, infinity or integers"
+                raise ValueError(f"{problem}: give one from before training went wrong")
         return state
     if fitting:
         places = ", ".join(place for place, _ in fitting)

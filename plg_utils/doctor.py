@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
-from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -105,8 +104,9 @@ def device(parameters: Parameters) -> list[Finding]:
     on_cpu, threads = chip.type == "cpu", torch.get_num_threads()
     have, unit = (cores, "cores") if on_cpu else (torch.cuda.device_count(), "GPUs")
     processes, batch = parameters.get("processes", 1), parameters.get("batch_size", 0)
-    networks = str([parameters.get("mask_options"), parameters.get("segmenter_options", "miniature")])
-    small = "sam_vit" not in networks and "miniature" in networks
+    sam = stages.checkpoint_of(_module(parameters, "mask_options").build, parameters.get("mask_options", {}))
+    encoder = parameters.get("segmenter_options", {}).get("encoder", "miniature")
+    small = sam in (None, "miniature_sam") and encoder == "miniature"
     waiting = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
     checks = [  # what is wrong if the first is true
         (on_cpu and name == "auto" and shutil.which("nvidia-smi"), "stop", "device",
@@ -123,6 +123,9 @@ def device(parameters: Parameters) -> list[Finding]:
         (processes > 1 and batch % (2 * processes), "stop", "processes",
          f"batch_size {batch} cannot be shared by {processes} processes, which need two images each",
          f"-p batch_size {math.ceil(batch / 2 / processes) * 2 * processes}"),
+        (chip.type == "cuda" and parameters.get("workers") == 0, "warning", "workers",
+         "workers is 0: the GPU waits while one core draws the views of a step, 0.17 s for a batch of 8 at 321 pixels",
+         f"-p workers {min(8, cores)}"),
         (waiting > cores, "warning", "load", f"{waiting} processes share {cores} cores: the times below are too long",
          "wait until the other work is done, and ask again"),
     ]  # fmt: skip
@@ -255,17 +258,12 @@ def _spaced(samples: Sequence, count: int) -> tuple:
 # Costs
 
 
-def repeats(axes: Mapping[str, Sequence], shared: Sequence[str] | None) -> dict[str, int]:
-    """How often a grid does a stage: "all" its points; "masks" and "segments" once for points that share them.
+def repeats(axes: Mapping[str, Sequence], shared: Mapping[str, int]) -> dict[str, int]:
+    """How often a grid does a stage: "all" its points, and a stage that points share once for each of its folders.
 
-    axes: of the grid; shared: stages that points share, None for the usual ones
+    axes: of the grid; shared: stage -> number of its folders, as notebooks/doctor.py counts them
     """
-    counts, reaching = {"all": math.prod(map(len, axes.values()))}, {"dataset", "dataset_options", "preset"}
-    for stage in ("masks", "segments"):
-        reaching |= signature(stages.STAGES[stage]).parameters.keys()
-        if shared is None or stage in shared:
-            counts[stage] = math.prod(len(values) for name, values in axes.items() if name in reaching)
-    return counts
+    return {"all": math.prod(map(len, axes.values())), **shared}
 
 
 def measure(

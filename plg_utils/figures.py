@@ -284,12 +284,10 @@ def nearest_words(
     cosines: (N, K') of segments and words, pictures: N of (H, W, 3) uint8, words: K', of_background: K'
     """
     behind = np.array(of_background, dtype=bool)
-    groups = [("things", ~behind, 3), ("background", behind, 1)]
-    columns = [
-        (f"{title}{f' {k + 1}' * (most > 1)}", own, k)
-        for title, own, most in groups
-        for k in range(min(most, own.sum()))
-    ]
+    columns = list(
+        zip(("nearest thing", "second", "third"), [~behind] * 3, range(min(3, (~behind).sum())), strict=False)
+    )
+    columns += [("nearest of background", behind, 0)] if behind.any() else []
     figure, axis = plt.subplots(figsize=(0.7 + 1.5 * len(columns), 0.3 + 0.6 * len(pictures)))
     axis.set(xlim=(-0.45, len(columns)), ylim=(len(pictures), 0), yticks=[])
     for row, (of_segment, picture) in enumerate(zip(cosines, pictures, strict=True)):
@@ -471,7 +469,7 @@ def curves(
     for k, (style, measured) in enumerate(zip(styles, series.values(), strict=True)):
         seeds = {key: summarise(100 * np.asarray(measured[key])) for key in amounts if key in measured}
         mean, spread = [each.mean for each in seeds.values()], [each.std for each in seeds.values()]
-        x = [places[key] + 0.03 * (k - (len(series) - 1) / 2) for key in seeds]  # side by side
+        x = [places[key] + 0.012 * (k - (len(series) - 1) / 2) for key in seeds]  # side by side
         axis.errorbar(x, mean, spread, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2)
         axis.plot(x, mean, **style, markeredgecolor=INK, markeredgewidth=0.5, path_effects=OUTLINE)
     axis.set_xticks(list(places.values()), map(str, amounts))

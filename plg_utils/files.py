@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]  # notebooks run in different folders, so no path is relative to one
-ORIENTATION = 0x0112  # tag of EXIF
+ORIENTATION, QUARTER = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values for photos that lie on their side
 # Formats of photos, whatever their names end in. PIL knows more, and runs another program (Ghostscript) for one.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 HEIC = (".heic", ".heif", ".hif")  # suffixes of what phones write
@@ -208,10 +208,20 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
             upright, remark = _on_white(upright)
             remarks += remark
         pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-        deep = ";16" in coding or image.format == "JPEG2000"  # of 16-bit colours Pillow reads the upper 8 bits
-        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:
+        deep = ";16" in coding or (image.format == "JPEG2000" and _is_deep(path))
+        if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:  # Pillow reads the upper 8 bits of 16
             raise ValueError(f"16-bit colours that use 14 bits or fewer{f'; {CHOOSE}' * (image.format == 'TIFF')}")
     return pixels, "; ".join(remarks)
+
+
+def _is_deep(path: str | Path) -> bool:
+    """Whether a JPEG 2000 has values of over 8 bits; its header has the bits, of which the first is for signed values.
+
+    A file has a box called ihdr, and a stream without file around it the mark SIZ.
+    """
+    with open(path, "rb") as file:
+        found = re.search(rb"ihdr.{10}(.)|\xff\x4f\xff\x51.{38}(.)", file.read(4096), re.DOTALL)
+    return found is None or (found[1] or found[2])[0] & 127 > 7  # bits - 1; 255 where they differ
 
 
 def _check_values(image: Image.Image, coding: str) -> None:
@@ -238,7 +248,12 @@ def _read_bands(path: str | Path, bands: Sequence[int]) -> tuple[np.ndarray, str
     """Read these bands of a photo, see `read_photo`; values of over 8 bits are scaled by those in use."""
     with reading(path, *PHOTO), _ONE:
         if _is_tiff(path):
-            values, turned, nothing = _tiff(path)  # (H, W, all bands)
+            with _tiff(path) as (pixels, size, tags):
+                values = np.moveaxis(pixels.asarray(), [pixels.axes.index("Y"), pixels.axes.index("X")], [0, 1])
+                turned = tags.valueof(ORIENTATION, 1)
+                nothing = float(str(tags.valueof(42113, "nan")).strip("\0 "))  # GDAL's text for no data
+            values = values.reshape(*size, -1)  # (H, W, all bands)
+            values = values.astype(np.uint8) * 255 if values.dtype == bool else values
         else:
             with Image.open(path, formats=FORMATS) as image:
                 turned, nothing = image.getexif().get(ORIENTATION, 1), None
@@ -259,23 +274,21 @@ def _is_tiff(path: str | Path) -> bool:
         return file.read(4) in TIFF
 
 
-def _tiff(path: str | Path) -> tuple[np.ndarray, int, float]:
-    """All bands (H, W, C) of a TIFF, its orientation, and the value that stands for no data, nan if it names none."""
+@contextmanager
+def _tiff(path: str | Path) -> Iterator[tuple[Any, tuple[int, int], Any]]:
+    """Open a TIFF: give tifffile's series of its pixels, which are not read yet, their size (H, W), and the tags."""
     try:
         import tifffile
     except ImportError as error:
         raise ValueError('bands of a TIFF are read after pip install "plg-utils[bands]"') from error
     with tifffile.TiffFile(path) as file:
-        first, tags = file.series[0], file.pages[0].tags
+        first = file.series[0]
         sizes = dict(zip(first.axes, first.shape, strict=True))
         if sum(size > 1 for axis, size in sizes.items() if axis not in "YX") > 1 or not {"Y", "X"} <= sizes.keys():
             raise ValueError(f"{sizes} pixels, and not height, width and bands")
         if sizes["Y"] * sizes["X"] > 2 * Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{sizes['X']} x {sizes['Y']} pixels")
-        values = np.moveaxis(first.asarray(), [first.axes.index("Y"), first.axes.index("X")], [0, 1])
-        values = values.reshape(sizes["Y"], sizes["X"], -1)
-        values = values.astype(np.uint8) * 255 if values.dtype == bool else values
-        return values, tags.valueof(ORIENTATION, 1), float(str(tags.valueof(42113, "nan")).strip("\0 "))  # GDAL's text
+        yield first, (sizes["Y"], sizes["X"]), file.pages[0].tags
 
 
 def _turn(image: Image.Image) -> AbstractContextManager:
@@ -308,12 +321,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
-                quarter = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+                quarter = image.getexif().get(ORIENTATION) in QUARTER
                 turned = quarter and image.format != "TIFF"  # whose size Pillow has turned already
         except UnidentifiedImageError:
             if not _is_tiff(path):
                 raise
-            (height, width), turned = _tiff(path)[0].shape[:2], False
+            with _tiff(path) as (_, (height, width), tags):
+                turned = tags.valueof(ORIENTATION, 1) in QUARTER
     return (width, height) if turned else (height, width)
 
 

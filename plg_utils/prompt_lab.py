@@ -320,7 +320,7 @@ class Choice:
     classes: Classes  # the run's, with the candidates that were kept
     threshold: float | None  # the best for them on all labelled images; None without a background
     before: float  # mean IoU with the run's words
-    after: float  # with the chosen words, on the images that chose them: too good
+    after: float  # with the chosen words, on the images that chose them: can be too good
     nested: float  # with words that are chosen on the others, as the threshold is; nan for two images
     rows: tuple[dict[str, Any], ...]  # "class", "word", "kept", "effect" and "worst" of each new candidate
 

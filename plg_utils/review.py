@@ -60,9 +60,14 @@ WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in diffe
 
 def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
     """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
-    root = connected(label)
-    for first in np.unique(root[label != _nothing(classes)]):
-        yield int(label.flat[first]), root == first
+    pixels = np.flatnonzero(label != _nothing(classes))
+    firsts = connected(label).ravel()[pixels]  # the first pixel of each one's region
+    order = np.argsort(firsts, kind="stable")  # once: a look at the whole map for each region was 80 times slower
+    begins = np.flatnonzero(np.diff(firsts[order], prepend=-1))
+    for own in np.split(pixels[order], begins[1:]) if pixels.size else ():
+        mask = np.zeros(label.shape, dtype=bool)
+        mask.flat[own] = True
+        yield int(label.flat[own[0]]), mask
 
 
 def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:

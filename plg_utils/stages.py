@@ -124,12 +124,12 @@ METHODS = {
     "paper_a_plain": _A(
         "paper A, plain reading", labels="labels_enhanced", options={"borders": "the network's", "start": "fresh"}
     ),
-    "paper_a_fresh": _A("paper A, second network fresh", labels=SHARPENED, options={"start": "fresh"}),
+    "paper_a_fresh": _A("paper A with SEPL, second network fresh", labels=SHARPENED, options={"start": "fresh"}),
     "paper_a_soft": _A(
-        "paper A, the network's borders", labels="labels_enhanced", start="refined",
+        "paper A, second network goes on", labels="labels_enhanced", start="refined",
         options={"borders": "the network's"},
     ),
-    "paper_a": _A("paper A", labels=SHARPENED, start="refined"),
+    "paper_a": _A("paper A with SEPL (ours)", labels=SHARPENED, start="refined"),
     "full": Method("truth of all images", "supervised", learns_from=("labelled", "unlabelled")),
 }  # fmt: skip
 
@@ -175,15 +175,15 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
         **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in ("few_shot", "filtered")},
-        **{
-            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
-            for name, folder in WITHOUT_NETWORK.items()
-        },
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
         SHARPENED: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
+        **{
+            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
+            for name, folder in WITHOUT_NETWORK.items()
+        },
     }
     own = [path.name.removeprefix("predictions_") for path in sorted(folder.glob("predictions_*"))]
     own = [name for name in own if name not in METHODS and f"predictions_{name}" not in rows]
@@ -947,9 +947,10 @@ def cam_folder(cam_sources: Sequence[str], source: str) -> str:
 def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dict) -> Cams:
     """Label maps by class activation maps: NAME/ID.png. The labelled images choose the background threshold."""
     data, learnt = run.data, source == "classifier"
-    options = {"encoder": encoder_of(run, encoder, encoder_options)}
     if learnt:
         options = {"weights": run.folder / "cam_network" / "network.safetensors", "device": run.chip}
+    else:
+        options = {"encoder": encoder_of(run, encoder, encoder_options)}
     cue, choice = cue_maps.build(source, data.classes, **options), None
     if data.labelled:
         truths = [sample.truth() for sample in data.labelled]

@@ -33,6 +33,7 @@ class What(NamedTuple):
     name: str
     split: str
     labelled: int | str | None  # a number of images, or a part of them such as "1/8"
+    split_name: str | None = None  # of the list that says which images are labelled, the same for all seeds
 
 
 # Reading
@@ -80,8 +81,10 @@ def grouped(rows: Iterable[dict]) -> dict[What, list[dict]]:
         key += [sorted((row.get(more) or {}).items(), key=str) for more in ("options", "iou")]
         if first.setdefault(json.dumps(key), row["run"]) == row["run"]:
             kept.append(row)
-    several = any(len({row["run"] for row in own}) > 1 for own in _by_what(kept).values())
-    parts = ("run",) if several else ()
+    runs = defaultdict(set)
+    for what, own in _by_what(kept).items():
+        runs[what._replace(split_name=None)] |= {row["run"] for row in own}
+    parts = ("run",) if any(len(own) > 1 for own in runs.values()) else ()
     found = {}
     for what, own in _by_what(kept, *parts).items():
         found |= _by_what(own, "options", *parts) if _repeated(own) else {what: own}
@@ -98,7 +101,8 @@ def grouped(rows: Iterable[dict]) -> dict[What, list[dict]]:
 def _by_what(rows: Sequence[dict], *parts: str) -> dict[What, list[dict]]:
     found = defaultdict(list)
     for row in rows:
-        found[What(row["stage"], _name(row, *parts), row["split"], row.get("labelled"))].append(row)
+        where = row["split"], row.get("labelled"), row.get("split_name")
+        found[What(row["stage"], _name(row, *parts), *where)].append(row)
     return found
 
 
@@ -117,7 +121,8 @@ def _name(row: dict, *parts: str) -> str:
 def titles(found: Iterable[What]) -> dict[What, str]:
     """A title for each thing measured, as short as can be: its name, and the split and the rest only if needed."""
     found = list(found)
-    forms = ("{0.name}", "{0.name}, {0.split}", "{0.name}, {0.split}, {0.labelled} labelled", "{0.name}, {0}")
+    forms = ["{0.name}", "{0.name}, {0.split}", "{0.name}, {0.split}, {0.labelled} labelled"]
+    forms += [f"{forms[-1]} (list {{0.split_name}})", "{0.name}, {0}"]
     candidates = ([form.format(what) for what in found] for form in forms)
     return dict(zip(found, next(names for names in candidates if len(set(names)) == len(found)), strict=True))
 
@@ -138,8 +143,12 @@ def iou(rows: Sequence[dict], classes: Sequence[str]) -> np.ndarray:
 
 
 def classes_of(rows: Iterable[dict]) -> list[str]:
-    """Names of the classes, in the order of the file."""
-    return list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
+    """Names of the classes, in the order of the class file where a row lists them in `classes`.
+
+    json files sort the keys of `iou`, so rows without such a list give the alphabet.
+    """
+    rows = list(rows)
+    return list(dict.fromkeys(name for key in ("classes", "iou") for row in rows for name in row.get(key) or ()))
 
 
 # Tables
@@ -149,13 +158,14 @@ def best(found: dict[What, list[dict]]) -> set[What]:
     """What is bold in a table: the best of its column, if its lead is larger than the spread over seeds.
 
     Its mean minus its standard deviation must be above mean plus standard deviation of each rival. Rivals were scored
-    on as many images of the same split, with as many labelled images; the network that learns from the truth of all
-    images does not compete. One seed has no spread, so with a single seed on either side nothing is bold.
+    on as many images of the same split, with as many labelled images from the same list. The network that learns from
+    the truth of all images does not compete. One seed has no spread, so with a single seed on either side nothing is
+    bold.
     """
     fields, bold = defaultdict(dict), set()
     for what, rows in found.items():
         if rows[0].get("method") != CEILING:
-            fields[what.split, what.labelled, rows[0].get("images")][what] = mean_iou(rows)
+            fields[what.split, what.labelled, what.split_name, rows[0].get("images")][what] = mean_iou(rows)
     for rivals in fields.values():
         first, *others = sorted(rivals, key=lambda what: -rivals[what].mean)
         low = rivals[first].mean - rivals[first].std
@@ -169,6 +179,7 @@ def long(found: dict[What, list[dict]], classes: Sequence[str] = ()) -> pd.DataF
     lines = []
     for what, rows in found.items():
         line = {"stage": what.stage, "what": what.name, "split": what.split, "labelled": what.labelled}
+        line |= {"list": what.split_name} if any(what.split_name for what in found) else {}
         images = " ".join(str(count) for count in sorted({row["images"] for row in rows if row.get("images")}))
         if not classes:
             lines.append(line | {"images": images} | _numbers("mean_iou", [row["miou"] for row in rows]))
@@ -184,16 +195,21 @@ def _numbers(name: str, values: Sequence[float]) -> dict:
 
 
 def wide(found: dict[What, list[dict]]) -> tuple[pd.DataFrame, list[int]]:
-    """A line for each method, a column for each number of labelled images; bold is what `best` says.
+    """A line for each method, a column for each number of labelled images and each list of them; bold is as in `best`.
 
     returns: cells as LaTeX, and the lines before which a rule goes: those where another split begins
     """
     bold, lines = best(found), {}
-    amounts = sorted({what.labelled for what in found}, key=amount)
-    headers = {labelled: f"{labelled} labelled" if len(amounts) > 1 else "mean IoU (%)" for labelled in amounts}
+    columns = sorted({what[3:] for what in found}, key=lambda column: (amount(column[0]), column[1] or ""))
+    of_lists = len({labelled for labelled, _ in columns}) < len(columns)
+    headers = {
+        (labelled, listed): f"{labelled} labelled" + (f" ({listed or 'no list'})" if of_lists else "")
+        for labelled, listed in columns
+    }
+    headers = headers if len(columns) > 1 else dict.fromkeys(columns, "mean IoU (%)")
     for what, rows in found.items():
         line = lines.setdefault(what[:3], {"": escape(what.name), "counted on": escape(what.split)})
-        line[headers[what.labelled]] = _cell([row["miou"] for row in rows], what in bold)
+        line[headers[what[3:]]] = _cell([row["miou"] for row in rows], what in bold)
     table = pd.DataFrame(lines.values(), columns=["", "counted on", *headers.values()]).fillna("--")
     splits = pd.factorize(table["counted on"])[0]  # numbered in the order in which they come first
     order = np.argsort(splits, kind="stable")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -94,6 +95,30 @@ def test_the_tail_is_what_all_outcomes_add_up_to():
             outcomes = product((0, 1), repeat=count)
             expected = sum(math.prod(share if o else 1 - share for o in each) for each in outcomes if sum(each) >= hits)
             assert calibration.tail(count, hits, share) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_tail_of_small_counts_is_the_sum_of_binomial_terms():
+    for count, share in product((1, 7, 40, 300), (0.01, 0.5, 0.8, 0.99)):
+        for hits in range(0, count + 2, 1 + count // 7):
+            terms = [math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(hits, count + 1)]
+            assert calibration.tail(count, hits, share) == pytest.approx(sum(terms), rel=1e-11)
+
+
+@pytest.mark.parametrize("count", [1000, 1500, 5000])
+def test_the_tail_of_a_real_data_set_s_names(count):
+    """VOC's 92 labelled images have some 5,500. Exact fractions of whole numbers: share is 4/5."""
+    hits, total = 4 * count // 5, 0
+    for k in range(hits, count + 1):
+        total += math.comb(count, k) * 4**k
+    assert calibration.tail(count, hits, 0.8) == pytest.approx(float(Fraction(total, 5**count)), rel=1e-9)
+    assert calibration.tail(count, 0, 0.8) == pytest.approx(1) and 0 <= calibration.tail(count, count, 0.8) < 1e-90
+
+
+def test_many_names_are_calibrated():
+    signals, classes, right, image, num_classes = names(5000)
+    found = calibration.calibrate(signals, classes, right, image // 100, num_classes, precision=0.6)
+    kept = found.keeps(found.likely)
+    assert kept.sum() > 1400 and found.right[kept].mean() > 0.6
 
 
 def test_the_threshold_is_where_the_first_set_fails():

@@ -108,5 +108,7 @@ def test_what_has_no_print_is_refused_with_what_can_be_done(sources, called, tmp
 
 
 def test_each_committed_print_can_be_asked_for():
-    for folder in {path.parent for path in run.PUBLISHED.glob("*/*.ipynb")}:
+    folders = {path.parent for path in run.PUBLISHED.glob("*/*.ipynb")}
+    assert folders
+    for folder in folders:
         assert [path.parent for path in check.prints_of(folder.name, run.PUBLISHED)][0] == folder

@@ -7,10 +7,12 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import os
 import re
 import socket
 import threading
 from functools import partial
+from pathlib import Path
 
 import clip
 import pytest
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 from segment_anything.build_sam import _build_sam
 from torch import nn
 
-from plg_utils import checkpoints, files
+from plg_utils import checkpoints, contents, files
 from plg_utils.checkpoints import WEIGHTS, locate
 from plg_utils.encoders import clip as dense
 from plg_utils.masks import sam
@@ -240,13 +242,13 @@ def test_more_files_and_a_commit_can_be_asked_for(site):
 
 
 def test_a_listed_repository_is_all_its_files_of_one_commit(site, tmp_path):
-    contents = {name: name.encode() for name in TINY.files}
-    site.publish(OLD, TINY.hub, contents)
+    written = {name: name.encode() for name in TINY.files}
+    site.publish(OLD, TINY.hub, written)
     del site.pages[f"/{TINY.hub}/resolve/{OLD}/tokenizer.json"]
     with pytest.raises(FileNotFoundError, match=f"tokenizer.json of {TINY.hub} is not here"):
         locate("grounding_dino_tiny")
-    site.publish(OLD, TINY.hub, contents)
-    site.publish(NEW, TINY.hub, dict.fromkeys(contents, b"newer"))
+    site.publish(OLD, TINY.hub, written)
+    site.publish(NEW, TINY.hub, dict.fromkeys(written, b"newer"))
     place = locate("grounding_dino_tiny")
     assert {name: (place / name).read_text() for name in TINY.files} == {name: name for name in TINY.files}
     assert checkpoints.sha256_of("grounding_dino_tiny") == files.sha256(place / WEIGHTS)
@@ -281,6 +283,32 @@ def test_a_folder_that_was_put_there_is_recorded_and_enforced(site, tmp_path):
     with pytest.raises(ValueError, match="is not the file that was first used"):
         locate("grounding_dino_tiny")
     assert site.asked == [] and (place / WEIGHTS).read_text() == "others"
+
+
+def test_weights_are_read_once_and_again_when_they_change(site, tmp_path, monkeypatch):
+    read, real = [], files.sha256
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(Path(path).name) or real(path))
+    (tmp_path / "own.pth").write_bytes(b"weights")
+    names = ["net", "hub:some/net", "miniature_sam", tmp_path / "own.pth"]
+    for name in names:
+        locate(name)
+        checkpoints.sha256_of(name)
+    # What came from the hub is read as it comes, and when it is used.
+    assert read == ["net.pth", WEIGHTS, WEIGHTS, "sam.safetensors", "own.pth"]
+    contents.save()
+    contents._sums.clear()  # as in the next process
+    for name in 2 * names:
+        locate(name)
+        checkpoints.sha256_of(name)
+    assert len(read) == 5
+    for path in (tmp_path / "net.pth", tmp_path / "hub/some/net" / WEIGHTS):
+        old = path.stat()
+        path.write_bytes(WRONG)
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    for name in names[:2]:
+        with pytest.raises(ValueError, match=WRONG_SHA256):
+            locate(name)
 
 
 # Files that are here
@@ -375,8 +403,10 @@ def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path)
             torch.equal(weight, state[key]) for key, weight in checkpoints.load_sam_state(tmp_path / name).items()
         )
     shapes = {key: weight.shape for key, weight in state.items()}
-    for broken in ({"b": torch.tensor([torch.nan])}, {"a": torch.ones(2, dtype=torch.int8)}):
-        with pytest.raises(ValueError, match=f"own.pth: {min(broken)} holds nan or integers: give one from before"):
+    wrong = (torch.tensor([torch.nan]), torch.tensor([-torch.inf]).half())
+    for broken in (*({"b": weight} for weight in wrong), {"a": torch.ones(2, dtype=torch.int8)}):
+        problem = f"{min(broken)} holds nan, infinity or integers"
+        with pytest.raises(ValueError, match=f"own.pth: {problem}: give one from before"):
             checkpoints.unwrap("own.pth", state | broken, shapes, "a network")
 
 

@@ -100,6 +100,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     assert "The same command goes on from here" in capsys.readouterr().err
     monkeypatch.setattr(stages, "segments", real)
     masks = {path: path.stat().st_mtime_ns for path in Path("out/run/masks").glob("*")}
+    assert {Path(f"out/run/masks/{name}.json") for name in NAMES} < masks.keys()
     assert call(*options) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in masks.items() if path.name != "manifest.json")
     monkeypatch.setattr(figures, "overlay", lambda *given: asked.append(given) or given[0])

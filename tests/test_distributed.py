@@ -167,7 +167,8 @@ def test_two_processes_write_the_files_of_one(world, tmp_path, monkeypatch, capf
     assert len(stored) == (len(OF_SINGLE_IMAGES) + 1) * 4  # boxes come with a json
     for name in stored:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    for path in (one / "compare_labellers" / "concepts").glob("*.png"):  # SAM 3's scores, which rounding may tip
+    assert (found := sorted((one / "compare_labellers" / "concepts").glob("*.png")))
+    for path in found:  # SAM 3's scores, which rounding may tip
         pair = [files.read_image(root / path.relative_to(one)).astype(int) for root in (one, two)]
         assert (abs(pair[0] - pair[1]).max(axis=2) <= 1).mean() > 0.99
     curves, labels = [], []

@@ -68,6 +68,7 @@ def quiet(monkeypatch):
 
 
 LARGE = {"mask_options": {"checkpoint": "sam_vit_h"}}
+LARGE_HUB = {"mask_model": "hf", "mask_options": {"checkpoint": "hub:facebook/sam2.1-hiera-large"}}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,10 @@ LARGE = {"mask_options": {"checkpoint": "sam_vit_h"}}
         ({"precision": "bf16"}, (), "warning", "eight times", "-p precision auto"),
         ({}, (torch, "get_num_threads", lambda: 4), "warning", "4 threads", "OMP_NUM_THREADS=2"),
         (LARGE, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
+        (LARGE_HUB, (), "warning", "2 threads on 4 cores, and the networks are large", "OMP_NUM_THREADS=4"),
+        ({"mask_model": "hf"}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),  # its default is large
+        ({"mask_options": {"checkpoint": "own.pth"}}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
+        ({"segmenter_options": {"encoder": "resnet50"}}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
         ({"processes": 6, "batch_size": 12}, (), "warning", "6 processes share 4 cores", "-p processes 4"),
         ({"processes": 2, "batch_size": 6}, (), "stop", "batch_size 6", "-p batch_size 8"),
         ({}, (os, "getloadavg", lambda: (12.6, 0, 0)), "warning", "13 processes share 4 cores", "ask again"),
@@ -89,6 +94,25 @@ def test_device(asked, change, level, text, remedy, quiet, monkeypatch):
     if change:
         monkeypatch.setattr(*change)
     only(doctor.device(asked), level, text, remedy=remedy)
+
+
+@pytest.mark.parametrize("small", [{}, {"mask_options": {"checkpoint": None}}, {"mask_options": {"density": 0.5}}])
+def test_small_networks_want_few_threads(small, quiet, monkeypatch):
+    fine(doctor.device(small))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    only(doctor.device(small), "warning", "the networks are small", remedy="OMP_NUM_THREADS=2")
+
+
+def test_a_gpu_that_waits_for_its_images(quiet, monkeypatch):
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(devices, "describe", lambda chip: "a GPU")
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(()))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    only(doctor.device({"workers": 0}), "warning", "workers is 0", remedy="-p workers 4")  # there are four cores
+    for trains_with_workers_or_not_at_all in ({"workers": 1}, {}):
+        fine(doctor.device(trains_with_workers_or_not_at_all))
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device("cpu"))
+    fine(doctor.device({"workers": 0}))
 
 
 def test_memory(monkeypatch):
@@ -268,11 +292,21 @@ def test_presets_are_estimated(by_hand):
     only([doctor.verdict(unknown, 24)], "warning", "without masks", remedy="ask again")
 
 
-def test_points_of_a_grid_share_stages():
-    assert doctor.repeats({}, None) == {"all": 1, "masks": 1, "segments": 1}
-    axes = {"encoder_options": [1, 2], "seed": [0, 1, 2]}
-    assert doctor.repeats(axes, None) == {"all": 6, "masks": 1, "segments": 2}
-    assert doctor.repeats(axes | {"preset": ["fast", "paper"]}, ["masks"]) == {"all": 12, "masks": 2}
+@pytest.mark.parametrize(
+    ("name", "changes", "counts"),
+    [
+        ("demo", {}, {"all": 1, "masks": 1, "segments": 1}),
+        # Four labellers with three seeds each. CAMs learn from tags, so they depend on the seed, but on no labeller.
+        ("labeller_networks", {}, {"all": 12, "masks": 1, "segments": 1, "cam_network": 3}),
+        ("labeller_networks", {"seed": 1}, {"all": 4, "masks": 1, "segments": 1, "cam_network": 1}),
+        ("first_real_run", {}, {"all": 2, "masks": 1, "segments": 2}),
+        ("presets", {}, {"all": 9, "masks": 3, "segments": 3}),  # other masks with each preset
+    ],
+)
+def test_points_of_a_grid_share_stages(name, changes, counts):
+    """As the grid itself does: the same folders of the same points."""
+    asked = starter.examined(name, changes)
+    assert doctor.repeats(asked["axes"], asked["shared"]) == counts
 
 
 def tiny(world, **changes):

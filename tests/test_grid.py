@@ -1,8 +1,10 @@
 """notebooks/grid.py: what a grid expands to, what counts as done, what points share, what is told of them."""
 
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -15,7 +17,7 @@ import run
 from test_run import call, wait_for, write_notebook, write_run
 
 from conftest import COLOURS
-from plg_utils import files, store
+from plg_utils import datasets, files, store
 from plg_utils.records import Dataset, Sample
 
 PLACE = '\ndevice = "auto"\nimages_at_once = 8\nprocesses = 1'
@@ -236,9 +238,9 @@ def touched(folder):
     (folder / "classes.yaml").write_text("[cat,   dog]")
 
 
-@pytest.mark.parametrize("change", [photo, truth, order, weights, touched, shutil.rmtree])
-def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change, toy, tmp_path):
-    """Their parameters are the same. Where nothing is there, as on another machine, a point counts as done."""
+@pytest.fixture
+def own_files(toy, tmp_path):
+    """Folder of photos, label maps, classes and weights; the run `toy` has a point that is made from them."""
     folder = tmp_path / "own"
     for number in range(3):
         files.write_image(folder / "photos" / f"{number}.png", np.full((8, 8, 3), 50 * number, np.uint8))
@@ -250,9 +252,15 @@ def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change,
     more = f"dataset = 'folder'  # x\ndataset_options = {options}  # x\nsegmenter_options = {{}}  # x"
     write_notebook(path, f"{TRAINING}\n{more}", 'print("trains")')
     write_run(toy.folders, f"grid: {{labelled: [2]}}\nsegmenter_options: {{pretrained: {folder / 'sam.pth'}}}")
+    return folder
+
+
+@pytest.mark.parametrize("change", [photo, truth, order, weights, touched, shutil.rmtree])
+def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change, toy, own_files):
+    """Their parameters are the same. Where nothing is there, as on another machine, a point counts as done."""
     for command in ([], ["--publish"]):
         assert toy.call(*command)[0] == 0
-    change(folder)
+    change(own_files)
     is_done = change in (touched, shutil.rmtree)
     listed = toy.call("--dry-run")[1]
     assert f"1 points: {int(is_done)} done, {int(not is_done)} to do" in listed
@@ -260,6 +268,47 @@ def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change,
     if not is_done:
         toy.call()
         assert "1 points: 1 done, 0 to do" in toy.call("--dry-run")[1]
+
+
+def broken_photo(folder):
+    (folder / "photos" / "0.png").write_bytes(b"no photo")
+
+
+def no_classes(folder):
+    (folder / "classes.yaml").write_text("classes: 3")
+
+
+def no_labels(folder):
+    shutil.rmtree(folder / "truth")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(broken_photo, "0.png"), (no_classes, "classes.yaml"), (no_labels, "truth")]
+)
+def test_a_point_whose_data_set_is_refused_is_not_done(change, says, toy, own_files):
+    """Only photos that are not on this machine leave a published point as it is."""
+    for command in ([], ["--publish"]):
+        assert toy.call(*command)[0] == 0
+    change(own_files)
+    listed = toy.call("--dry-run")[1]
+    assert "1 points: 0 done, 1 to do" in listed and listed.count("its data set is refused now: ") == 2
+    assert says in listed
+    shutil.rmtree(own_files / "photos")
+    assert "1 points: 1 done, 0 to do" in toy.call("--dry-run")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in datasets.choices() if name != "storybook"])  # which draws its own
+def test_the_folder_of_a_data_set_in_the_data_folder(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLG_DATA", str(tmp_path))
+    with pytest.raises((OSError, ValueError), match=rf"{re.escape(str(tmp_path / grid.ROOTS.get(name, name)))}\b"):
+        datasets.load(name, **{"classes": ["cat"]} if name == "folder" else {})
+    known = {"dataset": name, "dataset_options": {"classes": ["cat"]} if name == "folder" else {}}
+    known |= {"labelled": 1, "seed": 0}
+    point = grid.Point("a", {}, [SimpleNamespace(known=known, notebook=tmp_path / "01_data.ipynb")])
+    assert grid.inputs_sha256(point) is None
+    (tmp_path / grid.ROOTS.get(name, name)).mkdir()
+    with pytest.raises((OSError, ValueError)):
+        grid.inputs_sha256(point)
 
 
 def test_what_was_published_counts_as_done_elsewhere(toy, monkeypatch, tmp_path):
@@ -310,6 +359,24 @@ def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
     _, out, _ = toy.call()
     assert f"{NAMES[0]}: starts again, steps: 3, now 200" in out
     assert not stale.exists()
+
+
+@pytest.mark.parametrize(("first", "then"), [("[]", "[masks]"), ("[masks]", "[]")])
+def test_an_unfinished_point_starts_again_if_other_stages_are_shared(first, then, toy):
+    """Its folder of masks is its own, or a link to the shared one: it cannot become the other."""
+    write_run(toy.folders, f"{GRID}\nshared: {first}")
+    toy.failing.update(NAMES)
+    toy.call()
+    masks = toy.folder / "points" / NAMES[0] / "masks"
+    assert masks.is_dir() and masks.is_symlink() == (first == "[masks]")
+    toy.call()
+    write_run(toy.folders, f"{GRID}\nshared: {then}")
+    toy.failing.clear()
+    code, out, err = toy.call()
+    assert (code, err) == (0, "") and out.count(f"starts again, shared: {first}, now {then}") == 4
+    assert sorted(os.listdir(toy.folder / "points")) == [f"{name}.json" for name in NAMES]
+    write_run(toy.folders, f"{GRID}\nshared: {first}")
+    assert "4 points: 4 done, 0 to do" in toy.call("--dry-run")[1]  # finished ones stay
 
 
 def die_in_the_masks(toy, flag):
@@ -444,6 +511,19 @@ def test_pairs_are_of_the_same_point_but_for_methods():
     assert grid.table(alone, "supervised") == grid.table(alone | {"rows": []}, "direct") == "no rows to compare"
     first = cells(rows[1:], "supervised", **axes)[0]  # a seed without a partner
     assert first[-6:] == ["1", "+10.0", "±", "-", "1:", "+10.0"]
+
+
+def test_lists_of_labelled_images_are_compared_each_by_itself():
+    """Of as many labelled images: the mean is of one list, and so is the method that others are compared with."""
+    measured = [("1_16", 0.5, 0.6), ("u2pl_1_16", 0.5, 0.4)]
+    rows = []
+    for seed, (listed, plain, direct) in itertools.product((0, 1), measured):
+        rows += [row("supervised", seed, plain, split_name=listed), row("direct", seed, direct, split_name=listed)]
+    means = [["1_16", "2", "50.0"], ["1_16", "2", "60.0"], ["u2pl_1_16", "2", "50.0"], ["u2pl_1_16", "2", "40.0"]]
+    assert [line[-5:-2] for line in cells(rows)] == means
+    gains = [[line[4], line[6]] for line in cells(rows, "supervised")]
+    assert gains == [["1_16", "+10.0"], ["u2pl_1_16", "-10.0"]]
+    assert "split_name" not in grid.table({"run": "toy", "grid": {"seed": [0]}, "rows": [row("direct", 0, 0.5)]})
 
 
 def test_a_method_with_changed_options_is_compared_with_the_plain_one():

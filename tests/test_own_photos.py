@@ -100,10 +100,27 @@ def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
     dark = deep(0, 4_095, 3)
     dark[5, 5] = 65_535  # a defect
     (tmp_path / "dark").write_bytes(form(dark))
-    Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "dark.jp2")  # as Pillow reads one of 16 bits
+    Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "night.jp2")
+    content = bytearray((tmp_path / "night.jp2").read_bytes())
+    content[content.index(b"ihdr") + 14] = 15  # as Pillow reads one of 16 bits, which it cannot write
+    (tmp_path / "dark.jp2").write_bytes(content)
     for name in ("dark", "dark.jp2"):
         with pytest.raises(ValueError, match=rf"{name} is not a readable image \(16-bit colours that use .*8-bit RGB"):
             files.read_image(tmp_path / name)
+    (tmp_path / "night.j2k").write_bytes(content[content.index(b"\xff\x4f\xff\x51") :])
+    for name in ("night.jp2", "night.j2k"):  # colours of 8 bits may be dark
+        np.testing.assert_array_equal(files.read_image(tmp_path / name), dark >> 8)
+
+
+@pytest.mark.parametrize(("bits", "deep"), [(7, False), (8, True), (15, True), (7 | 128, False), (255, True)])
+def test_the_bits_of_a_jpeg_2000_are_in_its_header(bits, deep, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jp2")
+    content = bytearray((tmp_path / "a.jp2").read_bytes())
+    stream = content.index(b"\xff\x4f\xff\x51")
+    content[content.index(b"ihdr") + 14] = content[stream + 42] = bits
+    for bytes_ in (content, content[stream:]):
+        (tmp_path / "a.jp2").write_bytes(bytes_)
+        assert files._is_deep(tmp_path / "a.jp2") == deep
 
 
 @pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
@@ -234,8 +251,19 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_folders_are_noted_so_that_they_are_found_from_elsewhere(photos, monkeypatch, tmp_path):
+    files.write_label(photos / "maps" / "photo.png", np.ones((H, W), np.uint8))
+    Image.new("RGB", (W, H)).save(photos / "photo.jpg")
+    monkeypatch.chdir(photos.parent)
+    data = datasets.load("folder", root=photos.name, labels=Path(photos.name, "maps"), classes=["cat"], labelled=None)
+    assert data.source["root"] == photos.as_posix() and data.source["labels"] == (photos / "maps").as_posix()
+    monkeypatch.chdir(tmp_path.root)
+    assert [sample.id for sample in datasets.load(**data.source).labelled] == ["photo"]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bands_that_a_user_chooses_are_shown(layout, tmp_path):
+def test_bands_that_a_user_chooses_are_shown(layout, tmp_path, monkeypatch):
     values, how = LAYOUTS[layout]
     tifffile.imwrite(tmp_path / "a.tif", values, **how)
     for bands in ((4, 3, 2), (5,)):
@@ -243,9 +271,20 @@ def test_bands_that_a_user_chooses_are_shown(layout, tmp_path):
         expected = BANDS[..., [band - 1 for band in bands]]
         np.testing.assert_array_equal(image, expected if len(bands) == 3 else expected.repeat(3, axis=2))
         assert remark == f"of 5 bands {', '.join(map(str, bands))} are taken"
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)  # the header has the size
     assert files.image_size(tmp_path / "a.tif") == (H, W)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match=r"a\.tif is not a readable image \(bands=\[6\], and it has 5"):
         files.read_photo(tmp_path / "a.tif", (6,))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])  # Pillow reads the header of the first
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_bands_of_a_photo_that_lies_on_its_side(orientation, kind, tmp_path):
+    how = LAYOUTS["each pixel"][1] | {"extratags": [(files.ORIENTATION, "H", 1, orientation, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", BANDS.astype(kind), **how)
+    image = files.read_image(tmp_path / "a.tif", (1, 2, 3))
+    assert files.image_size(tmp_path / "a.tif") == image.shape[:2] == ((W, H) if orientation > 4 else (H, W))
 
 
 def test_bands_of_many_bits_are_scaled_together_and_pixels_without_data_are_black(tmp_path):

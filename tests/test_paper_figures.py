@@ -89,6 +89,19 @@ def test_titles_are_as_short_as_can_be():
     assert len(set(tables.titles([one, one._replace(stage="segmenter")]).values())) == 2
 
 
+def test_classes_come_in_the_order_of_their_file(results):
+    """A json file sorts the keys of `iou`; old rows have no list of the classes beside."""
+    iou = {"sky": 0.9, "car": 0.2, "bus": None}
+    write_grid(results / "old", [row("x", 0.5, iou=iou)])
+    write_grid(results / "new", [row("y", 0.5, iou=iou, classes=list(iou))])
+    assert tables.classes_of(tables.rows_of(["old"])) == ["bus", "car", "sky"]
+    for runs in (["new"], ["old", "new"]):
+        rows = tables.rows_of(runs)
+        assert tables.classes_of(iter(rows)) == ["sky", "car", "bus"]
+    assert tables.long(tables.grouped(rows), tables.classes_of(rows))["class"].tolist() == ["sky", "car", "bus"] * 2
+    assert tables.by_class(tables.grouped(rows), tables.classes_of(rows))[0]["y"].tolist()[:2] == ["$90.0$", "$20.0$"]
+
+
 # Tables
 
 
@@ -108,6 +121,32 @@ def test_bold_is_what_beats_its_rivals_by_more_than_the_spread():
     given += [("x", 0.8, {"labelled": 24}), ("z", 0.7, {"split": "test"}), ("w", 0.9, {"images": 9})]
     rows = [row(name, value, seed=seed, **more) for seed in range(2) for name, value, more in given]
     assert [(what.name, what.labelled, what.split) for what in tables.best(tables.grouped(rows))] == [("y", 12, "val")]
+
+
+def test_networks_with_as_many_labelled_images_of_two_lists_do_not_compete(results):
+    """VOC's blended and u2pl lists both have 662 labelled images, and SBD's maps are coarser."""
+    for name, listed, better in (("blended", "1_16", "x"), ("u2pl", "u2pl_1_16", "y")):
+        given = [(method, 0.6 + (method == better) / 10 + seed / 500, seed) for seed in (0, 1) for method in ("x", "y")]
+        rows = [row(method, miou, seed=seed, labelled=662, split_name=listed) for method, miou, seed in given]
+        files.write_json(results / name / "summary.json", {"rows": rows})
+    found = tables.grouped(tables.rows_of(["blended", "u2pl"]))
+    assert {(what.name, what.split_name) for what in tables.best(found)} == {
+        ("x (blended)", "1_16"), ("y (u2pl)", "u2pl_1_16"),
+    }  # fmt: skip
+    table, _ = tables.wide(found)
+    assert list(table)[2:] == ["662 labelled (1_16)", "662 labelled (u2pl_1_16)"]
+    assert (table[list(table)[2:]] == "--").to_numpy().tolist() == [[False, True]] * 2 + [[True, False]] * 2
+    assert tables.long(found)["list"].tolist() == ["1_16"] * 2 + ["u2pl_1_16"] * 2
+    assert "list" not in tables.long(tables.grouped([row("x", 0.5)]))
+    one = tables.What("segmenter", "x", "val", 662, "1_16")
+    assert list(tables.titles([one, one._replace(split_name="u2pl_1_16")]).values())[0].endswith("(list 1_16)")
+
+
+def test_seeds_of_one_list_are_averaged_and_lists_of_several_amounts_are_columns():
+    rows = [row("x", 0.5, seed=s, labelled=n, split_name=str(n), run=f"voc_{n}") for n in (92, 183) for s in (0, 1)]
+    found = tables.grouped(rows)
+    assert [(what.name, what.labelled, len(own)) for what, own in found.items()] == [("x", 92, 2), ("x", 183, 2)]
+    assert list(tables.wide(found)[0]) == ["", "counted on", "92 labelled", "183 labelled"]
 
 
 def test_a_latex_table_is_whole_and_escapes_every_special_sign(tmp_path):

@@ -158,12 +158,15 @@ def slugs(path):
 @text_of
 def test_links_exist(path):
     text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+    assert (found := re.findall(r"\]\((?!https?:)([^)\s]+)\)", text))
+    for target in found:
         name, _, anchor = target.partition("#")
         file = path.parent / name if name else path
         assert file.exists(), target
         assert not anchor or anchor in slugs(file), target
-    for name in re.findall(r"`((?:tests|plg_utils|benchmarks)/[\w/]+\.\w+)`", text):
+    named = re.compile(r"`((?:tests|plg_utils|benchmarks)/[\w/]+\.\w+)`")
+    assert any(named.search(each.read_text(encoding="utf-8")) for each in TEXTS)  # not in each text
+    for name in named.findall(text):
         assert (ROOT / name).exists() or f": {name} -->" in text, name
 
 

@@ -2,12 +2,15 @@
 
 import math
 import re
+from inspect import signature
 
 import pytest
 import run
 import yaml
 
-from plg_utils import stages
+from plg_utils import class_files, files, stages
+from plg_utils.generators import segment_match
+from plg_utils.masks import sam
 
 TRAIN = {"voc": 10582, "coco": 118287}  # images with which UniMatch trains
 EPOCHS = {"voc": 80, "coco": 30}  # UniMatch's configs
@@ -19,6 +22,9 @@ LISTS = {  # run -> labelled images, UniMatch's splits folder
 }
 V2 = {name: count for name, count in LISTS.items() if name.startswith("coco") or name[4:].isdigit()}  # UniMatch V2's
 V2_EPOCHS, V2_SECONDS = {"voc": 60, "coco": 20}, {"voc": 1.16, "coco": 1.2}  # its configs; a step in its logs
+OF_LABELS = ["direct", "direct_long", "paper_a_plain", "paper_a"]
+V2_RUNS = [*(f"{name}_dinov2" for name in V2), "coco_1_512_dinov2_zero_shot"]
+OF_PAPER_A = [*LISTS, "coco_1_512_dinov2_zero_shot"]
 RUNS = sorted(path.parent.name for path in run.PUBLISHED.glob("*/parameters.yaml"))
 
 
@@ -54,7 +60,7 @@ def test_schedules_are_unimatch_s(name):
     assert "not available" in comment and "not measured" in comment
 
 
-@pytest.mark.parametrize("name", [*(f"{name}_dinov2" for name in V2), "coco_1_512_dinov2_zero_shot"])
+@pytest.mark.parametrize("name", V2_RUNS)
 def test_schedules_are_unimatch_v2_s(name):
     comment, values = head(name)
     run.steps_of(run.read(name), {}, name)  # nothing is refused
@@ -78,13 +84,51 @@ def test_schedules_are_unimatch_v2_s(name):
 def test_the_run_says_which_supervised_network_is_unimatch_s(name):
     comment, values = head(name)
     if name.startswith("coco"):
-        assert values["methods"] == ["supervised", "unimatch", "direct", "paper_a"]
+        assert values["methods"] == ["supervised", "unimatch", *OF_LABELS]
         assert values["segmenter_options"]["encoder"] == "xception65.tf_in1k" and "not its graph" in comment
         return
-    assert values["methods"] == ["supervised", "supervised_epochs", "unimatch", "direct", "paper_a"]
+    assert values["methods"] == ["supervised", "supervised_epochs", "unimatch", *OF_LABELS]
     assert ("compare it with the published supervised number" in comment) == ("supervised only" in comment)
     total = EPOCHS["voc"] * stages.steps_of_epoch(values["labelled"], 16)
     assert stages.METHODS["supervised_epochs"].epochs == EPOCHS["voc"] and f"labelled list, {total:,} steps" in comment
+
+
+@pytest.mark.parametrize("name", OF_PAPER_A)
+def test_the_refinement_can_be_as_sure_as_it_is_asked_to_be(name):
+    """A network that meets a smoothed target perfectly is surer than refine_confidence: else nothing is refined."""
+    known = run.known_of(run.steps_of(run.read(name), {}, name))
+    num_classes = {"voc": 21, "coco": 81}[known["dataset"]]
+    taught = 1 - known["smoothing"] + known["smoothing"] / num_classes
+    assert known["refine_target"] == "fusion" and known["refine_confidence"] <= taught - 0.1
+    text = (run.PUBLISHED / name / "parameters.yaml").read_text(encoding="utf-8")
+    assert f"teach at most {taught:.3f}" in text
+
+
+@pytest.mark.parametrize("name", OF_PAPER_A)
+def test_the_run_says_what_its_paper_a_is(name):
+    """It is compared with the plain reading and with the raw labels at the same cost, and its choices are named."""
+    comment, values = head(name)
+    assert values["methods"][-3:] == OF_LABELS[1:]
+    assert "paper_a is our variant" in comment and "paper_a_plain is the plain reading" in comment
+    networks = sum(stages.METHODS[name].times_steps for name in values["methods"] if name != "supervised_epochs") + 1
+    assert networks == (6 if "dinov2" in name else 8)  # with the one that refines
+    assert "u2pl" in name or ("six networks' steps" if networks == 6 else "the steps of eight") in comment
+    words = class_files.read(files.ROOT / "plg_utils" / "datasets" / "classes" / f"{values['dataset']}.yaml").words
+    assert f"words are CLIP-ES's, {len(words[0])} for the background" in comment
+    low, step, high = segment_match.GRID[0], segment_match.GRID[1], segment_match.GRID[-1]
+    assert f"{low:.0f}, {step:.2f}, ... {high:.2f}; 0.14 to 0.30" in comment
+    assert signature(sam.build).parameters["min_area"].default == 0 and "min_area: 50" in comment
+
+
+@pytest.mark.parametrize("name", [*LISTS, *V2_RUNS])
+def test_a_gpu_does_not_wait_for_its_images(name):
+    assert head(name)[1]["workers"] == 8
+
+
+@pytest.mark.parametrize("name", [name for name in V2_RUNS if "zero_shot" not in name])
+def test_only_numbers_that_a_run_can_be_compared_with_are_quoted(name):
+    comment, values = head(name)
+    assert values["methods"] == ["unimatch"] and "labelled images only" not in " ".join(comment.split("\n# "))
 
 
 def test_epochs_of_the_labelled_list_are_unimatch_s():

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import COLOURS, colour_squares
-from plg_utils import class_files, datasets, files, review, store, trust
+from plg_utils import class_files, datasets, files, regions, review, store, trust
 from plg_utils.datasets import storybook
 from plg_utils.generators import few_shot
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
@@ -57,6 +57,16 @@ def kind(request):
 def test_a_region_ends_at_corners():
     found = sorted((value, int(mask.sum())) for value, mask in review.regions(RING, COLOURS))
     assert found == [(1, 16), (2, 1), (3, 1), (3, 1), (IGNORE, 1)]  # the plain loops: test_regions.py
+
+
+def test_the_regions_are_those_of_a_look_at_the_whole_map_for_each(kind):
+    classes, nothing, _, maps = kind
+    for name, label in (maps | {"without pixels": np.zeros((0, 4), np.uint8), "wide": noise(9, (3, 40))}).items():
+        root = regions.connected(label)
+        expected = [(label.flat[first], root == first) for first in np.unique(root[label != nothing])]
+        for (value, mask), right in zip(review.regions(label, classes), expected, strict=True):
+            assert value == right[0] and type(value) is int, name
+            np.testing.assert_array_equal(mask, right[1], strict=True)
 
 
 def test_labelme_gives_the_same_pixels(kind, tmp_path):

@@ -260,6 +260,14 @@ def test_what_was_seen_in_the_demo_is_said_of_it_alone(toy, tmp_path, name, monk
     assert run.outdated(copy, step, tmp_path / "run.json") == ""
 
 
+def test_a_sam_3_of_random_weights_leaves_what_was_seen_of_the_other_labellers():
+    (_, step) = run.steps_of(run.read("compare_labellers"), {}, "compare_labellers")
+    seen = [cell for cell in files.read_json(step.notebook)["cells"] if run.tagged(cell, "demo")]
+    assert seen and all(map(step.shows, seen))
+    other = run.Step(step.notebook, step.parameters | {"concept_options": {"checkpoint": "sam3"}})
+    assert not any(map(other.shows, seen))
+
+
 def test_a_run_of_own_photos_tells_nothing_of_the_demo():
     given = {"run": "my_photos", "dataset": "folder", "dataset_options": {"root": "photos"}}
     for notebook in run.NOTEBOOKS.glob("0[0-6]_*.ipynb"):

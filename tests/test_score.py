@@ -62,7 +62,7 @@ def test_a_folder_is_scored_by_hand(world, capsys):
     for names in (many, many.replace(", ", "\n")):
         assert score.main([str(world.given), str(world.truth), "--classes", names]) == 0
         assert capsys.readouterr().out.splitlines()[2].split() == lines[2].split()
-    for wrong in ("pets", str(world.root / "no.yaml")):
+    for wrong in ("pets", "cat|dog.yaml", str(world.root / "no.yaml")):
         assert score.main([str(world.given), str(world.truth), "--classes", wrong]) == 1
         assert f"{wrong} is neither one of camvid, " in capsys.readouterr().err
 

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -17,8 +19,12 @@ from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, open_run, tiny
 
 from conftest import colour_squares
-from plg_utils import contents, distributed, files, masks, stages, store, training
-from plg_utils.generators import sepl
+from plg_utils import checkpoints, contents, distributed, files, masks, stages, store, training
+from plg_utils.cams import classifier
+from plg_utils.detectors import grounding_dino
+from plg_utils.encoders import clip
+from plg_utils.generators import concepts, sepl
+from plg_utils.masks import sam
 from plg_utils.segmenters import dpt
 
 SINGLE = ["masks", "segments", "labels_zero_shot"]
@@ -74,7 +80,9 @@ def test_photos_of_the_same_names_get_labels_of_their_own(tmp_path, results, cap
         assert f"{stage}: 2 of 2 images are made again" in said
     do_stages(tiny(["02"], **of_photos(dogs, run="fresh")))
     for stage in SINGLE:
-        for path in (results / stage).glob("[0-9].*"):
+        found = list((results / stage).glob("[0-9].*"))
+        assert found, stage
+        for path in found:
             assert path.read_bytes() == (results.parent / "fresh" / stage / path.name).read_bytes(), path
 
 
@@ -425,11 +433,11 @@ def test_photos_read_at_another_size_are_other_photos(tmp_path, results, capsys)
             files.write_image(root / split / f"{split}{seed}.png", drawn.image)
             files.write_label(root / f"{split}annot" / f"{split}{seed}.png", drawn.truth)
     given = TINY | {"dataset": "camvid", "labelled": 1, "methods": ["supervised"]}
-    for shrink, again in ((1, 0), (2, 2), (2, 0)):
+    for shrink, again in ((1, 0), (2, 4), (2, 0)):
         capsys.readouterr()
         do_stages(tiny(["02"], **given, dataset_options={"root": str(root), "shrink": shrink}))
         said = capsys.readouterr().err
-        assert (f"masks: {again} of 2 images are made again" in said) == bool(again)
+        assert (f"masks: {again} of 4 images are made again" in said) == bool(again)
     size = files.read_masks(next((results / "masks").glob("train*.json"))).size
     assert size == (16, 24)
 
@@ -442,15 +450,81 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
     do_stages(tiny(["02", "06"], **given | {"encoder_options": {"checkpoint": None, "depth": 3, "features": "gem"}}))
     again = made_again(results, before)
     assert set(again.pop("words")) == {"owner", "embeddings"}
-    assert again.keys() == {
-        "segments",
-        "labels_zero_shot",
-        "labels_cam",
-        "labels_sepl",
-        "labels_boxes",
-        "labels_ensemble",
-    }
-    assert all(len(set(ids)) == 4 for ids in again.values()) and "labels_boxes: starts again" in capsys.readouterr().err
+    counts = dict.fromkeys(["labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble"], 4)
+    counts |= {"segments": 4 + 2, "predictions_zero_shot": 2}  # of val images, too
+    assert {name: len(set(ids)) for name, ids in again.items()} == counts
+    assert "labels_boxes: starts again" in capsys.readouterr().err
+
+
+def test_every_model_gets_the_device_of_the_run(world, results, monkeypatch):
+    """Detector and CAM classifier ran on the CPU of machines with a GPU."""
+    parameters = tiny(["02", "06"], **of_world(world, cam_sources=["classifier"]))
+    here, found = open_run(parameters), {}
+    do_stages(tiny(["02"], **of_world(world)))
+    vars(here)["chip"] = torch.device("meta")
+    monkeypatch.setattr(checkpoints, "sha256_of", lambda _: "0")  # no download
+
+    def watched(module):
+        def build(*given, device="cpu", **options):
+            found[module.__name__.rpartition(".")[2]] = str(device)
+            if module is not clip:
+                raise InterruptedError
+            return SimpleNamespace(images=None, class_embeddings=lambda _: (torch.eye(3), torch.arange(3)))
+
+        monkeypatch.setattr(module, "build", build)
+
+    for module in (sam, clip, grounding_dino, classifier, concepts):
+        watched(module)
+    options = {"encoder": "clip", "encoder_options": {}}
+    monkeypatch.setattr(classifier, "train", lambda *_, device, **__: found.update(train=str(device)))
+    of_classifier = {name: parameters[name] for name in parameters if name.startswith("classifier")}
+    stages.cam_network(here, **of_classifier, seed=0)
+    (results / "cam_network" / "network.safetensors").touch()
+    for stage in (
+        lambda: stages.segments(here, **options, embedding_options={}),
+        lambda: stages.boxes(here, detector="grounding_dino", detector_options={}, mask_options={}, **options),
+        lambda: stages.cams(here, "labels_cam", source="classifier", **options),
+        lambda: stages.concepts(here, concept_options={"checkpoint": None}),
+        lambda: stages.masks(here, mask_model="sam", mask_options={}),
+    ):
+        with suppress(InterruptedError, TypeError):
+            stage()
+    assert found == dict.fromkeys(["sam", "clip", "grounding_dino", "train", "classifier", "concepts"], "meta")
+
+
+def test_a_confidence_that_smoothed_targets_do_not_reach_is_told(world, results):
+    parameters = tiny(["02", "03"], **of_world(world, refine_confidence=0.92))
+    with pytest.warns(UserWarning, match="refine_confidence 0.92 is out of reach: .* to 0.909 at most"):
+        do_stages(parameters)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        do_stages(parameters | {"refine_confidence": 0.9})
+        do_stages(parameters | {"refine_confidence": 0.92, "smoothing": 0.0})
+        do_stages(parameters | {"refine_target": "zero_shot"})
+
+
+def test_val_images_are_labelled_by_words_as_the_others_are(world, results):
+    """What a network is compared with; the batches of the others, and so their last bits, stay as they were."""
+    parameters = tiny(["02"], **of_world(world, few_shot={}, images_at_once=3))
+    do_stages(parameters | {"evaluated": []})
+    before = {path: path.read_bytes() for path in results.glob("*/*.*") if path.suffix != ".json"}
+    here = do_stages(parameters)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    val = {sample.id for sample in here.data.val}
+    for name in ("masks", "segments", "predictions_zero_shot", "predictions_few_shot"):
+        assert {path.stem for path in (results / name).glob("*[0-9].*")} - {s.id for s in here.images} == val
+    data = replace(here.data, unlabelled=here.data.val, val=())
+    shown = replace(here, name="shown", data=data)
+    list(
+        stages.everything(
+            shown, {name: value for name, value in parameters.items() if name not in ("run", "evaluated")}
+        )
+    )
+    for sample in data.unlabelled:
+        np.testing.assert_array_equal(
+            shown.label_of("labels_zero_shot", sample), here.label_of("predictions_zero_shot", sample)
+        )
+    with pytest.raises(ValueError, match="evaluated.*'train'|'train'.*evaluated"):
+        do_stages(parameters | {"evaluated": ["train"]})
 
 
 def test_words_are_embedded_once_and_others_anew(world, results, monkeypatch):

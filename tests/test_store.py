@@ -298,6 +298,16 @@ def test_a_repeat_that_makes_nothing_leaves_how_it_was_made(tmp_path, monkeypatc
     assert at("c", contents={"a": "edited"}) == (["a"], "c", 1)
     (tmp_path / "manifest.json").unlink()
     assert at("d") == (IDS, "d", 0)
+    (tmp_path / "b.json").unlink()
+    todo_of(opened(tmp_path))  # and stopped
+    assert at("e") == (["b"], "e", 1)
+
+
+def test_a_repeat_keeps_the_memory_that_the_work_took(tmp_path, monkeypatch):
+    for peak in (70.0, None, 50.0):
+        monkeypatch.setattr(devices, "peak_cuda_memory_mb", lambda peak=peak: peak)
+        work(tmp_path)
+        assert manifest(tmp_path)["peak_cuda_memory_mb"] == 70
 
 
 def test_a_network_that_is_trained_again_says_how(tmp_path, monkeypatch):

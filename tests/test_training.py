@@ -228,6 +228,21 @@ def test_each_image_comes_once_in_a_round():
         assert len({tuple(ids) for ids in rounds}) > 5
 
 
+def test_the_order_of_a_round_is_drawn_once_and_is_the_same_in_any_order_of_steps(monkeypatch):
+    """Shuffling COCO's 118,000 images for each image of a batch took longer than the step on a GPU."""
+    batches, draw, drawn = batches_of(squares(7), squares(50, truth=False), seed=505), np.random.default_rng, []
+    monkeypatch.setattr(np.random, "default_rng", lambda of: drawn.append(of) or draw(of))
+    pools = {training.LABELLED: batches.labelled, training.UNLABELLED: batches.unlabelled}
+    for steps in (range(21), [9, 0, 20, 3]):
+        found = {(step, stream): batches.samples(step, stream) for step in steps for stream in pools}
+        if steps == range(21):  # 63 images of each stream
+            assert len(drawn) == len(set(drawn)) == 9 + 2
+        for (step, stream), samples in found.items():
+            for place, sample in enumerate(samples):
+                epoch, index = divmod(3 * step + place, len(pools[stream]))
+                assert sample is pools[stream][draw((505, epoch, stream)).permutation(len(pools[stream]))[index]]
+
+
 def test_batches_are_as_the_losses_expect_them():
     batches = batches_of(squares(4), squares(5, truth=False))
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batches[0].items()} == {

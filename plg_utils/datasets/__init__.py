@@ -71,6 +71,9 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     _check({"tags_of": tags_of} | options, takes_parts=known["labelled"].annotation is not int)
     if options.get("root"):
         options["root"] = Path(options["root"]).expanduser()
+    folders = {option: options[option] for option in ("root", "labels") if isinstance(options.get(option), str | Path)}
+    # Who opens the run later may be in another folder.
+    source |= {option: Path(path).expanduser().absolute().as_posix() for option, path in folders.items() if path}
     dataset = replace(module.load(**options), source=source)
     if other_words is not None:
         dataset = replace(dataset, classes=_reworded(dataset, other_words))
