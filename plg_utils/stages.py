@@ -378,12 +378,14 @@ def masks(run: Run, *, mask_model: str, mask_options: dict, evaluated: Sequence[
         at_once=run.images_at_once,
         alone=True,
     )
-    return stage.finish(images=len(run.images), masks=sum(mask_counts(run)))
+    counts = mask_counts(run, evaluated)
+    return stage.finish(images=len(counts), masks=sum(counts))
 
 
-def mask_counts(run: Run) -> list[int]:
-    """How many masks each labelled and unlabelled image has."""
-    return [len(files.read_json(run.folder / "masks" / f"{sample.id}.json")["masks"]) for sample in run.images]
+def mask_counts(run: Run, evaluated: Sequence[str] = ()) -> list[int]:
+    """How many masks each labelled and unlabelled image has, and each of the splits `evaluated`."""
+    samples = [*run.images, *run.images_of(evaluated)]
+    return [len(files.read_json(run.folder / "masks" / f"{sample.id}.json")["masks"]) for sample in samples]
 
 
 @stage_function
@@ -410,7 +412,7 @@ def segments(
     stage.fill(run.images, [".safetensors"], **how)
     if unseen := run.images_of(evaluated):  # apart, so that the others' batches do not depend on them
         stage.fill(unseen, [".safetensors"], **how)
-    return stage.finish(images=len(run.images))
+    return stage.finish(images=len(run.images) + len(unseen))
 
 
 def words(run: Run, *, encoder: str, encoder_options: dict) -> tuple[torch.Tensor, torch.Tensor]:
