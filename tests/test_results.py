@@ -15,7 +15,8 @@ from plg_utils import checkpoints, class_files, datasets, files, stages, store
 SUMMARIES = sorted(run.PUBLISHED.glob("*/summary.json"))
 GRIDS = sorted(run.PUBLISHED.glob("*/grid.json"))
 POINTS = sorted(run.PUBLISHED.glob("*/points/*.json"))
-FOLDERS = {"zero_shot": "labels_", "enhanced": "labels_enhanced", "segmenter": "predictions_"}  # stage of a row: whose
+# Stage of a row: how the folder of its label maps begins.
+FOLDERS = {"zero_shot": ("labels_", "predictions_"), "enhanced": "labels_enhanced", "segmenter": "predictions_"}
 IDENTITY = ["stage", "parameters", "seed", "checkpoints", "classes_sha256", "dataset", "learns_from", "inputs_sha256"]
 IDENTITY += ["whole_set_sha256", "parents"]  # the first of these was in manifests before version 0.2
 PIXELS = {"storybook": 128 * 128, "camvid": 240 * 180}  # of an image; CamVid as camvid_table reads it
@@ -129,11 +130,11 @@ def test_what_the_demo_s_notebooks_wrote_agrees_with_its_manifests():
     evaluation = files.read_json(folder / "05_evaluation.json")
     assert evaluation["rows"] == len(rows)
     assert evaluation["images"] == {row["split"]: row["images"] for row in rows}
-    titles = {method.title: name for name, method in stages.METHODS.items()}
-    scores = {titles[row["name"]]: row["miou"] for row in rows if row["stage"] == "segmenter"}
+    scores = {row["name"]: row["miou"] for row in rows if row["stage"] == "segmenter"}
+    assert len(evaluation["bootstrap"]) == 3
     for name, found in evaluation["bootstrap"].items():
-        rival = name.removeprefix("paper A minus ")
-        assert found["difference"] == pytest.approx(scores["paper_a"] - scores[rival], abs=1e-12)
+        ours, rival = stages.METHODS["paper_a"].title, name.removeprefix("over ")
+        assert found["difference"] == pytest.approx(scores[ours] - scores[rival], abs=1e-12)
         assert found["low"] <= found["difference"] <= found["high"]
 
 
