@@ -345,7 +345,7 @@ def history(table: Sequence[dict], terms: Sequence[str], share: str) -> Figure:
     if points := [(row["step"], 100 * row[share]) for row in table if share in row]:
         _line(right, points, color=STAGES["enhanced"], marker="o")
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    left.legend()
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(terms), borderaxespad=0, columnspacing=1.2)
     right.set(xlabel="step", ylabel=f"{share} (% of the pixels)", ylim=(0, 100))
     return figure
 
@@ -404,7 +404,8 @@ def shares(counts: np.ndarray, classes: Classes) -> Figure:
 def ladder(rows: Sequence[dict], *, paper: float | None = None) -> Figure:
     """Mean IoU of each stage and method as bars, in the order given; of several seeds, a point for each.
 
-    rows: with "stage" (a key of STAGES), "name" and "miou", a number or one for each seed
+    rows: with "stage" (a key of STAGES), "name" and "miou", a number or one for each seed; perhaps with "split", the
+        images that it is counted on: a line parts those of one split from those of another
     """
     figure, axis = _lines_of([row["name"] for row in rows], 0.42 if paper else 0.7, paper)
     for y, row in enumerate(rows):
@@ -415,6 +416,9 @@ def ladder(rows: Sequence[dict], *, paper: float | None = None) -> Figure:
             text += f" ± {seeds.std:.1f}"
             style = {"s": 7 if paper else 16, "linewidth": 0.5 if paper else 0.8, "color": "white", "edgecolor": INK}
             axis.scatter(seeds.values, [y] * len(seeds.values), zorder=3, **style)
+        if (split := row.get("split")) != (rows[y - 1].get("split") if y else None):
+            axis.annotate(f"on {split}", (120, y), color=FAINT, ha="right", va="center")
+            axis.axhline(y - 0.5, color=FAINT, linewidth=0.7, linestyle=":" if y else "")
         place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
         axis.annotate(text, (max(seeds.values), y), fontsize=plt.rcParams["ytick.labelsize"], color=INK, **place)
     axis.set(xlim=(0, 120), xticks=range(0, 101, 20), xlabel="mean IoU (%)")
