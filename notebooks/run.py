@@ -473,7 +473,8 @@ def report(folder: Path) -> str:
         width = max((len(row["name"]) for row in rows), default=0)
         for row in rows:
             miou = "-" if row["miou"] is None else f"{row['miou']:.1%}"
-            lines.append(f"{row['name']:{width}}  {miou:>8}  {row['images']} {row['split']} images")
+            part = f", {row['coverage']:.0%} of their pixels labelled" if row.get("coverage", 1) < 0.9 else ""
+            lines.append(f"{row['name']:{width}}  {miou:>8}  {row['images']} {row['split']} images{part}")
         lines = [f"{'':{width}}  mean IoU", *lines, ""] if rows else ["no truth to compare with: look at the pictures"]
     for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
         if found := sorted(folder.glob(pattern)):

@@ -174,7 +174,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     sharp, official = fused | {"sepl": "paper"}, fused | {"sepl": "official"}
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
-        **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in ("few_shot", "filtered")},
+        **{LABELLERS[name]: Row("zero_shot", name, name, {}, own_titles[name]) for name in own_titles},
         f"{raw}_sepl": Row("zero_shot", labeller, labeller, {"sepl": "paper"}, f"{title} through SEPL"),
         "labels_enhanced_zero_shot": Row("enhanced", labeller, labeller, ZERO_SHOT, "enhanced, raw targets", "direct"),
         "labels_enhanced": Row("enhanced", labeller, labeller, fused, "enhanced labels, the network's borders"),
@@ -585,6 +585,10 @@ def filtered_labels(
     believed = calibration.learn(
         examples.Labelled(*parts), named, data.classes, others=others, overlap=overlap, **label_filter
     )
+    if believed.calibrated.threshold is None:
+        names = f"{len(believed.calibrated.right)} names of {len(data.labelled)} labelled images"
+        problem = f"the filter keeps no name, so no pixel has a label: by {names} it cannot promise what is asked"
+        warnings.warn(f"{problem}. Label more images, or ask for less, such as {{precision: 0.7}}", stacklevel=2)
     parameters = {"of": source, "threshold": believed.calibrated.threshold, **label_filter}
     learns_from = ["labelled"]
     stage = run.stage(LABELLERS["filtered"], parameters, classes=True, parents=[source], learns_from=learns_from)

@@ -422,3 +422,12 @@ def test_the_comments_of_the_notebooks_name_the_words_that_are_allowed():
             elif name in allowed.WORDS:
                 named.setdefault(name, set()).update(re.findall(r'"(\w+)"', f"{default} {comment}"))
     assert named == {name: set(words) for name, words in allowed.WORDS.items()}
+
+
+def test_the_report_says_where_many_pixels_have_no_label(tmp_path):
+    row = {"name": "filtered labels", "miou": 0.226, "images": 3, "split": "unlabelled", "coverage": 0.0}
+    files.write_json(tmp_path / "summary.json", {"rows": [row, row | {"coverage": 0.95}]})
+    none, most = run.report(tmp_path).splitlines()[1:3]
+    assert none.endswith("22.6%  3 unlabelled images, 0% of their pixels labelled") and most.endswith(
+        "unlabelled images"
+    )
