@@ -249,11 +249,13 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 def reaching(stage: str) -> set[str]:
     """The notebooks' parameters that a shared folder depends on: those of the functions that make it, and the images.
 
-    A stage with a seed learns, so it depends on which images are labelled too.
+    A stage with a seed learns, so it depends on which images are labelled too. `evaluated`, which has a default, only says
+    of which further images there are files.
     """
     from plg_utils import stages  # torch takes seconds to import
 
-    names = {name for function in MADE_BY[stage] for name in signature(stages.STAGES[function]).parameters} - {"run"}
+    found = [signature(stages.STAGES[function]).parameters for function in MADE_BY[stage]]
+    names = {name for own in found for name, one in own.items() if one.default is one.empty} - {"run"}
     return names | {"dataset", "dataset_options"} | ({"labelled"} if "seed" in names else set())
 
 
