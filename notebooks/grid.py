@@ -249,8 +249,8 @@ def record(grid: Grid, point: Point, folder: Path) -> dict:
 def reaching(stage: str) -> set[str]:
     """The notebooks' parameters that a shared folder depends on: those of the functions that make it, and the images.
 
-    A stage with a seed learns, so it depends on which images are labelled too. `evaluated`, which has a default, only says
-    of which further images there are files.
+    A stage with a seed learns, so it depends on which images are labelled too. `evaluated`, which has a default, only
+    says of which further images there are files.
     """
     from plg_utils import stages  # torch takes seconds to import
 
