@@ -228,6 +228,29 @@ def test_maps_that_this_package_wrote_carry_their_classes():
         load()
 
 
+@pytest.mark.parametrize(
+    ("listed", "right"),
+    [
+        ("background, ball, box", True),
+        ("_background_, Ball, box, void", True),
+        ("background, Hund, Katze", True),  # other names may be words of another language
+        ("background, ball", True),
+        ("cup, ball, box, background", False),
+        ("background, dog, ball", False),  # box is not in it, and ball has another number
+        ("ball, box", False),
+    ],
+)
+def test_the_names_beside_maps_say_what_each_number_is(listed, right):
+    write_maps(LABEL)
+    write(Path("maps/class_names.txt"), listed.replace(", ", "\n"))
+    if right:
+        np.testing.assert_array_equal(load(classes=("ball", "box")).labelled[0].truth(), LABEL)
+        return
+    more = ", the background's too," if listed == "ball, box" else ","
+    with pytest.raises(ValueError, match=f"the same names in the same order{more} or move maps/class_names.txt away"):
+        load(classes=("ball", "box"))
+
+
 def test_label_maps_in_folders_below_are_told():
     write_maps(LABEL)
     write_maps(LABEL, LABEL, folder="maps/more")
