@@ -162,6 +162,11 @@ def main(arguments: list[str] | None = None) -> int:
         given.name, options = "folder", {"root": given.name}
     try:
         for option, value in zip(given.options[::2], given.options[1::2], strict=True):
+            if option == "background":
+                options[option] = class_files.words_of(value)
+                continue
+            if option == "bands" and value[:1] != "[":
+                value = f"[{value}]"  # 4,3,2
             if option == "classes":
                 found = class_files.path_or_names(value)
                 options[option] = str(found) if isinstance(found, Path) else found

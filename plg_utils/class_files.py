@@ -33,16 +33,21 @@ def read(path: str | Path, background: Sequence[str] = ()) -> Classes:
     file (`names_of`, such as labelme's labels.txt), a column of a table (.csv), a list or numbered names in YAML, and
     YOLO's data.yaml (`names`).
     """
-    lines = files.read_lines(path)
-    if Path(path).suffix.lower() == ".csv" and len(lines) > 1 and lines[0].strip(BLANK + "'\"").casefold() in HEADS:
-        warnings.warn(f"{path}: {lines[0]!r} is the head of the column, and no class", stacklevel=2)
-        lines = lines[1:]
-    text = "\n".join(lines)
     try:
-        content = "" if Path(path).suffix.lower() in (".txt", ".csv") else files.parse_yaml(text, "it")
-        return parse(names_of(text) if isinstance(content, str) else content, background)
+        return parse(_content(path), background)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _content(path: str | Path) -> Any:
+    """What a class file or a list of names holds; a column of a table without its head."""
+    lines = files.read_lines(path)
+    if Path(path).suffix.lower() == ".csv" and len(lines) > 1 and lines[0].strip(BLANK + "'\"").casefold() in HEADS:
+        warnings.warn(f"{path}: {lines[0]!r} is the head of the column, and no class", stacklevel=3)
+        lines = lines[1:]
+    text = "\n".join(lines)
+    content = "" if Path(path).suffix.lower() in (".txt", ".csv") else files.parse_yaml(text, "it")
+    return names_of(text) if isinstance(content, str) else content
 
 
 def path_or_names(text: str) -> Any:
@@ -53,6 +58,12 @@ def path_or_names(text: str) -> Any:
         if named or path.is_file():
             return path
     return names_of(text)
+
+
+def words_of(text: str) -> Any:
+    """What --background names: words as people write them, or those of a file."""
+    found = path_or_names(text)
+    return _content(found) if isinstance(found, Path) else found
 
 
 def names_of(text: str) -> Any:
