@@ -81,6 +81,9 @@ def label(options: argparse.Namespace) -> None:
     given = _photos_and_labels(options)
     _refuse_others(out, Path(given["root"]))
     _refuse_changes(out)
+    if options.labels and (out / "labels").is_dir() and Path(given["labels"]).resolve() == (out / "labels").resolve():
+        problem = f"{given['labels']} holds what this command has written, and would count as labels of a person"
+        raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import datasets, devices, stages  # torch takes seconds to import
 
@@ -115,7 +118,7 @@ def label(options: argparse.Namespace) -> None:
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the data set `folder`."""
     given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
-    given |= {"background": _background(options.background)} if options.background else {}
+    given |= {"background": class_files.words_of(options.background)} if options.background else {}
     given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
     given |= {"bands": options.bands} if options.bands else {}
     return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
@@ -146,12 +149,6 @@ def _classes(text: str) -> Any:
     """Names of classes as people write them, or the path of a class file."""
     found = class_files.path_or_names(text)
     return str(found.absolute()) if isinstance(found, Path) else found
-
-
-def _background(text: str) -> Any:
-    """Words as people write them, or those of a text file."""
-    given = _classes(text)
-    return class_files.names_of("\n".join(files.read_lines(given))) if isinstance(given, str) else given
 
 
 def _in_its_words(text: str) -> str:

@@ -220,15 +220,19 @@ def test_the_remedy_for_a_name_with_a_comma_keeps_the_numbers():
     assert (found.names, found.background) == (("background", "cat, black", "dog"), 0)
 
 
-def test_words_of_the_background_are_read_as_names_are(photos, monkeypatch):
+def test_words_of_the_background_are_read_as_names_are(photos, monkeypatch, capsys):
     """Of a class file they were dropped, and the name of a text was a word."""
     monkeypatch.setattr(stages, "masks", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     Path("bg.txt").write_text("wall\nblue sky\n")
     Path("names.txt").write_text("tree\nhouse\n")
-    for number, words in enumerate(("wall, blue sky", "bg.txt")):
+    Path("bg.csv").write_text("name\nwall\nblue sky\n")  # the head was a word
+    for number, words in enumerate(("wall, blue sky", "bg.txt", "bg.csv")):
         assert call(photos, "--classes", "names.txt", "--background", words, "--to", f"out{number}") == 130
         given = files.read_json(f"out{number}/run/run.json")["dataset_options"]
         assert folder._classes(given["classes"], given["background"]).words[0] == ("wall", "blue sky")
+    Path("bg.yaml").write_text("background: [wall]\nclasses: [tree]\n")
+    assert call(photos, "--classes", "names.txt", "--background", "bg.yaml", "--to", "out") == 2
+    assert "must be a list of words, such as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -366,10 +370,28 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     assert {path.stem for path in Path("all/labels").iterdir()} == set(NAMES)  # also those with label maps
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("all/labels", path.name)), files.read_label(path))
+    assert call(photos, "--classes", "tree, house", "--labels", "all/labels", "--to", "known") == 0
+    assert plg.main(["export", "known", "--all", "--to", "again"]) == 0  # no photo is unlabelled
+    assert {path.stem for path in Path("again/labels").iterdir()} == set(NAMES)
     capsys.readouterr()
     assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
     assert "mean IoU 100.00" in capsys.readouterr().out
-    assert plg.main(["check", photos, "--classes", "tree"]) == 0
+    assert plg.main(["score", "new/labels", "back", "--classes", "voc"]) == 0  # nothing to compare
+    Path("dog.yaml").write_text("background: []\nclasses: [house, tree]\n")
+    assert plg.main(["score", "new/labels", "back", "--classes", "dog.yaml"]) == 1
+    assert plg.main(["check", photos, "--classes", "tree", "--background", "wall, sky", "--bands", "1,2,3"]) == 0
+
+
+def test_what_was_written_is_no_label_of_a_person(photos, capsys):
+    """All photos counted as labelled, and the threshold was chosen on the command's own labels."""
+    own = (photos, "--classes", "tree, house", "--to", "out")
+    assert call(*own) == 0
+    assert call(*own, "--labels", "out/labels") == 2
+    assert "out/labels holds what this command has written, and would count as" in capsys.readouterr().err
+    assert call(*own, "--labels", "out") == 2
+    assert "name a single json itself, of COCO or Label Studio, or its folder labels, which" in capsys.readouterr().err
+    Path("out/labels").rename("mine")
+    assert call(*own, "--labels", "mine") == 0
 
 
 def test_other_commands_are_handed_over(monkeypatch, capsys, tmp_path):

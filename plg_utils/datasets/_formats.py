@@ -93,10 +93,11 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         return read_labelme(jsons)
     if names:
         return read_yolo(names)
-    if jsons and not list(folder.glob("*.txt")):
-        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
-        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio")
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
+    if jsons and not any(path.parent == folder for path in texts):
+        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
+        more = "".join(f", or its folder {path.parent.name}, which holds {path.name}" for path in whole[:1])
+        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio{more}")
     if texts and not whole:
         above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
         if names := next((path for path in above if path.is_file()), None):
