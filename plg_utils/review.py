@@ -336,7 +336,8 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
             raise FileExistsError(f"{path} holds other labels: name a new folder, or delete what is not needed")
     for path, label in paths.items():
         files.write_label(path, label, classes.colours)
-    class_files.write_beside(Path(target), classes)
+    # A person may have added words to the class file that is there.
+    class_files.write_beside(Path(target), class_files.read(listed) if listed.is_file() else classes)
 
 
 def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:

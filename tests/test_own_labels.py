@@ -222,6 +222,11 @@ def test_maps_that_this_package_wrote_carry_their_classes():
         for other in (*others, write(Path("from_0.yaml"), json.dumps({"classes": [*first]}))):
             with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
                 load(classes=other)
+        from_0 = class_files.parse({"classes": [*first]})
+        class_files.write_beside(Path("maps"), from_0)
+        with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
+            load(classes=[*first])
+        class_files.write_beside(Path("maps"), own)
         np.testing.assert_array_equal(load(classes=Path("maps/classes.yaml")).labelled[0].truth(), LABEL)
     Path("maps/p0.png").rename("maps/other.png")
     with pytest.raises(FileNotFoundError, match="maps holds no PNG with the name of a photo"):

@@ -89,8 +89,8 @@ def _check_order(path: Path, classes: Classes) -> None:
         if (whole and listed[: len(own)] != own) or (moved and place.name == class_files.NAMES):
             problem = f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}"
             file = place.with_name("classes.yaml")
-            remedy = f"Give {file} as class file" if file.is_file() else "Give both the same names in the same order"
-            remedy += ", the background's too" * (["background", *listed] == own)
+            remedy = "Give both the same names in the same order" + ", the background's too" * (own[1:] == listed)
+            remedy = f"Give {file} as class file" if file.is_file() else remedy
             raise ValueError(
                 f"{problem}: which order the numbers of {path} have is not known. {remedy}, or move {place} away if it "
                 "is not of these maps"
