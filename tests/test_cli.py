@@ -361,12 +361,18 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     content["annotations"][-1] |= {"category_id": 1}
     files.write_json("review/coco.json", content)
     assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    Path("back/classes.yaml").write_text("background: []\nclasses: [{name: tree, words: [oak]}, house]\n")
+    assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    assert class_files.read("back/classes.yaml").words[1] == ("oak",)  # as the person wrote it
     *_, line = capsys.readouterr().out.splitlines()
     typed = shlex.split(line.replace("PHOTOS", f"'{photos}'").replace("NEW", "new"))
     assert plg.main([*typed[1:], "--device", "cpu"]) == 0  # what it says to type, typed
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("new/labels", path.name)), files.read_label(path))
     assert plg.main(["export", "new", "--all", "--to", "all"]) == 0
+    for place in ("all", "all/images"):  # not yet read
+        assert call(photos, "--classes", "tree, house", "--labels", place, "--to", "other") == 2
+        assert "/all --to LABELS makes label maps of it: name LABELS" in capsys.readouterr().err
     assert {path.stem for path in Path("all/labels").iterdir()} == set(NAMES)  # also those with label maps
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("all/labels", path.name)), files.read_label(path))
