@@ -302,7 +302,8 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("label", help="label the photos of a folder", description=label.__doc__)
     one.add_argument("photos", metavar="PHOTOS", help="folder of the photos")
     numbers = "in label maps 0 is the background, they count from 1, and 255 is no label"
-    one.add_argument("--classes", required=True, help=f'what to look for: "cat, dog", or a class file; {numbers}')
+    what = f'what to look for: "cat, dog", a class file, or one of {", ".join(class_files.OURS)}'
+    one.add_argument("--classes", required=True, help=f"{what}; {numbers}")
     one.add_argument("--to", required=True, metavar="OUT", help="folder of the results, a new one or that of before")
     of_models = "(default: a miniature); docs/models.md has all names"
     one.add_argument("--sam", metavar="NAME", help=f"sam_vit_h, sam2.1_hiera_large, sam3, ..., or a file {of_models}")

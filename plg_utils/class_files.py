@@ -20,6 +20,7 @@ COMMAS = r"[,;|\t\n，；、]"  # what people write between names
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
 NAMES = "class_names.txt"  # beside label maps, as labelme writes it: a name for each value, from 0 on
 HEADS = ("name", "names", "class", "classes", "label", "category")  # of a column of names
+OURS = {path.stem: path for path in sorted(Path(__file__).parent.glob("datasets/classes/*.yaml"))}  # voc, coco, ...
 FILES = (".txt", ".csv", ".yaml", ".yml", ".json")  # how names end that are no names of classes
 
 
@@ -51,7 +52,9 @@ def _content(path: str | Path) -> Any:
 
 
 def path_or_names(text: str) -> Any:
-    """What --classes names: the path of a class file, or else names as people write them (`names_of`)."""
+    """What --classes names: a class file, by its path or as one of OURS, or names as people write them (`names_of`)."""
+    if text in OURS:
+        return OURS[text]
     path = Path(text).expanduser()
     with suppress(OSError):  # a list may be longer than a path
         named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
