@@ -617,7 +617,8 @@ def _write_out(options: argparse.Namespace) -> None:
         print(f"correct them: labelme {photos} --labels {names} --nodata")
     print(f"read them:    plg export --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
-    print(f"next round:   the same command with --corrected {folders} --to DIR")
+    if not labelled:  # what is corrected in a round has no label map yet
+        print(f"next round:   the same command with --corrected {folders} --to DIR")
 
 
 def _read_back(options: argparse.Namespace) -> None:

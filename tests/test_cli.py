@@ -81,6 +81,12 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     assert class_files.read(out / "labels" / "classes.yaml").names == ("background", "tree", "house")
 
 
+def test_our_class_files_have_names(photos, capsys):
+    """As plg score takes them: `voc` was a single class of this name."""
+    assert call(photos, "--classes", "camvid", "--to", "out") == 0
+    assert "3 photos, 11 classes: 0 sky, 1 building" in capsys.readouterr().out
+
+
 def test_without_a_background_numbers_start_at_0(photos, capsys):
     Path("own.yaml").write_text("classes: [{name: 'tree, green', words: [tree]}, house]\n")
     assert call(photos, "--classes", "own.yaml", "--to", "out") == 0
@@ -377,7 +383,9 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("all/labels", path.name)), files.read_label(path))
     assert call(photos, "--classes", "tree, house", "--labels", "all/labels", "--to", "known") == 0
+    capsys.readouterr()
     assert plg.main(["export", "known", "--all", "--to", "again"]) == 0  # no photo is unlabelled
+    assert "next round" not in capsys.readouterr().out
     assert {path.stem for path in Path("again/labels").iterdir()} == set(NAMES)
     capsys.readouterr()
     assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
