@@ -81,9 +81,7 @@ def label(options: argparse.Namespace) -> None:
     given = _photos_and_labels(options)
     _refuse_others(out, Path(given["root"]))
     _refuse_changes(out)
-    if options.labels and (out / "labels").is_dir() and Path(given["labels"]).resolve() == (out / "labels").resolve():
-        problem = f"{given['labels']} holds what this command has written, and would count as labels of a person"
-        raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
+    _refuse_own(out, given.get("labels"))
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import datasets, devices, stages  # torch takes seconds to import
 
@@ -193,6 +191,14 @@ def _refuse_changes(out: Path) -> None:
     if changed:
         problem = f"{len(changed)} label maps in {out / 'labels'} were changed by hand, e.g. {changed[0]}"
         raise FileExistsError(f"{problem}: move them to another folder, or give --to the name of a new one")
+
+
+def _refuse_own(out: Path, labels: str | None) -> None:
+    """Refuse what this command has written as labels of a person: the threshold would be chosen on its own mistakes."""
+    own = (out / "labels", out / RUN)
+    if labels and any(Path(labels).resolve().is_relative_to(folder.resolve()) for folder in own):
+        problem = f"{labels} holds what this command has written, and would count as labels of a person"
+        raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
 
 
 def write(out: Path, run: Any, remark: str) -> list[str]:

@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             path = option in PATHS and value[:1] not in ("[", "{")  # a folder may be called `trip #2`
             options[option] = value if path else files.parse_yaml(value, f"the value of {option}")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     dataset, rows = load(given.name, options)
     rows += [] if dataset is None else data_set(dataset)

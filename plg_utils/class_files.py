@@ -100,7 +100,9 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         content = {"background": list(background), "classes": _things(content)}
     elif background:
         listed = json.dumps(list(background), ensure_ascii=False)
-        raise ValueError(f"a class file has the words of the background itself: write `background: {listed}` into it")
+        raise ValueError(
+            f"a class file has the words of the background itself: write `background: {listed}` into it, or into a copy"
+        )
     _check_keys(content, "a class file", "classes", "background", "templates", "version")
     if repr(content.get("version", 1)) != "1":  # True is 1, too
         raise ValueError(f"version {content['version']!r} of class files is not known, only 1")

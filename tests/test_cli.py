@@ -394,14 +394,18 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     Path("dog.yaml").write_text("background: []\nclasses: [house, tree]\n")
     assert plg.main(["score", "new/labels", "back", "--classes", "dog.yaml"]) == 1
     assert plg.main(["check", photos, "--classes", "tree", "--background", "wall, sky", "--bands", "1,2,3"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        plg.main(["check", photos, "--classes", "tree", "--background", "none.txt"])
+    assert "plg check: error: none.txt does not exist" in capsys.readouterr().err
 
 
 def test_what_was_written_is_no_label_of_a_person(photos, capsys):
     """All photos counted as labelled, and the threshold was chosen on the command's own labels."""
     own = (photos, "--classes", "tree, house", "--to", "out")
     assert call(*own) == 0
-    assert call(*own, "--labels", "out/labels") == 2
-    assert "out/labels holds what this command has written, and would count as" in capsys.readouterr().err
+    for place in ("out/labels", "out/run/labels_zero_shot"):
+        assert call(*own, "--labels", place) == 2
+        assert f"{place} holds what this command has written, and would count as" in capsys.readouterr().err
     assert call(*own, "--labels", "out") == 2
     assert "name a single json itself, of COCO or Label Studio, or its folder labels, which" in capsys.readouterr().err
     Path("out/labels").rename("mine")
