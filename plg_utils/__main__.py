@@ -239,10 +239,10 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
     bare = [id for id, own in counts.items() if own[255] == own.sum()]
-    said = (
-        [f"{len(bare)} photos have no label at all: {', '.join(bare[:8])}{', ...' * (len(bare) > 8)}"] if bare else []
-    )
-    return said + [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names)]
+    said = [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names) if total[value]]
+    if bare:
+        said.insert(0, f"{len(bare)} photos have no label at all: {', '.join(bare[:8])}{', ...' * (len(bare) > 8)}")
+    return said
 
 
 def _sha256(path: Path) -> str | None:
