@@ -81,6 +81,7 @@ def label(options: argparse.Namespace) -> None:
     given = _photos_and_labels(options)
     _refuse_others(out, Path(given["root"]))
     _refuse_changes(out)
+    _refuse_own(out, given.get("labels"))
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import datasets, devices, stages  # torch takes seconds to import
 
@@ -115,7 +116,7 @@ def label(options: argparse.Namespace) -> None:
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the data set `folder`."""
     given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
-    given |= {"background": _background(options.background)} if options.background else {}
+    given |= {"background": class_files.words_of(options.background)} if options.background else {}
     given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
     given |= {"bands": options.bands} if options.bands else {}
     return given | ({"on_bad_image": "skip"} if options.skip_unreadable else {})
@@ -146,12 +147,6 @@ def _classes(text: str) -> Any:
     """Names of classes as people write them, or the path of a class file."""
     found = class_files.path_or_names(text)
     return str(found.absolute()) if isinstance(found, Path) else found
-
-
-def _background(text: str) -> Any:
-    """Words as people write them, or those of a text file."""
-    given = _classes(text)
-    return class_files.names_of("\n".join(files.read_lines(given))) if isinstance(given, str) else given
 
 
 def _in_its_words(text: str) -> str:
@@ -198,6 +193,14 @@ def _refuse_changes(out: Path) -> None:
         raise FileExistsError(f"{problem}: move them to another folder, or give --to the name of a new one")
 
 
+def _refuse_own(out: Path, labels: str | None) -> None:
+    """Refuse what this command has written as labels of a person: the threshold would be chosen on its own mistakes."""
+    own = (out / "labels", out / RUN)
+    if labels and any(Path(labels).resolve().is_relative_to(folder.resolve()) for folder in own):
+        problem = f"{labels} holds what this command has written, and would count as labels of a person"
+        raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
+
+
 def write(out: Path, run: Any, remark: str) -> list[str]:
     """Write labels, overlays and index.html of a `stages.Run` with labels_zero_shot; returns lines for the terminal.
 
@@ -236,10 +239,10 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
     page(out / "index.html", run.data, counts, remark)
     total = sum(counts.values())
     bare = [id for id, own in counts.items() if own[255] == own.sum()]
-    said = (
-        [f"{len(bare)} photos have no label at all: {', '.join(bare[:8])}{', ...' * (len(bare) > 8)}"] if bare else []
-    )
-    return said + [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names)]
+    said = [f"  {share:>7}  {value:>3}  {name}" for value, name, share in _shares(total, classes.names) if total[value]]
+    if bare:
+        said.insert(0, f"{len(bare)} photos have no label at all: {', '.join(bare[:8])}{', ...' * (len(bare) > 8)}")
+    return said
 
 
 def _sha256(path: Path) -> str | None:
@@ -305,7 +308,8 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("label", help="label the photos of a folder", description=label.__doc__)
     one.add_argument("photos", metavar="PHOTOS", help="folder of the photos")
     numbers = "in label maps 0 is the background, they count from 1, and 255 is no label"
-    one.add_argument("--classes", required=True, help=f'what to look for: "cat, dog", or a class file; {numbers}')
+    what = f'what to look for: "cat, dog", a class file, or one of {", ".join(class_files.OURS)}'
+    one.add_argument("--classes", required=True, help=f"{what}; {numbers}")
     one.add_argument("--to", required=True, metavar="OUT", help="folder of the results, a new one or that of before")
     of_models = "(default: a miniature); docs/models.md has all names"
     one.add_argument("--sam", metavar="NAME", help=f"sam_vit_h, sam2.1_hiera_large, sam3, ..., or a file {of_models}")

@@ -162,13 +162,18 @@ def main(arguments: list[str] | None = None) -> int:
         given.name, options = "folder", {"root": given.name}
     try:
         for option, value in zip(given.options[::2], given.options[1::2], strict=True):
+            if option == "background":
+                options[option] = class_files.words_of(value)
+                continue
+            if option == "bands" and value[:1] != "[":
+                value = f"[{value}]"  # 4,3,2
             if option == "classes":
                 found = class_files.path_or_names(value)
                 options[option] = str(found) if isinstance(found, Path) else found
                 continue
             path = option in PATHS and value[:1] not in ("[", "{")  # a folder may be called `trip #2`
             options[option] = value if path else files.parse_yaml(value, f"the value of {option}")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     dataset, rows = load(given.name, options)
     rows += [] if dataset is None else data_set(dataset)

@@ -20,6 +20,7 @@ COMMAS = r"[,;|\t\n，；、]"  # what people write between names
 BLANK = string.whitespace + "\u00a0\u200b\ufeff"  # around a name; the last two are not seen
 NAMES = "class_names.txt"  # beside label maps, as labelme writes it: a name for each value, from 0 on
 HEADS = ("name", "names", "class", "classes", "label", "category")  # of a column of names
+OURS = {path.stem: path for path in sorted(Path(__file__).parent.glob("datasets/classes/*.yaml"))}  # voc, coco, ...
 FILES = (".txt", ".csv", ".yaml", ".yml", ".json")  # how names end that are no names of classes
 
 
@@ -33,26 +34,39 @@ def read(path: str | Path, background: Sequence[str] = ()) -> Classes:
     file (`names_of`, such as labelme's labels.txt), a column of a table (.csv), a list or numbered names in YAML, and
     YOLO's data.yaml (`names`).
     """
-    lines = files.read_lines(path)
-    if Path(path).suffix.lower() == ".csv" and len(lines) > 1 and lines[0].strip(BLANK + "'\"").casefold() in HEADS:
-        warnings.warn(f"{path}: {lines[0]!r} is the head of the column, and no class", stacklevel=2)
-        lines = lines[1:]
-    text = "\n".join(lines)
     try:
-        content = "" if Path(path).suffix.lower() in (".txt", ".csv") else files.parse_yaml(text, "it")
-        return parse(names_of(text) if isinstance(content, str) else content, background)
+        return parse(_content(path), background)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _content(path: str | Path) -> Any:
+    """What a class file or a list of names holds; a column of a table without its head."""
+    lines = files.read_lines(path)
+    if Path(path).suffix.lower() == ".csv" and len(lines) > 1 and lines[0].strip(BLANK + "'\"").casefold() in HEADS:
+        warnings.warn(f"{path}: {lines[0]!r} is the head of the column, and no class", stacklevel=3)
+        lines = lines[1:]
+    text = "\n".join(lines)
+    content = "" if Path(path).suffix.lower() in (".txt", ".csv") else files.parse_yaml(text, "it")
+    return names_of(text) if isinstance(content, str) else content
+
+
 def path_or_names(text: str) -> Any:
-    """What --classes names: the path of a class file, or else names as people write them (`names_of`)."""
+    """What --classes names: a class file, by its path or as one of OURS, or names as people write them (`names_of`)."""
+    if text in OURS:
+        return OURS[text]
     path = Path(text).expanduser()
     with suppress(OSError):  # a list may be longer than a path
         named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
         if named or path.is_file():
             return path
     return names_of(text)
+
+
+def words_of(text: str) -> Any:
+    """What --background names: words as people write them, or those of a file."""
+    found = path_or_names(text)
+    return _content(found) if isinstance(found, Path) else found
 
 
 def names_of(text: str) -> Any:
@@ -86,7 +100,9 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         content = {"background": list(background), "classes": _things(content)}
     elif background:
         listed = json.dumps(list(background), ensure_ascii=False)
-        raise ValueError(f"a class file has the words of the background itself: write `background: {listed}` into it")
+        raise ValueError(
+            f"a class file has the words of the background itself: write `background: {listed}` into it, or into a copy"
+        )
     _check_keys(content, "a class file", "classes", "background", "templates", "version")
     if repr(content.get("version", 1)) != "1":  # True is 1, too
         raise ValueError(f"version {content['version']!r} of class files is not known, only 1")

@@ -336,7 +336,8 @@ def save(target: str | Path, reviewed: Sequence[Reviewed], classes: Classes) -> 
             raise FileExistsError(f"{path} holds other labels: name a new folder, or delete what is not needed")
     for path, label in paths.items():
         files.write_label(path, label, classes.colours)
-    class_files.write_beside(Path(target), classes)
+    # A person may have added words to the class file that is there.
+    class_files.write_beside(Path(target), class_files.read(listed) if listed.is_file() else classes)
 
 
 def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
@@ -478,7 +479,8 @@ def least_sure(
     truths = {image.id: image.label for image in corrected}
     if unknown := truths.keys() - {sample.id for sample in data.unlabelled}:
         listed = ", ".join(sorted(unknown))
-        raise ValueError(f"{listed} are no unlabelled images of {run.name}: give folders of this run")
+        remedy = "give folders of this run, with images that have no label map yet"
+        raise ValueError(f"{listed} are no unlabelled images of {run.name}: {remedy}")
     overlap = files.read_json(run / "labels_zero_shot" / "manifest.json")["parameters"]["overlap"]
 
     def masks_of(sample: Sample) -> Masks:
@@ -539,6 +541,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give either OUT (and --least, --ids, --labels, --corrected), or --read DIR (and --untouched)")
     if learns and options.labels:
         parser.error("--corrected writes few-shot labels: leave out --labels")
+    if options.all and (options.ids or options.least is not None):
+        parser.error("--all writes all images: leave out --least and --ids")
     try:
         _read_back(options) if options.read else _write_out(options)
     except (OSError, ValueError, TypeError) as error:
@@ -572,7 +576,9 @@ def _write_out(options: argparse.Namespace) -> None:
             raise ValueError(f"{told}: {remedy}")
         return encoders.build(encoder, device=str(devices.choose(device)), **encoder_options)
 
-    if options.corrected is None:
+    if options.all and data.labelled and not data.unlabelled:
+        ranked, trusts, label_of = [], {}, None
+    elif options.corrected is None:
         ranked, trusts = least_trusted(run, labels, data, encode)
 
         def label_of(sample: Sample) -> np.ndarray:
@@ -597,14 +603,13 @@ def _write_out(options: argparse.Namespace) -> None:
         return truths[sample.id]() if sample.id in truths else label_of(sample)
 
     index = write(options.to, [*chosen, *labelled], map_of, data.classes, **given)
-    first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
-    signals = ", ".join(name for name in first if name != "trust")
-    print(
-        f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first", end=" "
-    )
-    print(f"({signals}: {first['trust']:.2f} to {last['trust']:.2f})")
+    if chosen:
+        first, last = trusts[chosen[0].id], trusts[chosen[-1].id]
+        signals = ", ".join(name for name in first if name != "trust")
+        what = f"{len(chosen)} of {len(ranked)} images with their {labels} in {options.to}, the least trusted first"
+        print(f"{what} ({signals}: {first['trust']:.2f} to {last['trust']:.2f})")
     if labelled:
-        print(f"{len(labelled)} images with the label maps that they have")
+        print(f"{len(labelled)} images with the label maps that they have in {options.to}")
     for remark in index["remarks"]:
         print(remark)
     if "labelme" in index["forms"]:
@@ -612,7 +617,8 @@ def _write_out(options: argparse.Namespace) -> None:
         print(f"correct them: labelme {photos} --labels {names} --nodata")
     print(f"read them:    plg export --read {quote(options.to)} --to LABELS")
     folders = " ".join(map(quote, [*(options.corrected or ()), options.to]))
-    print(f"next round:   the same command with --corrected {folders} --to DIR")
+    if not labelled:  # what is corrected in a round has no label map yet
+        print(f"next round:   the same command with --corrected {folders} --to DIR")
 
 
 def _read_back(options: argparse.Namespace) -> None:

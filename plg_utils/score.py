@@ -77,8 +77,7 @@ def score_pair(prediction: Path | None, truth: Path, classes: Classes, void: int
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score a folder of label maps as the command line says; returns the exit status."""
-    ours = {path.stem: path for path in sorted(datasets.CLASS_FILES.glob("*.yaml"))}
-    listed = ", ".join(ours)
+    listed = ", ".join(class_files.OURS)
     parser = argparse.ArgumentParser(
         prog="plg score",
         description="Score a folder of PNG label maps: mean IoU over the whole set, from one confusion matrix. Values "
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores here")
     options = parser.parse_args(arguments)
     try:
-        found = ours.get(options.classes) or class_files.path_or_names(options.classes)
+        found = class_files.path_or_names(options.classes)
         if isinstance(found, Path) and found.is_file():
             return _score(options, class_files.read(found))
         if isinstance(found, Path) or not re.search(class_files.COMMAS, options.classes):

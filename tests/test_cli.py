@@ -76,9 +76,15 @@ def test_a_folder_of_photos_is_labelled(photos, capsys):
     for value, name in ((0, "background"), (1, "tree"), (2, "house"), (255, "no label")):
         share = f"{(pixels == value).mean():.1%}"
         assert re.search(rf"<td>{value}<td><i [^>]*></i>{name}\s*<td>{share}", page.text)
-        assert f"{share}  {value:>3}  {name}" in printed.out
+        assert (f"{share}  {value:>3}  {name}" in printed.out) == (value in pixels)  # the page has all classes
     assert (out / "labels" / "class_names.txt").read_text() == "background\ntree\nhouse\n"
     assert class_files.read(out / "labels" / "classes.yaml").names == ("background", "tree", "house")
+
+
+def test_our_class_files_have_names(photos, capsys):
+    """As plg score takes them: `voc` was a single class of this name."""
+    assert call(photos, "--classes", "camvid", "--to", "out") == 0
+    assert "3 photos, 11 classes: 0 sky, 1 building" in capsys.readouterr().out
 
 
 def test_without_a_background_numbers_start_at_0(photos, capsys):
@@ -220,15 +226,19 @@ def test_the_remedy_for_a_name_with_a_comma_keeps_the_numbers():
     assert (found.names, found.background) == (("background", "cat, black", "dog"), 0)
 
 
-def test_words_of_the_background_are_read_as_names_are(photos, monkeypatch):
+def test_words_of_the_background_are_read_as_names_are(photos, monkeypatch, capsys):
     """Of a class file they were dropped, and the name of a text was a word."""
     monkeypatch.setattr(stages, "masks", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     Path("bg.txt").write_text("wall\nblue sky\n")
     Path("names.txt").write_text("tree\nhouse\n")
-    for number, words in enumerate(("wall, blue sky", "bg.txt")):
+    Path("bg.csv").write_text("name\nwall\nblue sky\n")  # the head was a word
+    for number, words in enumerate(("wall, blue sky", "bg.txt", "bg.csv")):
         assert call(photos, "--classes", "names.txt", "--background", words, "--to", f"out{number}") == 130
         given = files.read_json(f"out{number}/run/run.json")["dataset_options"]
         assert folder._classes(given["classes"], given["background"]).words[0] == ("wall", "blue sky")
+    Path("bg.yaml").write_text("background: [wall]\nclasses: [tree]\n")
+    assert call(photos, "--classes", "names.txt", "--background", "bg.yaml", "--to", "out") == 2
+    assert "must be a list of words, such as" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -357,19 +367,49 @@ def test_labels_go_on_to_annotation_tools_and_back(photos, capsys):
     content["annotations"][-1] |= {"category_id": 1}
     files.write_json("review/coco.json", content)
     assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    Path("back/classes.yaml").write_text("background: []\nclasses: [{name: tree, words: [oak]}, house]\n")
+    assert plg.main(["export", "--read", "review", "--to", "back", "--form", "coco"]) == 0
+    assert class_files.read("back/classes.yaml").words[1] == ("oak",)  # as the person wrote it
     *_, line = capsys.readouterr().out.splitlines()
     typed = shlex.split(line.replace("PHOTOS", f"'{photos}'").replace("NEW", "new"))
     assert plg.main([*typed[1:], "--device", "cpu"]) == 0  # what it says to type, typed
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("new/labels", path.name)), files.read_label(path))
     assert plg.main(["export", "new", "--all", "--to", "all"]) == 0
+    for place in ("all", "all/images"):  # not yet read
+        assert call(photos, "--classes", "tree, house", "--labels", place, "--to", "other") == 2
+        assert "/all --to LABELS makes label maps of it: name LABELS" in capsys.readouterr().err
     assert {path.stem for path in Path("all/labels").iterdir()} == set(NAMES)  # also those with label maps
     for path in Path("back").glob("*.png"):
         np.testing.assert_array_equal(files.read_label(Path("all/labels", path.name)), files.read_label(path))
+    assert call(photos, "--classes", "tree, house", "--labels", "all/labels", "--to", "known") == 0
+    capsys.readouterr()
+    assert plg.main(["export", "known", "--all", "--to", "again"]) == 0  # no photo is unlabelled
+    assert "next round" not in capsys.readouterr().out
+    assert {path.stem for path in Path("again/labels").iterdir()} == set(NAMES)
     capsys.readouterr()
     assert plg.main(["score", "back", "back", "--classes", "review/classes.yaml"]) == 0
     assert "mean IoU 100.00" in capsys.readouterr().out
-    assert plg.main(["check", photos, "--classes", "tree"]) == 0
+    assert plg.main(["score", "new/labels", "back", "--classes", "voc"]) == 0  # nothing to compare
+    Path("dog.yaml").write_text("background: []\nclasses: [house, tree]\n")
+    assert plg.main(["score", "new/labels", "back", "--classes", "dog.yaml"]) == 1
+    assert plg.main(["check", photos, "--classes", "tree", "--background", "wall, sky", "--bands", "1,2,3"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        plg.main(["check", photos, "--classes", "tree", "--background", "none.txt"])
+    assert "plg check: error: none.txt does not exist" in capsys.readouterr().err
+
+
+def test_what_was_written_is_no_label_of_a_person(photos, capsys):
+    """All photos counted as labelled, and the threshold was chosen on the command's own labels."""
+    own = (photos, "--classes", "tree, house", "--to", "out")
+    assert call(*own) == 0
+    for place in ("out/labels", "out/run/labels_zero_shot"):
+        assert call(*own, "--labels", place) == 2
+        assert f"{place} holds what this command has written, and would count as" in capsys.readouterr().err
+    assert call(*own, "--labels", "out") == 2
+    assert "name a single json itself, of COCO or Label Studio, or its folder labels, which" in capsys.readouterr().err
+    Path("out/labels").rename("mine")
+    assert call(*own, "--labels", "mine") == 0
 
 
 def test_other_commands_are_handed_over(monkeypatch, capsys, tmp_path):

@@ -222,10 +222,38 @@ def test_maps_that_this_package_wrote_carry_their_classes():
         for other in (*others, write(Path("from_0.yaml"), json.dumps({"classes": [*first]}))):
             with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
                 load(classes=other)
+        from_0 = class_files.parse({"classes": [*first]})
+        class_files.write_beside(Path("maps"), from_0)
+        with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
+            load(classes=[*first])
+        class_files.write_beside(Path("maps"), own)
         np.testing.assert_array_equal(load(classes=Path("maps/classes.yaml")).labelled[0].truth(), LABEL)
     Path("maps/p0.png").rename("maps/other.png")
     with pytest.raises(FileNotFoundError, match="maps holds no PNG with the name of a photo"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("listed", "right"),
+    [
+        ("background, ball, box", True),
+        ("_background_, Ball, box, void", True),
+        ("background, Hund, Katze", True),  # other names may be words of another language
+        ("background, ball", True),
+        ("cup, ball, box, background", False),
+        ("background, dog, ball", False),  # box is not in it, and ball has another number
+        ("ball, box", False),
+    ],
+)
+def test_the_names_beside_maps_say_what_each_number_is(listed, right):
+    write_maps(LABEL)
+    write(Path("maps/class_names.txt"), listed.replace(", ", "\n"))
+    if right:
+        np.testing.assert_array_equal(load(classes=("ball", "box")).labelled[0].truth(), LABEL)
+        return
+    more = ", the background's too," if listed == "ball, box" else ","
+    with pytest.raises(ValueError, match=f"the same names in the same order{more} or move maps/class_names.txt away"):
+        load(classes=("ball", "box"))
 
 
 def test_label_maps_in_folders_below_are_told():

@@ -551,6 +551,10 @@ def test_the_command_is_asked_for_one_thing(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         review.main(["run", "--form", "yolo,cocoa", "--to", "y"])
     assert "plg export: error: --form cocoa is not known, only png coco labelme yolo" in capsys.readouterr().err
+    for more in (["--least", "3"], ["--ids", "a"]):
+        with pytest.raises(SystemExit, match="2"):
+            review.main(["run", "--all", *more, "--to", "y"])
+        assert "--all writes all images: leave out --least and --ids" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         review.main([*arguments, "--to", "y"])
     assert "give either OUT" in capsys.readouterr().err

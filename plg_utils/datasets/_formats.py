@@ -38,6 +38,7 @@ KNOWN = (
     "right are a folder of label maps (PNG), a json of COCO or Label Studio, a folder of labelme's json, YOLO's "
     "data.yaml with labels/*.txt, or the unpacked folder of CVAT's Segmentation mask 1.1"
 )
+EXPORTED = ("index.json", "names.txt", "classes.yaml")  # what plg export writes into each folder
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt")  # YOLO's files of names
 AGAIN = "correct it, or export it again"
 STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # rows and columns: right, down, left, up
@@ -82,6 +83,10 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         return read_cvat(root)
     inner = [path for path in _visible(folder.glob("*/*")) if path.suffix.lower() in (".png", ".json", ".txt")]
     whole = [path for path in inner if path.suffix.lower() == ".png" or path.name == "labelmap.txt"]
+    exported = [place for place in (folder, folder.parent) if all((place / name).is_file() for name in EXPORTED)]
+    remedy = f"plg export --read {exported[0]} --to LABELS makes label maps of it: name LABELS" if exported else ""
+    if has_maps and exported and folder.name == "images":
+        raise ValueError(f"{folder} holds photos that plg export has written, and their labels: {remedy}")
     if has_maps:
         if deeper := sorted({path.parent.name for path in whole}):
             warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=4)
@@ -93,10 +98,11 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         return read_labelme(jsons)
     if names:
         return read_yolo(names)
-    if jsons and not list(folder.glob("*.txt")):
-        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
-        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio")
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
+    if jsons and not any(path.parent == folder for path in texts):
+        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
+        more = "".join(f", or its folder {path.parent.name}, which holds {path.name}" for path in whole[:1])
+        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio{more}")
     if texts and not whole:
         above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
         if names := next((path for path in above if path.is_file()), None):
@@ -106,6 +112,7 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     if _visible(folder.glob("*.[pP][nN][gG]")):
         return None
     hint = "".join(f", but its folder {path.parent.name} holds {path.name}: name that" for path in (whole or inner)[:1])
+    hint = f". {remedy}" if exported else hint
     held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
     held = f" but files {', '.join(sorted(held))}" if held else ""
     raise FileNotFoundError(f"{folder} itself holds no labels{held}{hint}; {KNOWN}")

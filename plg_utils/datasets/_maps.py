@@ -83,10 +83,14 @@ def _check_order(path: Path, classes: Classes) -> None:
         listed, own = _plain(lines), _plain(classes.names)
         if place.name != class_files.NAMES:  # which has a line for each value: others may lack the background
             listed, own = ([name for name in names if name != "background"] for names in (listed, own))
-        if listed[: len(own)] != own and {*own} - {"background"} <= {*listed}:
+        numbers = {name: value for value, name in enumerate(listed)}
+        moved = any(numbers.get(name, value) != value for value, name in enumerate(own))
+        whole = {*own} - {"background"} <= {*listed}  # other lists may be of other files than the maps
+        if (whole and listed[: len(own)] != own) or (moved and place.name == class_files.NAMES):
             problem = f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}"
             file = place.with_name("classes.yaml")
-            remedy = f"Give {file} as class file" if file.is_file() else "Give both the same names in the same order"
+            remedy = "Give both the same names in the same order" + ", the background's too" * (own[1:] == listed)
+            remedy = f"Give {file} as class file" if file.is_file() else remedy
             raise ValueError(
                 f"{problem}: which order the numbers of {path} have is not known. {remedy}, or move {place} away if it "
                 "is not of these maps"
