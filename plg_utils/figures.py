@@ -284,10 +284,8 @@ def nearest_words(
     cosines: (N, K') of segments and words, pictures: N of (H, W, 3) uint8, words: K', of_background: K'
     """
     behind = np.array(of_background, dtype=bool)
-    columns = list(
-        zip(("nearest thing", "second", "third"), [~behind] * 3, range(min(3, (~behind).sum())), strict=False)
-    )
-    columns += [("nearest of background", behind, 0)] if behind.any() else []
+    columns = [("nearest thing", ~behind, 0), ("second", ~behind, 1), ("third", ~behind, 2)]
+    columns = [column for column in [*columns, ("nearest of background", behind, 0)] if column[2] < column[1].sum()]
     figure, axis = plt.subplots(figsize=(0.7 + 1.5 * len(columns), 0.3 + 0.6 * len(pictures)))
     axis.set(xlim=(-0.45, len(columns)), ylim=(len(pictures), 0), yticks=[])
     for row, (of_segment, picture) in enumerate(zip(cosines, pictures, strict=True)):
@@ -297,14 +295,10 @@ def nearest_words(
         for column, (_, own, k) in enumerate(columns):
             index = np.flatnonzero(own)[np.argsort(-of_segment[own], kind="stable")[k]]
             share = float(of_segment[index] / max(of_segment.max(), 1e-9))  # of the nearest of all
-            best = (
-                {"edgecolor": CHOSEN, "linewidth": 2, "zorder": 3}
-                if index == of_segment.argmax()
-                else {"edgecolor": "white"}
-            )
-            axis.add_patch(
-                plt.Rectangle((column, row), 1, 1, facecolor=plt.get_cmap("Blues")(0.6 * max(share, 0)), **best)
-            )
+            shade, frame = plt.get_cmap("Blues")(0.6 * max(share, 0)), {"edgecolor": "white"}
+            if index == of_segment.argmax():
+                frame = {"edgecolor": CHOSEN, "linewidth": 2, "zorder": 3}
+            axis.add_patch(plt.Rectangle((column, row), 1, 1, facecolor=shade, **frame))
             text = f"{words[index]}\n{of_segment[index]:.2f}"
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=INK, zorder=4)
     axis.set_xticks([column + 0.5 for column in range(len(columns))], [title for title, _, _ in columns])
