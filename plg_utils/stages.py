@@ -480,24 +480,27 @@ def _by_words(run: Run, texts: tuple[torch.Tensor, torch.Tensor], how: dict[str,
 
 
 def _paint(
-    run: Run, labeller: str, how: dict[str, Any], name: Callable, evaluated: Sequence[str], **identity: Any
-) -> store.Stage:
+    run: Run, labeller: str, how: dict[str, Any], name: Callable, evaluated: Sequence[str], *, parents: list[str],
+    **identity: Any,
+) -> store.Stage:  # fmt: skip
     """Name the segments of all images, and paint them, into a folder each for `run.images` and the splits evaluated.
 
-    how, identity: parameters of the stage, and what else `Run.stage` takes
+    how, parents, identity: parameters of the stage, and what else `Run.stage` takes
     """
+    own = LABELLERS[labeller]
 
     def make(pairs: list) -> list[np.ndarray]:
         options = {"background": run.data.classes.background, "overlap": how["overlap"]}
         return [each.label for each in segment_match.painted(*zip(*pairs, strict=True), name, **options)]
 
-    def fill(folder: str, samples: list[Sample]) -> store.Stage:
-        stage = run.stage(folder, how, classes=True, **identity)
+    def fill(folder: str, samples: list[Sample], parents: list[str]) -> store.Stage:
+        stage = run.stage(folder, how, classes=True, parents=parents, **identity)
         return run.fill_labels(stage, samples, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=make)
 
-    if unseen := run.images_of(evaluated):
-        fill(WITHOUT_NETWORK[labeller], unseen)
-    return fill(LABELLERS[labeller], run.images)
+    stage = fill(own, run.images, parents)
+    if unseen := run.images_of(evaluated):  # outdated as soon as the labels are made otherwise
+        fill(WITHOUT_NETWORK[labeller], unseen, [*parents, own])
+    return stage
 
 
 @stage_function

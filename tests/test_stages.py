@@ -523,6 +523,10 @@ def test_val_images_are_labelled_by_words_as_the_others_are(world, results):
         np.testing.assert_array_equal(
             shown.label_of("labels_zero_shot", sample), here.label_of("predictions_zero_shot", sample)
         )
+    do_stages(parameters | {"evaluated": [], "threshold": 0.9})
+    assert (
+        store.outdated(results / "predictions_zero_shot", here.data) == "it was made from an earlier labels_zero_shot"
+    )
     with pytest.raises(ValueError, match="evaluated.*'train'|'train'.*evaluated"):
         do_stages(parameters | {"evaluated": ["train"]})
 
