@@ -364,7 +364,7 @@ def _parts_of(sample: Sample, parents: dict[str, dict[str, str]]) -> dict[str, s
 
 def _inputs_sha256(dataset: Dataset, parents: Sequence[str | Path], learns_from: Sequence[str]) -> str:
     """Digest of all images that a stage learns from: photos, what earlier stages made of them, label maps."""
-    made = [_made_from(Path(parent)) for parent in parents]
+    made = [_made_from(parent) for parent in sorted(map(Path, parents))]  # in one order, which json files sort, too
     rows = [
         [sample.id, sample.content, [of.get(sample.id) for of in made], split in learns_from and sample.truth_content]
         for split in ("labelled", "unlabelled")
