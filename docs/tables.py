@@ -18,6 +18,8 @@ from typing import Any
 
 import pandas as pd
 
+from plg_utils.tables import ladder as paired
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 SUPERVISED, UNIMATCH = "supervised only", "UniMatch, no zero-shot labels"
@@ -101,10 +103,15 @@ def markdown(head: list[str], lines: Iterable[Iterable[Any]]) -> str:
 
 
 def demo() -> str:
-    """One run: label maps, then networks."""
+    """One run: every method with the labels that it learns from and its network."""
     found = read("demo/summary.json")["rows"]
-    lines = [[row["name"], f"{row['images']} {row['split']} images", f"{100 * row['miou']:.1f}"] for row in found]
-    return markdown(["what", "counted on", MIOU], lines)
+    images = {row["split"]: row["images"] for row in found}
+    lines = []
+    for row in paired(found):
+        given = row.get("zero_shot", row.get("enhanced")), row.get("segmenter")
+        lines.append([row["name"], *("" if miou is None else f"{100 * miou:.1f}" for miou in given)])
+    columns = [f"labels, {images['unlabelled']} unlabelled images", f"network, {images['val']} val images"]
+    return markdown(["mean IoU (%)", *columns], lines)
 
 
 def seeds() -> str:

@@ -469,13 +469,18 @@ def report(folder: Path) -> str:
     """What a finished run has to show: mean IoU from stage to stage, and where to look."""
     lines = []
     if (folder / "summary.json").is_file():
+        from plg_utils import tables  # pandas takes a second to import
+
         rows = files.read_json(folder / "summary.json")["rows"]
         width = max((len(row["name"]) for row in rows), default=0)
+        for row in tables.ladder(rows):
+            given = (row.get("zero_shot", row.get("enhanced")), row.get("segmenter"))
+            lines.append(f"{row['name']:{width}}" + "".join(f"{'' if x is None else f'{x:.1%}':>10}" for x in given))
         for row in rows:
-            miou = "-" if row["miou"] is None else f"{row['miou']:.1%}"
-            part = f", {row['coverage']:.0%} of their pixels labelled" if row.get("coverage", 1) < 0.9 else ""
-            lines.append(f"{row['name']:{width}}  {miou:>8}  {row['images']} {row['split']} images{part}")
-        lines = [f"{'':{width}}  mean IoU", *lines, ""] if rows else ["no truth to compare with: look at the pictures"]
+            if row["coverage"] < 0.9:
+                lines.append(f"{row['name']}: {row['coverage']:.0%} of the pixels have a label")
+        head = f"{'mean IoU':{width}}    labels    unseen images"
+        lines = [head, *lines, ""] if rows else ["no truth to compare with: look at the pictures"]
     for title, pattern in (("labels", "labels_*"), ("page", "index.html"), ("pictures", "figures"), ("notebooks",) * 2):
         if found := sorted(folder.glob(pattern)):
             lines.append(f"{title + ':':10} {', '.join([str(found[0]), *(path.name for path in found[1:])])}")

@@ -396,27 +396,31 @@ def shares(counts: np.ndarray, classes: Classes) -> Figure:
 
 @_figure
 def ladder(rows: Sequence[dict], *, paper: float | None = None) -> Figure:
-    """Mean IoU of each stage and method as bars, in the order given; of several seeds, a point for each.
+    """Mean IoU of each method as bars, in the order given; of several seeds, a point for each.
 
-    rows: with "stage" (a key of STAGES), "name" and "miou", a number or one for each seed; perhaps with "split", the
-        images that it is counted on: a line parts those of one split from those of another
+    rows: "name", and for each bar a key of STAGES with its mean IoU, a number or one for each seed
     """
     figure, axis = _lines_of([row["name"] for row in rows], 0.42 if paper else 0.7, paper)
-    for y, row in enumerate(rows):
-        seeds = summarise(100 * np.atleast_1d(row["miou"]))
-        axis.barh(y, seeds.mean, color=STAGES[row["stage"]], height=0.74)
-        text = f"{seeds.mean:.1f}"
-        if len(seeds.values) > 1:
-            text += f" ± {seeds.std:.1f}"
-            style = {"s": 7 if paper else 16, "linewidth": 0.5 if paper else 0.8, "color": "white", "edgecolor": INK}
-            axis.scatter(seeds.values, [y] * len(seeds.values), zorder=3, **style)
-        if (split := row.get("split")) != (rows[y - 1].get("split") if y else None):
-            axis.annotate(f"on {split}", (120, y), color=FAINT, ha="right", va="center")
-            axis.axhline(y - 0.5, color=FAINT, linewidth=0.7, linestyle=":" if y else "")
-        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate(text, (max(seeds.values), y), fontsize=plt.rcParams["ytick.labelsize"], color=INK, **place)
+    shown = [{stage: row[stage] for stage in STAGES if row.get(stage) is not None} for row in rows]
+    several = any(len(measured) > 1 for measured in shown)
+    height = 0.42 if several else 0.8
+    for y, measured in enumerate(shown):
+        for k, (stage, miou) in enumerate(measured.items()):
+            seeds, at = summarise(100 * np.atleast_1d(miou)), y + (k - (len(measured) - 1) / 2) * height
+            axis.barh(at, seeds.mean, color=STAGES[stage], height=0.92 * height)
+            text = f"{seeds.mean:.1f}"
+            if len(seeds.values) > 1:
+                text += f" ± {seeds.std:.1f}"
+                style = {"s": 7 if paper else 16, "linewidth": 0.5 if paper else 0.8, "color": "white"}
+                axis.scatter(seeds.values, [at] * len(seeds.values), zorder=3, edgecolor=INK, **style)
+            place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+            axis.annotate(text, (max(seeds.values), at), fontsize=plt.rcParams["ytick.labelsize"], color=INK, **place)
     axis.set(xlim=(0, 120), xticks=range(0, 101, 20), xlabel="mean IoU (%)")
     axis.spines["bottom"].set_bounds(0, 100)
+    if several:
+        named = {"zero_shot": "zero-shot labels", "enhanced": "enhanced labels", "segmenter": "unseen images"}
+        handles = [Patch(color=STAGES[stage], label=name) for stage, name in named.items()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
 

@@ -163,6 +163,7 @@ class Row:
     options: dict[str, str]
     title: str
     trained_by: str | None = None  # the method that notebook 04 must have trained for it; None: it needs none
+    learnt_from: str | None = None  # folder of the unlabelled images' label maps that it rests on
 
 
 def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
@@ -181,7 +182,14 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
         SHARPENED: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
         **{
-            folder: Row("zero_shot", name, name, {"network": "none"}, f"{own_titles[name]}, no network")
+            folder: Row(
+                "zero_shot",
+                name,
+                name,
+                {"network": "none"},
+                f"{own_titles[name]}, no network",
+                learnt_from=LABELLERS[name],
+            )
             for name, folder in WITHOUT_NETWORK.items()
         },
     }
@@ -197,7 +205,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
             ("_sepl", of_sam, f"{method.title}, with SAM"),
         ):
             what = "segmenter", method.method or name, source, options, title
-            rows[f"predictions_{name}{ending}"] = Row(*what, trained_by=name)
+            rows[f"predictions_{name}{ending}"] = Row(*what, name, raw if method.labels == RAW else method.labels)
     return rows
 
 
@@ -844,17 +852,16 @@ def sharpen(run: Run, *, labeller: str, borders_too: Sequence[str] | None = ()) 
     ]
 
 
-def sharpen_predictions(run: Run, method: str, *, evaluated: Sequence[str]) -> store.Stage:
-    """SAM's borders for the predictions of a method, by paper B's rule as in `sharpen`: predictions_METHOD_sepl/ID.png.
+def sharpen_predictions(run: Run, methods: Sequence[str], *, evaluated: Sequence[str]) -> list[store.Stage]:
+    """SAM's borders for the predictions of methods, by paper B's rule as in `sharpen`: predictions_METHOD_sepl/ID.png.
 
-    So SAM is asked when a network is used, too, which costs more than the network.
+    So SAM is asked when a network is used, too, which costs more than the network. The masks are those that notebook 02
+    made of the images. Nothing is made if class 0 is not the background: the rule needs one.
     """
     if run.data.classes.background != 0:
-        raise ValueError(
-            f"SEPL needs class 0 to be the background, which {run.data.name} lacks: leave `sharpened` empty"
-        )
-    source = f"predictions_{method}"
-    return merge(run, f"{source}_sepl", cue=source, mode="paper", splits=evaluated)
+        return []
+    of = {f"predictions_{method}": f"predictions_{method}_sepl" for method in methods}
+    return [merge(run, name, cue=cue, mode="paper", splits=evaluated) for cue, name in of.items()]
 
 
 @stage_function
@@ -1174,8 +1181,8 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         yield f"{call(train, training=how, method=method)} {method}"
     if "methods" in parameters:
         yield call(predict_all, training=how)
-    for method in parameters.get("sharpened", ()):
-        yield f"{call(sharpen_predictions, method=method)} {method}"
+    if chosen := [name for name in parameters.get("sharpened", ()) if name in parameters["methods"]]:
+        yield call(sharpen_predictions, methods=chosen)
 
 
 # Scores: the only functions here that read the truth of images that are not labelled
@@ -1268,6 +1275,7 @@ def table_row(run: Run, row: Row, found: Scored, *, split: str, seed: int, secon
         "miou_uncovered_missed": metrics.scores(found.matrix, uncovered="miss", background=found.background).mean_iou,
         "seconds": seconds,
         "made": found.made,
+        "learnt_from": row.learnt_from,
     }
 
 

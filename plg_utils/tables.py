@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,25 @@ class What(NamedTuple):
 
 
 # Reading
+
+
+def ladder(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of summary.json as `figures.ladder` draws them: one for a method, with its labels and its network.
+
+    returns: "name", and mean IoU: "zero_shot" or "enhanced" of the labels of the unlabelled images that the method
+        learns from, "segmenter" on the val or the test images. Labels that no method learns from have their own row.
+    """
+    labels = {row["made"]["folder"]: row for row in rows if row["split"] == "unlabelled"}
+    used = {row.get("learnt_from") for row in rows} & labels.keys()
+    found = []
+    for row in sorted(rows, key=lambda row: ("zero_shot", "enhanced", "segmenter").index(row["stage"])):
+        if row["split"] != "unlabelled":
+            behind = labels.get(row.get("learnt_from"))
+            learnt = {behind["stage"]: behind["miou"]} if behind else {}
+            found.append({"name": row["name"], **learnt, "segmenter": row["miou"]})
+        elif row["made"]["folder"] not in used:
+            found.append({"name": row["name"], row["stage"]: row["miou"]})
+    return found
 
 
 def rows_of(runs: Sequence[str]) -> list[dict]:
