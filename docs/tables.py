@@ -575,6 +575,8 @@ def numbers() -> dict[str, str]:
     found |= {"demo_raw": f"{100 * raw['miou']:.1f}", "demo_missed": f"{100 * raw['miou_uncovered_missed']:.1f}"}
     found["demo_uncovered"] = f"{1 / (1 - raw['coverage']):.0f}"
 
+    three = rows("demo_seeds").groupby("name").miou
+    found |= {f"three_{key}": percent(three.get_group(name)) for key, name in (("plain", PLAIN), ("long", LONG))}
     alone = rows("baselines").groupby("name").miou.mean()
     for key, name in (("words", ALONE[0]), ("examples", ALONE[1]), ("unimatch_twice", UNIMATCH_LONG)):
         found[f"alone_{key}"] = f"{100 * alone[name]:.1f}"
