@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from plg_utils.records import IGNORE, PseudoLabel, Sample
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
 PRECISIONS = ("fp32", "bf16")
 SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
+FREE = {"model", "loss", "labelled", "unlabelled", "pseudo_label", "batches"}  # of fit's arguments: not as they are in
+FREE |= {"device", "workers", "cache_bytes", "state_file", "progress"}  # the settings of a state, or change no number
 
 
 def fit(
@@ -37,6 +39,7 @@ def fit(
     unlabelled: Sequence[Sample] = (),
     *,
     pseudo_label: Callable[[Sample], np.ndarray] | None = None,
+    batches: type | None = None,
     steps: int,
     batch_size: int,
     crop_size: int,
@@ -66,6 +69,7 @@ def fit(
 
     loss: what `losses.build` returned; labelled: samples whose truth is open; unlabelled: samples, whose truth is
         never read; pseudo_label: reads the label map (H, W) uint8 of an unlabelled sample
+    batches: a class in the place of `Batches`; such a training is that of one process, whoever else is there
     batch_size: labelled images of a step, and as many unlabelled ones; crop_size: pixels; scale: of the weak view
     lr: of the encoder; everything else learns head_lr_factor times as fast; optimizer: "sgd" or "adamw" (whose first
         beta is the momentum)
@@ -87,26 +91,23 @@ def fit(
     that of them all, and the steps are those of a single process.
     """
     device = torch.device(device)
-    share = distributed.rows(batch_size) if distributed.count() > 1 else None
-    settings = {
-        "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
-        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "part": part,
-        "ema": ema, "scale": scale, "cutmix_partner": cutmix_partner, "strong_views": strong_views, "seed": seed,
-        "precision": precision, "channels_last": channels_last, "compiled": compiled, "log_every": log_every,
-        "loss": str(getattr(loss, "settings", "")),
-        "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
-        "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
-    }  # fmt: skip
+    settings = {name: value for name, value in locals().items() if name not in FREE}
+    settings |= {"labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled]}
+    settings |= {"loss": str(getattr(loss, "settings", "")), "pseudo labels": pseudo_label is not None}
+    settings["initial weights"] = digest(model)
+    device = torch.device(device)
     for name in ("steps", "batch_size", "crop_size", "log_every"):
         if type(settings[name]) is not int or settings[name] < 1:
             raise ValueError(f"{name} is {settings[name]!r}; right is a whole number from 1 on")
-    if not 0 < lr < math.inf or not 0 < head_lr_factor < math.inf or (ema is not None and not 0 <= ema < 1):
-        raise ValueError(f"lr={lr} and head_lr_factor={head_lr_factor} must be above 0, ema={ema} None or from 0 to 1")
-    if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf and 0 <= power < math.inf):
-        given = f"momentum={momentum}, weight_decay={weight_decay}, power={power}"
-        raise ValueError(f"{given}: momentum must be from 0 to below 1, the others from 0 on")
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
-        raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
+    low, high = scale
+    is_sound = min(lr, head_lr_factor, low) > 0 and low <= high and 0 <= momentum < 1 and 0 <= (ema or 0) < 1
+    if not (is_sound and all(0 <= each < math.inf for each in (lr, head_lr_factor, weight_decay, power, high))):
+        names = ("lr", "head_lr_factor", "weight_decay", "power", "momentum", "ema")
+        given = ", ".join(f"{name}={settings[name]}" for name in names)
+        raise ValueError(
+            f"scale is {scale}, {given}: lr, head_lr_factor and scale, the smaller first, must be above 0, "
+            "weight_decay and power from 0 on, momentum and ema from 0 to below 1"
+        )
     first, last = part or (0, steps)
     if not 0 <= first < last <= steps:
         raise ValueError(f"part is {part}; right are two of {steps} steps, the first and the one after the last")
@@ -118,19 +119,23 @@ def fit(
         )
     one_of(precision, PRECISIONS, "precision")
     one_of(cutmix_partner, ("batch", "view"), "cutmix_partner")
-    model = distributed.share_statistics(model, device)
+    is_shared = batches is None and distributed.count() > 1
+    if is_shared:
+        model = distributed.share_statistics(model, device)
     model.to(device, memory_format=layout(channels_last)).train()
     optimiser = build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
     factors = [group["lr"] / lr for group in optimiser.param_groups]
     average = Average(model, ema) if ema is not None else None
     history, unfinished, done = load_state(state_file, settings, model, optimiser, average)
     start = max(first, done)
-    batches = Batches(
+    batches = (batches or Batches)(
         labelled, unlabelled, pseudo_label,
         steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner=cutmix_partner,
-        strong_views=strong_views, seed=seed, cache_bytes=cache_bytes, share=share,
+        strong_views=strong_views, seed=seed, cache_bytes=cache_bytes,
+        share=distributed.rows(batch_size) if is_shared else None,
     )  # fmt: skip
-    take_step = distributed.step(Compiled(model) if compiled else model, loss)
+    network = Compiled(model) if compiled else model
+    take_step = distributed.step(network, loss) if is_shared else partial(loss, network)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(start, last), num_workers=workers, pin_memory=device.type == "cuda"
     )
@@ -154,10 +159,11 @@ def fit(
             optimiser.step()
             if average is not None:
                 average.update(step - first)
-            pending.append(distributed.mean(torch.stack([term.detach() for term in terms.values()])))
+            values = torch.stack([term.detach() for term in terms.values()])
+            pending.append(distributed.mean(values) if is_shared else values)
             ends_row = (step + 1) % log_every == 0 or step + 1 == last
             is_due = step + 1 == last or time.monotonic() - saved > SAVE_SECONDS
-            is_due = is_due and state_file is not None and distributed.is_main()
+            is_due = is_due and state_file is not None and not (is_shared and distributed.rank())
             if ends_row or is_due:
                 table = torch.stack(pending).cpu()  # waits for the device
                 check_finite(table[:, list(terms).index("total")], step + 1 - len(pending), batches)

@@ -9,8 +9,8 @@ import numpy as np
 VOID = 255
 
 
-def official(label, masks, num_classes, variant, inside=0.5, covers=0.85, count=np.sum):
-    """Merge by the official code's rules.
+def official(label, masks, num_classes, count=np.sum):
+    """Merge by the official code's rules, those of its default variant, max_iou_imp2.
 
     masks: N of (H, W) bool, or anything that gives the n-th when asked, read from a file for instance
     count: how the pixels of a set are counted; the authors write np.sum
@@ -30,20 +30,16 @@ def official(label, masks, num_classes, variant, inside=0.5, covers=0.85, count=
             mask = masks[n]
             offered = offered | mask
             common, mask_size = count(region & mask), count(mask)
-            fits = mask_size > 0 and common / mask_size > inside
-            if variant == "max_iou_imp2" and common / region_size >= covers:
-                fits = True
-            if fits:
+            if (mask_size > 0 and common / mask_size > 0.5) or common / region_size >= 0.85:
                 accepted.append(mask)
                 consumed.add(n)
-        if variant != "max_iou":
-            accepted.append(region & ~offered)
+        accepted.append(region & ~offered)
         for part in accepted:
             merged[part] = index
     return merged
 
 
-def paper(label, masks, num_classes, inside=0.5, covers=0.85):
+def paper(label, masks, num_classes):
     """Merge with each mask in the class that it overlaps most; method.md, B1 and B3."""
     height, width = label.shape
     pixels = [(y, x) for y in range(height) for x in range(width)]
@@ -55,7 +51,7 @@ def paper(label, masks, num_classes, inside=0.5, covers=0.85):
             if held.count(index) > most:
                 winner, most = index, held.count(index)
         region_size = sum(label[pixel] == winner for pixel in pixels)
-        is_good = winner is not None and (most / len(held) > inside or most / region_size >= covers)
+        is_good = winner is not None and (most / len(held) > 0.5 or most / region_size >= 0.85)
         of_mask.append((most / len(held), winner) if is_good else None)
 
     merged = np.zeros_like(label)

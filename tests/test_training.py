@@ -390,8 +390,8 @@ def test_wrong_input_is_refused():
         ({"precision": "fp8"}, "fp8"),
         ({"optimizer": "lion"}, "lion"),
         ({"cutmix_partner": "none"}, "none"),
-        ({"momentum": 1.5}, "momentum=1.5, .*: momentum must be from 0 to below 1"),
-        ({"power": -1.0}, "power=-1.0: .* from 0 on"),
+        ({"momentum": 1.5}, "momentum=1.5.* momentum and ema from 0 to below 1"),
+        ({"scale": (0.5, 0.4)}, r"scale is \(0.5, 0.4\), .*the smaller first"),
         ({"pseudo_label": lambda sample: np.zeros((2, 2), np.uint8)}, r"unlabelled\d: the label map is uint8 \(2, 2\)"),
     ):
         with pytest.raises(ValueError, match=named):

@@ -4,13 +4,9 @@ The network ends in global average pooling and a bias-free 1x1 classifier, so th
 feature map before the pooling, show how much each place spoke for a class. As in IRN (github.com/jiwoon-ahn/irn,
 step/train_cam.py and step/make_cam.py): ReLU, several scales and their mirror images summed, each class divided by its
 maximum. `train` learns and writes the weights, what `build` returns makes the maps.
-
-`train` has a loop of its own beside `training.fit`: it draws one view an image by other random numbers, on which
-published numbers rest.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from plg_utils import augment, devices, files, store, training
+from plg_utils import augment, devices, files, training
 from plg_utils.cams import Cams, ScoredCue, TagSource, tagger
 from plg_utils.encoders import by_size
 from plg_utils.records import Classes, Sample, images_of
@@ -78,10 +74,6 @@ def train(
     classes: Classes,
     weights: str | Path,
     *,
-    steps: int,
-    batch_size: int,
-    crop_size: int,
-    lr: float,
     encoder: str = "resnet50",
     pretrained: bool | str = False,
     output_stride: int | None = None,
@@ -95,9 +87,8 @@ def train(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
     cache_bytes: int = 2**30,
-    state_file: str | Path | None = None,
-    log_every: int = 10,
     progress: str | None = "tags",
+    **options,
 ) -> list[dict[str, float]]:
     """Train on the tags of samples and write the weights; nothing else of a sample's labels is read.
 
@@ -105,57 +96,35 @@ def train(
     320 to 640 pixels instead of 500, and are cut to a crop_size of 512.
 
     weights: the file to write, safetensors, with what `load` needs to build the network
-    batch_size: images; the other options are those of `network` and `training.fit`
+    options: steps, batch_size (images), crop_size, lr, state_file and log_every of `training.fit`, whose the others
+        are too, or those of `network`
     returns: a row for every log_every steps: step, lr, the mean loss, and the part of the answers (class in the image,
         or not) that were right
     """
     device = devices.choose(str(device))
     built = {"encoder": encoder, "output_stride": output_stride}
     model = network(classes, pretrained=pretrained, seed=seed, **built)
-    model.to(device, memory_format=training.layout(channels_last)).train()
     tags = {sample.id: tags for sample, tags in zip(samples, tagger("given", classes)(samples), strict=True)}
-    settings = built | {
-        "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
-        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "scale": scale,
-        "seed": seed, "channels_last": channels_last, "log_every": log_every, "classes": classes.names, "tags": tags,
-        "initial weights": training.digest(model),
-    }  # fmt: skip
-    optimiser = training.build_optimizer(model, optimizer, lr, head_lr_factor, momentum, weight_decay)
-    factors = [group["lr"] / lr for group in optimiser.param_groups]
-    history, pending, start = training.load_state(state_file, settings, model, optimiser, None)
-    views = training.Batches(
-        samples, samples, None,
-        steps=steps, batch_size=batch_size, crop_size=crop_size, scale=scale, cutmix_partner="batch", seed=seed,
-        cache_bytes=cache_bytes,
-    )  # fmt: skip
 
-    saved = time.monotonic()
-    todo = range(start, steps)
-    for step in todo if progress is None else store.progress(todo, what=progress):
-        rng = np.random.default_rng((seed, step))
-        drawn = views.samples(step, training.UNLABELLED)
-        images = np.stack([views.weak(sample, training.UNLABELLED, rng)[0] for sample in drawn])
-        target = torch.tensor([[float(index in tags[sample.id]) for index in model.foreground] for sample in drawn])
-        target = target.to(device)
-        rate = training.learning_rate(step, steps, lr, power)
-        for group, factor in zip(optimiser.param_groups, factors, strict=True):
-            group["lr"] = rate * factor
-        logits = model(training.to_device({"image": torch.from_numpy(images)}, device, channels_last)["image"])
-        loss = F.multilabel_soft_margin_loss(logits, target)
-        if not loss.isfinite():
-            raise FloatingPointError(f"the loss of step {step + 1} is {loss.item()}; a smaller lr may help")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        pending.append((loss.item(), ((logits > 0) == (target > 0)).float().mean().item()))
-        if (step + 1) % log_every == 0 or step + 1 == steps:
-            total, right = np.mean(pending, axis=0).tolist()
-            history.append({"step": step + 1, "lr": rate, "total": total, "right": right})
-            pending = []
-        if state_file is not None and (step + 1 == steps or time.monotonic() - saved > training.SAVE_SECONDS):
-            rows = [*history, {"unfinished": pending}] if pending else history
-            training.save_state(state_file, settings, model, optimiser, None, rows, step + 1)
-            saved = time.monotonic()
+    def loss(model: Classifier, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        logits = model(batch["image"])
+        right = ((logits > 0) == batch["target"]).float().mean()
+        return {"total": F.multilabel_soft_margin_loss(logits, batch["target"].float()), "right": right}
+
+    class Views(training.Batches):
+        def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+            rng, drawn = np.random.default_rng((self.seed, step)), self.samples(step, training.UNLABELLED)
+            images = [self.weak(sample, training.UNLABELLED, rng)[0] for sample in drawn]
+            target = [[index in tags[sample.id] for index in classes.foreground] for sample in drawn]
+            return {"image": torch.from_numpy(np.stack(images)), "target": torch.tensor(target)}
+
+    loss.settings = built | {"classes": classes.names, "tags": tags}
+    history = training.fit(
+        model, loss, samples, samples, batches=Views,
+        head_lr_factor=head_lr_factor, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, power=power,
+        scale=scale, seed=seed, device=device, channels_last=channels_last, cache_bytes=cache_bytes, progress=progress,
+        **options,
+    )  # fmt: skip
     save(weights, model, classes, **built)
     return history
 

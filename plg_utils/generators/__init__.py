@@ -20,6 +20,7 @@ def build(name: str, classes: Classes, **options) -> Generate:
     return choices.choice(__name__, name, "generator").build(classes, **options)
 
 
-def with_image(item: Sample | np.ndarray, image: np.ndarray) -> Sample | np.ndarray:
-    """Let a sample keep the image that was read, because the next step may need it too."""
-    return replace(item, read_image=lambda: image) if isinstance(item, Sample) else item
+def with_images(samples: Sequence[Sample | np.ndarray], images: Sequence[np.ndarray]) -> list[Sample | np.ndarray]:
+    """Let samples keep the images that were read, because the next step may need them too."""
+    pairs = zip(samples, images, strict=True)
+    return [replace(each, read_image=lambda i=image: i) if isinstance(each, Sample) else each for each, image in pairs]

@@ -16,7 +16,7 @@ from plg_utils import choices, detectors
 from plg_utils import tags as tagging
 from plg_utils.detectors import Boxes
 from plg_utils.encoders import clip
-from plg_utils.generators import Generate, with_image
+from plg_utils.generators import Generate, with_images
 from plg_utils.masks import sam
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
 from plg_utils.tags import Tags
@@ -74,7 +74,7 @@ def build(
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[BoxLabel]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags do not come by an id."""
         images = images_of(samples)
-        tagged = tags([with_image(*pair) for pair in zip(samples, images, strict=True)])
+        tagged = tags(with_images(samples, images))
         found = detector(images, [of_image.classes.tolist() for of_image in tagged])
         prompted, labels = masks(images, [boxes.xyxy for boxes in found]), []
         for of_image, boxes, (of_boxes, _) in zip(tagged, found, prompted, strict=True):

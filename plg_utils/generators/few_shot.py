@@ -22,12 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plg_utils import encoders, labels, metrics
+from plg_utils import labels, metrics
 from plg_utils import masks as mask_models
 from plg_utils.encoders import clip
 from plg_utils.generators import Generate, segment_match
 from plg_utils.masks import sam
-from plg_utils.records import IGNORE, Classes, Masks, PseudoLabel, Sample, images_of
+from plg_utils.records import IGNORE, Classes, Masks, Sample
 from plg_utils.run_lengths import crop
 
 STRENGTHS = 10.0 ** np.arange(-1, 1.1, 0.25)  # penalties that are tried; f has length 1, so 1 is worth an example
@@ -82,21 +82,11 @@ def build(
     examples: samples whose truth is open; masks, encoder: as in `segment_match.build`
     overlap: see `labels.paint`; how: strength, share and words_of of `learn`
     """
-    segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
-    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
-
-    def stored(samples: Sequence[Sample | np.ndarray]) -> tuple[Sequence[Masks], list[torch.Tensor]]:
-        images = images_of(samples)
-        found = segment(images)
-        return found, segment_match.segment_embeddings(encode, images, found)
-
-    known = Labelled(*stored(examples), [sample.truth() for sample in examples])
+    encode, segments_of = segment_match.embedder(masks, masks_options, encoder, encoder_options)
+    known = Labelled(*segments_of(examples), [sample.truth() for sample in examples])
     name = learn(known, classes, *encode.class_embeddings(classes), overlap=overlap, **how)
-
-    def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        return [*segment_match.painted(*stored(samples), name, background=classes.background, overlap=overlap)]
-
-    return generate
+    how = {"background": classes.background, "overlap": overlap}
+    return lambda samples: [*segment_match.painted(*segments_of(samples), name, **how)]
 
 
 def learn(

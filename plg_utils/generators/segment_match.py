@@ -31,27 +31,35 @@ def build(
     masks_options: dict | None = None,
     encoder: str | object = "clip",
     encoder_options: dict | None = None,
-    normalise_patches: bool = False,
     **how,
 ) -> Generate:
     """Load the mask model and the encoder, and embed the words of the classes once.
 
     masks, encoder: the name of a file in masks/ or encoders/, or what it has built already
     threshold, how: rule and temperature of `labels.assign`, overlap of `labels.paint`
-    normalise_patches: see `segment_embeddings`
     """
-    segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
-    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+    encode, segments_of = embedder(masks, masks_options, encoder, encoder_options)
     texts = encode.class_embeddings(classes)
     how |= {"threshold": threshold, "background": classes.background}
+    return lambda samples: [*labels_from_embeddings(*segments_of(samples), *texts, **how)] if samples else []
 
-    def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
+
+def embedder(
+    masks: str | mask_models.Generate,
+    masks_options: dict | None,
+    encoder: str | object,
+    encoder_options: dict | None,
+) -> tuple[object, Callable]:
+    """Load an encoder, and make the function from samples to their masks and embeddings (N, D); see `build`."""
+    segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
+    encode = encoders.build(encoder, **(encoder_options or {})) if isinstance(encoder, str) else encoder
+
+    def segments_of(samples: Sequence[Sample | np.ndarray]) -> tuple[Sequence[Masks], list[torch.Tensor]]:
         images = images_of(samples)
         segments = segment(images)
-        embeddings = segment_embeddings(encode, images, segments, normalise_patches=normalise_patches)
-        return [*labels_from_embeddings(segments, embeddings, *texts, **how)] if images else []
+        return segments, segment_embeddings(encode, images, segments)
 
-    return generate
+    return encode, segments_of
 
 
 def segment_embeddings(
@@ -126,7 +134,7 @@ def spoiled(
     if not 0 <= share <= 1:
         raise ValueError(f"spoiled is {share!r}; give a share of the names, from 0 to 1")
     classes, scores = named
-    rows = embeddings.detach().cpu().float().numpy()
+    rows = embeddings.cpu().float().numpy()
     drawn = torch.tensor([zlib.crc32(row.tobytes()) / 2**32 for row in rows], dtype=torch.float64)
     steps = 1 + (drawn / max(share, 1e-9) * (num_classes - 1)).long().clamp(max=num_classes - 2)
     other = (classes.cpu() + steps) % num_classes

@@ -16,13 +16,12 @@ import numpy as np
 from plg_utils import cams as cue_sources
 from plg_utils import choices
 from plg_utils import masks as mask_models
-from plg_utils.generators import Generate, with_image
+from plg_utils.generators import Generate, with_images
 from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
 
 MODES = ("official", "paper")
-VARIANTS = ("max_iou", "max_iou_imp", "max_iou_imp2")  # merge/ of github.com/cskyl/SAM_WSSS, whose default is the last
-INSIDE = 0.5  # rule (a) of that code, strict
-COVERS = 0.85  # rule (b) of that code, inclusive
+INSIDE = 0.5  # rule (a), strict
+COVERS = 0.85  # rule (b), inclusive
 
 SMOKE = {
     "cams": "classifier",
@@ -39,70 +38,49 @@ def build(
     masks: str | mask_models.Generate = "sam",
     masks_options: dict | None = None,
     mode: str = "official",
-    **how,
 ) -> Generate:
     """Load the source of the cue maps and the mask model.
 
-    cams, masks: the name of a file in cams/ or masks/, or what it has built already
-    mode, how: variant, inside and covers of `merge`
+    cams, masks: the name of a file in cams/ or masks/, or what it has built already; mode: see `merge`
     """
-    _check_options(mode, **how)
+    choices.one_of(mode, MODES, "mode")
     if classes.background != 0:
         raise ValueError(f"SEPL leaves 0 where it finds no class, so classes.background is 0, not {classes.background}")
     cue = cue_sources.build(cams, classes, **(cams_options or {})) if isinstance(cams, str) else cams
     segment = mask_models.build(masks, **(masks_options or {})) if isinstance(masks, str) else masks
 
     def generate(samples: Sequence[Sample | np.ndarray]) -> list[PseudoLabel]:
-        """Label samples, or images (H, W, 3) uint8 RGB if the source of the cue maps takes them.
-
-        The confidence is 1, and 0 where the label is IGNORE: the method has no score of its own.
-        """
+        """Label samples; the confidence is 1, and 0 where the label is IGNORE: the method has no score of its own."""
         images = images_of(samples)
-        cues = cue([with_image(*pair) for pair in zip(samples, images, strict=True)])
-        for number, (item, image, label) in enumerate(zip(samples, images, cues, strict=True)):
-            name = item.id if isinstance(item, Sample) else f"image {number}"
-            _check_label(f"the cue map of {name}", label, image.shape[:2], classes.num_classes, mode)
-        labels = [
-            merge(label, of_image.dense(), classes.num_classes, mode, **how)
-            for label, of_image in zip(cues, segment(images), strict=True)
-        ]
+        pairs = zip(cue(with_images(samples, images)), segment(images), strict=True)
+        labels = [merge(label, of_image.dense(), classes.num_classes, mode) for label, of_image in pairs]
         return [PseudoLabel(label, (label != IGNORE).astype(np.float32)) for label in labels]
 
     return generate
 
 
-def merge(
-    label: np.ndarray,
-    masks: np.ndarray,
-    num_classes: int,
-    mode: str = "official",
-    *,
-    variant: str = "max_iou_imp2",
-    inside: float = INSIDE,
-    covers: float = COVERS,
-) -> np.ndarray:
+def merge(label: np.ndarray, masks: np.ndarray, num_classes: int, mode: str = "official") -> np.ndarray:
     """Choose masks for the classes of a cue map and make the new label map of them.
 
     label: (H, W) uint8, masks: (N, H, W) bool in any order, perhaps none
-    mode: "official" does what the authors' code does. The lowest class that accepts a mask gets it, and the highest
-        class wins where accepted masks overlap. A cue pixel stays if only masks of lower classes, or none, are on it;
-        its class then counts like that of a mask. All else is 0, and so is what the cue has of 255 or other values
-        from num_classes on.
+    mode: "official" does what the authors' code does (merge/ of github.com/cskyl/SAM_WSSS, its default, max_iou_imp2).
+        The lowest class that accepts a mask gets it, and the highest class wins where accepted masks overlap. A cue
+        pixel stays if only masks of lower classes, or none, are on it; its class then counts like that of a mask. All
+        else is 0, and so is what the cue has of 255 or other values from num_classes on.
         "paper" gives each mask to the class that it overlaps most, the lower of equal ones, if a rule accepts it there.
         Where accepted masks overlap, the one with the larger part inside its region wins, of equal ones the lower
         class. A cue pixel stays only if no mask is on it, and 255 stays if no accepted mask is.
-    variant: of the official code: "max_iou" has rule (a) only and drops the cue's own pixels, "max_iou_imp" keeps those
-        that no mask explains, "max_iou_imp2" has rule (b) too
-    inside, covers: the thresholds of rules (a) and (b)
     returns: (H, W) uint8
     """
     label, masks = np.asarray(label), np.asarray(masks)
-    _check_options(mode, variant, inside, covers)
+    choices.one_of(mode, MODES, "mode")
     if not 1 <= num_classes <= IGNORE:
         raise ValueError(f"num_classes is {num_classes}; a uint8 label map holds 1 to {IGNORE} classes")
-    if masks.ndim != 3 or masks.dtype != bool:
-        raise ValueError(f"masks are (N, H, W) bool, not {masks.shape} {masks.dtype}")
-    _check_label("the cue map", label, masks.shape[1:], num_classes, mode)
+    if label.dtype != np.uint8 or masks.dtype != bool or masks.ndim != 3 or label.shape != masks.shape[1:]:
+        given = f"the cue map is {label.dtype} {label.shape}, the masks are {masks.dtype} {masks.shape}"
+        raise ValueError(f"{given}. Give uint8 (H, W) and bool (N, H, W) of the image's size")
+    if mode == "paper" and (unknown := [int(k) for k in np.unique(label) if num_classes <= k != IGNORE]):
+        raise ValueError(f"the cue map holds {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)")
 
     # Masks decoded from run lengths lie column by column in memory: the pixels are counted in the masks' own order.
     by_columns = not masks.flags.c_contiguous and masks.swapaxes(1, 2).flags.c_contiguous
@@ -115,18 +93,16 @@ def merge(
     classes = 1 + np.flatnonzero(sizes[1:num_classes])  # (C,) the foreground classes of this cue map
     overlaps = _overlaps(cue, packed, classes)  # (N, C) pixels
     parts = overlaps / areas.clip(min=1)[:, None]  # (N, C) of the mask
-    accepted = parts > inside
-    if mode == "paper" or variant == "max_iou_imp2":
-        accepted |= overlaps / sizes[classes] >= covers
+    accepted = (parts > INSIDE) | (overlaps / sizes[classes] >= COVERS)
     if mode == "official":
-        merged = _official(cue, packed, classes, accepted, num_classes, keep_cue=variant != "max_iou")
+        merged = _official(cue, packed, classes, accepted, num_classes)
     else:
         merged = _paper(cue, packed, classes, accepted, overlaps, parts)
     return np.ascontiguousarray(merged.reshape(label.shape).T) if by_columns else merged.reshape(label.shape)
 
 
 def _official(
-    cue: np.ndarray, packed: np.ndarray, classes: np.ndarray, accepted: np.ndarray, num_classes: int, *, keep_cue: bool
+    cue: np.ndarray, packed: np.ndarray, classes: np.ndarray, accepted: np.ndarray, num_classes: int
 ) -> np.ndarray:
     """Merge as the loop over rising classes does, in which a mask is gone once a class accepted it.
 
@@ -138,11 +114,8 @@ def _official(
     owners = np.zeros(len(packed), dtype=np.uint8)  # class of each mask, 0 for none
     for column in reversed(range(len(classes))):
         owners[accepted[:, column]] = classes[column]
-    merged = _painted(packed, owners, cue.size)
-    if not keep_cue:
-        return merged
     rejected = _union(packed[owners == 0], cue.size)
-    return np.maximum(merged, np.where(cue < num_classes, cue, 0) * (1 - rejected))
+    return np.maximum(_painted(packed, owners, cue.size), np.where(cue < num_classes, cue, 0) * (1 - rejected))
 
 
 def _paper(
@@ -213,29 +186,3 @@ def _painted(packed: np.ndarray, owners: np.ndarray, pixels: int) -> np.ndarray:
     for index in np.unique(owners[owners > 0]):
         np.maximum(painted, index * _union(packed[owners == index], pixels), out=painted)
     return painted
-
-
-# Checks
-
-
-def _check_options(mode: str, variant: str = VARIANTS[-1], inside: float = INSIDE, covers: float = COVERS) -> None:
-    choices.one_of(mode, MODES, "mode")
-    choices.one_of(variant, VARIANTS, "variant")
-    if mode == "paper" and variant != VARIANTS[-1]:
-        raise ValueError(f'variant "{variant}" is one of the official code; mode "paper" has no variants, leave it out')
-    if not (0 <= inside < 1 and 0 < covers <= 1):
-        raise ValueError(f"inside={inside} and covers={covers} must be parts: 0 <= inside < 1 and 0 < covers <= 1")
-
-
-def _check_label(what: str, label: np.ndarray, size: tuple[int, int], num_classes: int, mode: str) -> None:
-    """Refuse a cue map that does not fit; values that are no class have a meaning in the official code only."""
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise ValueError(f"{what} is (H, W) uint8, not {label.shape} {label.dtype}")
-    if label.shape != tuple(size):
-        raise ValueError(f"{what} has the size {label.shape}, image and masks have {tuple(size)}: make it as large")
-    if mode == "paper":
-        unknown = [int(value) for value in np.unique(label) if num_classes <= value != IGNORE]
-        if unknown:
-            raise ValueError(
-                f"{what} holds the values {unknown}, not classes 0 to {num_classes - 1} or {IGNORE} (void)"
-            )
