@@ -56,7 +56,6 @@ class Outcome:
     unknown: dict[str, tuple[str, ...]]  # class, or "templates" -> words that the encoder never read, if there are any
 
     def __str__(self) -> str:
-        """Return threshold and mean IoU."""
         score = "no truth" if np.isnan(self.mean_iou) else f"mean IoU {100 * self.mean_iou:.1f} % on labelled images"
         return f"threshold {self.threshold:g}, {score}"
 
@@ -91,8 +90,15 @@ class Lab:
         matrix = np.zeros((classes.num_classes, classes.num_classes + 1), np.int64)
         for truth, label in zip(self.truths, painted, strict=False):  # the first images are those with a truth
             matrix += metrics.confusion(truth, label, classes.num_classes)
-        scored, unknown = metrics.scores(matrix, background=background), self._unknown(classes)
+        scored = metrics.scores(matrix, background=background)
+        parts = dict(zip(classes.names, classes.words, strict=True)) | {"templates": classes.templates}
+        unknown = {name: words for name, texts in parts.items() if (words := tuple(self.unread(texts)))}
         return Outcome(classes, threshold, painted, assigned.numpy(), margins, scored.mean_iou, scored.iou, unknown)
+
+    def unread(self, texts: Sequence[str]) -> list[str]:
+        """Words in texts and templates that the encoder never read; none if it has read the whole web."""
+        unseen_words = getattr(self.encode, "unseen_words", None)
+        return unseen_words([text.replace("{}", " ") for text in texts]) if unseen_words else []
 
     def text_embeddings(self, classes: Classes) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed the words: (K', D) and (K',) owners, see `encoders.class_embeddings`; only new sentences are encoded.
@@ -110,7 +116,7 @@ class Lab:
         if not count or classes.background is None:
             return None
         given = self.segment_embeddings[:count], self.masks[:count], self.truths, *self.text_embeddings(classes)
-        how = {"background": classes.background, "rule": self.how["rule"], "overlap": self.how["overlap"]}
+        how = {name: self.how[name] for name in ("rule", "overlap")} | {"background": classes.background}
         return segment_match.choose_threshold(*given, num_classes=classes.num_classes, **how).threshold
 
     def picture(self, outcome: Outcome) -> Figure:
@@ -130,14 +136,6 @@ class Lab:
             with warnings.catch_warnings(action="ignore"):  # the outcome says which words the encoder never read
                 self._sentences.update(zip(new, self.encode.texts(new).cpu(), strict=True))
         return torch.stack([self._sentences[sentence] for sentence in sentences])
-
-    def _unknown(self, classes: Classes) -> dict[str, tuple[str, ...]]:
-        if (unseen_words := getattr(self.encode, "unseen_words", None)) is None:  # the encoder has read the whole web
-            return {}
-        texts = dict(zip(classes.names, classes.words, strict=True))
-        texts["templates"] = [template.replace("{}", " ") for template in classes.templates]
-        unknown = {name: tuple(unseen_words(list(of_class))) for name, of_class in texts.items()}
-        return {name: words for name, words in unknown.items() if words}
 
     def _paint(self, k: int, assigned: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
         """Paint image k, or return its last label map if its segments have the same names and scores."""
@@ -168,10 +166,9 @@ def load(
     remedy = f"run notebooks/02_zero_shot_labels.ipynb for the run {folder.name!r} first, with the same data set"
     for stage in ("masks", "segments", "labels_zero_shot"):
         manifest = files.read_json(folder / stage / "manifest.json", remedy)
-        if manifest.get("state") != "done":
-            raise ValueError(f"{folder / stage} is not finished: {remedy}")
-        if reason := store.outdated(folder / stage, dataset, is_parent=True):
-            raise ValueError(f"{folder / stage} cannot be used: {reason}. {remedy[0].upper()}{remedy[1:]}")
+        unfinished = "" if manifest.get("state") == "done" else "it is not finished"
+        if reason := unfinished or store.outdated(folder / stage, dataset, is_parent=True):
+            raise ValueError(f"{folder / stage} cannot be used: {reason}. To make it again, {remedy}")
         parameters[stage] = manifest["parameters"]
     found = parameters["segments"]
     if made_with is not None and files.plain(made_with) != found:
@@ -183,9 +180,8 @@ def load(
         raise ValueError(f"there is no image to try words on: {dataset.name} has {len(dataset.labelled)} labelled ones")
     masks = tuple(files.read_masks(folder / "masks" / f"{sample.id}.json") for sample in samples)
     embeddings = tuple(files.read_embeddings(folder / "segments" / f"{sample.id}.safetensors") for sample in samples)
-    for sample, *(one, other) in zip(samples, map(len, masks), map(len, embeddings), strict=True):
-        if one != other:
-            raise ValueError(f"{sample.id} has {one} masks and {other} embeddings in {folder}: {remedy}")
+    if [*map(len, masks)] != [*map(len, embeddings)]:
+        raise ValueError(f"images have other numbers of masks than of embeddings in {folder}: {remedy}")
     truths = tuple(sample.truth() for sample in labelled) if all(sample.read_truth for sample in labelled) else ()
     looked_at = (*range(looked_at), *range(len(labelled), len(samples)))
     how = parameters["labels_zero_shot"]
@@ -249,27 +245,8 @@ def edit(
         choices.one_of(name, classes.names, "class")
     edited |= words or {}
     edited |= {name: (*edited[name], *more) for name, more in (add or {}).items()}
-    _check_one_owner(edited)
     of_all, templates = tuple(map(tuple, edited.values())), classes.templates if templates is None else tuple(templates)
     return class_files.parse(class_files.content_of(replace(classes, words=of_all, templates=templates)))
-
-
-def _plain(word: str) -> str:
-    """The word as CLIP reads it."""
-    return " ".join(word.casefold().split())
-
-
-def _check_one_owner(words: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a word of two classes."""
-    owners: dict[str, str] = {}
-    for name, word in _pairs(words):
-        if (owner := owners.setdefault(_plain(word), name)) != name:
-            raise ValueError(f"{owner} and {name} both have the word {word!r}: give it to one of them")
-
-
-def _pairs(words: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
-    """Each class with each of its words."""
-    return [(name, word) for name, of_class in words.items() for word in of_class]
 
 
 def words_of(line: str) -> list[str]:
@@ -325,7 +302,6 @@ class Choice:
     rows: tuple[dict[str, Any], ...]  # "class", "word", "kept", "effect" and "worst" of each new candidate
 
     def __str__(self) -> str:
-        """Return the three numbers."""
         chose, left_out = f"{100 * self.after:.1f} % on the images that chose", f"{100 * self.nested:.1f} %"
         left_out = "unknown on others" if np.isnan(self.nested) else f"{left_out} on images that did not"
         return f"mean IoU {100 * self.before:.1f} % before; with chosen words {chose}, {left_out}"
@@ -337,19 +313,28 @@ def read_candidates(source: str | Path | Mapping[str, Sequence[str]], classes: C
     The name of the background has words for it, and the key `templates` sentences with one {} each. A ValueError says
     what is wrong: another shape, an unknown class, a word of two classes.
     """
-    content, what = source, "candidates"
-    if isinstance(source, str | Path):
-        content, what = files.read_yaml(files.ROOT / source), f"candidates in {source}"
+    content = files.read_yaml(files.ROOT / source) if isinstance(source, str | Path) else source
     if not isinstance(content, Mapping):
-        raise ValueError(f"{what} must map classes to lists of words, and are {files.shown(content)}")
+        raise ValueError(f"candidates must map classes to lists of words, and are {files.shown(content)}")
+    owners: dict[str, str] = {}
     for name, words in content.items():
-        if name != "templates":
-            choices.one_of(name, classes.names, "class")
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word.strip() for word in words):
-            raise ValueError(f"{what}: those of {name} must be a list of texts, not {files.shown(words)}")
+            raise ValueError(f"candidates of {name} must be a list of texts, not {files.shown(words)}")
+        for word in words if name != "templates" else ():
+            if owners.setdefault(_plain(word), choices.one_of(name, classes.names, "class")) != name:
+                raise ValueError(f"{owners[_plain(word)]} and {name} both have the word {word!r}: give it to one")
     edit(classes, templates=[*classes.templates, *content.get("templates", ())])
-    _check_one_owner({name: words for name, words in content.items() if name != "templates"})
     return {name: [word.strip() for word in words] for name, words in content.items()}
+
+
+def _plain(word: str) -> str:
+    """The word as CLIP reads it."""
+    return " ".join(word.casefold().split())
+
+
+def _pairs(words: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Each class with each of its words."""
+    return [(name, word) for name, of_class in words.items() for word in of_class]
 
 
 def choose_words(lab: Lab, candidates: str | Path | Mapping[str, Sequence[str]]) -> Choice:
@@ -370,11 +355,7 @@ def choose_words(lab: Lab, candidates: str | Path | Mapping[str, Sequence[str]])
     if len(images) < 2:
         problem = f"words are chosen on labelled images that are left out in turn, and {len(images)} have a truth"
         raise ValueError(f"{problem}: label two or more, and run notebook 02 again")
-    unseen_words = getattr(lab.encode, "unseen_words", None) or (lambda texts: [])
-    known = {
-        name: [word for word in words if not unseen_words([word.replace("{}", " ")])]
-        for name, words in candidates.items()
-    }
+    known = {name: [word for word in words if not lab.unread([word])] for name, words in candidates.items()}
     if never := [word for name, word in _pairs(candidates) if word not in known[name]]:
         warnings.warn(f"the encoder never read these candidates, and they are not tried: {never}", stacklevel=2)
 
@@ -494,8 +475,8 @@ class _Trials:
         return self.painted[key]
 
 
-def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[np.ndarray, np.ndarray, dict]:
-    """The parts into which masks cut an image: (N, 1, A) bool, their pixels of each class (A, K), how to paint them."""
+def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[Masks, np.ndarray, dict]:
+    """The parts into which masks cut an image: N of (1, A), their pixels of each class (A, K), how to paint them."""
     drawn = [masks.take([k]).dense()[0] for k in range(len(masks))]
     keys = np.random.default_rng(0).integers(2**63, size=len(drawn), dtype=np.uint64)
     code = np.zeros(truth.shape, np.uint64)
@@ -507,7 +488,7 @@ def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> t
     how = {"overlap": overlap, "predicted_iou": masks.predicted_iou}
     if overlap == "small_on_top":  # a part is no pixel: the order is that of the masks' real areas
         how = {"overlap": "predicted_iou", "predicted_iou": -masks.areas()}
-    return inside, pixels[:, :num_classes], how
+    return Masks.from_dense(inside), pixels[:, :num_classes], how
 
 
 def _mean_iou(counts: np.ndarray) -> np.ndarray:
@@ -553,13 +534,13 @@ class Panel(widgets.VBox):
         self.message, self.status, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.margins, self.gallery = widgets.Image(width=400), widgets.Image()
         typed = [*self.words.values(), self.templates, self.threshold]
-        buttons = widgets.HBox([self.best, self.reset, self.save])
-        left = widgets.VBox([*typed, buttons], layout={"width": "410px"})
-        both = widgets.HBox([left, widgets.VBox([self.table, self.margins])], layout={"flex_flow": "row wrap"})
+        left = [*typed, widgets.HBox([self.best, self.reset, self.save])]
+        columns = [widgets.VBox(left, layout={"width": "410px"}), widgets.VBox([self.table, self.margins])]
+        both = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
         super().__init__([self.status, self.message, both, self.gallery])
-        parts = ("templates", "threshold", "best", "reset", "save", "message", "status", "margins", "gallery")
-        named = [(name, getattr(self, name)) for name in parts] + [("words", box) for box in self.words.values()]
-        for name, part in [*named, ("lab", self), ("classes", self.table)]:
+        for name in ("templates", "threshold", "best", "reset", "save", "message", "status", "margins", "gallery"):
+            getattr(self, name).add_class(f"plg-{name}")
+        for name, part in [("lab", self), ("classes", self.table), *(("words", box) for box in self.words.values())]:
             part.add_class(f"plg-{name}")
         self._fill()
         for box in typed:
@@ -569,7 +550,6 @@ class Panel(widgets.VBox):
         self.save.on_click(self._save)
 
     def __repr__(self) -> str:
-        """Return a text that is the same in every run, for a notebook's output."""
         return "the panel of the prompt lab"
 
     def classes(self) -> Classes:

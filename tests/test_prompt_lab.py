@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -183,20 +184,15 @@ def test_what_is_missing_names_the_notebook_to_run(made, tmp_path):
     refused(ValueError, "'encoder': 'clip'.*not with .*'ViT-B/16'", made.folder, made_with=other)
     refused(ValueError, "no image to try words on", made.folder, scored=0)
     refused(FileNotFoundError, "manifest.json does not exist.*run notebooks/02_zero_shot_labels.ipynb")
-    paths = [f"{stage}/manifest.json" for stage in ("masks", "segments", "labels_zero_shot")]
-    for path in paths:
-        files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path) | {"state": "running"})
-    refused(ValueError, "masks is not finished: run notebooks/02_zero_shot_labels.ipynb for the run 'tiny'")
-    for path in paths:
-        files.write_json(tmp_path / "tiny" / path, files.read_json(made.folder / path))
-    refused(FileNotFoundError, rf"{first}.json does not exist.*make the masks again")
-    masks = files.read_masks(made.folder / "masks" / f"{first}.json")
-    files.write_masks(tmp_path / "tiny" / "masks" / f"{first}.json", masks.take([0]))
-    files.write_embeddings(tmp_path / "tiny" / "segments" / f"{first}.safetensors", torch.zeros(2, 4))
-    refused(ValueError, f"{first} has 1 masks and 2 embeddings", scored=1)
-    path = tmp_path / "tiny" / "segments" / "outputs.json"
-    files.write_json(path, {f"{first}.safetensors": {"photo": "of before"}})
-    refused(ValueError, rf"segments cannot be used: {first} has changed since \(photo\)\. Run notebooks/02")
+    shutil.copytree(made.folder, tmp_path / "tiny")
+    files.write_json(tmp_path / "tiny/segments/outputs.json", {f"{first}.safetensors": {"photo": "of before"}})
+    refused(ValueError, rf"segments cannot be used: {first} has changed since \(photo.*run notebooks/02")
+    shutil.copy(made.folder / "segments/outputs.json", tmp_path / "tiny/segments")
+    files.write_embeddings(tmp_path / "tiny" / "segments" / f"{first}.safetensors", torch.zeros(99, 4))
+    refused(ValueError, "other numbers of masks than of embeddings", scored=1)
+    path = tmp_path / "tiny" / "masks" / "manifest.json"
+    files.write_json(path, files.read_json(path) | {"state": "running"})
+    refused(ValueError, "masks cannot be used: it is not finished. To make it again, run notebooks/02")
 
 
 # Words and class files
@@ -214,8 +210,8 @@ def test_an_edit_changes_only_words_and_templates():
     ("change", "reason"),
     [
         ({"words": {"mauve": ["a sea"]}}, "no class 'mauve', only background, red"),
-        ({"words": {"red": ["a rose", "Blue "]}}, "red and blue both have the word 'blue'"),
-        ({"add": {"background": ["a  sea"], "red": ["A sea"]}}, "background and red both have the word 'A sea'"),
+        ({"words": {"red": ["a rose", "Blue "]}}, "red and blue share the word 'blue'"),
+        ({"add": {"background": ["a sea"], "red": ["A sea"]}}, "background and red share the word 'a sea'"),
         ({"templates": ["a photo"]}, "'a photo' needs one {}"),
     ],
 )
@@ -230,15 +226,7 @@ word = st.text("aÉß字 ,\"'#:{}-1", min_size=1, max_size=8).map(str.strip).fil
 @given(st.lists(word, max_size=4))
 def test_a_line_of_words_reads_back(words):
     assert prompt_lab.words_of(prompt_lab.line_of(words)) == words
-
-
-def test_words_may_stand_in_lines_and_between_more_commas_than_needed():
-    assert prompt_lab.words_of(' a tree,an oak , ,\nleaves\n"a dog, asleep"') == [
-        "a tree",
-        "an oak",
-        "leaves",
-        "a dog, asleep",
-    ]
+    assert prompt_lab.words_of("\n , ".join(map(prompt_lab.line_of, [words, words]))) == words * 2
 
 
 def test_a_class_file_reads_back_and_its_name_holds_its_hash(tmp_path):
@@ -273,7 +261,7 @@ class Random:
         return torch.nn.functional.normalize(torch.stack(found), dim=1)
 
 
-def random_lab(seed=0, images=5, *, classes=COLOURS, overlap="score", rule="cosine"):
+def random_lab(seed=0, images=4, *, classes=COLOURS, overlap="score", rule="cosine"):
     """A lab of boxes over each other, with noisy embeddings, noisy words, and void."""
     rng = np.random.default_rng(seed)
     masks, embeddings, truths = [], [], []
@@ -293,15 +281,15 @@ def random_lab(seed=0, images=5, *, classes=COLOURS, overlap="score", rule="cosi
     return prompt_lab.Lab(classes, how, samples, tuple(masks), tuple(embeddings), tuple(truths), (), Random(near))
 
 
-CANDIDATES = {name: [f"{name} thing", f"{name} cloth"] for name in NAMES[1:]}
-CANDIDATES |= {"background": ["black thing", "a void"], "templates": ["{}", "see {}"]}
+CANDIDATES = {"red": ["red thing", "red cloth"], "green": ["green thing"]}
+CANDIDATES |= {"background": ["black thing"], "templates": ["see {}"]}
 
 
 @pytest.mark.parametrize("rule", ["cosine", "softmax"])
 @pytest.mark.parametrize("overlap", labels.OVERLAPS)
 def test_parts_are_counted_as_pixels(overlap, rule):
     lab = random_lab(overlap=overlap, rule=rule)
-    trials, images = prompt_lab._Trials(lab), np.arange(5)
+    trials = prompt_lab._Trials(lab)
     for words in ({}, {"red": ["red thing", "red cloth"], "background": []}):
         classes = prompt_lab.edit(lab.classes, words=words)
         counts = trials.counts(classes)
@@ -313,7 +301,7 @@ def test_parts_are_counted_as_pixels(overlap, rule):
             assert prompt_lab._mean_iou(of_threshold.sum(axis=0)) == pytest.approx(outcome.mean_iou, abs=1e-12)
         assert segment_match.GRID[prompt_lab._best(counts.sum(axis=1))] == lab.best_threshold(classes)
     everything = random_lab(classes=NO_BACKGROUND, overlap=overlap, rule=rule)
-    counts = prompt_lab._Trials(everything).counts(NO_BACKGROUND)[:, images].sum(axis=1)
+    counts = prompt_lab._Trials(everything).counts(NO_BACKGROUND).sum(axis=1)
     assert prompt_lab._mean_iou(counts) == pytest.approx([everything.try_out().mean_iou], abs=1e-12)
 
 
@@ -334,7 +322,7 @@ def pooled(lab, choose):
 
 
 def test_each_image_is_labelled_by_what_the_others_choose():
-    lab = random_lab(2)
+    lab = random_lab(3)
     choice = prompt_lab.choose_words(lab, CANDIDATES)
     for classes, found in ((lab.classes, choice.before), (choice.classes, choice.after)):
         expected = pooled(lab, lambda rest, classes=classes: (classes, rest.best_threshold(classes)))
@@ -358,7 +346,7 @@ def test_a_candidate_must_help_whichever_image_is_left_out():
     assert kept and all(row["effect"] > 0 and row["worst"] > 0 for row in kept)
     assert choice.after == pytest.approx(choice.before + sum(row["effect"] for row in kept))
 
-    others = [of_images(lab, [k for k in range(5) if k != out]) for out in range(5)]
+    others = [of_images(lab, [k for k in range(4) if k != out]) for out in range(4)]
 
     def scores(classes):
         labels_of = [rest.try_out(classes, threshold=rest.best_threshold(classes)) for rest in others]
@@ -408,18 +396,15 @@ def test_one_class_and_words_that_were_never_read(tmp_path):
     [
         (["red"], "candidates must map classes to lists of words, and are ['red']"),
         ({"mauve": ["a sea"]}, "no class 'mauve', only background, red"),
-        ({"red": "a rose"}, "those of red must be a list of texts, not 'a rose'"),
-        ({"red": [True]}, "those of red must be a list of texts, not [True]"),
+        ({"red": "a rose"}, "candidates of red must be a list of texts, not 'a rose'"),
+        ({"red": [True]}, "candidates of red must be a list of texts, not [True]"),
         ({"red": ["a rose"], "blue": ["a  Rose"]}, "both have the word 'a "),
         ({"templates": ["a photo"]}, "'a photo' needs one {}"),
     ],
 )
-def test_wrong_candidates_are_refused(candidates, reason, tmp_path):
-    path = tmp_path / "candidates.yaml"
-    files.write_json(path, candidates)  # JSON is YAML
-    for source, named in ((candidates, "candidates"), (path, f"candidates in {path}")):
-        with pytest.raises(ValueError, match=re.escape(reason.replace("candidates", named, 1))):
-            prompt_lab.choose_words(squares_lab(), source)
+def test_wrong_candidates_are_refused(candidates, reason):
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        prompt_lab.choose_words(squares_lab(), candidates)
     for lab in (squares_lab(truth=False), squares_lab(images=1)):
         with pytest.raises(ValueError, match=f"left out in turn, and {len(lab.truths)} have a truth: label two"):
             prompt_lab.choose_words(lab, {"red": ["a rose"]})
