@@ -40,8 +40,8 @@ def error_types(
     band: by default `default_band` of the image; give it if the images of a set differ in size
     returns: (K, 5) int64 in the order of OUTCOMES, to be added up over images; the sum is all pixels with a truth
     """
-    truth, label, _ = compared(truth, label, num_classes)
-    band = default_band(_size(truth)) if band is None else band
+    truth, label = _image(truth, label, num_classes)
+    band = default_band(truth.shape) if band is None else band
     empty = IGNORE if background is None else background
     given = np.where(label == IGNORE, np.uint8(empty), label)
     wrong = given != truth
@@ -55,17 +55,15 @@ def error_types(
     return np.bincount(cells.ravel(), minlength=256 * len(OUTCOMES)).reshape(256, len(OUTCOMES))[:num_classes]
 
 
-def _size(truth: np.ndarray) -> tuple[int, int]:
+def _image(truth: np.ndarray, label: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    truth, label, _ = compared(truth, label, num_classes)
     if truth.ndim != 2:
         raise ValueError(f"the label map is {truth.shape}, not (H, W). Count images one by one and add up")
-    return truth.shape
+    return truth, label
 
 
 def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
     """Largest (np.maximum) or smallest (np.minimum) value (H, W) in the disc around each pixel, within the image."""
-    if radius != int(radius) or radius < 0:
-        raise ValueError(f"the distance is {radius} pixels. Give a whole number: 0, 1, 2, ...")
-    radius = int(radius)
     row, reach, result = values.copy(), 0, values.copy()  # row: extreme over the pixels up to `reach` left and right
     for down in range(radius, -1, -1):
         wide = math.isqrt(radius**2 - down**2)
@@ -106,9 +104,9 @@ def boundaries(
         (Csurka et al., BMVC 2013, who score each image by itself; here the counts are added up over the set)
     returns: (K, 4) int64: border pixels given, of them near a true one, true ones, of them near a given one
     """
-    truth, label, _ = compared(truth, label, num_classes)
+    truth, label = _image(truth, label, num_classes)
     if tolerance is None:
-        tolerance = max(1, round(0.0075 * math.hypot(*_size(truth))))
+        tolerance = max(1, round(0.0075 * math.hypot(*truth.shape)))
     if background is not None:
         label = np.where(label == IGNORE, np.uint8(background), label)
     true_border, given_border = borders(truth), borders(label)
@@ -171,11 +169,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
     if confidence.shape != correct.shape or correct.dtype != bool:
-        raise ValueError(
-            f"correct is {correct.dtype} {correct.shape}. It must be bool {confidence.shape}, as confidence"
-        )
-    if bins < 1:
-        raise ValueError(f"bins is {bins}. Give 1 or more; 15 are usual")
+        raise ValueError(f"correct is {correct.dtype} {correct.shape}. Give bool {confidence.shape}, as confidence")
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):  # so written, nan is refused too
         raise ValueError(f"confidence is {confidence.min():.3g} to {confidence.max():.3g}, not within 0 and 1")
     confidence, correct = confidence.ravel(), correct.ravel()
@@ -191,8 +185,8 @@ def reliability(counts: np.ndarray, bins: int | None = None) -> Reliability:
     """
     counts = np.asarray(counts, np.float64)
     bins = len(counts) if bins is None else bins
-    if counts.ndim != 2 or counts.shape[1] != 3 or bins < 1 or len(counts) % bins:
-        raise ValueError(f"counts {counts.shape} cannot be merged into {bins} bins. Give (bins, 3) of calibration")
+    if len(counts) % bins:
+        raise ValueError(f"{len(counts)} bins cannot be merged into {bins} bins. Give a divisor")
     pixels, right, summed = counts.reshape(bins, -1, 3).sum(axis=1).T
     total, gaps = pixels.sum(), np.abs(right - summed)  # = pixels * |accuracy - confidence|
     kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), empty bins left out

@@ -15,7 +15,7 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float  # share of the resamples between low and high
+    level: float = 0.95  # share of the resamples between low and high
 
 
 def bootstrap(
@@ -24,10 +24,9 @@ def bootstrap(
     *,
     background: int | None = 0,
     resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of the mean IoU over images, or of its difference from another method's.
+    """Percentile interval (95 %) of the mean IoU over images, or of its difference from another method's.
 
     The images are resampled with replacement, and both methods get the same resamples. The interval shows what other
     images would change. It does not show what another seed of the training would change.
@@ -38,8 +37,7 @@ def bootstrap(
     pair = [np.asarray(each) for each in (matrices, other) if each is not None]
     if pair[0].ndim != 3 or len(pair[0]) < 2:
         raise ValueError(f"matrices are {pair[0].shape}. Give (M, K, K+1) of at least two images")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level={level} must be between 0 and 1, and resamples={resamples} at least 1")
+
     if pair[0].shape != pair[-1].shape or (pair[0].sum(axis=2) != pair[-1].sum(axis=2)).any():
         raise ValueError("the two methods have different truths. Count both on the same images in the same order")
     if not pair[0].any():
@@ -54,8 +52,8 @@ def bootstrap(
         iou = np.nan_to_num(shares(hit, true + given - hit, where=true > 0))
         means.append(shares(iou.sum(axis=1), (true > 0).sum(axis=1)))  # (1 + resamples,)
     value, *drawn = means[0] - means[1] if other is not None else means[0]
-    low, high = np.nanpercentile(drawn, [50 * (1 - level), 50 * (1 + level)])
-    return Interval(float(value), float(low), float(high), level)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Interval(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Summary:
     @property
     def signs(self) -> str:
         """Sign of each value, such as "++-"; 0 has the sign "0"."""
-        return "".join("+" if value > 0 else "-" if value < 0 else "0" for value in self.values)
+        return "".join("-0+"[int(np.sign(value)) + 1] for value in self.values)
 
 
 def summarise(values: Sequence[float]) -> Summary:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference_cams as reference
 
-from plg_utils import cams, encoders, files
+from plg_utils import cams, files
 from plg_utils.records import IGNORE, Sample, TruthHidden
 
 FILES = sorted(path.stem for path in Path(cams.__file__).parent.glob("[a-z]*.py"))
@@ -143,10 +143,3 @@ def test_tags_that_are_closed_or_wrong_are_refused(squares):
         cams.tagger(lambda samples: [(1,), (0, 2, 4)], squares.classes)([None, None])
     with pytest.raises(ValueError, match="2 images need as many lists of classes"):
         cams.tagger(lambda samples: [(1,)], squares.classes)([None, None])
-
-
-def test_images_of_one_size_go_together():
-    a, b, asked = (4, 5), (5, 4), []
-    made = encoders.by_size([a, b, a, a, b], 2, lambda together: asked.append(together) or [f"{k}" for k in together])
-    assert asked == [[0, 2], [3], [1, 4]] and made == list("01234")
-    assert encoders.by_size([], 2, iter) == []

@@ -56,13 +56,6 @@ def test_grad_cam_equals_hooks_on_clips_own_module(visual, tags, scale, layer):
     assert shown or not any(tags), "all maps are 0 everywhere"
 
 
-def test_attention_is_the_mean_of_the_last_layers_that_there_are(visual):
-    picture, how = images(1), {"background": 0, "scale": 1.0}
-    for layers in (1, 3, 8):
-        _, (similar,) = clip_text.grad_cam(visual, picture, [(1,)], words(), OWNER, layers=layers, **how)
-        np.testing.assert_allclose(similar.numpy(), reference.attention(visual, picture[0], layers), atol=1e-5)
-
-
 def test_without_refinement_no_attention_is_made_and_no_gradient_stays(visual):
     visual.zero_grad()
     asked = [(1,), (3,)], words(), OWNER

@@ -290,9 +290,9 @@ def test_spoiled_words_lie_as_far_away_as_they_should():
     """A word of length 1 with noise of length n at a right angle keeps the cosine 1 / sqrt(1 + n^2), in the mean."""
     plain = encoders.build("clip", checkpoint=None)
     texts, owner = plain.class_embeddings(classes_of())
-    found = [NoisyWords(plain, 2.0, seed).class_embeddings(classes_of())[0] for seed in range(200)]
+    found = [NoisyWords(plain, 2.0, seed).class_embeddings(classes_of())[0] for seed in range(50)]
     cosines = torch.stack([(each * texts).sum(dim=1) for each in found])
-    assert cosines.mean().item() == pytest.approx(5**-0.5, abs=0.01)
+    assert cosines.mean().item() == pytest.approx(5**-0.5, abs=0.02)
     again = encoders.build("noisy_words", checkpoint=None, word_noise=0).class_embeddings(classes_of())
     torch.testing.assert_close(again, (texts, owner))
     with pytest.raises(ValueError, match="word_noise is -1"):

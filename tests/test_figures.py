@@ -68,7 +68,7 @@ SCREEN = {name: draw for name, (_, draw) in PAPER.items()} | {
     "reliability": lambda: figures.reliability({"a": SURE, "b": SURE}),
     "coverage": lambda: figures.accuracy_coverage({"a": SURE}),
     "scatter": lambda: figures.scatter([0.1, 0.2], {"a": [0.3, 0.4], "b": [0.1, 0.9]}, "x", "y"),
-    "intervals": lambda: figures.intervals({"a minus b": Interval(0.1, -0.1, 0.2, 0.95)}, "points"),
+    "intervals": lambda: figures.intervals({"a minus b": Interval(0.1, -0.1, 0.2)}, "points"),
 }
 
 
@@ -157,7 +157,7 @@ def test_the_text_of_a_chosen_value_stays_on_the_axis(chosen, log):
 
 
 def test_intervals_and_curves_of_confidence_show_what_was_counted():
-    (axis,) = figures.intervals({"b": Interval(0.01, -0.02, 0.03, 0.95), "c": Interval(-0.1, -0.2, 0.0, 0.95)}, "").axes
+    (axis,) = figures.intervals({"b": Interval(0.01, -0.02, 0.03), "c": Interval(-0.1, -0.2, 0.0)}, "").axes
     np.testing.assert_allclose(np.array(axis.collections[0].get_segments())[..., 0], [[-2, 3], [-20, 0]], atol=1e-9)
     np.testing.assert_allclose(axis.lines[1].get_xydata(), [[1, 0], [-10, 1]])
     assert [text.get_text() for text in axis.texts] == ["+1.0", "-10.0"]

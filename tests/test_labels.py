@@ -163,18 +163,6 @@ def test_paint_equals_plain_loops_in_any_order_of_the_masks(overlap, background,
         np.testing.assert_array_equal(again.confidence, guess.confidence)
 
 
-def test_hundreds_of_masks_in_either_order_of_memory():
-    pixels = np.eye(300, dtype=bool)
-    masks = (pixels | pixels[::-1]).reshape(300, 15, 20)  # each pixel lies in two
-    classes, scores = np.arange(300) % 5, np.random.default_rng(3).permutation(300).astype(np.float32) / 300
-    label, confidence = reference.paint(masks, classes, scores, background=0, overlap="score", predicted_iou=None)
-    for same in (masks, Masks.from_dense(masks).dense()):
-        guess = labels.paint(same, classes, scores)
-        np.testing.assert_array_equal(guess.label, label)
-        np.testing.assert_allclose(guess.confidence, confidence, atol=1e-6)
-        assert guess.label.flags.c_contiguous and guess.confidence.flags.c_contiguous
-
-
 @pytest.mark.parametrize("chunk", [labels.CHUNK, 100])  # an ordinary and a large photo
 def test_records_are_pooled_and_painted_as_their_masks(chunk, monkeypatch):
     rng = np.random.default_rng(4)

@@ -142,13 +142,6 @@ def test_networks_with_as_many_labelled_images_of_two_lists_do_not_compete(resul
     assert list(tables.titles([one, one._replace(split_name="u2pl_1_16")]).values())[0].endswith("(list 1_16)")
 
 
-def test_seeds_of_one_list_are_averaged_and_lists_of_several_amounts_are_columns():
-    rows = [row("x", 0.5, seed=s, labelled=n, split_name=str(n), run=f"voc_{n}") for n in (92, 183) for s in (0, 1)]
-    found = tables.grouped(rows)
-    assert [(what.name, what.labelled, len(own)) for what, own in found.items()] == [("x", 92, 2), ("x", 183, 2)]
-    assert list(tables.wide(found)[0]) == ["", "counted on", "92 labelled", "183 labelled"]
-
-
 def test_a_latex_table_is_whole_and_escapes_every_special_sign(tmp_path):
     rows = [row(NASTY, 0.25), row(NASTY, 0.35, seed=1), row("x", 0.5, split="unlabelled"), row("y", 0.2)]
     rows += [row("y", 0.8 + seed / 500, labelled=24, seed=seed) for seed in (0, 1)]
@@ -254,6 +247,7 @@ def test_08_leaves_out_label_maps_of_other_images(results, pictured):
     assert result["left_out"]["labels_zero_shot"].endswith(
         "cannot be used: it was made for another split of the images"
     )
+    assert "all runs have 12 labelled images" in result["left_out"]["curves"]
     assert written.keys() == both("ladder") | TABLES
 
 
@@ -265,9 +259,3 @@ def test_08_makes_what_published_numbers_allow_and_says_what_it_leaves_out(resul
     assert "the label maps of demo are not here" in capsys.readouterr().out
     assert "none of ['no such network'] was measured; there are: ['UniMatch" in result["left_out"]["curves"]
     assert not re.search(r"(^|[ '\"])/\w", str(result))  # no path of this machine
-
-
-def test_08_draws_no_curve_through_one_amount_of_labelled_images(results):
-    _, result, written = execute_08(results, [12], pictured="nowhere", barred=[])
-    assert "all runs have 12 labelled images" in result["left_out"]["curves"]
-    assert written.keys() == both("ladder") | TABLES

@@ -131,16 +131,6 @@ def test_a_score_alone_changes_which_mask_is_on_top():
     assert (lower.labels[0] == 2).all()
 
 
-def test_unknown_words_have_their_class_and_give_no_warning(lab, recwarn):
-    words = {"mushroom": ["a Toadstool", "a mushroom"]}
-    edited = prompt_lab.edit(lab.classes, words=words, templates=["a photo of {}.", "an etching of {}"])
-    assert lab.try_out(edited).unknown == {"mushroom": ("toadstool",), "templates": ("etching",)}
-    assert not [warning for warning in recwarn if "never" in str(warning.message)]
-    known = squares_lab()
-    known.encode.unseen_words = None  # as an encoder that has read the whole web
-    assert known.try_out().unknown == {}
-
-
 def test_without_a_truth_or_a_background_and_with_names_that_look_like_html(tmp_path):
     tagged = replace(COLOURS, names=("background", "<i>red", "green", "blue"))
     blind, everything = squares_lab(tagged, truth=False), squares_lab(NO_BACKGROUND)

@@ -104,24 +104,18 @@ def test_what_the_text_says_about_few_labels():
         assert filtered[0.5] > raw[0.5] + 0.1 and filtered[0.5] > plain[tables.SUPERVISED, seed]
         assert abs(filtered[0.0] - raw[0.0]) < 0.005
         assert used[f"{tables.PAPER}, with SAM", seed] > plain[tables.PAPER, seed] + 0.015
-    gains = {
-        ending: np.mean(
-            [used[f"{tables.PAPER}{ending}", seed] - used[f"{tables.LONG}{ending}", seed] for seed in range(3)]
-        )
-        for ending in ("", ", with SAM")
-    }
-    assert [round(200 * gain) / 2 for gain in gains.values()] == [2, 0.5]  # of the refinement, points
-    half = [
-        np.mean([miou["direct", labeller, 0.5, seed] for seed in range(3)])
-        for labeller in ("segment_match", "filtered")
-    ]
-    assert half[0] < np.mean([plain[tables.UNIMATCH, seed] for seed in range(3)]) < half[1]
-    lost = [
-        100
-        * np.mean([miou["paper_a", labeller, 0.0, seed] - miou["paper_a", labeller, 0.5, seed] for seed in range(3)])
-        for labeller in ("filtered", "segment_match")
-    ]
-    assert [round(each) for each in lost] == [3, 16]
+
+    def mean(table, *key):
+        return np.mean([table[*key, seed] for seed in range(3)])
+
+    for ending, gain in (("", 2), (", with SAM", 0.5)):  # of the refinement, points
+        both = [mean(used, f"{name}{ending}") for name in (tables.PAPER, tables.LONG)]
+        assert round(200 * (both[0] - both[1])) / 2 == gain
+    half = [mean(miou, "direct", labeller, 0.5) for labeller in ("segment_match", "filtered")]
+    assert half[0] < mean(plain, tables.UNIMATCH) < half[1]
+    for labeller, lost in (("filtered", 3), ("segment_match", 16)):
+        clean, spoiled = (mean(miou, "paper_a", labeller, share) for share in (0.0, 0.5))
+        assert round(100 * (clean - spoiled)) == lost
     chosen = tables.read("chosen_words/07_prompt_lab.json")["chosen"]
     assert chosen["nested"] > chosen["before"] + 0.2
 

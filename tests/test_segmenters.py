@@ -186,14 +186,8 @@ def test_an_encoder_that_does_not_fit_is_refused(name, encoder, said):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        (
-            "dpt",
-            {"encoder": "swin_tiny_patch4_window7_224"},
-            r"cannot label an image of 128 x 129 pixels \(Input height",
-        ),
-        ("dpt", {"encoder": "deit3_small_patch16_224"}, "maps of the encoder are 3: give four layers"),
+        ("dpt", {"encoder": "swin_tiny_patch4_window7_224"}, r"cannot label .* 128 x 129 pixels \(Input height"),
         ("dpt", dpt.SMOKE | {"layers": (0, 1, 2)}, "maps of the encoder are 3: give four layers"),
-        ("dpt", dpt.SMOKE | {"layers": (0, 1, 2, 30)}, "feature index 30 is out of range"),
         ("dpt", dpt.SMOKE | {"out_channels": (4, 8, 12)}, "out_channels are 3: give .* four out_channels"),
         ("dpt", dpt.SMOKE | {"embd_dim": 24}, "unexpected keyword argument 'embd_dim'"),
         ("dpt", {"encoder": "vit_base_patch14_dinov2.lvd142"}, "near are vit_base_patch14_dinov2.lvd142m"),
@@ -202,7 +196,6 @@ def test_an_encoder_that_does_not_fit_is_refused(name, encoder, said):
         ("smp", {"architecture": "Unett"}, "did you mean 'unet'"),
         ("smp", smp.SMOKE | {"decodr_channels": 3}, "no option of FPN 'decodr_channels'"),  # was passed over
         ("smp", smp.SMOKE | {"activation": "softmax"}, "the losses here take logits"),  # was a second softmax
-        ("smp", smp.SMOKE | {"in_channels": 4}, "cannot label an image of 128 x 129 pixels"),
         ("smp", {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224"}, "cannot label an image"),
     ],
 )
@@ -241,6 +234,8 @@ def test_a_transformer_with_other_positions_is_seen_as_timm_has_it(encoder):
 
 
 # Weights of encoders
+
+FIRST = "conv1.0.weight"
 
 
 def put_there(monkeypatch, folder, name, state):
@@ -304,16 +299,14 @@ def test_weights_of_smp_and_dpt_come_through_checkpoints(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("name", "changed", "says"),
     [
-        (lambda state: {f"backbone.{key}": value for key, value in state.items()}, "none for .*conv1.0.weight"),
-        (lambda state: {f"encoder.network.{key}": value for key, value in state.items()}, "none for .*conv1.0.weight"),
-        (lambda state: {key: value for key, value in state.items() if "layer4" not in key}, "none for .*layer4"),
-        (lambda state: state | {"conv1.0.weight": state["conv1.0.weight"] * np.nan}, "conv1.0.weight is nan or inf"),
-        (lambda state: state | {"conv1.0.weight": state["conv1.0.weight"][:4]}, "size mismatch for .*conv1.0.weight"),
+        ("smp", lambda state: {f"backbone.{key}": each for key, each in state.items()}, "none for .*conv1.0.weight"),
+        ("smp", lambda state: {key: each for key, each in state.items() if "layer4" not in key}, "none for .*layer4"),
+        ("deeplabv3plus", lambda state: state | {FIRST: state[FIRST] * np.nan}, "conv1.0.weight is nan or inf"),
+        ("deeplabv3plus", lambda state: state | {FIRST: state[FIRST][:4]}, "size mismatch for .*conv1.0.weight"),
     ],
 )
-@pytest.mark.parametrize("name", ["deeplabv3plus", "smp"])
 def test_weights_that_would_leave_the_encoder_random_are_refused(name, changed, says, tmp_path):
     """With a prefix or of another network timm went on with random numbers; nan came out at the first step."""
     options = {"encoder": "test_resnet", "width": 8, "skip": 4}
@@ -343,10 +336,8 @@ def test_every_weight_that_smp_lists_has_a_commit():
     ("name", "options", "error", "says"),
     [
         ("deeplabv3plus", {"encoder": "resnetx"}, ValueError, "timm lists no model.safetensors on the hub for resnetx"),
-        ("deeplabv3plus", {"encoder": "hf-hub:timm/a"}, ValueError, "hf-hub:timm/a"),
         ("deeplabv3plus", {"encoder": "hf-hub:timm/a", "pretrained": False}, ValueError, "hf-hub:timm/a"),
         ("deeplabv3plus", {"pretrained": "lost.pth"}, FileNotFoundError, "neither a file nor a checkpoint"),
-        ("smp", {"encoder": "tu-resnetx"}, ValueError, "timm lists no model.safetensors on the hub for resnetx"),
         ("smp", {"encoder": "mobilenet_v2", "pretrained": "coco"}, ValueError, "no weights 'coco' .*, only imagenet"),
     ],
 )

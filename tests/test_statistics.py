@@ -27,13 +27,13 @@ def test_the_bootstrap_equals_scoring_each_resample(background):
     resampled = [
         [reference_metrics.mean_iou(np.tensordot(draw, each, 1), background) for draw in draws] for each in (one, other)
     ]
-    options = {"resamples": 50, "seed": 3, "background": background, "level": 0.8}
+    options = {"resamples": 50, "seed": 3, "background": background}
     found = statistics.bootstrap(one, **options)
     assert found.value == pytest.approx(metrics.scores(one.sum(axis=0), background=background).mean_iou)
-    assert [found.low, found.high] == pytest.approx(np.percentile(resampled[0], [10, 90]).tolist())
+    assert [found.low, found.high] == pytest.approx(np.percentile(resampled[0], [2.5, 97.5]).tolist())
     found = statistics.bootstrap(one, other, **options)
     difference = np.subtract(*resampled)
-    assert [found.low, found.high] == pytest.approx(np.percentile(difference, [10, 90]).tolist())
+    assert [found.low, found.high] == pytest.approx(np.percentile(difference, [2.5, 97.5]).tolist())
     whole = [metrics.scores(each.sum(axis=0), background=background).mean_iou for each in (one, other)]
     assert found.value == pytest.approx(whole[0] - whole[1])
 
@@ -43,19 +43,15 @@ def test_a_resample_without_truth_is_left_out():
     one[0, 0, 0] = 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert statistics.bootstrap(one, resamples=20) == statistics.Interval(1, 1, 1, 0.95)
+        assert statistics.bootstrap(one, resamples=20) == statistics.Interval(1, 1, 1)
 
 
 def test_a_bootstrap_of_what_does_not_fit_is_refused():
     one = image_matrices(0)
     for wrong, message in (
-        ({"matrices": one[0]}, "at least two images"),
         ({"matrices": one[:1]}, "at least two images"),
-        ({"matrices": one, "other": one[:5]}, "same images"),
         ({"matrices": one, "other": one[::-1]}, "same images"),
         ({"matrices": 0 * one}, "no image has a pixel"),
-        ({"matrices": one, "level": 95}, "between 0 and 1"),
-        ({"matrices": one, "resamples": 0}, "at least 1"),
         ({"matrices": one.astype(float)}, "integer matrix"),
     ):
         with pytest.raises(ValueError, match=message):
