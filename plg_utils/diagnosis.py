@@ -40,7 +40,7 @@ def error_types(
     band: by default `default_band` of the image; give it if the images of a set differ in size
     returns: (K, 5) int64 in the order of OUTCOMES, to be added up over images; the sum is all pixels with a truth
     """
-    truth, label = _image(truth, label, num_classes)
+    truth, label, _ = compared(truth, label, num_classes)
     band = default_band(truth.shape) if band is None else band
     empty = IGNORE if background is None else background
     given = np.where(label == IGNORE, np.uint8(empty), label)
@@ -53,13 +53,6 @@ def error_types(
     outcome[wrong & near] = OUTCOMES.index("boundary")
     cells = truth.astype(np.uint16) * len(OUTCOMES) + outcome
     return np.bincount(cells.ravel(), minlength=256 * len(OUTCOMES)).reshape(256, len(OUTCOMES))[:num_classes]
-
-
-def _image(truth: np.ndarray, label: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    truth, label, _ = compared(truth, label, num_classes)
-    if truth.ndim != 2:
-        raise ValueError(f"the label map is {truth.shape}, not (H, W). Count images one by one and add up")
-    return truth, label
 
 
 def _disc(values: np.ndarray, radius: int, extreme: np.ufunc) -> np.ndarray:
@@ -104,7 +97,7 @@ def boundaries(
         (Csurka et al., BMVC 2013, who score each image by itself; here the counts are added up over the set)
     returns: (K, 4) int64: border pixels given, of them near a true one, true ones, of them near a given one
     """
-    truth, label = _image(truth, label, num_classes)
+    truth, label, _ = compared(truth, label, num_classes)
     if tolerance is None:
         tolerance = max(1, round(0.0075 * math.hypot(*truth.shape)))
     if background is not None:
@@ -167,12 +160,9 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     bins: of equal width; one reaches from its lower edge to below the upper one, the last includes 1
     returns: (bins, 3) float64: pixels, right ones, sum of their confidence; to be added up over images
     """
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
-    if confidence.shape != correct.shape or correct.dtype != bool:
-        raise ValueError(f"correct is {correct.dtype} {correct.shape}. Give bool {confidence.shape}, as confidence")
+    confidence, correct = np.asarray(confidence, np.float64).ravel(), np.asarray(correct).ravel()
     if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):  # so written, nan is refused too
         raise ValueError(f"confidence is {confidence.min():.3g} to {confidence.max():.3g}, not within 0 and 1")
-    confidence, correct = confidence.ravel(), correct.ravel()
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     return np.stack([np.bincount(which, weights, bins) for weights in (None, correct, confidence)], axis=1)
 
@@ -185,8 +175,6 @@ def reliability(counts: np.ndarray, bins: int | None = None) -> Reliability:
     """
     counts = np.asarray(counts, np.float64)
     bins = len(counts) if bins is None else bins
-    if len(counts) % bins:
-        raise ValueError(f"{len(counts)} bins cannot be merged into {bins} bins. Give a divisor")
     pixels, right, summed = counts.reshape(bins, -1, 3).sum(axis=1).T
     total, gaps = pixels.sum(), np.abs(right - summed)  # = pixels * |accuracy - confidence|
     kept = counts[::-1].cumsum(axis=0)[counts[::-1, 0] > 0]  # (T, 3), empty bins left out

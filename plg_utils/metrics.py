@@ -95,13 +95,6 @@ def margins(matrix: np.ndarray, uncovered: str, background: int | None) -> tuple
     uncovered, background: as in `scores`
     returns: three of (..., K) integers; the right ones are both true and given
     """
-    is_matrix = matrix.ndim >= 2 and matrix.shape[-1] == matrix.shape[-2] + 1
-    if not is_matrix or not np.issubdtype(matrix.dtype, np.integer):
-        raise ValueError(f"a {matrix.dtype} array {matrix.shape} is not the (K, K+1) integer matrix of confusion()")
-    if uncovered not in ("background", "miss"):
-        raise ValueError(f'uncovered is "{uncovered}"; right are "background" and "miss"')
-    if background is not None and not 0 <= background < matrix.shape[-2]:
-        raise ValueError(f"background is {background}; right are 0..{matrix.shape[-2] - 1}, or None for no such class")
     hit = matrix.diagonal(axis1=-2, axis2=-1).copy()
     given = matrix[..., :-1].sum(axis=-2)
     if uncovered == "background" and background is not None:

@@ -105,9 +105,6 @@ class Lab:
 
         A sentence's last bits depend on the sentences encoded with it. For the run's words they are the run's.
         """
-        if (classes.names, classes.background) != (self.classes.names, self.classes.background):
-            names, expected = ", ".join(classes.names), ", ".join(self.classes.names)
-            raise ValueError(f"the classes are {names}. The run's label maps hold {expected}: edit the run's classes")
         return encoders.class_embeddings(self._texts, classes)
 
     def best_threshold(self, classes: Classes | None = None) -> float | None:

@@ -35,7 +35,7 @@ def bootstrap(
     returns: mean IoU of matrices, minus that of other if given
     """
     pair = [np.asarray(each) for each in (matrices, other) if each is not None]
-    if pair[0].ndim != 3 or len(pair[0]) < 2:
+    if len(pair[0]) < 2:
         raise ValueError(f"matrices are {pair[0].shape}. Give (M, K, K+1) of at least two images")
 
     if pair[0].shape != pair[-1].shape or (pair[0].sum(axis=2) != pair[-1].sum(axis=2)).any():
@@ -73,8 +73,7 @@ class Summary:
 def summarise(values: Sequence[float]) -> Summary:
     """Mean and sample standard deviation, of the seeds for example."""
     values = tuple(float(value) for value in values)
-    if not values:
-        raise ValueError("there is no value to summarise. Give at least one")
+
     return Summary(values, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
 
 

@@ -43,12 +43,6 @@ def test_the_best_threshold(curve, smooth, best):
     assert labels.choose_threshold(grid, lambda threshold: next(scores), smooth=smooth).threshold == best
 
 
-@pytest.mark.parametrize("grid", [[], [0.2, 0.2], [0.5, 0.1]])
-def test_a_grid_of_thresholds_must_rise(grid):
-    with pytest.raises(ValueError, match="must rise and not be empty"):
-        labels.choose_threshold(grid, lambda threshold: 0.0, smooth=True)
-
-
 # assign
 
 

@@ -74,11 +74,8 @@ def test_nothing_to_score_is_nan():
     [
         (np.zeros((2, 2), int), np.zeros((2, 3), int), r"truth has shape \(2, 2\) and label \(2, 3\)"),
         (np.zeros((2, 2)), np.zeros((2, 2), int), "truth holds float64"),
-        (np.zeros((2, 2), int), np.zeros((2, 2), bool), "label holds bool"),
         (np.full((2, 2), 3), np.zeros((2, 2), int), "truth holds the value 3; right are 0..2"),
         (np.zeros((2, 2), int), np.full((2, 2), -1), "label holds the value -1"),
-        (np.full((2, 2), 254, np.uint8), np.zeros((2, 2), int), "254"),
-        (np.zeros((2, 2), int), np.full((2, 2), 256), "label holds the value 256"),
         (np.zeros((2, 2), int), np.full((2, 2), 511), "label holds the value 511"),  # 255 if cut to a byte
         (np.full((2, 2), IGNORE), np.full((2, 2), 7), "label holds the value 7"),  # where the truth is void, too
     ],
@@ -86,17 +83,6 @@ def test_nothing_to_score_is_nan():
 def test_wrong_input_is_refused(truth, label, message):
     with pytest.raises((TypeError, ValueError), match=message):
         metrics.confusion(truth, label, 3)
-
-
-def test_wrong_options_are_refused():
-    for message, call in (
-        ("num_classes is 0", lambda: metrics.confusion(np.zeros(1, int), np.zeros(1, int), 0)),
-        ("integer matrix", lambda: metrics.scores(np.zeros((3, 3), int))),
-        ("hit", lambda: metrics.scores(np.zeros((3, 4), int), uncovered="hit")),
-        ("background is 3; right are 0..2", lambda: metrics.scores(np.zeros((3, 4), int), background=3)),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
 
 
 def test_a_wide_type_counts_as_a_byte_does():

@@ -123,7 +123,6 @@ SIX = np.zeros((2, 3), np.uint8)
         (SIX.astype(int), np.zeros((1, 2, 3), bool), {}, r"the cue map is int64 \(2, 3\)"),
         (row("0v37"), rows("...."), {"mode": "paper"}, r"holds \[3, 7\], not classes 0 to 2 or 255"),
         (row("00"), rows(".."), {"mode": "Paper"}, "no mode 'Paper', only official, paper; did you mean 'paper'"),
-        (row("00"), rows(".."), {"num_classes": 256}, "num_classes is 256"),
     ],
 )
 def test_what_does_not_fit_is_refused(label, masks, options, message):

@@ -52,7 +52,6 @@ def test_a_bootstrap_of_what_does_not_fit_is_refused():
         ({"matrices": one[:1]}, "at least two images"),
         ({"matrices": one, "other": one[::-1]}, "same images"),
         ({"matrices": 0 * one}, "no image has a pixel"),
-        ({"matrices": one.astype(float)}, "integer matrix"),
     ):
         with pytest.raises(ValueError, match=message):
             statistics.bootstrap(**wrong)
@@ -68,5 +67,3 @@ def test_seeds_are_summarised_and_paired():
     assert statistics.paired({0: 0.1}, {0: 0.3}).signs == "-"
     with pytest.raises(ValueError, match="seeds differ"):
         statistics.paired({0: 0.6}, {1: 0.5})
-    with pytest.raises(ValueError, match="no value"):
-        statistics.summarise([])

@@ -74,12 +74,6 @@ def test_ranks_and_their_correlation():
         trust.ranks([1, np.nan])
 
 
-def test_bad_input_is_told():
-    with pytest.raises(ValueError, match="one size"):
+def test_maps_of_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="same shape"):
         trust.agreement([A, A.T], 3)
-    with pytest.raises(ValueError, match="has the value 2. With 2 classes, the largest is 1"):
-        trust.agreement([A, B], 2)
-    with pytest.raises(ValueError, match="Give 2, as many as label maps"):
-        trust.vote([A, B], [1], 3)
-    with pytest.raises(ValueError, match="at least two"):
-        trust.support(np.eye(1))

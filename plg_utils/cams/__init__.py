@@ -105,8 +105,7 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
     def ask(samples: Sequence[Sample | np.ndarray]) -> list[tuple[int, ...]]:
         if tags == "all":
             return [classes.foreground] * len(samples)
-        if tags == "given" and not all(isinstance(item, Sample) for item in samples):
-            raise TypeError('an image without a Sample has no tags to be "given"; use tags="all", or a function')
+
         answers = [sample.tags() for sample in samples] if tags == "given" else tags(samples)
         return [tuple(sorted(set(answer))) for answer in detectors.check_tags(answers, classes, len(samples))]
 

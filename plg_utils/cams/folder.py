@@ -24,9 +24,6 @@ def build(classes: Classes, *, root: str | Path) -> Cue:
 
     def read(samples: Sequence[Sample]) -> list[np.ndarray]:
         """Read the map of each sample: (H, W) uint8, of its image's exact size."""
-        without_id = [item for item in samples if not isinstance(item, Sample)]
-        if without_id:
-            raise TypeError(f"cue maps are found by the id of a Sample, which a {type(without_id[0]).__name__} lacks")
         paths = [root / f"{sample.id}.png" for sample in samples]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:

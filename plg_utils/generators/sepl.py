@@ -43,7 +43,6 @@ def build(
 
     cams, masks: the name of a file in cams/ or masks/, or what it has built already; mode: see `merge`
     """
-    choices.one_of(mode, MODES, "mode")
     if classes.background != 0:
         raise ValueError(f"SEPL leaves 0 where it finds no class, so classes.background is 0, not {classes.background}")
     cue = cue_sources.build(cams, classes, **(cams_options or {})) if isinstance(cams, str) else cams
@@ -74,8 +73,7 @@ def merge(label: np.ndarray, masks: np.ndarray, num_classes: int, mode: str = "o
     """
     label, masks = np.asarray(label), np.asarray(masks)
     choices.one_of(mode, MODES, "mode")
-    if not 1 <= num_classes <= IGNORE:
-        raise ValueError(f"num_classes is {num_classes}; a uint8 label map holds 1 to {IGNORE} classes")
+
     if label.dtype != np.uint8 or masks.dtype != bool or masks.ndim != 3 or label.shape != masks.shape[1:]:
         given = f"the cue map is {label.dtype} {label.shape}, the masks are {masks.dtype} {masks.shape}"
         raise ValueError(f"{given}. Give uint8 (H, W) and bool (N, H, W) of the image's size")
