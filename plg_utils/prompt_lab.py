@@ -73,7 +73,6 @@ class Lab:
     shown: tuple[int, ...]  # images to look at
     encode: Any  # an encoder; only its `texts` and `unseen_words` are used
     _sentences: dict[str, torch.Tensor] = field(default_factory=dict)  # sentence -> (D,)
-    _painted: dict[int, tuple[bytes, np.ndarray]] = field(default_factory=dict)  # image -> its last label map
 
     def try_out(self, classes: Classes | None = None, *, threshold: float | None = None) -> Outcome:
         """Label the images with other words or another threshold; by default the run's, for the run's label maps."""
@@ -83,7 +82,9 @@ class Lab:
         how = {"owner": owner, "background": background, "rule": self.how["rule"], "threshold": threshold}
         assigned, scores = labels.assign(embeddings, texts, **how)
         counts = [len(of_image) for of_image in self.segment_embeddings]
-        painted = tuple(map(self._paint, range(len(counts)), assigned.split(counts), scores.split(counts)))
+        named = zip(assigned.split(counts), scores.split(counts), strict=True)
+        pairs = zip(self.masks, named, strict=True)
+        painted = tuple(segment_match.paint(*pair, background, self.how["overlap"]).label for pair in pairs)
         margins = np.full(len(embeddings), np.nan, np.float32)
         if len(owner.unique()) > 1:
             margins = trust.margins(embeddings, texts, owner, background=background)
@@ -133,15 +134,6 @@ class Lab:
             with warnings.catch_warnings(action="ignore"):  # the outcome says which words the encoder never read
                 self._sentences.update(zip(new, self.encode.texts(new).cpu(), strict=True))
         return torch.stack([self._sentences[sentence] for sentence in sentences])
-
-    def _paint(self, k: int, assigned: torch.Tensor, scores: torch.Tensor) -> np.ndarray:
-        """Paint image k, or return its last label map if its segments have the same names and scores."""
-        key, masks = assigned.numpy().tobytes() + scores.numpy().tobytes(), self.masks[k]
-        if self._painted.get(k, (None,))[0] != key:
-            how = {"background": self.classes.background, "overlap": self.how["overlap"]}
-            painted = labels.paint(masks, assigned, scores, predicted_iou=masks.predicted_iou, **how)
-            self._painted[k] = key, painted.label
-        return self._painted[k][1]
 
 
 def load(

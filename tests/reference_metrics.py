@@ -101,19 +101,3 @@ def accuracy_coverage(counts):
         if counts[lowest][0]:
             pairs.append((kept / total, sum(row[1] for row in counts[lowest:]) / kept))
     return pairs
-
-
-def mean_iou(matrix, background=0):
-    """Mean IoU of one matrix (K, K+1), uncovered pixels as background, or as a miss if there is none."""
-    num_classes = len(matrix)
-    table = [[int(value) for value in row] for row in matrix]
-    if background is not None:
-        for row in table:
-            row[background] += row[num_classes]
-            row[num_classes] = 0
-    values = []
-    for k in range(num_classes):
-        true, given = sum(table[k]), sum(row[k] for row in table)
-        if true:
-            values.append(table[k][k] / (true + given - table[k][k]))
-    return sum(values) / len(values) if values else math.nan

@@ -120,23 +120,6 @@ def semivl(arrays, *, weight, threshold, weights):
     return total, gradients
 
 
-def bilinear(array, height, width):
-    """Resize (C, h, w) with the corners in place (align_corners=True)."""
-    channels, rows, columns = array.shape
-    resized = np.zeros((channels, height, width))
-    for y in range(height):
-        for x in range(width):
-            v = y * (rows - 1) / (height - 1) if height > 1 else 0
-            u = x * (columns - 1) / (width - 1) if width > 1 else 0
-            top, left = min(int(v), max(rows - 2, 0)), min(int(u), max(columns - 2, 0))
-            below, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
-            a, b = v - top, u - left
-            resized[:, y, x] = (1 - a) * ((1 - b) * array[:, top, left] + b * array[:, top, right]) + a * (
-                (1 - b) * array[:, below, left] + b * array[:, below, right]
-            )
-    return resized
-
-
 class Tiny(nn.Module):
     """A segmenter with batch normalisation, two feature maps and 3x3 pixels of context."""
 

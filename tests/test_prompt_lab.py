@@ -96,6 +96,7 @@ def test_squares_by_hand():
     assert lost.unknown == {"blue": ("orange",)}
     assert lab.try_out(threshold=0.81).iou[0] == 0.5  # half of the pixels are black, all are given it
     assert lab.try_out().mean_iou == 1.0  # nothing is left of what was tried
+    assert len(lab.encode.asked) == len(set(lab.encode.asked)) == 5  # each sentence is encoded once
 
 
 def test_the_runs_words_give_the_label_maps_of_notebook_02(made, lab):
@@ -108,27 +109,6 @@ def test_the_runs_words_give_the_label_maps_of_notebook_02(made, lab):
     assert prompt_lab.same_as_written(lab, first, made.folder) == 4
     assert prompt_lab.same_as_written(lab, lab.try_out(threshold=0.6), made.folder) < 4
     assert lab.best_threshold() == lab.how["threshold"]
-
-
-def test_only_new_sentences_are_encoded_and_only_changed_images_are_painted(monkeypatch):
-    lab, painted, paint = squares_lab(), [], labels.paint
-    monkeypatch.setattr(labels, "paint", lambda *given, **how: painted.append(1) or paint(*given, **how))
-    lab.try_out()
-    lab.try_out(threshold=0.55)  # still below all scores
-    assert (len(lab.encode.asked), len(painted)) == (4, 2)
-    lab.try_out(prompt_lab.edit(COLOURS, add={"red": ["an orange", "black wine"]}))
-    assert lab.encode.asked[4:] == ["a photo of a an orange.", "a photo of a black wine."]
-    lab.try_out(threshold=0.9)
-    lab.try_out()
-    assert (len(lab.encode.asked), len(painted)) == (6, 2 + 2 + 2 + 2)  # black became red; all background; and back
-
-
-def test_a_score_alone_changes_which_mask_is_on_top():
-    lab = replace(squares_lab(truth=False, images=1), masks=(Masks.from_dense(np.ones((4, 2, 2), bool)),))
-    assert (lab.try_out().labels[0] == 1).all()  # 0.8 all: the lowest class
-    lower = lab.try_out(prompt_lab.edit(COLOURS, words={"red": ["an orange"]}))
-    assert lower.assigned.tolist() == [0, 1, 2, 3]  # as before, but red's score is 0.6
-    assert (lower.labels[0] == 2).all()
 
 
 def test_without_a_truth_or_a_background_and_with_names_that_look_like_html(tmp_path):
@@ -296,7 +276,7 @@ def test_parts_are_counted_as_pixels(overlap, rule):
 def of_images(lab, images):
     """The lab with some of its images."""
     parts = {name: tuple(getattr(lab, name)[k] for k in images) for name in ("masks", "segment_embeddings", "truths")}
-    return replace(lab, samples=tuple(lab.samples[k] for k in images), _painted={}, **parts)
+    return replace(lab, samples=tuple(lab.samples[k] for k in images), **parts)
 
 
 def pooled(lab, choose):
