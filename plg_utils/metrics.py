@@ -95,6 +95,11 @@ def margins(matrix: np.ndarray, uncovered: str, background: int | None) -> tuple
     uncovered, background: as in `scores`
     returns: three of (..., K) integers; the right ones are both true and given
     """
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] + 1 or not np.issubdtype(matrix.dtype, np.integer):
+        raise ValueError(f"a {matrix.dtype} array {matrix.shape} is not the (K, K+1) integer matrix of confusion()")
+    if uncovered not in ("background", "miss") or not 0 <= (background or 0) < matrix.shape[-2]:
+        right = f'"background" or "miss", and 0..{matrix.shape[-2] - 1}, or None for no such class'
+        raise ValueError(f'uncovered is "{uncovered}" and background {background}; right are {right}')
     hit = matrix.diagonal(axis1=-2, axis2=-1).copy()
     given = matrix[..., :-1].sum(axis=-2)
     if uncovered == "background" and background is not None:

@@ -90,22 +90,10 @@ def test_labels_of_cams_equal_the_loop():
     np.testing.assert_array_equal(cams.label_from_cams(maps, (3, 7), 0.5, background=9), [[9, 9, 9, 3]])
 
 
-def test_a_scored_cue_labels_in_portions(monkeypatch):
-    monkeypatch.setattr(cams, "TOGETHER", 2)
-    rng = np.random.default_rng(1)
-    made = [random_cams(rng) for _ in range(5)]
-    asked = []
-
-    def scores(numbers):
-        asked.append(list(numbers))
-        return [made[number] for number in numbers]
-
-    cue = cams.ScoredCue(scores, threshold=0.25, background=0)
-    labels = cue(range(5))
-    assert asked == [[0, 1], [2, 3], [4]]
-    for each, label in zip(made, labels, strict=True):
-        np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, 0.25))
-    assert cue([]) == []
+def test_a_scored_cue_labels_by_its_threshold():
+    made, scores = random_cams(np.random.default_rng(1)), list
+    (label,) = cams.ScoredCue(scores, threshold=0.25, background=0)([made])
+    np.testing.assert_array_equal(label, reference.label(made.maps, made.tags, 0.25))
     with pytest.raises(ValueError, match="these classes have none"):
         cams.ScoredCue(scores, threshold=0.25, background=None)
     with pytest.raises(ValueError, match="threshold of the CAMs is 50; give a number from 0 to 1"):

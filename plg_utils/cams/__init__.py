@@ -22,7 +22,6 @@ Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
 TagSource = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
 
 GRID = np.arange(0.05, 0.96, 0.05)  # background thresholds that are tried
-TOGETHER = 256  # images whose scores are held in memory at once
 
 
 def build(name: str, classes: Classes, **options) -> Cue:
@@ -54,11 +53,8 @@ class ScoredCue:
 
     def __call__(self, samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags need no sample: (H, W) uint8 each."""
-        return [
-            label_from_cams(cams.maps, cams.tags, self.threshold, background=self.background)
-            for start in range(0, len(samples), TOGETHER)
-            for cams in self.scores(samples[start : start + TOGETHER])
-        ]
+        how = {"threshold": self.threshold, "background": self.background}
+        return [label_from_cams(cams.maps, cams.tags, **how) for cams in self.scores(samples)]
 
 
 def label_from_cams(maps: np.ndarray, tags: Sequence[int], threshold: float, *, background: int = 0) -> np.ndarray:

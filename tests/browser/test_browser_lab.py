@@ -1,6 +1,7 @@
 """Each notebook in a real JupyterLab: Run All, and what a person then sees."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,94 +36,74 @@ def test_run_all(ran, server, stem):
     assert found.heard.elsewhere(server.url) == []
 
 
-# The panel of 07, as a person uses it
-
-
-class Panel:
-    """What can be operated and read in the panel, found by its CSS classes."""
-
-    def __init__(self, notebook, heard, folder):
-        self.notebook, self.page, self.heard, self.folder = notebook, notebook.page, heard, folder
-
-    def part(self, name):
-        return self.page.locator(f".plg-lab .plg-{name}")
-
-    def box(self, name):
-        """The box of words of a class, and what is typed into."""
-        box = self.part("words").filter(has_text=name)
-        return box, box.locator("input, textarea")
-
-    def write(self, name, text):
-        """Put words in place of those that stand there, and leave the box."""
-        _, typed = self.box(name)
-        typed.fill(text)
-        typed.press("Tab")
-
-    def score(self):
-        """The mean IoU in the status line, without the time beside it."""
-        return re.search(r"mean IoU [\d.]+ %", self.part("status").inner_text())[0]
-
-    def threshold(self):
-        return self.part("threshold").locator(".widget-readout")
-
-    def pictures(self):
-        """The bytes of the gallery's picture."""
-        read = "async image => String(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
-        return self.part("gallery").evaluate(read)
-
-    def saved(self):
-        return sorted(self.folder.glob("07_classes*.yaml"))
+# The panel of 07, as a person uses it: each kind of widget once
 
 
 @pytest.fixture(scope="module")
 def opened(ran, server, tab):
-    """Notebook 07 after Run All."""
+    """Notebook 07 after Run All, and what was heard from its tab."""
     ran("02_zero_shot_labels")
     page, heard = tab()
     notebook = lab.NotebookPage(page, server, "07_prompt_lab.ipynb")
     notebook.run_all()
-    panel = Panel(notebook, heard, server.results / "demo")
-    panel.run_score = panel.score()
-    yield panel
+    yield notebook, heard
     notebook.close()
 
 
 @pytest.fixture
-def panel(opened, expect):
-    """The panel as the run has it."""
-    opened.part("reset").click()
-    expect(opened.part("status")).to_contain_text(opened.run_score)
-    expect(opened.part("message")).to_have_text("")
-    return opened
+def panel(opened, server, expect):
+    """The parts of the panel, found by their CSS classes, with the run's words."""
+    notebook, _ = opened
+    page = notebook.page
+
+    def part(name):
+        return page.locator(f".plg-lab .plg-{name}")
+
+    def write(name, text):
+        """Put words in place of those of a class, and leave the box."""
+        typed = part("words").filter(has_text=name).locator("input, textarea")
+        typed.fill(text)
+        typed.press("Tab")
+
+    def score():
+        """The mean IoU in the status line, without the time beside it."""
+        return re.search(r"mean IoU [\d.]+ %", part("status").inner_text())[0]
+
+    def picture():
+        """The bytes of the gallery."""
+        read = "async image => String(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+        return part("gallery").evaluate(read)
+
+    def saved():
+        return set((server.results / "demo").glob("07_classes*.yaml"))
+
+    def shot(name):
+        notebook.unfold()
+        lab.keep(page.locator(".plg-lab"), lab.SCREENSHOTS / f"07_prompt_lab_panel_{name}.png")
+        notebook.fold()
+
+    part("reset").click()
+    expect(part("message")).to_have_text("")
+    return SimpleNamespace(page=page, part=part, write=write, score=score, picture=picture, saved=saved, shot=shot)
 
 
-def shot(panel, name):
-    """Keep a picture of the whole panel."""
-    panel.notebook.unfold()
-    lab.keep(panel.page.locator(".plg-lab"), lab.SCREENSHOTS / f"07_prompt_lab_panel_{name}.png")
-    panel.notebook.fold()
-
-
-def test_other_words_change_labels_and_score(panel, expect):
-    score, pictures = panel.score(), panel.pictures()
+def test_other_words_change_labels_and_score_and_unknown_ones_are_listed(panel, expect):
+    score, picture = panel.score(), panel.picture()
     panel.write("balloon", "a house for the clouds")
     expect(panel.part("status")).not_to_contain_text(score)
-    assert panel.pictures() != pictures
-    panel.part("reset").click()
-    expect(panel.part("status")).to_contain_text(score)
-    assert panel.pictures() == pictures
-
-
-def test_an_unknown_word_is_listed(panel, expect):
+    assert panel.picture() != picture
     panel.write("mushroom", "a toadstool")
     expect(panel.part("message")).to_contain_text("toadstool (mushroom)")
-    shot(panel, "unknown_word")
+    panel.shot("unknown_word")
     panel.part("reset").click()
+    expect(panel.part("status")).to_contain_text(score)
     expect(panel.part("message")).not_to_contain_text("toadstool")
+    assert panel.picture() == picture
 
 
 def test_the_threshold_moves(panel, expect):
-    score, threshold = panel.score(), panel.threshold().inner_text()
+    score, readout = panel.score(), panel.part("threshold").locator(".widget-readout")
+    threshold = readout.inner_text()
     rail, handle = (panel.part("threshold").locator(f".noUi-{part}") for part in ("base", "handle"))
     handle.scroll_into_view_if_needed()
     place, begin = rail.bounding_box(), handle.bounding_box()
@@ -131,34 +112,27 @@ def test_the_threshold_moves(panel, expect):
     panel.page.mouse.move(place["x"] + 0.8 * place["width"], place["y"], steps=5)
     panel.page.mouse.up()
     expect(panel.part("status")).not_to_contain_text(score)
-    assert abs(float(panel.threshold().inner_text()) - 0.8) < 0.05
-    shot(panel, "high_threshold")
+    assert abs(float(readout.inner_text()) - 0.8) < 0.05
+    panel.shot("high_threshold")
     panel.part("best").click()
-    expect(panel.threshold()).to_have_text(threshold)
+    expect(readout).to_have_text(threshold)
     expect(panel.part("status")).to_contain_text(score)
 
 
-def test_save_writes_the_class_file(panel, expect):
-    before = panel.saved()
-    panel.write("car", "a car, a vehicle")
-    panel.part("save").click()
-    expect(panel.part("message")).to_contain_text("Saved")
-    (path,) = set(panel.saved()) - set(before)
-    classes = class_files.read(path)
-    assert classes.words[classes.names.index("car")] == ("a car", "a vehicle")
-    shot(panel, "saved")
-
-
-def test_what_is_wrong_is_not_saved(panel, expect):
+def test_save_writes_the_class_file_and_nothing_that_is_wrong(panel, opened, server, expect):
     before = panel.saved()
     panel.write("car", "a car, a house")  # the house's word
     expect(panel.part("message")).to_contain_text("a house")
     panel.part("save").click()
     expect(panel.part("message")).to_contain_text("Not saved")
     assert panel.saved() == before
-    shot(panel, "refused")
-
-
-def test_the_panel_makes_no_complaint_and_asks_nobody(panel, server):
-    assert panel.heard.complaints == []
-    assert panel.heard.elsewhere(server.url) == []
+    panel.shot("refused")
+    panel.write("car", "a car, a vehicle")
+    panel.part("save").click()
+    expect(panel.part("message")).to_contain_text("Saved")
+    (path,) = panel.saved() - before
+    classes = class_files.read(path)
+    assert classes.words[classes.names.index("car")] == ("a car", "a vehicle")
+    panel.shot("saved")
+    _, heard = opened
+    assert heard.complaints == [] and heard.elsewhere(server.url) == []
