@@ -112,8 +112,11 @@ def test_it_finds_the_squares_having_read_nothing_but_tags(tiny, tmp_path):
 
 def test_the_seed_and_nothing_else_decides_in_one_process_of_several(tiny, tmp_path, monkeypatch):
     """That a killed training goes on is `training.fit`'s; here no other process is asked for anything."""
-    paths = [tmp_path / name for name in ("first", "again", "other")]
-    history = classifier.train(scenes(5), CLASSES, paths[0], **OPTIONS)
+    paths, draw, drawn = [tmp_path / name for name in ("first", "again", "other")], np.random.default_rng, []
+    samples = scenes(5)
+    monkeypatch.setattr(np.random, "default_rng", lambda of: drawn.append(of) or draw(of))
+    history = classifier.train(samples, CLASSES, paths[0], **OPTIONS)
+    assert {(0, step) for step in range(6)} <= {*drawn}  # the views of a step, by seed and step
     torch.manual_seed(9)  # nothing depends on the random numbers of the process
     monkeypatch.setattr(distributed, "count", lambda: 2)
     assert classifier.train(scenes(5), CLASSES, paths[1], **OPTIONS) == history
