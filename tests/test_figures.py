@@ -102,7 +102,9 @@ def test_the_nearest_words_of_each_segment():
 
 
 def test_what_changed_has_a_colour_where_it_became_right_and_another_where_wrong():
-    before, after, truth = (np.array([row], np.uint8) for row in ([0, 1, 0, 1, 0], [1, 0, 0, 0, 1], [1, 1, 0, 255, 2]))
+    before, after, truth = (
+        np.array([row], np.uint8) for row in ([0, 1, 0, 255, 0], [1, 0, 0, 0, 1], [1, 1, 0, 255, 2])
+    )
     picture = figures.change_picture(np.zeros((1, 5, 3), np.uint8), before, after, truth)[0].tolist()
     right, wrong, *grey = picture
     assert [tuple(right), tuple(wrong)] == list(figures.BECAME.values())
