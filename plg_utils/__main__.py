@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -79,9 +80,7 @@ def label(options: argparse.Namespace) -> None:
     """Label the photos of a folder, and write label maps, overlays and the page."""
     out = Path(options.to).expanduser().absolute()
     given = _photos_and_labels(options)
-    _refuse_others(out, Path(given["root"]))
-    _refuse_changes(out)
-    _refuse_own(out, given.get("labels"))
+    _check_results(out, Path(given["root"]), given.get("labels"))
     os.environ["PLG_RESULTS"] = str(out)
     from plg_utils import datasets, devices, stages  # torch takes seconds to import
 
@@ -90,10 +89,9 @@ def label(options: argparse.Namespace) -> None:
     devices.choose(options.device)
     data = datasets.load("folder", labelled=None, **given)
     sam, clip = _models(options)
-    listed = ", ".join(f"{value} {_quoted(name)}" for value, name in enumerate(data.classes.names))
-    print(
-        f"{len(data.labelled) + len(data.unlabelled)} photos, {data.classes.num_classes} classes: {listed}", flush=True
-    )
+    names = [f'"{name}"' if "," in name else name for name in data.classes.names]
+    listed = ", ".join(f"{value} {name}" for value, name in enumerate(names))
+    print(f"{len(data.labelled) + len(data.unlabelled)} photos, {len(names)} classes: {listed}", flush=True)
     if data.classes.background is None:
         print("no background: every segment is one of these classes, and numbers start at 0", flush=True)
     run = stages.open_run(RUN, data, device=options.device)
@@ -104,11 +102,11 @@ def label(options: argparse.Namespace) -> None:
     stages.segments(run, **clip, embedding_options={})
     stages.labels(run, **clip, threshold=options.threshold, **SETTINGS)
     made = files.read_json(run.folder / "labels_zero_shot" / "manifest.json")["parameters"]
-    chosen = data.labelled and data.classes.background is not None  # as stages.choose_threshold does it
-    how = f"the best on {len(data.labelled)} photos with labels" if chosen else "the default"
-    how = how if options.threshold is None else "as given"
-    names = [found["checkpoint"] for found in (sam["mask_options"], clip["encoder_options"])]
-    remark = f"SAM: {names[0]}. CLIP: {names[1]}. Threshold: {made['threshold']:.2f}, {how}."
+    how = "the default" if options.threshold is None else "as given"
+    if options.threshold is None and data.labelled and data.classes.background is not None:
+        how = f"the best on {len(data.labelled)} photos with labels"
+    models = f"SAM: {sam['mask_options']['checkpoint']}. CLIP: {clip['encoder_options']['checkpoint']}"
+    remark = f"{models}. Threshold: {made['threshold']:.2f}, {how}."
     remark += f" Photos that keep the label map they have: {len(data.labelled)}." if data.labelled else ""
     print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
 
@@ -149,8 +147,9 @@ def _classes(text: str) -> Any:
     return str(found.absolute()) if isinstance(found, Path) else found
 
 
-def _in_its_words(text: str) -> str:
+def _in_its_words(message: object) -> str:
     """A message of the package with the options of this command."""
+    text = str(message)
     for pattern, own in WORDS.items():
         text = re.sub(pattern, own, text)
     return text
@@ -160,45 +159,36 @@ def _bands(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _refuse_others(out: Path, root: Path) -> None:
-    """Refuse a folder that holds something else: label maps of other photos would be replaced."""
-    if not out.exists():
-        return
-    note = out / RUN / "run.json"
-    if note.is_file():
-        content = files.read_json(note, "give --to the name of a new folder")
+def _check_results(out: Path, root: Path, labels: str | None) -> None:
+    """Refuse a folder of the results in which a person's work would be replaced, or taken for what it is not."""
+    run, before = out / RUN, root
+    # Without run.json it was stopped early, or it is empty but for what a system hides there.
+    is_own = not out.exists() or run.is_dir() or (out.is_dir() and all(path.name[0] == "." for path in out.iterdir()))
+    if (run / "run.json").is_file():
+        content = files.read_json(run / "run.json", "give --to the name of a new folder")
         is_own = isinstance(content, dict) and isinstance(content.get("dataset_options"), dict)
         before = Path(content["dataset_options"].get("root") or root) if is_own else root
-    else:  # stopped before it was written, or empty but for what a system hides there
-        is_own = (out / RUN).is_dir() or (out.is_dir() and all(path.name[0] == "." for path in out.iterdir()))
-        before = root
     if not is_own:
         raise FileExistsError(f"{out} is no folder that this command has written: give --to the name of a new one")
     if before.is_dir() and root.is_dir() and not before.samefile(root):
         raise FileExistsError(f"{out} holds the labels of {before}: give --to the name of another folder")
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if "," in name else name
-
-
-def _refuse_changes(out: Path) -> None:
-    """Refuse to go on where label maps in OUT/labels are not those that were written: a person's work is kept."""
-    note, stage = out / RUN / "written.json", out / RUN / "labels_zero_shot"
-    known = files.read_json(note) if note.is_file() else {}
-    maps = {path: [*known.get(path.stem, []), _sha256(stage / path.name)] for path in (out / "labels").glob("*.png")}
-    changed = sorted(path.name for path, own in maps.items() if files.sha256(path) not in own)
+    known, changed = _written(out), []
+    for path in (out / "labels").glob("*.png"):
+        if files.sha256(path) not in (*known.get(path.stem, ()), _sha256(run / "labels_zero_shot" / path.name)):
+            changed.append(path.name)
     if changed:
-        problem = f"{len(changed)} label maps in {out / 'labels'} were changed by hand, e.g. {changed[0]}"
+        problem = f"{len(changed)} label maps in {out / 'labels'} were changed by hand, e.g. {min(changed)}"
         raise FileExistsError(f"{problem}: move them to another folder, or give --to the name of a new one")
-
-
-def _refuse_own(out: Path, labels: str | None) -> None:
-    """Refuse what this command has written as labels of a person: the threshold would be chosen on its own mistakes."""
-    own = (out / "labels", out / RUN)
-    if labels and any(Path(labels).resolve().is_relative_to(folder.resolve()) for folder in own):
+    own = (out / "labels").resolve(), run.resolve()  # on whose mistakes the threshold would be chosen
+    if labels and any(Path(labels).resolve().is_relative_to(folder) for folder in own):
         problem = f"{labels} holds what this command has written, and would count as labels of a person"
         raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
+
+
+def _written(out: Path) -> dict[str, list]:
+    """What each map in OUT/labels may be, by id: its SHA-256, perhaps a newer one, and the photo's."""
+    note = out / RUN / "written.json"
+    return files.read_json(note) if note.is_file() else {}
 
 
 def write(out: Path, run: Any, remark: str) -> list[str]:
@@ -210,13 +200,12 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
 
     from plg_utils import figures, store
 
-    note, classes = run.folder / "written.json", run.data.classes
+    note, classes, before = run.folder / "written.json", run.data.classes, _written(out)
     samples = sorted(run.images, key=lambda sample: sample.id)
     source = {sample.id: run.folder / "labels_zero_shot" / f"{sample.id}.png" for sample in samples}
     for sample in run.data.labelled:
         source[sample.id] = run.folder / "given" / f"{sample.id}.png"
         files.write_label(source[sample.id], sample.truth(), classes.colours)
-    before = files.read_json(note) if note.is_file() else {}  # SHA-256 that a map may have, and its photo
     new = {id: files.sha256(path) for id, path in source.items()}
     allowed = before | {id: [*before.get(id, []), sha256] for id, sha256 in new.items()}
     files.write_json(note, allowed)  # what a stop from here on may leave
@@ -230,8 +219,8 @@ def write(out: Path, run: Any, remark: str) -> list[str]:
         fresh = picture.is_file() and sample.content in before.get(sample.id, ())
         if not fresh or new[sample.id] != _sha256(copy):
             picture.unlink(missing_ok=True)  # else it may stay beside a newer map
-            with files.atomic(copy) as partial:
-                partial.write_bytes(source[sample.id].read_bytes())
+            with files.atomic(copy) as file:
+                file.write_bytes(source[sample.id].read_bytes())
             files.write_image(picture, figures.overlay(sample.image(), found, classes))
         counts[sample.id] = np.bincount(found.ravel(), minlength=256)
     class_files.write_beside(out / "labels", classes)
@@ -262,29 +251,23 @@ def page(path: Path, data: "Dataset", counts: dict[str, "np.ndarray"], remark: s
     from plg_utils import figures
 
     names = data.classes.names
-    colours = dict(enumerate(data.classes.colours)) | {255: figures.VOID}
-    total = [
-        (value, name, "#{:02x}{:02x}{:02x}".format(*colours[value]), share)
-        for value, name, share in _shares(sum(counts.values()), names)
-    ]
+    colours = (*enumerate(data.classes.colours), (255, figures.VOID))
+    colours = {value: "#{:02x}{:02x}{:02x}".format(*colour) for value, colour in colours}
+    total = [(value, name, colours[value], share) for value, name, share in _shares(sum(counts.values()), names)]
     photos, given = [], {sample.id for sample in data.labelled}
     for sample in sorted((*data.labelled, *data.unlabelled), key=lambda sample: sample.id):
         own = counts[sample.id]
         shown = ", ".join(f"{name} {share}" for value, name, share in _shares(own, names) if own[value])
-        photos.append((sample.id, _address(sample.path, path.parent), sample.id in given, shown))
+        try:
+            address = quote(Path(os.path.relpath(sample.path, path.parent)).as_posix())
+        except ValueError:  # on another drive of Windows
+            address = sample.path.as_uri()
+        photos.append((sample.id, address, sample.id in given, shown))
     environment = jinja2.Environment(autoescape=True)
-    environment.filters["url"] = lambda text: quote(text, safe="")
+    environment.filters["url"] = partial(quote, safe="")
     shown = {"title": f"{len(photos)} photos", "remark": remark, "total": total, "photos": photos}
-    with files.atomic(path) as partial:
-        partial.write_text(environment.from_string(PAGE).render(shown), encoding="utf-8")
-
-
-def _address(photo: Path, folder: Path) -> str:
-    """Address of a photo as a page in the folder links it."""
-    try:
-        return quote(Path(os.path.relpath(photo, folder)).as_posix())
-    except ValueError:  # on another drive of Windows
-        return photo.as_uri()
+    with files.atomic(path) as file:
+        file.write_text(environment.from_string(PAGE).render(shown), encoding="utf-8")
 
 
 def hand_over(command: str, arguments: list[str]) -> int:
@@ -335,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = set()
 
     def say(message: Warning | str, *_: Any) -> None:
-        text = str(message) if arguments[0] in OTHERS else _in_its_words(str(message))
+        text = str(message) if arguments[0] in OTHERS else _in_its_words(message)
         if text not in said:
             print(f"warning: {text}", file=sys.stderr, flush=True)
         said.add(text)
@@ -354,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             label(options)
         except (OSError, ValueError, TypeError, MemoryError) as error:
-            print(f"plg label: {_in_its_words(str(error))}", file=sys.stderr)
+            print(f"plg label: {_in_its_words(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\nStopped. The same command goes on from here.", file=sys.stderr)

@@ -46,7 +46,8 @@ OPEN_CLIP_COMMITS = {  # seen on the hub; of all others the commit is recorded a
     "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K": "d110532e8d4ff91c574ee60a342323f28468b287",
 }
 CLIP_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
-CLIP_WEIGHTS = ("text_projection", "token_embedding.weight", "visual.proj")  # of every CLIP with a vision transformer
+# Of every CLIP with a vision transformer; of any shape.
+CLIP_WEIGHTS = dict.fromkeys(("text_projection", "token_embedding.weight", "visual.proj"))
 NO_WEIGHTS = {  # begin of a file: what it is
     b"version https://git-lfs": "it is a pointer of git-lfs: fetch the file itself by `git lfs pull`",
     b"<": "it is a web page, as a server sends it in place of a file",
@@ -54,8 +55,8 @@ NO_WEIGHTS = {  # begin of a file: what it is
 }
 MARKS = {  # begin of a weight's name: whose it is
     "mask_decoder.hf_token.": "SAM-HQ, which is for masks/hf",
-    "image_encoder.layers.": "MobileSAM",
     "image_encoder.patch_embed.seq.": "MobileSAM",
+    "image_encoder.layers.": "MobileSAM",
     "sam_mask_decoder.": "SAM 2, which is for masks/hf",
     "image_encoder.trunk.": "SAM 2, which is for masks/hf",
     "vision_encoder.": "SAM with the names of transformers, which is for masks/hf",
@@ -75,7 +76,7 @@ class Checkpoint:
     """Where the weights of a network come from, and how to verify them."""
 
     name: str
-    sha256: str | None = None  # None: listed in miniature/SHA256SUMS, or recorded when it came from the hub
+    sha256: str | None = None  # None: recorded when it came from the hub
     address: str | None = None  # https; None: committed, or on the hub
     size: int | None = None  # bytes, where known; more are not downloaded
     hub: str | None = None  # name on the Hugging Face hub, as owner/name
@@ -93,6 +94,11 @@ class Checkpoint:
         return next(name for name in self.files if not name.endswith(".json"))
 
 
+_MINIATURES = {  # all published numbers rest on these
+    "sam": "3882042305a142940d9f00c621b281a4410d445fea2aa479b51cc7ed72e7276d",
+    "clip": "3c80323a67e70ead639915810c414965608089bb8e1e8360177678d45c4fda27",
+    "encoder": "f74448c27f6fd30a96e2137dc8c7b8abaa01d0842968d2dfdfb3369d7bd2ca63",
+}
 # Addresses: README of facebookresearch/segment-anything. Files of the hub: those that transformers reads.
 _SAM = {
     "sam_vit_b_01ec64.pth": ("ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", None),
@@ -110,7 +116,7 @@ _HF = (  # for masks/hf.py; Apache-2.0, as is EdgeTAM
 LISTED = {
     checkpoint.name: checkpoint
     for checkpoint in (
-        *(Checkpoint(f"miniature_{name}") for name in ("sam", "clip", "encoder")),
+        *(Checkpoint(f"miniature_{name}", sha256) for name, sha256 in _MINIATURES.items()),
         *(Checkpoint(file[:9], sha256, f"{SAM}/{file}", size) for file, (sha256, size) in _SAM.items()),
         Checkpoint("grounding_dino_tiny", hub="IDEA-Research/grounding-dino-tiny", files=_DETECTOR),
         Checkpoint("grounding_dino_base", hub="IDEA-Research/grounding-dino-base", files=_DETECTOR),
@@ -185,34 +191,31 @@ def known(name: str | Path) -> Checkpoint | None:
 
     returns: None for the path of an existing file, or of a folder with weights as the hub lays them out
     """
+    name, path = str(name), Path(name).expanduser()
     if name in LISTED:
-        return LISTED[str(name)]
-    if str(name).startswith("hub:"):
-        parts = re.fullmatch(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@([0-9a-f]{40}))?", str(name), re.ASCII)
+        return LISTED[name]
+    if name.startswith(("hub:", "hf-hub:")):
+        parts = re.fullmatch(r"(?:hf-)?hub:(\w[\w.-]*/\w[\w.-]*)(?:@([0-9a-f]{40}))?", name, re.ASCII)
         if parts is None:
             raise ValueError(
                 f"{name!r} is not hub:owner/name or hub:owner/name@commit, the commit with all its 40 digits: "
                 "branches and tags may move"
             )
-        return Checkpoint(str(name), hub=parts[1], revision=parts[2])
-    if str(name).startswith("hf-hub:"):
-        found = known(str(name)[3:])
-        more = TOKENIZER if "siglip" in found.hub.lower() else ()
-        return replace(found, name=str(name), files=(OPEN_CLIP_CONFIG, open_clip_weights(found.hub), *more))
-    path = Path(name).expanduser()
+        hub, commit = parts.groups()
+        of_open_clip = OPEN_CLIP_CONFIG, open_clip_weights(hub), *(TOKENIZER if "siglip" in hub.lower() else ())
+        return Checkpoint(name, hub=hub, revision=commit, files=(WEIGHTS,) if name[:3] == "hub" else of_open_clip)
     if path.is_file() or (path / WEIGHTS).is_file():
         return None
     if name in clip_checkpoints():
-        return clip_checkpoints()[str(name)]
-    if re.fullmatch(r"[\w.-]{2,}:\w+", str(name)):
-        return open_clip_checkpoint(str(name))
-    problem = f"{str(name)!r} is neither a file nor a checkpoint"
+        return clip_checkpoints()[name]
+    if re.fullmatch(r"[\w.-]{2,}:\w+", name):
+        return open_clip_checkpoint(name)
+    problem = f"{name!r} is neither a file nor a checkpoint"
     if path.is_dir():
         held = ", ".join(sorted(each.name for each in path.iterdir())[:4]) or "nothing"
         remedy = "transformers makes one of weights in parts or as .bin by save_pretrained(NEW, max_shard_size='99GB')"
         raise FileNotFoundError(f"{problem}: a folder needs {WEIGHTS}, and it holds {held}; {remedy}")
-    near = [f"hub:{name}"] if re.fullmatch(r"[\w-]{3,}/[\w.-]+", str(name)) else []
-    near += get_close_matches(str(name), names(), 1)
+    near = [f"hub:{name}"] if re.fullmatch(r"[\w-]{3,}/[\w.-]+", name) else get_close_matches(name, names(), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise FileNotFoundError(
         f"{problem}; {hint}known are {', '.join(names())}, hub:owner/name, and open_clip's MODEL:TAG and "
@@ -237,25 +240,17 @@ def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
         return Path(name).expanduser().absolute()
     if checkpoint.hub:
         return _repository(replace(checkpoint, files=needed) if str(name).startswith("hub:") else checkpoint)
-    path, wanted = place_of(checkpoint), checkpoint.sha256
-    if checkpoint.address:
-        remedy = f"delete it and run again, or fetch {checkpoint.address} yourself"
-        if not path.exists():
-            try:
-                fetch(checkpoint.address, path, wanted, checkpoint.size or LARGEST)
-            except (OSError, ValueError) as error:
-                size = f" ({checkpoint.size:,} bytes)" if checkpoint.size else ""
-                raise FileNotFoundError(
-                    f"{name} is not here and could not be downloaded ({error}). Run again, or fetch "
-                    f"{checkpoint.address}{size} on a machine with access and put it at {path}; its SHA-256 is {wanted}"
-                ) from error
-    else:
-        remedy = "restore it from git, or record one that you trained with plg_utils.checkpoints.freeze()"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {remedy}")
-        sums = MINIATURE / "SHA256SUMS"
-        lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-        wanted = {file: sha256 for sha256, file in map(str.split, lines)}.get(path.name)
+    path, wanted, address = place_of(checkpoint), checkpoint.sha256, checkpoint.address
+    if address and not path.exists():
+        try:
+            fetch(address, path, wanted, checkpoint.size or LARGEST)
+        except (OSError, ValueError) as error:
+            size = f" ({checkpoint.size:,} bytes)" if checkpoint.size else ""
+            raise FileNotFoundError(
+                f"{name} is not here and could not be downloaded ({error}). Run again, or fetch {address}{size} on a "
+                f"machine with access and put it at {path}; its SHA-256 is {wanted}"
+            ) from error
+    remedy = f"delete it and run again, or fetch {address} yourself" if address else "restore it from git"
     sha256 = contents.sha256(path)  # read unless it was, and has not changed since
     if sha256 != wanted:
         raise ValueError(f"{path} is damaged or another file: its SHA-256 is {sha256}, not {wanted}; {remedy}")
@@ -264,24 +259,14 @@ def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
 
 def locate_weights(name: str | Path) -> Path:
     """Return the verified file of a checkpoint's weights, also where `locate` returns a folder."""
-    path = locate(name)
-    if not path.is_dir():
-        return path
-    checkpoint = known(name)
-    return path / (checkpoint.weights if checkpoint else WEIGHTS)
+    path, checkpoint = locate(name), known(name)
+    return path / (checkpoint.weights if checkpoint else WEIGHTS) if path.is_dir() else path
 
 
 def sha256_of(name: str | Path) -> str:
     """SHA-256 of a checkpoint's weights, by name or path: what a manifest records."""
     checkpoint = known(name)
     return (checkpoint and checkpoint.sha256) or contents.sha256(locate_weights(name))
-
-
-def freeze() -> None:
-    """Record the SHA-256 of the miniatures as they are now; then all published numbers must be computed again."""
-    lines = (f"{files.sha256(path)}  {path.name}\n" for path in sorted(MINIATURE.glob("*.safetensors")))
-    with files.atomic(MINIATURE / "SHA256SUMS") as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
 
 
 # Downloads
@@ -502,9 +487,7 @@ def _states(content: dict, place: str = "the file", depth: int = 0) -> Iterator[
 
 
 def load_clip_state(
-    path: str | Path,
-    wanted: Mapping[str, Any] = dict.fromkeys(CLIP_WEIGHTS),  # noqa: B006  no one writes into it
-    what: str = "a CLIP with OpenAI's names",
+    path: str | Path, wanted: Mapping[str, Any] = CLIP_WEIGHTS, what: str = "a CLIP with OpenAI's names"
 ) -> dict[str, "torch.Tensor"]:
     """Read the weights of a CLIP: a state dict as `load_sam_state` reads it, or a TorchScript archive of OpenAI's.
 

@@ -56,8 +56,8 @@ def path_or_names(text: str) -> Any:
     if text in OURS:
         return OURS[text]
     path = Path(text).expanduser()
+    named = path.suffix.lower() in FILES and path.suffix != ".csv" and not re.search("[,;\n]", text)
     with suppress(OSError):  # a list may be longer than a path
-        named = path.suffix.lower() in (".yaml", ".yml", ".txt", ".json") and not re.search("[,;\n]", text)
         if named or path.is_file():
             return path
     return names_of(text)
@@ -113,15 +113,12 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
     if not isinstance(content["classes"], list) or not content["classes"]:
         raise ValueError("`classes` must be a list of at least one {name, words, colour}, beside the background")
 
-    has_background = "background" in content
-    names, words, colours = [], [], []
-    palette = files.voc_palette().tolist()
-    if has_background:
-        names.append("background")
-        listed = [] if content["background"] is None else content["background"]
-        words.append(_texts(listed, "background", empty=True))
-        colours.append(tuple(palette[0]))
+    has_background, palette = "background" in content, files.voc_palette().tolist()
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in content["classes"]]
+    names, words, colours = [], [], []
+    if has_background:
+        names, colours = ["background"], [tuple(palette[0])]
+        words = [_texts([] if content["background"] is None else content["background"], "background", empty=True)]
     chosen = [entry.get("colour") for entry in entries if isinstance(entry, dict)]
     free = [colour for colour in palette if colour not in chosen]
     for entry in entries:
@@ -132,7 +129,7 @@ def parse(content: Any, background: Sequence[str] = ()) -> Classes:
         own = palette[len(colours) % 256]  # VOC's of this value, or the next that no class has chosen
         own = own if own not in chosen else next(colour for colour in free if tuple(colour) not in colours)
         colours.append(_colour(entry.get("colour", own), name))
-    if has_background and any(is_background(name) for name in names[1:]):
+    if has_background and any(map(is_background, names[1:])):
         problem = "`background` is class 0 by itself, and a class of the list has this name, too"
         raise ValueError(f"{problem}: remove it from the list. The others keep their order, and are numbered from 1 on")
     if repeated := files.repeated(names):

@@ -159,11 +159,9 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
 
 def _unknown(path: str | Path) -> str:
     """Say what a file is that PIL does not take for an image."""
-    if _is_tiff(path):
+    if _begin(path, 4) in TIFF:
         return f"a TIFF of values or bands that PIL does not read; {CHOOSE}"
-    with open(path, "rb") as file:
-        begin = file.read(16)
-    return f"it begins with {begin!r}" if begin else "it is empty"
+    return f"it begins with {begin!r}" if (begin := _begin(path, 16)) else "it is empty"
 
 
 # Images and label maps
@@ -219,8 +217,7 @@ def _is_deep(path: str | Path) -> bool:
 
     A file has a box called ihdr, and a stream without file around it the mark SIZ.
     """
-    with open(path, "rb") as file:
-        found = re.search(rb"ihdr.{10}(.)|\xff\x4f\xff\x51.{38}(.)", file.read(4096), re.DOTALL)
+    found = re.search(rb"ihdr.{10}(.)|\xff\x4f\xff\x51.{38}(.)", _begin(path, 4096), re.DOTALL)
     return found is None or (found[1] or found[2])[0] & 127 > 7  # bits - 1; 255 where they differ
 
 
@@ -247,7 +244,7 @@ def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:
 def _read_bands(path: str | Path, bands: Sequence[int]) -> tuple[np.ndarray, str]:
     """Read these bands of a photo, see `read_photo`; values of over 8 bits are scaled by those in use."""
     with reading(path, *PHOTO), _ONE:
-        if _is_tiff(path):
+        if _begin(path, 4) in TIFF:
             with _tiff(path) as (pixels, size, tags):
                 values = np.moveaxis(pixels.asarray(), [pixels.axes.index("Y"), pixels.axes.index("X")], [0, 1])
                 turned = tags.valueof(ORIENTATION, 1)
@@ -269,9 +266,9 @@ def _read_bands(path: str | Path, bands: Sequence[int]) -> tuple[np.ndarray, str
         return np.array(ImageOps.exif_transpose(image)), "; ".join([taken, *remarks])
 
 
-def _is_tiff(path: str | Path) -> bool:
+def _begin(path: str | Path, length: int) -> bytes:
     with open(path, "rb") as file:
-        return file.read(4) in TIFF
+        return file.read(length)
 
 
 @contextmanager
@@ -320,11 +317,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with reading(path, *PHOTO):
         try:
             with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                quarter = image.getexif().get(ORIENTATION) in QUARTER
-                turned = quarter and image.format != "TIFF"  # whose size Pillow has turned already
+                (width, height), orientation = image.size, image.getexif().get(ORIENTATION)
+                turned = orientation in QUARTER and image.format != "TIFF"  # whose size Pillow has turned already
         except UnidentifiedImageError:
-            if not _is_tiff(path):
+            if _begin(path, 4) not in TIFF:
                 raise
             with _tiff(path) as (_, (height, width), tags):
                 turned = tags.valueof(ORIENTATION, 1) in QUARTER
@@ -333,15 +329,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"{path} would hold {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+    _expect(path, image.dtype == np.uint8 and image.ndim == 3 and image.size, image, "uint8 (H, W, 3) pixels")
     with atomic(path) as partial:
         Image.fromarray(image).save(partial, format="JPEG" if _is_jpeg(path) else "PNG", quality=95)
 
 
 def _is_jpeg(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in {".jpg", ".jpeg"}
+    return Path(path).suffix.lower() in (".jpg", ".jpeg")
+
+
+def _expect(path: str | Path, right: bool, values: "np.ndarray | torch.Tensor", what: str) -> None:
+    if not right:
+        raise ValueError(f"{path} would hold {values.dtype} {tuple(values.shape)}, not {what}")
 
 
 def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
@@ -350,16 +349,13 @@ def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
     with reading(path, "a readable label map", remedy), Image.open(path, formats=FORMATS) as image:
         few_bits = re.search(r"'L;([24])'", str(image.tile))  # gone once the image is loaded
         image.load()
-    label, problem = np.array(image), ""
-    if image.format != "PNG":
-        problem = f"is a {image.format} file, not a PNG: other formats may change class values"
-    elif label.dtype != np.uint8 or label.ndim != 2:
-        problem = f"holds {label.dtype} {label.shape}, not a uint8 (H, W) label map"
-    elif few_bits:
-        problem = f"is grey of {few_bits[1]} bits, which readers stretch to 0 to 255"
-    if problem:
-        remedy = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
-        raise ValueError(f"{path} {problem}; {remedy}")
+    label = np.array(image)
+    if image.format != "PNG" or label.dtype != np.uint8 or label.ndim != 2 or few_bits:
+        bits = f" grey of {few_bits[1]} bits, which readers stretch to 0 to 255," if few_bits else ""
+        raise ValueError(
+            f"{path} is a {image.format} of {label.dtype} {label.shape},{bits} not a PNG of uint8 (H, W); save the "
+            "numbers of the classes, not colours, as 8-bit grey or palette PNG"
+        )
     if num_classes is not None:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
         if unknown:
@@ -384,12 +380,8 @@ def voc_palette() -> np.ndarray:
 
 def write_label(path: str | Path, label: np.ndarray, colours: Sequence[tuple[int, int, int]] = ()) -> None:
     """Write a label map (H, W) uint8 as palette PNG: class k has colours[k], other values VOC's colours."""
-    label = np.asarray(label)
-    if label.dtype != np.uint8 or label.ndim != 2 or not label.size:
-        pixels = "" if label.size else " without pixels"
-        raise ValueError(f"{path} would hold {label.dtype} {label.shape}{pixels}, not a uint8 (H, W) label map")
-    if _is_jpeg(path):
-        raise ValueError(f"{path} would be called a JPEG, which changes class values: a label map is a PNG")
+    right = label.dtype == np.uint8 and label.ndim == 2 and label.size and not _is_jpeg(path)
+    _expect(path, right, label, "a PNG of uint8 (H, W) pixels")
     palette = voc_palette().copy()
     if len(colours):
         palette[: len(colours)] = colours
@@ -423,15 +415,12 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
     table = read_json(path, again)
     with reading(path, "a file of masks", again):
         (height, width), listed = table["size"], table["masks"]
-        if not all(type(length) is int and length > 0 for length in (height, width)):
-            raise ValueError(f"size {shown(table['size'])}, not [height, width]")
-        if not isinstance(listed, list):
-            raise ValueError(f"{shown(listed)} is no list")
+        if not all(type(length) is int and length > 0 for length in (height, width)) or not isinstance(listed, list):
+            raise ValueError(f"size {shown(table['size'])}, not [height, width], or {shown(listed)} is no list")
         rows = [(row["counts"], row["predicted_iou"], row["stability"]) for row in listed]
-        if not all(isinstance(counts, str) for counts, *_ in rows):
-            raise ValueError("run lengths that are no text")
-        if not all(type(score) in (int, float, type(None)) for _, *scores in rows for score in scores):
-            raise ValueError("a score that is neither a number nor null")
+        for counts, *scores in rows:
+            if not isinstance(counts, str) or not {*map(type, scores)} <= {int, float, type(None)}:
+                raise ValueError("run lengths must be a text, and each score a number or null")
         scores = np.array([row[1:] for row in rows], dtype=np.float64).reshape(-1, 2)  # null becomes nan
         if (np.abs(scores) > np.finfo(np.float32).max).any():
             raise ValueError("a score that is no finite number")
@@ -451,16 +440,8 @@ def read_masks(path: str | Path, size: tuple[int, int] | None = None) -> Masks:
 
 def write_embeddings(path: str | Path, embeddings: "torch.Tensor") -> None:
     """Write the embeddings of an image's segments, (N, D), in the order of its masks, as safetensors."""
-    if embeddings.ndim != 2:
-        raise ValueError(f"{path} would hold {tuple(embeddings.shape)}, not (N, D) embeddings")
+    _expect(path, embeddings.ndim == 2, embeddings, "(N, D) embeddings")
     _write_tensors(path, {"embeddings": embeddings})
-
-
-def _write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]") -> None:
-    from safetensors.torch import save_file  # torch takes seconds to import, and most files need none
-
-    with atomic(path) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def read_embeddings(path: str | Path) -> "torch.Tensor":
@@ -478,6 +459,13 @@ def read_embeddings(path: str | Path) -> "torch.Tensor":
 def write_weights(path: str | Path, model: "torch.nn.Module") -> None:
     """Write a network's weights as safetensors."""
     _write_tensors(path, model.state_dict())
+
+
+def _write_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]") -> None:
+    from safetensors.torch import save_file  # torch takes seconds to import, and most files need none
+
+    with atomic(path) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
 
 
 def read_weights(path: str | Path, model: "torch.nn.Module") -> None:

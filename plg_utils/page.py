@@ -85,11 +85,8 @@ def versions(stages: dict[str, dict]) -> dict[str, str]:
 
 def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | None, str]:
     """Return the galleries of a run and its classes, or a sentence that says why there are no pictures."""
-    made = manifests(folder)
-    if not made:
+    if not (made := manifests(folder)):
         return [], None, "The label maps of this run are not here, so there are no pictures."
-    if not (folder / "run.json").is_file():
-        return [], None, "There are no pictures, because run.json is missing: running this run again writes that file."
     try:
         run = files.read_json(folder / "run.json")
         draw = {"labelled": run["labelled"], "seed": run["seed"], "truth_of": ("labelled", "unlabelled", "val")}
@@ -106,8 +103,7 @@ def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | 
     except (OSError, ValueError, TypeError, KeyError) as error:  # moved photos, another class file: numbers remain
         warnings.warn(f"the page has no pictures: {error}", stacklevel=2)  # may name folders, so it is not in the page
         return [], None, "The images or their label maps could not be read, so there are no pictures."
-    galleries = [gallery for gallery in galleries if gallery]
-    return galleries, data.classes, "" if galleries else "There are no label maps of the unlabelled or val images."
+    return [*filter(None, galleries)], data.classes, "There are no label maps of the unlabelled or val images."
 
 
 def _gallery(folder: Path, data: Dataset, rows: Sequence[dict], done: list[str], split: str, shown: int) -> dict | None:
@@ -127,14 +123,14 @@ def _gallery(folder: Path, data: Dataset, rows: Sequence[dict], done: list[str],
     if not stages or not samples:
         return None
     return {
-        "title": f"{split.capitalize()} images" + (", which no network has seen in training" if split == "val" else ""),
+        "title": "Unlabelled images" if split == "unlabelled" else "Val images, which no network has seen in training",
         "cases": {sample.id: _case(folder, sample, stages, data.classes) for sample in samples},
         "right": _title(next(stage for stage in stages if place(stage) == place(stages[-1]))),
     }
 
 
 def _title(stage: str) -> str:
-    """Shorten the name of a stage: labels_zero_shot is zero-shot, predictions_paper_a is paper a."""
+    """A short name: labels_zero_shot is zero-shot, predictions_paper_a is paper a."""
     return stage.split("_", 1)[-1].replace("zero_shot", "zero-shot").replace("_", " ")
 
 
@@ -185,9 +181,8 @@ def folder_of(run: str) -> Path:
     for place in places:
         if (place / "summary.json").is_file() or any(place.glob("*/manifest.json")):
             return place
-    if any((place / "grid.json").is_file() for place in places):
-        raise ValueError(f"{run} is a grid, whose label maps are not kept. See its numbers in 08_paper_figures")
-    raise ValueError(f"neither {places[0]} nor {places[1]} is a finished run: run notebooks/run.py {run} first")
+    problem = f"neither {places[0]} nor {places[1]} is a finished run"
+    raise ValueError(f"{problem}: run notebooks/run.py {run} first; 08_paper_figures shows the numbers of a grid")
 
 
 def write(folder: Path, to: Path | None = None) -> Path:

@@ -59,11 +59,6 @@ class Tile:
     core: tuple[int, int, int, int]  # left, top, right, bottom, the last two not included: ends amid the overlaps
     masks: Masks  # of the tile
 
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom in pixels of the image, the last two not included."""
-        return self.left, self.top, self.left + self.masks.size[1], self.top + self.masks.size[0]
-
     def own(self, box: Sequence[int]) -> list[int]:
         """What of a box of the image lies in the tile, in its own pixels."""
         sides = zip(box, (self.left, self.top) * 2, self.masks.size[::-1] * 2, strict=True)
@@ -87,8 +82,7 @@ def segment(find: Callable[[Sequence[np.ndarray]], list[Masks]], image: np.ndarr
         tiles[r, c] = Tile(left, top, (first, high, last, low), found)
     made = [_join([(tiles[place], index) for place, index in members], size) for members in _things(tiles)]
     rles, scores = [rle for rle, _ in made], np.array([scores for _, scores in made], np.float32).reshape(-1, 2)
-    masks = Masks(tuple(rles), size, scores[:, 0], scores[:, 1])
-    return masks.take(np.argsort(-scores[:, 0], kind="stable"))
+    return Masks(tuple(rles), size, *scores.T).take(np.argsort(-scores[:, 0], kind="stable"))
 
 
 def _middles(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
@@ -128,7 +122,8 @@ def same(one: Tile, other: Tile, axis: int) -> tuple[list[tuple[int, int]], list
     returns: the pairs; of one and of the other, the numbers of fragments in no pair: what the edge of the tile cuts,
         while the neighbour sees all of it and how it goes on
     """
-    shared = [*map(max, one.box[:2], other.box[:2]), *map(min, one.box[2:], other.box[2:])]
+    ends = [(tile.left + tile.masks.size[1], tile.top + tile.masks.size[0]) for tile in (one, other)]
+    shared = [max(one.left, other.left), max(one.top, other.top), *map(min, *ends)]
     numbers, drawn = zip(*(_inside(tile.masks, tile.own(shared)) for tile in (one, other)), strict=True)
     cut = [part.take(edge, axis=axis + 1).any(axis=1) for part, edge in zip(drawn, (-1, 0), strict=True)]
     flat = [torch.from_numpy(part).flatten(1).float() for part in drawn]
@@ -186,11 +181,6 @@ def _join(members: list[tuple[Tile, int]], size: tuple[int, int]) -> tuple[dict,
 # Features
 
 
-def cut_masks(masks: Masks, box: tuple[int, int, int, int]) -> Masks:
-    """What of the masks of an image lies in a box (left, top, right, bottom): masks of the box, none of them empty."""
-    return Masks.from_dense(_inside(masks, box)[1])
-
-
 class Tiled:
     """An encoder whose dense features of large images come from tiles; all else is the encoder's own."""
 
@@ -216,34 +206,35 @@ class Tiled:
 
     def _blended(self, image: np.ndarray, masks: Masks | None) -> torch.Tensor:
         """Features (D, h, w) of an image from its tiles, which weigh less towards their edges."""
-        size = image.shape[:2]
-        sides = [min(self.tile, length) for length in size]
+        sides = [min(self.tile, length) for length in image.shape[:2]]
 
         def encode(corners: list[tuple[int, int]]) -> list[torch.Tensor]:
             """Features of the tiles with these corners, each its top and left."""
             boxes = [(left, top, left + sides[1], top + sides[0]) for top, left in corners]
             parts = [np.ascontiguousarray(image[top:low, left:right]) for left, top, right, low in boxes]
-            return self._encode(parts, [None if masks is None else cut_masks(masks, box) for box in boxes])
+            seen = [None if masks is None else Masks.from_dense(_inside(masks, box)[1]) for box in boxes]
+            return self._encode(parts, seen)
 
         (first,) = encode([(0, 0)])
-        cells = first.shape[1:]  # of a tile
-        grid = [max(n, round(length * n / side)) for length, n, side in zip(size, cells, sides, strict=True)]
-        overlaps = [min(n - 1, max(1, round(self.overlap * n / side))) for n, side in zip(cells, sides, strict=True)]
-        along = [starts(*lengths) for lengths in zip(grid, cells, overlaps, strict=True)]  # in cells
-        ramps = []
-        for n, overlap in zip(cells, overlaps, strict=True):
-            rise = torch.arange(1.0, n + 1, device=first.device)
-            ramps.append(torch.minimum(rise, rise.flip(0)).clamp(max=overlap + 1))
-        blended, total = first.new_zeros(len(first), *grid), first.new_zeros(grid)
-        weight = ramps[0][:, None] * ramps[1]
-        places = list(product(*along))
+        height, width = first.shape[1:]
+        (rows, down, ramp_down), (columns, across, ramp_across) = map(self._along, image.shape[:2], first.shape[1:])
+        weight = (ramp_down[:, None] * ramp_across).to(first)
+        blended, total = first.new_zeros(len(first), rows, columns), first.new_zeros(rows, columns)
+        places = list(product(down, across))
         for begin in range(0, len(places), AT_ONCE):
             together = places[begin : begin + AT_ONCE]
-            corners = []
-            for place in together:
-                corner = zip(place, size, grid, sides, strict=True)
-                corners.append(tuple(min(round(at * length / n), length - side) for at, length, n, side in corner))
-            for (r, c), features in zip(together, encode(corners), strict=True):
-                blended[:, r : r + cells[0], c : c + cells[1]] += weight * features
-                total[r : r + cells[0], c : c + cells[1]] += weight
+            found = encode([(top, left) for (_, top), (_, left) in together])
+            for ((r, _), (c, _)), features in zip(together, found, strict=True):
+                blended[:, r : r + height, c : c + width] += weight * features
+                total[r : r + height, c : c + width] += weight
         return blended.div_(total)
+
+    def _along(self, length: int, of_tile: int) -> tuple[int, list[tuple[int, int]], torch.Tensor]:
+        """Tiles of of_tile cells along a side: its cells, where tiles begin in (cells, pixels), the cells' weights."""
+        side = min(self.tile, length)
+        cells = max(of_tile, round(length * of_tile / side))
+        overlap = min(of_tile - 1, max(1, round(self.overlap * of_tile / side)))
+        begins = starts(cells, of_tile, overlap)
+        pixels = [min(round(cell * length / cells), length - side) for cell in begins]
+        rise = torch.arange(1.0, of_tile + 1)
+        return cells, list(zip(begins, pixels, strict=True)), torch.minimum(rise, rise.flip(0)).clamp(max=overlap + 1)

@@ -113,23 +113,13 @@ def left(folder):
 
 def test_every_listed_checkpoint_can_be_verified():
     for checkpoint in [*checkpoints.LISTED.values(), *checkpoints.clip_checkpoints().values()]:
-        assert (checkpoint.address is None) == (checkpoint.sha256 is None)
-        if checkpoint.address:
-            assert checkpoint.address.startswith("https://") and re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
+        assert bool(checkpoint.hub) != bool(re.fullmatch("[0-9a-f]{64}", checkpoint.sha256 or ""))
+        assert (checkpoint.address or "https://").startswith("https://")
         assert all(name.endswith((".safetensors", ".json")) for name in checkpoint.files)  # no pickles
     assert {"sam_vit_b", "sam_vit_l", "sam_vit_h", *clip.available_models()} <= set(checkpoints.names())
 
 
 # Downloads by address
-
-
-def test_a_download_happens_once(site, tmp_path):
-    for _ in range(2):
-        assert locate("net") == tmp_path / "net.pth"
-    assert (tmp_path / "net.pth").read_bytes() == CONTENT
-    assert checkpoints.sha256_of("net") == SHA256
-    assert site.asked == [("GET", "/net.pth", None)]
-    assert left(tmp_path) == ["net.pth"]
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -140,7 +130,8 @@ def test_a_download_continues_where_it_stopped(site, tmp_path, monkeypatch, rang
         locate("net")
     assert (tmp_path / "net.pth.part").read_bytes() == CONTENT[:1000]
     assert locate("net").read_bytes() == CONTENT
-    assert [ranges for _, _, ranges in site.asked] == [None, "bytes=1000-"]
+    assert locate("net") == tmp_path / "net.pth" and left(tmp_path) == ["net.pth"]
+    assert [ranges for _, _, ranges in site.asked] == [None, "bytes=1000-"]  # and nobody is asked again
     (tmp_path / "net.pth").rename(tmp_path / "net.pth.part")  # the part may also be complete
     assert locate("net").read_bytes() == CONTENT
 
@@ -198,10 +189,10 @@ def test_without_a_server_s_help_the_error_says_what_to_put_where(name, status, 
     if status is None:
         site.shutdown()  # first: a socket that a thread still waits on accepts connections
         site.server_close()
-    wanted = [*TINY.files, TINY.hub, f"into {tmp_path / 'grounding_dino_tiny'}"]
-    wanted += ["accept its licence on https://huggingface.co/IDEA", "`hf auth login`", "HF_TOKEN"] * (status == 401)
-    if name == "net":
-        wanted = [f"{site.address}/net.pth (10,240 bytes)", SHA256, f"at {tmp_path / 'net.pth'}"]
+    wanted = [f"{site.address}/net.pth (10,240 bytes)", SHA256, f"at {tmp_path / 'net.pth'}"]
+    if name == "hub":
+        wanted = [*TINY.files, TINY.hub, f"into {tmp_path / 'grounding_dino_tiny'}"]
+        wanted += ["accept its licence on https://huggingface.co/IDEA", "HF_TOKEN"] * (status == 401)
     with pytest.raises(FileNotFoundError, match=str(status or "refused")) as caught:
         locate("net" if name == "net" else "grounding_dino_tiny")
     assert not [word for word in wanted if word not in str(caught.value)]
@@ -314,58 +305,35 @@ def test_weights_are_read_once_and_again_when_they_change(site, tmp_path, monkey
 # Files that are here
 
 
-def test_own_files_are_taken_and_other_names_refused(tmp_path):
+def test_own_files_and_folders_are_taken_and_miniatures_are_frozen(tmp_path, monkeypatch):
     (tmp_path / "own.pth").write_bytes(b"weights")
     assert locate(str(tmp_path / "own.pth")) == tmp_path / "own.pth"
-    with pytest.raises(
-        FileNotFoundError,
-        match="neither a file nor a checkpoint: a folder needs model.safetensors, and it holds own.pth",
-    ):
+    with pytest.raises(FileNotFoundError, match="a folder needs model.safetensors, and it holds own.pth"):
         locate(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"others")  # now it is a folder as on the hub
     assert locate(tmp_path) == tmp_path
     assert checkpoints.sha256_of(tmp_path) == hashlib.sha256(b"others").hexdigest()
-
-
-def test_miniatures_are_frozen(tmp_path, monkeypatch):
+    assert locate("miniature_sam") == checkpoints.MINIATURE / "sam.safetensors"
     monkeypatch.setattr(checkpoints, "MINIATURE", tmp_path)
-    with pytest.raises(FileNotFoundError, match="restore it from git"):
-        locate("miniature_sam")
-    (tmp_path / "sam.safetensors").write_bytes(b"small")
-    with pytest.raises(ValueError, match=r"not None; .*freeze\(\)"):
-        locate("miniature_sam")
-    checkpoints.freeze()
-    assert locate("miniature_sam") == tmp_path / "sam.safetensors"
     (tmp_path / "sam.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match="restore it from git"):
         locate("miniature_sam")
 
 
-def test_meta_s_file_of_a_sam_is_loaded_whole(tmp_path, monkeypatch):
-    small = partial(_build_sam, encoder_embed_dim=8, encoder_depth=2, encoder_num_heads=2)
-    small = partial(small, encoder_global_attn_indexes=[1])
-    torch.manual_seed(1)
-    expected, path = small().state_dict(), tmp_path / "sam_vit_b_01ec64.pth"
-    torch.save(expected, path)
-    monkeypatch.setitem(sam.sam_model_registry, "vit_b", small)
-    monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
-    known = dataclasses.replace(checkpoints.LISTED["sam_vit_b"], sha256=files.sha256(path))
-    monkeypatch.setitem(checkpoints.LISTED, "sam_vit_b", known)
-    loaded = sam.load("sam_vit_b")
-    assert not loaded.training
-    loaded = loaded.state_dict()
-    assert loaded.keys() == expected.keys()
-    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
-
-
 @pytest.mark.parametrize(("model", "depth"), [("vit_b", 12), ("vit_l", 24), ("vit_h", 32)])
 def test_which_sam_a_file_holds_is_seen_in_it(model, depth, tmp_path, monkeypatch):
-    small = partial(_build_sam, 8, depth, 2, [1])
+    """Its weights are loaded whole, from Meta's own file as from one of half the precision with wrappers."""
+    small, listed = partial(_build_sam, 8, depth, 2, [1]), checkpoints.LISTED[f"sam_{model}"]
     monkeypatch.setitem(sam.sam_model_registry, model, small)
-    state = small().state_dict()
+    monkeypatch.setenv("PLG_CHECKPOINTS", str(tmp_path))
+    state, meta = small().state_dict(), tmp_path / listed.file
+    torch.save(state, meta)
+    monkeypatch.setitem(checkpoints.LISTED, listed.name, dataclasses.replace(listed, sha256=files.sha256(meta)))
     torch.save({"model": {f"module.{key}": weight.half() for key, weight in state.items()}}, tmp_path / "own.pth")
-    loaded = sam.load(str(tmp_path / "own.pth")).state_dict()
-    assert all(torch.equal(weight, state[key].half().float()) for key, weight in loaded.items())
+    whole, half = sam.load(listed.name), sam.load(str(tmp_path / "own.pth")).state_dict()
+    assert not whole.training and whole.state_dict().keys() == half.keys() == state.keys()
+    assert all(torch.equal(weight, state[key]) for key, weight in whole.state_dict().items())
+    assert all(torch.equal(weight, state[key].half().float()) for key, weight in half.items())
     torch.save({"image_encoder.layers.0": torch.zeros(1)}, tmp_path / "mobile_sam.pt")
     with pytest.raises(ValueError, match="which SAM is .*mobile_sam.pt, of vit_b, vit_l, vit_h.*seems to be MobileSAM"):
         sam.load(str(tmp_path / "mobile_sam.pt"))
@@ -374,10 +342,7 @@ def test_which_sam_a_file_holds_is_seen_in_it(model, depth, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
-            "a pointer of git-lfs: fetch the file itself",
-        ),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a pointer of git-lfs: fetch the file"),
         (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page, as a server sends it"),
         (gzip.compress(b"weights", mtime=0), "it is compressed: unpack it"),
         (b"", "it ends after 0 bytes, so its download was not finished"),
@@ -399,9 +364,8 @@ def test_weights_are_read_whatever_the_name_ends_in_and_nan_is_refused(tmp_path)
     save_file(state, tmp_path / "own.pth")
     torch.save(state, tmp_path / "own.safetensors")
     for name in ("own.pth", "own.safetensors"):
-        assert all(
-            torch.equal(weight, state[key]) for key, weight in checkpoints.load_sam_state(tmp_path / name).items()
-        )
+        loaded = checkpoints.load_sam_state(tmp_path / name)
+        assert all(torch.equal(loaded[key], weight) for key, weight in state.items())
     shapes = {key: weight.shape for key, weight in state.items()}
     wrong = (torch.tensor([torch.nan]), torch.tensor([-torch.inf]).half())
     for broken in (*({"b": weight} for weight in wrong), {"a": torch.ones(2, dtype=torch.int8)}):

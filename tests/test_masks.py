@@ -7,7 +7,6 @@ from pathlib import Path
 import allowed
 import numpy as np
 import pytest
-import reference
 import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
@@ -165,7 +164,6 @@ def test_point_grids_that_do_not_fit_are_refused(toy, name):
     [
         {},
         {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
-        {"min_mask_region_area": 30},
     ],
     ids=str,
 )
@@ -332,56 +330,6 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
     assert asked == [8, 4, 2, 2, 2, 2, 2, 1]
     with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError):
         list(everything.halving(lambda batch: greedy(batch, most=0), points))
-
-
-def test_small_regions_are_removed_as_by_plain_loops():
-    rng = np.random.default_rng(0)
-    changes = {True: 0, False: 0}
-    for _ in range(400):
-        mask = rng.random(rng.integers(1, 9, 2)) < rng.random()
-        min_area = int(rng.integers(1, 9))
-        for holes in (True, False):
-            expected, changed = reference.without_small(mask, min_area, holes)
-            found, told = _everything.without_small(mask, min_area, holes=holes)
-            np.testing.assert_array_equal(found, expected)
-            assert told == changed
-            changes[holes] += changed
-    assert min(changes.values()) > 50
-
-
-def test_of_masks_that_agree_without_small_regions_the_unchanged_stay():
-    """The package's postprocess_small_regions by plain loops, on blocks of cells, some with a wrong pixel."""
-    rng = np.random.default_rng(1)
-    kept_changed = 0
-    for most in (0.5, 0.7, 0.95) * 10:
-        dense = np.zeros((8, 12, 15), dtype=bool)
-        for mask in dense:
-            (top, bottom), (left, right) = np.sort(rng.integers(0, (4, 5), (2, 2)), axis=0).T * 3
-            mask[top : bottom + 3, left : right + 3] = True
-            if rng.random() < 0.5:
-                mask[rng.integers(12), rng.integers(15)] ^= True
-        masks = Masks.from_dense(dense, rng.random(8), rng.random(8))
-        filled = [reference.without_small(mask, 4, True) for mask in dense]
-        dropped = [reference.without_small(mask, 4, False) for mask, _ in filled]
-        unchanged = [not (one or other) for (_, one), (_, other) in zip(filled, dropped, strict=True)]
-        expected = [mask for mask, _ in dropped]
-        kept = reference.greedy_boxes(expected, unchanged, most)
-        found = _everything.without_small_regions(masks, 4, most)
-        np.testing.assert_array_equal(found.dense(), np.array(expected)[kept])
-        for name in ("predicted_iou", "stability"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(masks, name)[kept])
-        kept_changed += 0 < sum(unchanged[index] for index in kept) < len(kept) < 8
-    assert kept_changed > 10
-
-
-@pytest.mark.parametrize("name", ["sam", "sam_official"])
-def test_small_regions_can_be_left_out(toy, name):
-    image = random_images((20, 30))[0]
-    for box, crop in ((0.7, 0.8), (0.9, 0.7)):
-        options = KEEP_ALL | {"crop_n_layers": 1, "box_nms_thresh": box, "crop_nms_thresh": crop}
-        (whole,) = mask_models.build(name, **options)([image])
-        (found,) = mask_models.build(name, **options, min_mask_region_area=5)([image])
-        assert found.rles == _everything.without_small_regions(whole, 5, max(box, crop)).rles != whole.rles
 
 
 class Compiled(torch.nn.Module):

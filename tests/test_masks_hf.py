@@ -216,7 +216,7 @@ def resized_by_torchvision(resize, image):
 
 CHANGED = [
     {"points_per_side": 4},
-    {"points_per_side": 4, "min_mask_region_area": 6, "min_area": 30, "box_nms_thresh": 0.9},
+    {"points_per_side": 4, "min_area": 30, "box_nms_thresh": 0.9},
     {"points_per_side": 4, "crop_n_layers": 1, "box_nms_thresh": 0.7, "crop_nms_thresh": 0.7},
     {"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_overlap_ratio": 0.6},
     {"points_per_side": 4, "pred_iou_thresh": 0.3, "stability_score_thresh": 0.05},

@@ -12,7 +12,6 @@ done as the package does it:
   as large as the network's input (1024 x 1024) is made for a mask.
 - Masks stay small (256 x 256) until boxes have been compared; run lengths are made for those that are left, by
   pycocotools for many at once.
-- Connected regions are found in NumPy, where the package needs OpenCV.
 - With skip_covered, which is not the default, points inside good masks are not asked.
 
 The order of additions differs, so a predicted IoU differs by 1e-6 or so, and a pixel whose logit is nearly 0 may change
@@ -21,7 +20,7 @@ sides; see tests/test_masks.py and benchmarks/bench_masks.py.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
-    batched_mask_to_box,
     build_all_layer_point_grids,
     generate_crop_boxes,
     is_box_near_crop_edge,
@@ -39,11 +37,9 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
-from plg_utils import run_lengths
 from plg_utils.choices import one_of
 from plg_utils.masks import _encoder, _two_way
 from plg_utils.records import Masks
-from plg_utils.regions import components
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
 
@@ -100,7 +96,6 @@ class SegmentEverything:
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
     point_grids: list[np.ndarray] | None = None  # instead of points_per_side
-    min_mask_region_area: int = 0
     precision: str = "fp32"
     skip_covered: bool = False
 
@@ -132,13 +127,8 @@ class SegmentEverything:
         for index, crop in enumerate(crops):
             here = kept[number[kept] == index]
             rles |= zip(here.tolist(), self.run_lengths(everything.small[here], crop, size), strict=True)
-        masks = Masks(
-            rles=tuple(rles[index] for index in kept.tolist()),
-            size=size,
-            predicted_iou=everything.predicted_iou[kept].cpu().numpy(),
-            stability=everything.stability[kept].cpu().numpy(),
-        )
-        return without_small_regions(masks, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh))
+        scores = (part[kept].cpu().numpy() for part in (everything.predicted_iou, everything.stability))
+        return Masks(tuple(rles[index] for index in kept.tolist()), size, *scores)
 
     def tell_why(self, best: float) -> None:
         """Warn that the thresholds left no mask of an image whose best predicted IoU is `best`."""
@@ -303,39 +293,6 @@ class SegmentEverything:
 def has_pixels(crop: Sequence[int]) -> bool:
     """Whether a crop (xyxy pixels) holds any; of an image of a few pixels the last ones of the package do not."""
     return crop[0] < crop[2] and crop[1] < crop[3]
-
-
-def without_small_regions(masks: Masks, min_area: int, nms_thresh: float) -> Masks:
-    """Fill holes and drop islands of less than min_area pixels; min_area 0 changes nothing.
-
-    nms_thresh: IoU of two boxes from which on one mask is dropped, if it was changed and the other was not
-    """
-    if min_area <= 0 or not len(masks):
-        return masks
-    rles, boxes, untouched = [], [], []
-    for runs in masks.runs:  # one at a time: all of a large photo would fill the memory
-        mask, filled = without_small(run_lengths.dense([runs], masks.size)[0], min_area, holes=True)
-        mask, dropped = without_small(mask, min_area, holes=False)
-        rles += Masks.from_dense(mask[None]).rles
-        boxes.append(batched_mask_to_box(torch.from_numpy(mask[None])))
-        untouched.append(float(not filled and not dropped))
-    kept = nms(torch.cat(boxes).float(), torch.tensor(untouched), nms_thresh).numpy()
-    return replace(masks, rles=tuple(rles)).take(kept)
-
-
-def without_small(mask: np.ndarray, min_area: int, *, holes: bool) -> tuple[np.ndarray, bool]:
-    """Fill the small holes of a mask (H, W) bool, or drop its small islands; was there any?
-
-    If all islands are small, the largest stays, of equal ones the first.
-    """
-    regions = components(mask != holes)
-    numbers, sizes = np.unique(regions[regions > 0], return_counts=True)
-    small = sizes < min_area
-    if not small.any():
-        return mask, False
-    if holes:
-        return mask | np.isin(regions, numbers[small]), True
-    return np.isin(regions, numbers[[sizes.argmax()]] if small.all() else numbers[~small]), True
 
 
 @cache

@@ -24,7 +24,7 @@ OFFICIAL = {"points_per_side": 32, "pred_iou_thresh": 0.88, "stability_score_thr
 SMOKE = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 
 MODELS = ("vit_b", "vit_l", "vit_h")
-SHARES = ("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio")  # of the others a warning tells, see `tell_why`
+SHARES = ("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio")
 LEAST = {"crop_n_layers": 0, "points_per_side": 1, "points_per_batch": 1, "crop_n_points_downscale_factor": 1}
 
 Prompt = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
@@ -58,7 +58,6 @@ def build(
     box_nms_thresh: IoU of two boxes from which on the worse mask is dropped
     crop_n_layers: layer i looks at 2^i x 2^i crops that overlap by crop_overlap_ratio of the image's short side, at
         points_per_side / crop_n_points_downscale_factor^i points; crop_nms_thresh: of boxes from different crops
-    min_mask_region_area: pixels; smaller holes and islands of a mask are removed
     precision: "fp32", or "bf16" for autocast; not an option of the package
     skip_covered: ask every fifth point first, and of the others those that are not well inside a good mask: fewer
         points for nearly the same masks (docs/speed.md); not an option of the package
@@ -73,48 +72,33 @@ def build(
 
 def one_by_one(segment: Callable[[np.ndarray], Masks], min_area: int) -> Generate:
     """Segment each image by a function, and drop masks of fewer than min_area pixels."""
-
-    def generate(images: Sequence[np.ndarray]) -> list[Masks]:
-        """Segment images, each (H, W, 3) uint8 RGB of any size."""
-        return [masks.take(masks.areas() >= min_area) for masks in map(segment, images)]
-
-    return generate
+    return lambda images: [masks.take(masks.areas() >= min_area) for masks in map(segment, images)]
 
 
-def settings(
-    checkpoint: str | None,
-    density: float,
-    *,
-    defaults: dict | None = None,
-    points_per_side: int | None = None,
-    point_grids: Sequence[np.ndarray] | None = None,
-    crop_n_layers: int = 0,
-    **options,
-) -> dict:
+def settings(checkpoint: str | None, density: float, *, defaults: dict | None = None, **options) -> dict:
     """The options of a generator: the checkpoint's defaults where none is given, and the points by `density`.
 
     defaults: named as in OFFICIAL; None: those of sam.py's checkpoints
     """
     is_miniature = checkpoint in (None, "miniature_sam")
     defaults = defaults or (DEFAULTS["miniature_sam"] if is_miniature else OFFICIAL)
-    chosen = defaults | {"crop_n_layers": crop_n_layers}
-    chosen |= {name: value for name, value in options.items() if value is not None}
-    for name, value in (chosen | ({} if points_per_side is None else {"points_per_side": points_per_side})).items():
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {"crop_n_layers": 0} | defaults | given
+    for name, value in chosen.items():
         if name in SHARES and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}; give a share from 0 to 1, such as 0.8")
         if name in LEAST and (type(value) is not int or value < LEAST[name]):
             raise ValueError(f"{name} is {value!r}; give a whole number from {LEAST[name]} on")
-    if point_grids is None:
+    if "point_grids" not in given:
         if not density > 0:
             raise ValueError(f"density is {density}: right is a positive factor, such as 0.5")
-        side = chosen["points_per_side"] if points_per_side is None else points_per_side
-        return chosen | {"points_per_side": max(1, round(density * side))}
-    grids = [np.asarray(grid, dtype=np.float64) for grid in point_grids]
+        return chosen | {"points_per_side": max(1, round(density * chosen["points_per_side"]))}
+    grids, layers = [np.asarray(grid, dtype=np.float64) for grid in chosen["point_grids"]], chosen["crop_n_layers"] + 1
     fit = all(grid.ndim == 2 and grid.shape[1] == 2 and (grid >= 0).all() and (grid <= 1).all() for grid in grids)
-    if not fit or len(grids) != crop_n_layers + 1 or points_per_side is not None or density != 1:
+    if not fit or len(grids) != layers or "points_per_side" in given or density != 1:
         raise ValueError(
-            f"point_grids are {[grid.shape for grid in grids]}; give {crop_n_layers + 1} of them (crop_n_layers + 1), "
-            "each (P, 2) of x and y from 0 to 1, and leave points_per_side and density out"
+            f"point_grids are {[grid.shape for grid in grids]}; give {layers} of them (crop_n_layers + 1), each (P, 2) "
+            "of x and y from 0 to 1, and leave points_per_side and density out"
         )
     return chosen | {"points_per_side": None, "point_grids": grids}
 
@@ -135,10 +119,6 @@ def build_box_prompter(
     predictor.transform = Resize(predictor.transform.target_length)
 
     @torch.inference_mode()
-    def prompt(images: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Segment what is in each box; the boxes of an image go through the decoder together, of a large one a few."""
-        return [in_boxes(*pair) for pair in zip(images, boxes, strict=True)]
-
     def in_boxes(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         boxes, size = np.asarray(boxes, dtype=np.float32), image.shape[:2]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
@@ -146,6 +126,7 @@ def build_box_prompter(
         if not len(boxes):  # the image need not be looked at
             return np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32)
         predictor.set_image(image)
+        # The boxes of an image go through the decoder together, of a large one a few.
         asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
         found = []
         for few in asked.split(max(1, PACKAGE_AT_ONCE // ((3 if multimask else 1) * size[0] * size[1]))):
@@ -154,7 +135,7 @@ def build_box_prompter(
             found.append((masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()))
         return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
-    return prompt
+    return lambda images, boxes: [in_boxes(*pair) for pair in zip(images, boxes, strict=True)]
 
 
 def load(checkpoint: str | None, model: str | None = None) -> Sam:

@@ -11,10 +11,11 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from plg_utils import devices
 from plg_utils.masks import Generate, sam
-from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, has_pixels, without_small_regions
+from plg_utils.masks._everything import PACKAGE_AT_ONCE, Resize, has_pixels
 from plg_utils.records import Masks
 
 SMOKE = sam.SMOKE
+SCORES = ("predicted_iou", "stability_score")
 
 
 def build(
@@ -22,25 +23,15 @@ def build(
     checkpoint: str | None = "miniature_sam",
     model: str | None = None,
     density: float = 1.0,
-    min_mask_region_area: int = 0,
     min_area: int = 0,
     device: str = "cpu",
     **options,
 ) -> Generate:
-    """Load a SAM; the options are those of `sam.build` and of the package's `SamAutomaticMaskGenerator`.
-
-    The package removes small regions by OpenCV, which is not installed; here the same rule runs without it.
-    """
+    """Load a SAM; the options are those of `sam.build` and of the package's `SamAutomaticMaskGenerator`."""
     chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
-    nms_thresh, found = max(generator.box_nms_thresh, generator.crop_nms_thresh), masks_by(generator)
-
-    @torch.inference_mode()
-    def segment(image: np.ndarray) -> Masks:
-        return without_small_regions(found(image), min_mask_region_area, nms_thresh)
-
-    return sam.one_by_one(segment, min_area)
+    return sam.one_by_one(torch.inference_mode()(masks_by(generator)), min_area)
 
 
 def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Masks]:
@@ -48,12 +39,9 @@ def masks_by(generator: SamAutomaticMaskGenerator) -> Callable[[np.ndarray], Mas
 
     def segment(image: np.ndarray) -> Masks:
         found = generator.generate(image)
-        return Masks(
-            rles=tuple(record["segmentation"] for record in found),
-            size=image.shape[:2],
-            predicted_iou=np.array([record["predicted_iou"] for record in found], dtype=np.float32),
-            stability=np.array([record["stability_score"] for record in found], dtype=np.float32),
-        )
+        rles = tuple(record["segmentation"] for record in found)
+        scores = (np.array([record[name] for record in found], np.float32) for name in SCORES)
+        return Masks(rles, image.shape[:2], *scores)
 
     return segment
 
