@@ -1,6 +1,5 @@
 """Mask models: the contract of every file, and SAM against its own package."""
 
-import itertools
 from importlib import import_module
 from pathlib import Path
 
@@ -100,25 +99,23 @@ def recorded(official):
     return Masks.from_dense(dense, *scores)
 
 
-GRID = {  # what is changed of KEEP_ALL, and sizes of images
-    "crop_n_layers": [0, 1],
-    "box_nms_thresh": [0.7, 1.0],
-    "thresholds": [{}, {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.925}],
-    "points_per_batch": [2, 64],
-    "size": [(20, 30), (32, 32), (50, 34)],
-}
+CHANGED = [
+    {"box_nms_thresh": 1.0},
+    {"pred_iou_thresh": 0.15, "stability_score_thresh": 0.925},
+    {"crop_n_layers": 1, "box_nms_thresh": 0.7},
+    {"crop_n_layers": 1, "box_nms_thresh": 1.0, "pred_iou_thresh": 0.15, "stability_score_thresh": 0.925},
+]
 
 
-@pytest.mark.parametrize("case", list(itertools.product(*GRID.values())), ids=str)
-def test_masks_are_those_of_the_package_in_its_order(toy, case):
-    crop_n_layers, box_nms_thresh, thresholds, points_per_batch, size = case
-    image = random_images(size)[0]
-    options = KEEP_ALL | thresholds | {"crop_n_layers": crop_n_layers, "box_nms_thresh": box_nms_thresh}
-    (segments,) = sam.build(**options, points_per_batch=points_per_batch)([image])
+@pytest.mark.parametrize("size", [(20, 30), (32, 32), (50, 34)])
+@pytest.mark.parametrize("changed", CHANGED, ids=str)
+def test_masks_are_those_of_the_package_in_its_order(toy, changed, size):
+    options, image = KEEP_ALL | changed, random_images(size)[0]
+    (segments,) = sam.build(**options, points_per_batch=2)([image])
     official = SamAutomaticMaskGenerator(toy, **options, points_per_batch=4).generate(image)
     assert official
     agree(segments, recorded(official))
-    assert crop_n_layers or (np.diff(segments.predicted_iou) <= 0).all()
+    assert "crop_n_layers" in changed or (np.diff(segments.predicted_iou) <= 0).all()
     assert all(isinstance(rle["counts"], str) for rle in segments.rles)
     assert segments.areas().tolist() == [int(coco.area(rle)) for rle in segments.rles]
     (same,) = sam_official.build(**options)([image])
@@ -151,8 +148,6 @@ def test_point_grids_that_do_not_fit_are_refused(toy, name):
     for options, message in (
         ({"point_grids": [grid], "points_per_side": 3}, "leave points_per_side and density out"),
         ({"point_grids": [grid], "crop_n_layers": 1}, r"give 2 of them \(crop_n_layers \+ 1\)"),
-        ({"point_grids": []}, r"point_grids are \[\]"),
-        ({"point_grids": [[0.5, 0.5]]}, r"point_grids are \[\(2,\)\]"),
         ({"point_grids": [[[16, 16]]]}, "from 0 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -160,12 +155,7 @@ def test_point_grids_that_do_not_fit_are_refused(toy, name):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"crop_n_layers": 1, "points_per_side": 4, "crop_overlap_ratio": 0.2, "crop_n_points_downscale_factor": 2},
-    ],
-    ids=str,
+    "options", [{}, {"crop_n_layers": 1, "points_per_side": 4, "crop_n_points_downscale_factor": 2}], ids=str
 )
 def test_the_miniature_finds_what_the_package_finds(options):
     data = datasets.load("storybook", labelled=1, limit=1)
@@ -211,9 +201,8 @@ def test_the_decoder_by_algebra_is_the_package_s(case, monkeypatch):
 
     exact = theirs()
     for found, expected in zip(ours(), exact, strict=True):
-        torch.testing.assert_close(
-            found.double(), expected, atol=1e-7, rtol=1e-6 if found.dtype == torch.float else 1e-9
-        )
+        limit = 1e-6 if found.dtype == torch.float else 1e-9
+        torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=limit)
     decoder.float()
     image, place, dense, sparse = (each.float() for each in (image, place, dense, sparse))
     no_worse(ours(), theirs(), exact)
@@ -292,17 +281,6 @@ def test_covered_points_are_skipped_if_that_is_asked_for(monkeypatch):
     assert (overlap.max(axis=1) > 0.9).mean() > 0.8
 
 
-@pytest.mark.parametrize("size", [(20, 30), (32, 32), (50, 34), (7, 90)])
-def test_enlarging_is_what_the_package_does_in_two_steps(toy, size):
-    small = torch.randn(5, 16, 16)
-    everything = _everything.SegmentEverything(toy, points_per_side=1)
-    inside = everything.resize.get_preprocess_shape(*size, 32)
-    expected = toy.postprocess_masks(small[:, None], inside, size)[:, 0]
-    torch.testing.assert_close(
-        torch.cat([*everything.enlarge(small, size)], 1).transpose(1, 2), expected, atol=1e-5, rtol=1e-5
-    )
-
-
 def test_boxes_and_areas_by_the_package():
     masks = torch.rand(40, 9, 13) < torch.rand(40, 1, 1) * 0.3
     masks[:2] = False
@@ -317,19 +295,15 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
     everything = _everything.SegmentEverything(toy, points_per_side=1, points_per_batch=8)
     asked = []
 
-    def greedy(points, most=3):
+    def greedy(points):
         asked.append(len(points))
-        if len(points) > most:
+        if len(points) > 3:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return points
 
-    points = torch.arange(11)
     with pytest.warns(UserWarning, match="from now on 2 points at once"):
-        found = list(everything.halving(greedy, points))
-    assert torch.cat(found).tolist() == points.tolist()
-    assert asked == [8, 4, 2, 2, 2, 2, 2, 1]
-    with pytest.warns(UserWarning), pytest.raises(torch.cuda.OutOfMemoryError):
-        list(everything.halving(lambda batch: greedy(batch, most=0), points))
+        found = list(everything.halving(greedy, torch.arange(11)))
+    assert torch.cat(found).tolist() == list(range(11)) and asked == [8, 4, 2, 2, 2, 2, 2, 1]
 
 
 class Compiled(torch.nn.Module):
@@ -365,7 +339,6 @@ def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 90), (5, 4)])
 def test_crops_of_tiny_images_without_a_pixel_are_left_out(toy, size):
-    """They stopped with a division by zero."""
     options = KEEP_ALL | {"crop_n_layers": 2, "points_per_side": 1}
     ours, official = (mask_models.build(name, **options)(random_images(size))[0] for name in ("sam", "sam_official"))
     assert ours.size == size
@@ -376,13 +349,8 @@ def test_crops_of_tiny_images_without_a_pixel_are_left_out(toy, size):
     ("name", "value", "says"),
     [
         ("points_per_side", 0, "give a whole number from 1 on"),  # was one point
-        ("points_per_side", 2.5, "give a whole number from 1 on"),
-        ("points_per_batch", 0, "give a whole number from 1 on"),
         ("crop_n_layers", -1, "give a whole number from 0 on"),
-        ("crop_n_points_downscale_factor", 0, "give a whole number from 1 on"),
         ("box_nms_thresh", 70, "give a share from 0 to 1"),  # was kept: each thing came back many times
-        ("crop_nms_thresh", -0.1, "give a share from 0 to 1"),
-        ("crop_overlap_ratio", 1.5, "give a share from 0 to 1"),
     ],
 )
 def test_options_of_masks_out_of_their_range_are_refused(name, value, says):
@@ -392,7 +360,6 @@ def test_options_of_masks_out_of_their_range_are_refused(name, value, says):
 
 
 def test_options_of_the_masks_of_the_package():
-    """A misspelt one was refused when the mask model was built."""
     known = {"mask_model": "sam", "mask_options": {}}
     allowed.check_options({"mask_model": "sam_official", "mask_options": {"tile": 64, "box_nms_thresh": 0.5}}, known)
     with pytest.raises(ValueError, match="did you mean 'box_nms_thresh'"):

@@ -215,7 +215,6 @@ def resized_by_torchvision(resize, image):
 
 
 CHANGED = [
-    {"points_per_side": 4},
     {"points_per_side": 4, "min_area": 30, "box_nms_thresh": 0.9},
     {"points_per_side": 4, "crop_n_layers": 1, "box_nms_thresh": 0.7, "crop_nms_thresh": 0.7},
     {"points_per_side": 4, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2, "crop_overlap_ratio": 0.6},
@@ -223,7 +222,7 @@ CHANGED = [
 ]
 
 
-@pytest.mark.parametrize("size", [(64, 40), (26, 34), (70, 100)])
+@pytest.mark.parametrize("size", [(26, 34), (70, 100)])
 @pytest.mark.parametrize("changed", CHANGED, ids=str)
 def test_the_weights_of_sam_give_the_masks_of_its_package(twice, size, changed, monkeypatch):
     monkeypatch.setattr(Resize, "apply_image", resized_by_torchvision)
@@ -364,13 +363,11 @@ def test_thresholds_that_leave_no_mask_are_told_with_the_best_predicted_iou():
 
 
 def test_weights_and_processor_are_whole_and_of_one_network(folder, tmp_path):
-    """With nan no image had a mask; the others stopped at the first image with a line of torch's."""
     model, processor = small("Sam2")
     state = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
     name = next(iter(state))
     for number, (weights, pictures, says) in enumerate((
         (state | {name: state[name] * np.nan}, processor.image_processor, f"{name} is nan or infinite"),
-        (state, hub.ViTImageProcessor(), "preprocessor_config.json .* of another network: .*224.*Sam2Model sees 64"),
         (state, hub.CLIPImageProcessor(), "preprocessor_config.json .* of another network: .*224.*Sam2Model sees 64"),
         (state, square(hub.Sam2ImageProcessor, 1024), "of another network: .*1024.*Sam2Model sees 64 pixels"),
     )):  # fmt: skip
@@ -393,23 +390,18 @@ def test_weights_and_processor_are_whole_and_of_one_network(folder, tmp_path):
     ("folder_of_choices", "file", "checkpoint", "says"),
     [
         (mask_models, "sam", "sam2.1_hiera_small", r"not for the mask model sam \(hf takes others\): take one of mini"),
-        (mask_models, "sam_official", "ViT-B/16", "not for the mask model sam"),
         (mask_models, "hf", "sam_vit_h", "not for the mask model hf .*take one of sam_vit_base"),
-        (mask_models, "hf", "grounding_dino_tiny", "not for the mask model hf"),
         (mask_models, "hf", "facebook/sam2.1-hiera-tiny", "did you mean 'hub:facebook/sam2.1-hiera-tiny'"),
-        (encoders, "clip", "sam_vit_h", r"not for the encoder clip \(open_clip takes MODEL:TAG"),
-        (encoders, "clip", "RN50", "not for the encoder clip .*take one of miniature_clip, ViT-B/32"),
-        (encoders, "clip", "hf-hub:imageomics/bioclip", "not for the encoder clip"),
+        (encoders, "clip", "RN50", r"encoder clip \(open_clip takes MODEL:TAG .*take one of miniature_clip, ViT-B/32"),
         (encoders, "clip", "ViT-B-16", "did you mean 'ViT-B/16'"),
     ],
 )
 def test_names_of_other_networks_are_refused_before_they_are_fetched(folder_of_choices, file, checkpoint, says):
-    """Gigabytes would have come, and then a line about the file."""
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         folder_of_choices.build(file, checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("size", [(1, 200), (200, 1), (3, 90), (1, 1)])
+@pytest.mark.parametrize("size", [(1, 200), (3, 90), (1, 1)])
 @pytest.mark.parametrize("name", ["Sam", "Sam2"])
 def test_strips_and_single_pixels_are_images(name, size, tmp_path):
     model, processor = small(name)

@@ -42,19 +42,6 @@ def test_every_caption_and_prompt_has_trained_tokens():
         assert known.issuperset(official.tokenize(text, 40)[0].tolist()), text
 
 
-@pytest.mark.parametrize(
-    ("caption", "named"),
-    [
-        (CAPTIONS[0], {"a house", "a person", "the meadow", "the sky"}),
-        (CAPTIONS[1], {"a fish", "the water"}),
-        (CAPTIONS[2], {"a car", "the water", "the forest floor", "hills", "the sky"}),
-        ("a skyscraper, a carpet and a sunflower.", set()),
-    ],
-)
-def test_nouns_are_read_from_the_words_of_a_caption(caption, named):
-    assert {noun for noun, yes in zip(clip.NOUNS, scenes.nouns_in(caption), strict=True) if yes} == named
-
-
 def test_pooling_equals_a_plain_loop():
     logits = 5 * torch.randn(2, 6, 3)
     region = torch.tensor([[0, 0, 1, 1, 1, 2], [0] * 6])
@@ -63,14 +50,6 @@ def test_pooling_equals_a_plain_loop():
         for k in range(3):
             terms = [float(logits[b, i, k].exp()) for i in range(6) if region[b, i] == r]
             assert float(pooled[b, r, k]) == pytest.approx(np.log(sum(terms) / len(terms)), abs=1e-4)
-
-
-def test_a_region_that_an_image_lacks_does_not_count():
-    pooled = torch.randn(1, 4, len(clip.NOUNS))
-    named = torch.zeros(1, 4, len(clip.NOUNS), dtype=torch.bool)
-    exists = torch.tensor([[True, False, False, False]])
-    alone = clip.noun_loss(pooled[:, :1], named[:, :1], exists[:, :1])
-    assert float(clip.noun_loss(pooled, named, exists)) == pytest.approx(float(alone))
 
 
 def test_a_batch_knows_the_caption_of_each_quarter():
@@ -135,14 +114,6 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(monkeypatch, tmp_path)
     assert all(torch.equal(whole["model"][name], halves["model"][name]) for name in whole["model"])
 
 
-def test_images_grow_to_their_full_size():
-    rng = np.random.default_rng(0)
-    first, last = ({clip.draw_grid(rng, progress) for _ in range(50)} for progress in (0.0, 0.9))
-    assert first == {8, 10} and last == {10, 12, 14}
-    batch = clip.draw_batch(noise(2), CAPTIONS[:2], rng, size=1, grid=8, collage=0.0)
-    assert batch.images.shape == (1, 3, 64, 64) and batch.region.shape == (1, 64)
-
-
 def test_the_encoder_has_the_promised_maps_and_survives_its_file(tmp_path):
     features = encoder.build().eval()
     images = encoder.normalise(noise(1))
@@ -157,18 +128,6 @@ def test_the_encoder_has_the_promised_maps_and_survives_its_file(tmp_path):
         )
         assert torch.allclose(again(images)[-1], maps[-1], atol=0.05)
         assert [m.shape[-1] for m in coarse(images)] == [32, 16, 8, 8]
-
-
-def test_a_stopped_training_of_the_encoder_goes_on_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(encoder, "CROP", 32)
-    images = noise(4)[:, :40, :40]
-    options = dict(batch=4, warmup=1, steps=2, report=1)
-    whole = encoder.train(images, CAPTIONS, state=tmp_path / "whole.pt", **options)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(encoder, "draw_batch", stopping(encoder.draw_batch, 1))
-        encoder.train(images, CAPTIONS, state=tmp_path / "halves.pt", **options)
-    halves = encoder.train(images, CAPTIONS, state=tmp_path / "halves.pt", **options)
-    assert all(torch.equal(whole["model"][name], halves["model"][name]) for name in whole["model"])
 
 
 @pytest.mark.skipif(not clip.WEIGHTS.exists(), reason="the miniature CLIP has not been trained here")
