@@ -141,43 +141,23 @@ def test_words_that_sam_3_cannot_be_asked_are_refused(words, problem):
         concepts.build(Classes(("background", "cat"), ((), words), ((0, 0, 0),) * 2), checkpoint=None)
 
 
-def test_a_folder_of_another_model_and_one_without_weights_are_refused(network, tmp_path):
-    network[1].save_pretrained(tmp_path)
-    for kind, problem in (("sam3", "a folder needs model.safetensors, and it holds config.json"),
-                          ("clip", "config.json is of clip, not of sam3")):  # fmt: skip
-        content = concepts.tiny().to_dict() if kind == "sam3" else {"model_type": kind}
-        files.write_json(tmp_path / "config.json", content)
-        if kind == "clip":
-            (tmp_path / "model.safetensors").touch()
-        with pytest.raises((FileNotFoundError, ValueError), match=problem):
-            concepts.load(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("config", "changed", "side", "says"),
     [
-        (
-            lambda state: dict(list(state.items())[::2]),
-            "weights of another network .* of a Sam3Model are missing",
-        ),
-        (lambda state: {f"model.{key}": value for key, value in state.items()}, "of a Sam3Model are missing"),
-        (lambda state: {key: value * np.nan for key, value in state.items()}, "is nan or infinite"),
+        ({"model_type": "clip"}, dict, 56, "config.json is of clip, not of sam3"),
+        ({}, lambda state: {f"model.{key}": value for key, value in state.items()}, 56, "of a Sam3Model are missing"),
+        ({}, lambda state: {key: value * np.nan for key, value in state.items()}, 56, "is nan or infinite"),
+        ({}, dict, 1008, "resizes images to .*1008.*, and its SAM 3 sees 56 pixels"),
     ],
 )
-def test_weights_that_lack_or_are_nan_are_refused(network, tmp_path, changed, says):
+def test_weights_that_lack_or_are_nan_are_refused(network, tmp_path, config, changed, side, says):
     """The network went on with random numbers, or called everything background, silently."""
-    for part in network:
+    for part in (network[0], transformers.Sam3ImageProcessor(size={"height": side, "width": side})):
         part.save_pretrained(tmp_path)
+    files.write_json(tmp_path / "config.json", files.read_json(tmp_path / "config.json") | config)
     state = {key: value.numpy() for key, value in network[0].state_dict().items() if value.is_floating_point()}
     save_file(changed(state), tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=says):
-        concepts.load(tmp_path)
-
-
-def test_an_image_processor_of_another_size_is_refused(network, tmp_path):
-    for part in (network[0], transformers.Sam3ImageProcessor()):
-        part.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="resizes images to .*1008.*, and its SAM 3 sees 56 pixels"):
         concepts.load(tmp_path)
 
 

@@ -3,7 +3,6 @@
 All networks are the library's classes, small, with random weights.
 """
 
-import json
 import re
 import sys
 import warnings
@@ -13,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from test_masks import Compiled, agree, package_sam, random_images
 from torchvision.transforms.v2 import functional as torchvision
 
-from plg_utils import checkpoints, datasets, encoders
+from plg_utils import checkpoints, datasets, encoders, files
 from plg_utils import masks as mask_models
 from plg_utils.generators import concepts
 from plg_utils.masks import hf, sam
@@ -251,13 +250,6 @@ def write(folder, model, processor):
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A SAM 2.1 on disk."""
-    model, processor = small("Sam2")
-    return write(tmp_path_factory.mktemp("sam2"), model, processor.image_processor)
-
-
 def test_a_folder_of_each_network_is_loaded(network, tmp_path):
     model, processor = network
     folder, image = write(tmp_path, model, processor.image_processor), random_images((30, 40))[0]
@@ -287,10 +279,10 @@ def test_the_published_repositories_hold_the_video_models(tmp_path):
         processor = square(hub.Sam3ImageProcessor if of_sam_3 else hub.Sam2ImageProcessor, side)
         place = write(tmp_path / name, whole, processor)
         if of_sam_3:  # which has one file for all its processors
-            settings = json.loads((place / "preprocessor_config.json").read_text())
+            settings = files.read_json(place / "preprocessor_config.json")
             (place / "preprocessor_config.json").unlink()
             content = {"image_processor": settings | {"image_processor_type": "Sam3ImageProcessorFast"}}
-            (place / "processor_config.json").write_text(json.dumps(content))
+            files.write_json(place / "processor_config.json", content)
         model, loaded = hf.load(place)
         assert type(model).__name__ == name and model.dtype == torch.float32
         assert loaded.image_mean == processor.image_mean
@@ -303,34 +295,45 @@ def test_the_published_repositories_hold_the_video_models(tmp_path):
             assert torch.equal(weight.float(), state[key].float()), key
 
 
-def test_what_is_no_network_for_masks_is_refused(folder, tmp_path, monkeypatch):
-    def changed(name, **content):
-        place = tmp_path / name
-        place.mkdir()
-        for path in folder.iterdir():
-            (place / path.name).write_bytes(path.read_bytes())
-        config = json.loads((place / "config.json").read_text())
-        (place / "config.json").write_text(json.dumps(config | content))
-        return place
+def test_weights_and_processor_are_whole_and_of_one_network(tmp_path):
+    """Rows: content of config.json, weights (None: cut), image processor, and what the error says."""
+    model, whole = small("Sam2")
+    state, own = {name: weight.clone() for name, weight in model.state_dict().items()}, whole.image_processor
+    name, one = next(iter(state)), {"vision_encoder.neck.convs.0.bias": torch.zeros(32)}
+    needs = "could not be loaded .*; it needs config.json, model.safetensors, preprocessor_config.json"
+    other = "preprocessor_config.json .* is of another network: it resizes to .*"
+    for number, (config, weights, pictures, says) in enumerate((
+        ({"model_type": "bert"}, state, own, "there is no mask model in .*: 'bert', only edgetam, .*sam2.*sam_hq"),
+        ({}, one, own, "another network than its config.json says: [0-9]+ of a Sam2Model are missing, e.g. mask"),
+        ({"mask_decoder_config": DECODER | {"mlp_dim": 64}}, state, own, needs),
+        ({}, state, None, needs),
+        ({}, None, own, needs),
+        ({}, state | {name: state[name] * np.nan}, own, f"{name} is nan or infinite"),
+        ({}, state, hub.CLIPImageProcessor(), f"{other}224.*, a Sam2Model sees 64 pixels"),
+        ({}, state, square(hub.Sam2ImageProcessor, 1024), f"{other}1024.*, a Sam2Model sees 64 pixels"),
+    )):  # fmt: skip
+        place = write(tmp_path / str(number), model, own)
+        files.write_json(place / "config.json", files.read_json(place / "config.json") | config)
+        (place / "preprocessor_config.json").unlink()
+        if pictures:
+            pictures.save_pretrained(place)
+        file = place / checkpoints.WEIGHTS
+        file.write_bytes(save(weights, {"format": "pt"}) if weights else file.read_bytes()[:999])
+        with pytest.raises((ValueError, FileNotFoundError), match=says) as caught:
+            mask_models.build("hf", checkpoint=place)
+        assert "\n" not in str(caught.value)
 
-    wider = changed("wider", mask_decoder_config=DECODER | {"mlp_dim": 64})
-    other, deeper, broken = changed("other", model_type="bert"), changed("deeper"), changed("broken")
-    (broken / "preprocessor_config.json").unlink()
-    weights = {"vision_encoder.neck.convs.0.bias": torch.zeros(32)}
-    save_file(weights, deeper / checkpoints.WEIGHTS, metadata={"format": "pt"})
-    empty = tmp_path / "own.safetensors"
-    empty.write_bytes(b"")
+
+def test_what_is_no_network_for_masks_is_refused(tmp_path, monkeypatch):
+    small("Sam2")[0].save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    (tmp_path / "own.safetensors").write_bytes(b"")
     for checkpoint, message in (
-        (other, f"there is no mask model in {other}: 'bert', only edgetam, .*sam2.*sam_hq"),
-        (deeper, "weights of another network than its config.json says: [0-9]+ of a Sam2Model are missing, e.g. mask"),
-        (wider, r"wider could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
-        (broken, r"broken could not be loaded \(.*; it needs config.json, model.safetensors, preprocessor_config.json"),
-        (empty, "own.safetensors has no config.json; it needs config.json"),
+        (tmp_path / "own.safetensors", "own.safetensors has no config.json; it needs config.json"),
+        (tmp_path / "parts", "needs model.safetensors, and it holds config.json, model-00001-of-"),
         ("sam_2.1_tiny", "neither a file nor a checkpoint; did you mean 'sam2.1_hiera_tiny'"),
     ):
-        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        with pytest.raises(FileNotFoundError, match=message):
             mask_models.build("hf", checkpoint=checkpoint)
-        assert "\n" not in str(caught.value)
     for options, message in (
         ({"points_per_crop": 32}, "no option of masks/hf 'points_per_crop', only .*did you mean 'points_per_batch'"),
         ({"density": 0}, "density is 0"),
@@ -360,30 +363,6 @@ def test_thresholds_that_leave_no_mask_are_told_with_the_best_predicted_iou():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(everything(network, points_per_side=2)(image)) == 12
-
-
-def test_weights_and_processor_are_whole_and_of_one_network(folder, tmp_path):
-    model, processor = small("Sam2")
-    state = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
-    name = next(iter(state))
-    for number, (weights, pictures, says) in enumerate((
-        (state | {name: state[name] * np.nan}, processor.image_processor, f"{name} is nan or infinite"),
-        (state, hub.CLIPImageProcessor(), "preprocessor_config.json .* of another network: .*224.*Sam2Model sees 64"),
-        (state, square(hub.Sam2ImageProcessor, 1024), "of another network: .*1024.*Sam2Model sees 64 pixels"),
-    )):  # fmt: skip
-        place = tmp_path / str(number)
-        place.mkdir()
-        write(place, model, pictures)
-        save_file(weights, place / checkpoints.WEIGHTS, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=says):
-            hf.load(place)
-    whole = (place / checkpoints.WEIGHTS).read_bytes()
-    (place / checkpoints.WEIGHTS).write_bytes(whole[:999])
-    with pytest.raises(FileNotFoundError, match="could not be loaded .*it needs config.json"):
-        hf.load(place)
-    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
-    with pytest.raises(FileNotFoundError, match="needs model.safetensors, and it holds config.json, model-00001-of-"):
-        hf.load(tmp_path / "parts")
 
 
 @pytest.mark.parametrize(
