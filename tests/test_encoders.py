@@ -23,7 +23,7 @@ from plg_utils.encoders import clip
 from plg_utils.records import Classes
 
 NAMES = sorted(path.stem for path in Path(encoders.__file__).parent.glob("[a-z]*.py"))
-OPTIONS = {"features": "plain", "depth": 1, "iterations": 1, "temperature": None, "image_size": 16}
+OPTIONS = {"features": "plain", "depth": 1, "image_size": 16}
 OPTIONS |= {"resize": "squash", "precision": "fp32", "batch_size": 2}
 
 

@@ -306,24 +306,7 @@ def test_fewer_points_at_once_where_memory_does_not_suffice(toy):
     assert torch.cat(found).tolist() == list(range(11)) and asked == [8, 4, 2, 2, 2, 2, 2, 1]
 
 
-class Compiled(torch.nn.Module):
-    """What torch.compile makes of a module; calls are listed."""
-
-    calls = []
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def __getattr__(self, name):  # as torch's own
-        return self._modules["module"] if name == "module" else getattr(self.module, name)
-
-    def forward(self, *arguments, **options):
-        self.calls.append(self.module)
-        return self.module(*arguments, **options)
-
-
-def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
+def test_half_precision_is_asked_for(toy):
     image = random_images((20, 30))[0]
     (full,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0)([image])
     (half,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, precision="bf16")([image])
@@ -331,10 +314,6 @@ def test_half_precision_and_compilation_are_asked_for(toy, monkeypatch):
     assert not np.array_equal(half.predicted_iou, full.predicted_iou[: len(half)])
     with pytest.raises(ValueError, match="no precision 'fp8', only fp32, bf16"):
         sam.build(**KEEP_ALL, precision="fp8")
-    encoder = toy.image_encoder
-    monkeypatch.setattr(torch, "compile", Compiled)
-    (same,) = sam.build(**KEEP_ALL, box_nms_thresh=1.0, compiled=True)([image])
-    assert Compiled.calls.pop() is encoder and same.rles == full.rles
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 90), (5, 4)])
@@ -425,7 +404,7 @@ def test_masks_of_large_photos_are_drawn_a_few_at_a_time(toy, crop_n_layers, pix
 
     def found():
         masks = [mask_models.build(name, **options)([image])[0] for name in ("sam", "sam_official")]
-        return masks, [sam.build_box_prompter(multimask=many)([image], boxes)[0] for many in (False, True)]
+        return masks, sam.build_box_prompter()([image], boxes)
 
     whole, prompted = found()
     drawn, points = [], []

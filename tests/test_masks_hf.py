@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save, save_file
-from test_masks import Compiled, agree, package_sam, random_images
+from test_masks import agree, package_sam, random_images
 from torchvision.transforms.v2 import functional as torchvision
 
 from plg_utils import checkpoints, datasets, encoders, files
@@ -398,11 +398,3 @@ def test_the_three_rows_of_a_strip_are_no_channels():
     pixels = processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"]
     seen = everything((model, processor)).embed(image)["image_embeddings"]
     torch.testing.assert_close(seen, model.get_image_embeddings(pixels))
-
-
-def test_the_image_encoder_is_compiled(monkeypatch):
-    image, options = random_images((30, 40))[0], KEEP_ALL | hf.SMOKE
-    (usual,) = mask_models.build("hf", **options)([image])
-    monkeypatch.setattr(torch, "compile", Compiled)
-    (same,) = mask_models.build("hf", compiled=True, **options)([image])
-    assert type(Compiled.calls.pop()).__name__ == "Sam2VisionModel" and same.rles == usual.rles

@@ -98,8 +98,6 @@ class Encoder:
     features: str
     depth: int | None
     image_size: int
-    iterations: int = 1  # this and the next: see `self_self_attention`
-    temperature: float | None = None
     resize: str = "squash"  # to a square of image_size, as GEM does; "keep": the short side becomes image_size
     precision: str = "fp32"  # "bf16" for autocast of the images
     batch_size: int = 16
@@ -140,8 +138,7 @@ class Encoder:
             regions = [region_map(*pair).to(self.device) for pair in zip(masks, grids, strict=True)]
             return self._batches(images, sizes, partial(corr_features, self.model.visual), regions)
         depth = self.depth if self.features == "gem" else 1
-        gem = {"depth": depth, "iterations": self.iterations, "temperature": self.temperature}
-        return self._batches(images, sizes, partial(dense_features, self.model.visual, **gem))
+        return self._batches(images, sizes, partial(dense_features, self.model.visual, depth=depth))
 
     def class_tokens(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Embed whole images by the class token: (D,) float32 each, not of length 1.

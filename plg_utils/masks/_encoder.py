@@ -8,15 +8,12 @@ projected: the package fills it with 0, so its queries, keys and values are thei
 import torch
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
-from torch import nn
 
 ON_CPU, ELSEWHERE = 2**20, 2**26  # scores at once: 4 MB, the fastest of six sizes; 256 MB, not measured
 
 
-def encode(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, C, h, w) of preprocessed images (B, 3, H, W); by the encoder itself, if it is of another class."""
-    if not isinstance(encoder, ImageEncoderViT):  # such as one that torch.compile made
-        return encoder(images)
+def encode(encoder: ImageEncoderViT, images: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, C, h, w) of preprocessed images (B, 3, H, W)."""
     tokens = encoder.patch_embed(images)  # (B, h, w, D)
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed

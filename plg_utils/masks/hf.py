@@ -40,7 +40,6 @@ def build(
     checkpoint: str | Path | None = "sam2.1_hiera_small",
     density: float = 1.0,
     min_area: int = 0,
-    compiled: bool = False,
     device: str = "cpu",
     **options,
 ) -> Generate:
@@ -48,7 +47,7 @@ def build(
 
     checkpoint: a name of `checkpoints` ("sam_vit_base", "sam2.1_hiera_tiny", "sam_hq_vit_base", "edgetam", "sam3" and
         so on), "hub:owner/name", a folder in the layout of the hub, or None: a small untrained SAM 2.1
-    density, min_area, compiled, device, and all further options: as for `sam.build`; the default of pred_iou_thresh
+    density, min_area, device, and all further options: as for `sam.build`; the default of pred_iou_thresh
         is that in THRESHOLDS. Memory grows with points_per_batch, not with the image: SAM-HQ ViT-B took
         2.2 GB for 16 points at once and 5.3 GB for 64, float32 on a CPU
     """
@@ -58,10 +57,8 @@ def build(
     network, processor = load(checkpoint)
     defaults = sam.OFFICIAL | {"pred_iou_thresh": THRESHOLDS[type(network).__name__]}
     chosen = sam.settings(checkpoint, density, defaults=defaults, **options)
-    network = network.to(devices.choose(str(device)))
-    if compiled:
-        network.vision_encoder = torch.compile(network.vision_encoder)
-    return sam.one_by_one(Everything(network, processor=processor, **chosen), min_area)
+    everything = Everything(network.to(devices.choose(str(device))), processor=processor, **chosen)
+    return sam.one_by_one(everything, min_area)
 
 
 @dataclass(kw_only=True)

@@ -36,7 +36,6 @@ def build(
     model: str | None = None,
     density: float = 1.0,
     min_area: int = 0,
-    compiled: bool = False,
     device: str = "cpu",
     **options,
 ) -> Generate:
@@ -46,7 +45,6 @@ def build(
     model: "vit_b", "vit_l" or "vit_h"; None: as the names in the file say
     density: factor of points_per_side, to trade small masks for time: 0.5 asks at a quarter of the points
     min_area: pixels; smaller masks are dropped
-    compiled: let torch.compile make the image encoder faster, which takes minutes and pays for many images
     device: see `devices.choose`
 
     Further options have the names, the meaning and, where nothing else is said, the defaults of the package:
@@ -65,8 +63,6 @@ def build(
     """
     chosen = settings(checkpoint, density, **options)
     network = load(checkpoint, model).to(devices.choose(str(device)))
-    if compiled:
-        network.image_encoder = torch.compile(network.image_encoder)
     return one_by_one(SegmentEverything(network, **chosen), min_area)
 
 
@@ -104,12 +100,11 @@ def settings(checkpoint: str | None, density: float, *, defaults: dict | None = 
 
 
 def build_box_prompter(
-    *, checkpoint: str | None = "miniature_sam", model: str | None = None, multimask: bool = False, device: str = "cpu"
+    *, checkpoint: str | None = "miniature_sam", model: str | None = None, device: str = "cpu"
 ) -> Prompt:
     """Load a SAM that is prompted with boxes, by the package's own `SamPredictor` with our encoder.
 
     checkpoint, model, device: as for `build`
-    multimask: take the best of SAM's three masks by the IoU that it predicts, instead of its single mask
     returns: a function of images (H, W, 3) uint8 RGB, and for each its boxes (N, 4) xyxy pixels, to a pair for each
         image: masks (N, H, W) bool and predicted_iou (N,) float32, in the order of the boxes
     """
@@ -129,10 +124,9 @@ def build_box_prompter(
         # The boxes of an image go through the decoder together, of a large one a few.
         asked = predictor.transform.apply_boxes_torch(torch.tensor(boxes, device=predictor.device), size)
         found = []
-        for few in asked.split(max(1, PACKAGE_AT_ONCE // ((3 if multimask else 1) * size[0] * size[1]))):
-            masks, predicted_iou, _ = predictor.predict_torch(None, None, few, multimask_output=multimask)
-            every, best = torch.arange(len(few), device=masks.device), predicted_iou.argmax(dim=1)  # of one or three
-            found.append((masks[every, best].cpu().numpy(), predicted_iou[every, best].float().cpu().numpy()))
+        for few in asked.split(max(1, PACKAGE_AT_ONCE // (size[0] * size[1]))):
+            masks, predicted_iou, _ = predictor.predict_torch(None, None, few, multimask_output=False)
+            found.append((masks[:, 0].cpu().numpy(), predicted_iou[:, 0].float().cpu().numpy()))
         return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
     return lambda images, boxes: [in_boxes(*pair) for pair in zip(images, boxes, strict=True)]
