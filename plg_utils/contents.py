@@ -25,20 +25,16 @@ def sha256(path: str | Path) -> str:
 
 
 def state(path: str | Path) -> list[int]:
-    """Size of a file, and two times in ns: of the content, which copies and archives set back, and of the file.
+    """Size of a file, and two times in ns: of the content, which programs set back, and of the file (or its creation).
 
-    No program sets back the second; on Windows it is that of creation. A file that is moved gets a new one, too, and
-    then its content is read again.
+    No program sets back the second. A file that is moved gets a new one, too, and then its content is read again.
     """
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def save() -> None:
-    """Keep the sums for the next process, if there is space and the folder is not read-only.
-
-    Of two processes that save at once the last one wins; no sum gets wrong.
-    """
+    """Keep the sums for the next process, if the folder takes them; of two processes the last one wins."""
     for memory in list(_unsaved):
         with suppress(OSError):
             files.write_json(memory, _sums[memory])
@@ -49,10 +45,7 @@ def _memory() -> Path:
     """The file of the sums, which are read if they were not yet; a damaged one is counted again."""
     memory = files.results_root() / "contents.json"
     if memory not in _sums:
-        try:
-            rows = files.read_json(memory) if memory.exists() else {}
-            fits = isinstance(rows, dict) and all(isinstance(row, list) and len(row) == 4 for row in rows.values())
-            _sums[memory] = rows if fits else {}
-        except (OSError, ValueError):
-            _sums[memory] = {}
+        _sums[memory] = {}
+        with suppress(OSError, ValueError, TypeError, AttributeError):
+            _sums[memory] = {path: [*map(int, now), digest] for path, (*now, digest) in files.read_json(memory).items()}
     return memory

@@ -38,12 +38,10 @@ def html(folder: Path) -> str:
     """Return the page of the run in `folder`."""
     paths = [folder / name for name in ("summary.json", "05_evaluation.json")]
     summary, evaluation = (files.read_json(path) if path.is_file() else {} for path in paths)
-    rows, errors, kinds = [], [], diagnosis.OUTCOMES[:-1]
-    for row in summary.get("rows") or []:
-        name = str(row.get("name") or ", ".join([row["method"], *map(str, (row.get("options") or {}).values())]))
-        rows.append(row | {"name": name})
+    rows, errors, kinds = summary.get("rows") or [], [], diagnosis.OUTCOMES[:-1]
+    for row in rows:
         if pixels := row.get("wrong_pixels"):
-            errors.append((name, [pixels[kind] / max(1, sum(pixels.values())) for kind in kinds]))
+            errors.append((row["name"], [pixels[kind] / max(1, sum(pixels.values())) for kind in kinds]))
     galleries, classes, remark = pictures(folder, rows)
     names = list(dict.fromkeys(name for row in rows for name in row.get("iou") or {}))
     if classes and set(names) == set(classes.names):

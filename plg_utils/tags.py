@@ -68,6 +68,11 @@ def of_samples(samples: Sequence[Sample]) -> list[Tags]:
     return [_given(sample.tags()) for sample in samples]
 
 
+def _given(classes: Iterable[int]) -> Tags:
+    classes = np.array(sorted(classes), dtype=np.int64)
+    return Tags(classes, np.ones(len(classes), dtype=np.float32))
+
+
 def read(path: str | Path, classes: Classes) -> Tag:
     """Read the tags that any tagger wrote: a YAML or JSON file {id: [names of classes]}, one id for each image."""
     content = files.read_yaml(path)  # JSON is YAML too
@@ -152,8 +157,3 @@ def embed_crops(encoder: object, images: Sequence[np.ndarray]) -> list[torch.Ten
     views = [image[part] for image in images for part in crop_slices(image.shape[:2])]
     embedded = encoder.class_tokens(views)  # of all images in common batches
     return list(torch.stack(embedded).unflatten(0, (len(images), -1))) if embedded else []
-
-
-def _given(classes: Iterable[int]) -> Tags:
-    classes = np.array(sorted(classes), dtype=np.int64)
-    return Tags(classes, np.ones(len(classes), dtype=np.float32))

@@ -61,12 +61,6 @@ def test_contract(name, request):
             detectors.build(name, CLASSES, temperature=-1)
 
 
-def test_boxes_belong_together():
-    with pytest.raises(ValueError, match="not 1 boxes, 2 classes, 1 scores"):
-        Boxes.of([[0, 0, 1, 1]], [1, 2], [0.5])
-    assert Boxes.of([], [], []).xyxy.shape == (0, 4)
-
-
 # Regions of CLIP's maps
 
 

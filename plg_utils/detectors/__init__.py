@@ -27,15 +27,11 @@ class Boxes:
     @classmethod
     def of(cls, xyxy: Sequence, classes: Sequence, scores: Sequence) -> "Boxes":
         """Make them of lists or arrays, perhaps empty."""
-        boxes = cls(
+        return cls(
             np.asarray(xyxy, dtype=np.float32).reshape(-1, 4),
             np.asarray(classes, dtype=np.int64).reshape(-1),
             np.asarray(scores, dtype=np.float32).reshape(-1),
         )
-        if not len(boxes.xyxy) == len(boxes.classes) == len(boxes.scores):
-            counts = f"{len(boxes.xyxy)} boxes, {len(boxes.classes)} classes, {len(boxes.scores)} scores"
-            raise ValueError(f"boxes need one class and one score each, not {counts}")
-        return boxes
 
 
 Detect = Callable[[Sequence[np.ndarray], Sequence[Sequence[int]]], list[Boxes]]
