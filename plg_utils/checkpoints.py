@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -137,14 +138,17 @@ def clip_checkpoints() -> dict[str, Checkpoint]:
     return {name: Checkpoint(name, url.split("/")[-2], url) for name, url in _MODELS.items()}
 
 
-def open_clip_package() -> ModuleType:
-    """The package open_clip, imported where it is used: it takes seconds, and may be missing."""
+def import_extra(package: str, need: str) -> ModuleType:
+    """A package of the extra "models", imported where it is used: it takes seconds, and may be missing."""
     try:
-        import open_clip
+        return import_module(package)
     except ImportError as error:
-        remedy = 'pip install "plg-utils[models]"'
-        raise ImportError(f'OpenCLIP needs open_clip_torch, the extra "models": {remedy}') from error
-    return open_clip
+        raise ImportError(f'{need}, the extra "models": pip install "plg-utils[models]"') from error
+
+
+def open_clip_package() -> ModuleType:
+    """The package open_clip."""
+    return import_extra("open_clip", "OpenCLIP needs open_clip_torch")
 
 
 def open_clip_checkpoint(name: str) -> Checkpoint:

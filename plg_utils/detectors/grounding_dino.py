@@ -119,18 +119,13 @@ def boxes_of_queries(
 def load(checkpoint: str | Path) -> tuple["GroundingDinoForObjectDetection", "GroundingDinoProcessor"]:
     """Load the network and what prepares its inputs, ready for inference.
 
-    checkpoint: a name of `checkpoints`; a folder in the layout of the hub, with config.json, model.safetensors,
-        preprocessor_config.json and the tokenizer's files. The files behind a name are fetched once and compared with
-        their SHA-256 ever after, those of a folder are taken as they are
+    checkpoint: a name of `checkpoints`, or a folder in the layout of the hub, with config.json, model.safetensors,
+        preprocessor_config.json and the tokenizer's files
     """
-    try:
-        import transformers
-    except ImportError as error:
-        remedy = 'pip install "plg-utils[models]"'
-        raise ImportError(f'Grounding DINO needs transformers, the extra "models": {remedy}') from error
+    transformers = checkpoints.import_extra("transformers", "Grounding DINO needs transformers")
     named = [name for name in checkpoints.LISTED if name.startswith("grounding_dino")]
-    if checkpoint not in named and not Path(checkpoint).expanduser().is_dir():
-        raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
     folder = checkpoints.locate(checkpoint) if checkpoint in named else Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{checkpoint} is neither a folder nor one of {', '.join(named)}")
     classes = transformers.GroundingDinoForObjectDetection, transformers.GroundingDinoProcessor
     return checkpoints.of_transformers(*classes, folder, checkpoints.LISTED["grounding_dino_tiny"].files)

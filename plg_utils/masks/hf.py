@@ -102,15 +102,10 @@ class Everything(SegmentEverything):
 
 def load(checkpoint: str | Path | None) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
     """Load a network and its image processor, ready for inference; None: random weights, the same in each call."""
-    try:
-        import transformers
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MASK_GENERATION_MAPPING_NAMES as known
-    except ImportError as error:
-        raise ImportError('masks/hf needs transformers, the extra "models": pip install "plg-utils[models]"') from error
+    transformers = checkpoints.import_extra("transformers", "masks/hf needs transformers")
     if checkpoint is None:
-        return untrained(lambda: transformers.Sam2Model(transformers.Sam2Config(**SMALL))), (
-            transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
-        )
+        network = untrained(lambda: transformers.Sam2Model(transformers.Sam2Config(**SMALL)))
+        return network, transformers.Sam2ImageProcessor(size={"height": 64, "width": 64})
     if not str(checkpoint).startswith("hub:"):
         taken = [name for name, each in checkpoints.LISTED.items() if each.hub and "dino" not in name]
         checkpoints.check_kind(checkpoint, taken, "the mask model hf (sam takes sam_vit_b, sam_vit_l, sam_vit_h)")
@@ -118,7 +113,8 @@ def load(checkpoint: str | Path | None) -> tuple["PreTrainedModel", "BaseImagePr
     needs = f"it needs {', '.join(NEEDED)} of one repository of the Hugging Face hub, or of save_pretrained()"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json; {needs}")
-    one_of(files.read_json(folder / "config.json").get("model_type"), sorted(known), f"mask model in {folder}:")
+    known = sorted(transformers.models.auto.modeling_auto.MODEL_FOR_MASK_GENERATION_MAPPING_NAMES)
+    one_of(files.read_json(folder / "config.json").get("model_type"), known, f"mask model in {folder}:")
     classes = transformers.AutoModelForMaskGeneration, transformers.AutoImageProcessor
     network, processor = checkpoints.of_transformers(*classes, folder, NEEDED)
     wanted = network.config.prompt_encoder_config.image_size
