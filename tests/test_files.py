@@ -92,22 +92,6 @@ def test_counts_decode_as_coco_encodes_them():
     assert error.value.index == 2
 
 
-@pytest.mark.parametrize(
-    ("counts", "complaint"),
-    [
-        ("", "add up to 0"),
-        ("1005", "negative, or zero"),  # 1, 0, 0, 5
-        ("é", "does not occur"),
-    ],
-)
-def test_malformed_run_lengths_never_reach_pycocotools(tmp_path, counts, complaint):
-    broken, sound = ({"counts": text, "predicted_iou": None, "stability": None} for text in (counts, "6"))
-    for index in (0, 2):
-        files.write_json(tmp_path / "a.json", {"size": [2, 3], "masks": [sound] * index + [broken, sound]})
-        with pytest.raises(ValueError, match=rf"a.json, mask {index}: .*{complaint}"):
-            files.read_masks(tmp_path / "a.json", (2, 3))
-
-
 def test_embeddings_and_grey_label_maps_are_read_as_written(tmp_path):
     palette = files.voc_palette().tolist()  # that of the development kit: aeroplane, person, tv monitor, void
     assert [palette[k] for k in (1, 15, 20, 255)] == [[128, 0, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192]]
@@ -158,14 +142,8 @@ def test_a_written_class_file_gives_equal_classes(tmp_path):
         class_files.write(tmp_path / "a.yaml", dataclasses.replace(ours[0], background=1))
 
 
-@pytest.mark.parametrize(
-    ("name", "names", "says"),
-    [
-        ("nam_3", slice(None), "there is no run 'nam_3'; did you mean 'name_3'"),
-        ("x", slice(None), "no run 'x', only name_0, .*name_20$"),  # nothing is near: all are listed
-        ("nam_3", slice(2, 4), "no run 'nam_3', only name_2, name_3; did you mean"),
-    ],
-)
-def test_a_long_list_of_names_does_not_hide_the_hint(name, names, says):
-    with pytest.raises(ValueError, match=says):
-        choices.one_of(name, [f"name_{index}" for index in range(choices.MANY + 1)][names], "run")
+def test_a_long_list_of_names_does_not_hide_the_hint():
+    names = [f"name_{index}" for index in range(choices.MANY + 1)]
+    for name, says in (("nam_3", "there is no run 'nam_3'; did you mean 'name_3'"), ("x", "only name_0, .*name_20$")):
+        with pytest.raises(ValueError, match=says):
+            choices.one_of(name, names, "run")

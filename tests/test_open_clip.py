@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import socket
-import sys
 
 import numpy as np
 import open_clip as package
@@ -286,14 +285,11 @@ def refusals(path, other):
     return {
         "unknown": ({"checkpoint": "ViT-B-61:openai"}, "no checkpoint of open_clip 'ViT-B-61:openai'.*did you mean"),
         "activation": ({"checkpoint": "tiny:tag"}, "tiny:tag: .* QuickGELU, so take tiny-quickgelu:tag"),
-        "of a file": ({"checkpoint": str(other), "model": "tiny:tag"}, "QuickGELU, so take tiny-quickgelu:tag"),
         "no model": ({"checkpoint": str(other)}, "does not say which of open_clip's networks.* give model"),
         "random": ({"checkpoint": None}, "random weights, and needs model"),
         "no tokenizer": ({"checkpoint": None, "model": "tiny-SigLIP2:tag"}, "no tokenizer: fetch tokenizer.json"),
         "gem": (file | {"features": "gem"}, "features: gem needs a class token, which SigLIP lacks: take plain"),
-        "corr": (file | {"features": "corr"}, "features: corr needs a class token, which SigLIP lacks: take plain"),
         "size": (file | {"image_size": 18}, "image_size is 18, not a multiple of the patch of 4"),
-        "size of clip": (standard | {"image_size": 18}, "image_size is 18, not a multiple of the patch of 4"),
         "other weights": (file | {"model": "tiny-quickgelu:tag"}, "does not hold the weights of open_clip's tiny"),
         "pooling": (standard | {"model": {"model_cfg": pooled}}, "the patches of the network are not in the space"),
         "scales": (standard | {"model": {"model_cfg": scaled}}, "the patches of the network are not in the space"),
@@ -320,11 +316,3 @@ def test_words_beyond_the_length_are_refused(siglip, openai):
         message = f"'house house.* has {limit + 1} tokens, over the {limit} that the network reads: shorten it"
         with pytest.raises(ValueError, match=message):
             encoder.texts(["a photo", "house " * (fits + 1)])
-
-
-def test_without_the_extra_the_remedy_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    remedy = r'^OpenCLIP needs open_clip_torch, .* pip install "plg-utils\[models\]"$'
-    for call in (lambda: encoders.build("open_clip"), lambda: checkpoints.known("ViT-B-16:openai")):
-        with pytest.raises(ImportError, match=remedy):
-            call()

@@ -43,7 +43,7 @@ def regions(mask):
 
 @pytest.mark.parametrize("size", [(100, 130), (130, 40), (47, 200), (49, 49)])
 def test_masks_across_seams_are_those_of_the_whole_image(size):
-    for seed in range(8):
+    for seed in range(4):
         image = things(seed, size)
         (whole,) = by_colour([image])
         found = tiles.segment(by_colour, image, TILE, OVERLAP)
@@ -149,10 +149,8 @@ def test_features_turn_smoothly_from_one_tile_to_the_next():
     ("options", "message"),
     [
         ({"tile": 0}, "tile is 0"),
-        ({"tile": "1024"}, "tile is '1024'"),
         ({"tile_overlap": 64}, "tile is None"),
         ({"tile": 64, "tile_overlap": 33}, "1 to 32 pixels"),
-        ({"tile": 64, "tile_overlap": 0}, "1 to 32 pixels"),
     ],
     ids=str,
 )
