@@ -351,10 +351,10 @@ def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
         image.load()
     label = np.array(image)
     if image.format != "PNG" or label.dtype != np.uint8 or label.ndim != 2 or few_bits:
-        bits = f" grey of {few_bits[1]} bits, which readers stretch to 0 to 255," if few_bits else ""
+        bits = f" of {few_bits[1]} bits, which readers stretch to 0 to 255" if few_bits else ""
         raise ValueError(
-            f"{path} is a {image.format} of {label.dtype} {label.shape},{bits} not a PNG of uint8 (H, W); save the "
-            "numbers of the classes, not colours, as 8-bit grey or palette PNG"
+            f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map: it is a {image.format}{bits}; "
+            "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
         )
     if num_classes is not None:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]

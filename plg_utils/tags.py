@@ -85,10 +85,7 @@ def read(path: str | Path, classes: Classes) -> Tag:
     tags = {str(id): _given({number[name] for name in names}) for id, names in content.items()}
 
     def tag(samples: Sequence[Sample]) -> list[Tags]:
-        if not all(isinstance(item, Sample) for item in samples):
-            raise TypeError("tags are found by the id of a Sample, which an image without one lacks")
-        missing = [sample.id for sample in samples if sample.id not in tags]
-        if missing:
+        if missing := [sample.id for sample in samples if sample.id not in tags]:
             raise ValueError(f"{path} lacks the tags of: {', '.join(missing[:5])}")
         return [tags[sample.id] for sample in samples]
 

@@ -335,7 +335,6 @@ def test_what_is_no_network_for_masks_is_refused(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=message):
             mask_models.build("hf", checkpoint=checkpoint)
     for options, message in (
-        ({"points_per_crop": 32}, "no option of masks/hf 'points_per_crop', only .*did you mean 'points_per_batch'"),
         ({"density": 0}, "density is 0"),
         ({"precision": "fp8"}, "no precision 'fp8', only fp32, bf16"),
     ):

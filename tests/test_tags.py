@@ -140,5 +140,3 @@ def test_what_has_no_tags_is_refused(tmp_path):
     path.write_text("a: [red]", encoding="utf-8")
     with pytest.raises(ValueError, match="lacks the tags of: b"):
         tags.read(path, CLASSES)(samples("a", "b"))
-    with pytest.raises(TypeError, match="by the id of a Sample"):
-        tags.read(path, CLASSES)([SMALL])

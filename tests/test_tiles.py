@@ -128,6 +128,7 @@ def test_features_of_tiles_are_those_of_the_whole_image_where_context_does_not_c
     small, large, again = encoder.images([image[:8, :8], image, image[:8, :8]])
     torch.testing.assert_close(large, Means().whole(image))
     assert small.shape == (3, 2, 2) and torch.equal(small, again) and encoder.dim == 3
+    assert encoder.images([random_images((35, 40))[0]])[0].shape == (3, 9, 10)  # the last tile ends with the image
 
 
 def test_features_turn_smoothly_from_one_tile_to_the_next():

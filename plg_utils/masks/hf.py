@@ -8,7 +8,7 @@ does not know.
     pip install "plg-utils[models]"      installs transformers
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,6 @@ def build(
         is that in THRESHOLDS. Memory grows with points_per_batch, not with the image: SAM-HQ ViT-B took
         2.2 GB for 16 points at once and 5.3 GB for 64, float32 on a CPU
     """
-    names = [field.name for field in fields(SegmentEverything)][1:]
-    for name in options:
-        one_of(name, names, "option of masks/hf")
     network, processor = load(checkpoint)
     defaults = sam.OFFICIAL | {"pred_iou_thresh": THRESHOLDS[type(network).__name__]}
     chosen = sam.settings(checkpoint, density, defaults=defaults, **options)
