@@ -255,6 +255,8 @@ def locate(name: str | Path, needed: tuple[str, ...] = (WEIGHTS,)) -> Path:
                 f"machine with access and put it at {path}; its SHA-256 is {wanted}"
             ) from error
     remedy = f"delete it and run again, or fetch {address} yourself" if address else "restore it from git"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
     sha256 = contents.sha256(path)  # read unless it was, and has not changed since
     if sha256 != wanted:
         raise ValueError(f"{path} is damaged or another file: its SHA-256 is {sha256}, not {wanted}; {remedy}")
