@@ -65,6 +65,11 @@ class Classes:
         return len(self.names)
 
     @property
+    def nothing(self) -> int:
+        """The value of a pixel where nothing is painted: background, or IGNORE if there is none."""
+        return IGNORE if self.background is None else self.background
+
+    @property
     def foreground(self) -> tuple[int, ...]:
         """Indices of the classes that are not the background."""
         return tuple(index for index in range(self.num_classes) if index != self.background)

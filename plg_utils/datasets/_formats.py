@@ -1,13 +1,15 @@
-"""Labels as other tools write them, read as objects (`_instances.Instances`), and the shapes that review writes.
+"""Labels in the forms of other tools: what reads each of them, and what `review` writes of label maps.
 
-    COCO            a json with images, annotations and categories, as CVAT and Label Studio write it, too
+    png             a folder of label maps, palette PNG (read by `_maps`, or here with the palette of before)
+    coco            a json with images, annotations and categories, as CVAT and Label Studio write it, too
     labelme         a folder with a json for each photo, or one such json
-    YOLO            data.yaml (names), and a labels/*.txt for each photo: a class and a polygon from 0 to 1 in each line
-    Label Studio    a json of tasks, not JSON-MIN: brushes as run lengths, polygons in percent
-    CVAT            the folder of "Segmentation mask 1.1", unpacked: labelmap.txt, SegmentationClass/*.png
+    yolo            data.yaml (names), and a labels/*.txt for each photo: a class and a polygon from 0 to 1 in each line
+    label_studio    a json of tasks, not JSON-MIN: brushes as run lengths, polygons in percent
+    cvat            the folder of "Segmentation mask 1.1", unpacked: labelmap.txt, SegmentationClass/*.png
 
-A form is recognised by what it holds (`read`). The segmentation of an object may be a function from the size (H, W) of
-its image to its mask: what is costly is done when the label map is painted. A size of None is that of the photo.
+All but label maps are read as objects (`_instances.Instances`). `read` recognises a form by what it holds; FORMS has a
+writer and a reader of each. The segmentation of an object may be a function from the size (H, W) of its image to its
+mask: what is costly is done when the label map is painted. A size of None is that of the photo.
 
 Polygons of YOLO may be contours of OpenCV's findContours, as Ultralytics and supervision write them: they name the
 pixels of the border, which belong to the region. They are known by this: multiplied by the size, all numbers of an
@@ -21,17 +23,22 @@ Sources: ultralytics (data/utils.py, data/converter.py), label-studio-sdk (conve
 import base64
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote as url_quote
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw
 
 from plg_utils import class_files, files
 from plg_utils.datasets import _instances
 from plg_utils.datasets._instances import Instances
+from plg_utils.records import IGNORE, Classes, Masks
 from plg_utils.regions import connected
 
 KNOWN = (
@@ -42,6 +49,10 @@ EXPORTED = ("index.json", "names.txt", "classes.yaml")  # what plg export writes
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt")  # YOLO's files of names
 AGAIN = "correct it, or export it again"
 STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # rows and columns: right, down, left, up
+Maps = dict[str, np.ndarray]  # id: label map (H, W) uint8
+
+
+# Reading: which form it is
 
 
 def read(place: Path, *, has_maps: bool = False) -> Instances | None:
@@ -63,17 +74,15 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     first = content[0] if isinstance(content, list) and content else content
     keys = first.keys() if isinstance(first, dict) else set()
     if "shapes" in keys:
-        return read_labelme([place])
-    if isinstance(content, list) or {"data", "annotations"} <= keys:
-        if "data" in keys and keys & {"annotations", "predictions", "completions"}:
-            return read_label_studio(place)
-        problem = "a list, but no tasks of Label Studio with data and annotations"
-        raise ValueError(f"{place} is {problem}: export it as JSON, not as JSON-MIN; {KNOWN}")
-    if not keys & {"images", "annotations", "categories"}:
-        raise ValueError(f"{place} is a json of another form, with {files.shown([*keys])}: export it as COCO; {KNOWN}")
-    rows = content.get("annotations")
-    if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "segments_info" in rows[0]:
-        raise ValueError(f"{place} is a json of COCO's panoptic form: export the objects (instances), or label maps")
+        return read_labelme([place], place)
+    if "data" in keys and keys & {"annotations", "predictions", "completions"}:
+        return read_label_studio(place)
+    rows = content.get("annotations") if isinstance(content, dict) else None
+    is_panoptic = isinstance(rows, list) and any(isinstance(row, dict) and "segments_info" in row for row in rows[:1])
+    if isinstance(content, list) or is_panoptic or not keys & {"images", "annotations", "categories"}:
+        held = "COCO's panoptic form" if is_panoptic else f"another form, with {files.shown([*keys])}"
+        remedy = "export objects (COCO's instances, or Label Studio's JSON, not JSON-MIN)"
+        raise ValueError(f"{place} is a json of {held}: {remedy}; {KNOWN}")
     return _instances.read(place)
 
 
@@ -95,27 +104,24 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     first = files.read_json(jsons[0], AGAIN) if jsons else None
     names = next((path for name in NAMES if (path := folder / name).is_file()), None)
     if isinstance(first, dict) and "shapes" in first and (names is None or names.suffix == ".txt"):
-        return read_labelme(jsons)
+        return read_labelme(jsons, folder)
     if names:
         return read_yolo(names)
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
-    if jsons and not any(path.parent == folder for path in texts):
-        problem = f"{folder} holds {jsons[0].name}, which is no json of labelme"
-        more = "".join(f", or its folder {path.parent.name}, which holds {path.name}" for path in whole[:1])
-        raise ValueError(f"{problem}: name a single json itself, of COCO or Label Studio{more}")
-    if texts and not whole:
-        above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
-        if names := next((path for path in above if path.is_file()), None):
-            return read_yolo(names, folder)
-        problem = f"{folder} holds {len(texts)} texts such as {texts[0].name}, but no data.yaml"
-        raise ValueError(f"{problem} says which class a number is: name it, or the folder that has it. {KNOWN}")
-    if _visible(folder.glob("*.[pP][nN][gG]")):
+    above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
+    names = next((path for path in above if path.is_file()), None)
+    if texts and names and not jsons and not whole:
+        return read_yolo(names, folder)
+    if not jsons and _visible(folder.glob("*.[pP][nN][gG]")):
         return None
-    hint = "".join(f", but its folder {path.parent.name} holds {path.name}: name that" for path in (whole or inner)[:1])
-    hint = f". {remedy}" if exported else hint
+    hints = [f"its folder {path.parent.name} holds {path.name}: name that" for path in (whole or inner)[:1]]
+    if jsons:
+        hints = [f"{jsons[0].name} is no json of labelme: name a single json itself, of COCO or Label Studio", *hints]
+    elif texts and not whole:
+        hints = [f"for texts such as {texts[0].name} name YOLO's data.yaml, which says which class a number is"]
     held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
-    held = f" but files {', '.join(sorted(held))}" if held else ""
-    raise FileNotFoundError(f"{folder} itself holds no labels{held}{hint}; {KNOWN}")
+    what = f"{folder} itself holds no labels" + f" but files {', '.join(sorted(held))}" * bool(held)
+    raise FileNotFoundError("; ".join([what, *([remedy] if remedy else hints), KNOWN]))
 
 
 def _visible(paths: Iterator[Path]) -> list[Path]:
@@ -135,12 +141,93 @@ def _refuse(why: str, size: tuple[int, int]) -> np.ndarray:
     raise ValueError(why)
 
 
+# Writing: regions, names and numbers
+
+
+def regions(label: np.ndarray, classes: Classes) -> Iterator[tuple[int, np.ndarray]]:
+    """Value and pixels (H, W) bool of each 4-connected region of a label map (H, W) uint8 that gets an annotation."""
+    pixels = np.flatnonzero(label != classes.nothing)
+    firsts = connected(label).ravel()[pixels]  # the first pixel of each one's region
+    order = np.argsort(firsts, kind="stable")  # once: a look at the whole map for each region was 80 times slower
+    begins = np.flatnonzero(np.diff(firsts[order], prepend=-1))
+    for own in np.split(pixels[order], begins[1:]) if pixels.size else ():
+        mask = np.zeros(label.shape, dtype=bool)
+        mask.flat[own] = True
+        yield int(label.flat[own[0]]), mask
+
+
+def names_of(classes: Classes) -> dict[int, str]:
+    """Names of the values of a label map, void the last."""
+    values = _instances.values_of({name: name for name in _instances.VOID}, classes)
+    void = next((name for name, value in values.items() if value == IGNORE), None)
+    if void is None:
+        raise ValueError(f"{', '.join(_instances.VOID)} are all classes: no name is left for void pixels. Rename one")
+    return dict(enumerate(classes.names)) | {IGNORE: void}
+
+
+def _ids(classes: Classes) -> dict[int, int]:
+    """Numbers of categories of the values in a label map, from 1 on; void is the last."""
+    return {value: id for id, value in enumerate([*classes.foreground, IGNORE], start=1)}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with files.atomic(path) as partial_path:
+        partial_path.write_text(text, encoding="utf-8")
+
+
+# PNG and COCO
+
+
+def _write_png(target: Path, maps: Maps, classes: Classes) -> None:
+    for id, label in maps.items():
+        files.write_label(target / "labels" / f"{id}.png", label, classes.colours)
+
+
+def read_png(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
+    """The label map (H, W) uint8 of a PNG, grey or with the palette that it was written with."""
+    label = files.read_label(path, classes.num_classes)
+    with Image.open(path) as image:
+        palette = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)
+    expected = np.array([*classes.colours, *files.voc_palette()[classes.num_classes :]])
+    used = np.unique(label[label < len(palette)])
+    if (palette[used] != expected[used]).any():
+        remedy = "save it with the palette unchanged, or as 8-bit grey with the numbers of the classes"
+        raise ValueError(f"{path} has another palette than the classes: {remedy}")
+    if label.shape != size:
+        raise ValueError(f"{path} is of size {label.shape}, not {size} (height, width): save it at this size")
+    return label
+
+
+def coco_json(labels: Maps, classes: Classes) -> dict:
+    """The content of a json in COCO's form for label maps.
+
+    labels: file name of the photo -> (H, W) uint8. Categories count from 1, without background, and void is the last
+    """
+    names, images, annotations, ids = names_of(classes), [], [], _ids(classes)
+    for photo, label in labels.items():
+        images.append({"id": len(images) + 1, "file_name": photo, "height": label.shape[0], "width": label.shape[1]})
+        for value, region in regions(label, classes):
+            mask = Masks.from_dense(region[None])
+            row = {"id": len(annotations) + 1, "image_id": len(images), "category_id": ids[value]}
+            row |= {"segmentation": mask.rles[0], "area": mask.areas()[0], "bbox": mask.boxes()[0]}
+            annotations.append(row | {"iscrowd": int(value == IGNORE)})
+    categories = [{"id": id, "name": names[value], "supercategory": ""} for value, id in ids.items()]
+    return files.plain({"images": images, "annotations": annotations, "categories": categories})
+
+
+def _write_coco(target: Path, maps: Maps, classes: Classes) -> None:
+    files.write_json(
+        target / "coco.json", coco_json({f"images/{id}.png": label for id, label in maps.items()}, classes)
+    )
+
+
 # labelme
 
 
-def read_labelme(paths: list[Path]) -> Instances:
+def read_labelme(paths: list[Path], place: Path) -> Instances:
     """Read the json of each photo; a later shape is on top of an earlier one, as labelme draws them."""
-    remedy, images, place = "save the image again in labelme", [], paths[0].parent if len(paths) > 1 else paths[0]
+    remedy, images = "save the image again in labelme", []
     for path in paths:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
@@ -164,6 +251,25 @@ def read_labelme(paths: list[Path]) -> Instances:
         problem = f"all {len(kinds)} shapes of {place} are rectangles: each counts as an object that fills it"
         warnings.warn(f"{problem}. If they are boxes around objects, outline the objects", stacklevel=5)
     return _gathered(place, images, names, paths, in_order=True)
+
+
+def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
+    """The content of a file of labelme for a label map (H, W) uint8; photo: its file name, as seen from the json."""
+    names, shapes = names_of(classes), []
+    for value, mask in regions(label, classes):
+        picture, stream = Image.fromarray(mask.astype(np.uint8)), io.BytesIO()
+        left, top, right, bottom = box = picture.getbbox()
+        picture.crop(box).save(stream, "PNG")
+        shape = {"label": names[value], "shape_type": "mask", "points": [[left, top], [right - 1, bottom - 1]]}
+        shape["mask"] = base64.b64encode(stream.getvalue()).decode("ascii")
+        shapes.append(shape | {"group_id": None, "description": "", "flags": {}})
+    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": photo, "imageData": None}
+    return content | {"imageHeight": label.shape[0], "imageWidth": label.shape[1]}
+
+
+def _write_labelme(target: Path, maps: Maps, classes: Classes) -> None:
+    for id, label in maps.items():
+        files.write_json(target / "images" / f"{id}.json", labelme_json(label, classes, f"{id}.png"))
 
 
 def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
@@ -266,6 +372,25 @@ def _yolo_mask(polygon: np.ndarray, polygons: list[np.ndarray], size: tuple[int,
     pixels = np.floor(polygon * scale + 0.02).astype(int)
     ImageDraw.Draw(canvas).polygon([tuple(pixel) for pixel in pixels.tolist()], fill=1, outline=1)
     return np.array(canvas)
+
+
+def _write_yolo(target: Path, maps: Maps, classes: Classes) -> str:
+    """Write data.yaml and labels/ID.txt; returns what the form cannot hold."""
+    ids, names, cut, void = _ids(classes), names_of(classes), 0, 0
+    for id, label in maps.items():
+        lines = [(value, yolo_lines(mask, ids[value] - 1)) for value, mask in regions(label, classes)]
+        cut, void = cut + sum(len(one) > 1 for _, one in lines), void + sum(value == IGNORE for value, _ in lines)
+        write_text(target / "labels" / f"{id}.txt", "".join(f"{line}\n" for _, one in lines for line in one))
+    shown = {id - 1: names[value] for value, id in ids.items() if void or value != IGNORE}
+    text = yaml.safe_dump({"train": "images", "val": "images", "names": shown}, allow_unicode=True, sort_keys=False)
+    said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
+    if void:
+        number = ids[IGNORE] - 1
+        said.append(f"it has no void, so {void} void regions are the class {number}: do not train on it")
+        remedy = "Remove it, and its lines in labels/*.txt, before you train"
+        text = f"# Class {number}, {names[IGNORE]}, is no label. {remedy}.\n{text}"
+    write_text(target / "data.yaml", text)
+    return "; ".join(said)
 
 
 def yolo_lines(mask: np.ndarray, category: int) -> list[str]:
@@ -442,7 +567,49 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     return np.packbits(np.frombuffer("".join(bits).encode(), dtype=np.uint8) - 48).tolist()
 
 
+def _write_label_studio(target: Path, maps: Maps, classes: Classes) -> None:
+    """Write tasks, with a prediction of a brush for each region, and the labelling interface that they belong to.
+
+    A photo is named by its path below the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).
+    """
+    names, tasks = names_of(classes), []
+    for id, label in maps.items():
+        size, result = {"original_height": label.shape[0], "original_width": label.shape[1]}, []
+        for value, mask in regions(label, classes):
+            drawn = {"format": "rle", "rle": brush_rle(mask), "brushlabels": [names[value]]}
+            item = {"id": f"region{len(result)}", "type": "brushlabels", "from_name": "label", "to_name": "image"}
+            result.append(item | size | {"image_rotation": 0, "value": drawn})
+        prediction = {"model_version": "plg_utils", "result": result}
+        image = f"/data/local-files/?d={url_quote(f'images/{id}.png')}"
+        tasks.append({"data": {"image": image}, "predictions": [prediction]})
+    files.write_json(target / "label_studio.json", tasks)
+    lines = ["<View>", '  <Image name="image" value="$image"/>', '  <BrushLabels name="label" toName="image">']
+    for name, colour in zip(names.values(), [*classes.colours, files.voc_palette()[IGNORE]], strict=True):
+        lines.append('    <Label value={} background="#{:02x}{:02x}{:02x}"/>'.format(quoteattr(name), *colour))
+    write_text(target / "label_studio.xml", "\n".join([*lines, "  </BrushLabels>", "</View>", ""]))
+
+
 # CVAT
+
+
+def _write_cvat(target: Path, maps: Maps, classes: Classes) -> None:
+    """Write the folder cvat as CVAT's Segmentation mask 1.1.
+
+    The colours are VOC's, in the order of the lines, so that a reader of numbers and one of colours find the same. Each
+    class is one instance, for without instances CVAT would draw the background, too.
+    """
+    target, ids, names = target / "cvat", _ids(classes) | {classes.nothing: 0}, names_of(classes)
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+    lines += ["{}:{},{},{}::".format(names[value], *files.voc_palette()[id]) for value, id in ids.items() if id]
+    if strange := [name for name in names.values() if ":" in name]:
+        raise ValueError(f"CVAT's labelmap.txt cannot hold the name {strange[0]!r}: rename it without the colon")
+    write_text(target / "labelmap.txt", "\n".join([*lines, ""]))
+    write_text(target / "ImageSets" / "Segmentation" / "default.txt", "\n".join([*maps, ""]))
+    number_of = np.zeros(256, dtype=np.uint8)
+    number_of[list(ids)] = list(ids.values())
+    for id, label in maps.items():
+        for folder_name in ("SegmentationClass", "SegmentationObject"):
+            files.write_label(target / folder_name / f"{id}.png", number_of[label])
 
 
 def read_cvat(root: Path) -> Instances:
@@ -494,3 +661,28 @@ def _codes(path: Path, codes: tuple[int, ...], _: int) -> np.ndarray:
             red_green_blue = strange[0] >> 16, strange[0] >> 8 & 255, strange[0] & 255
             raise ValueError(f"the colour {red_green_blue}, which labelmap.txt does not have")
     return found
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that `review` writes label maps in, and reads them back from after a person's work."""
+
+    write: Callable[[Path, Maps, Classes], str | None]  # into a folder; returns what the form cannot hold
+    read: Callable[[Path], Instances] | None  # from that folder; None: label maps (`read_png`)
+
+
+FORMS = {
+    "png": Form(_write_png, None),
+    "coco": Form(_write_coco, lambda source: _instances.read(source / "coco.json")),
+    "labelme": Form(
+        _write_labelme, lambda source: read_labelme(_visible((source / "images").glob("*.json")), source / "images")
+    ),
+    "yolo": Form(_write_yolo, lambda source: read_yolo(source / "data.yaml")),
+    "label_studio": Form(
+        _write_label_studio, lambda source: read_label_studio(source / "label_studio.json", predictions=True)
+    ),
+    "cvat": Form(_write_cvat, lambda source: read_cvat(source / "cvat")),
+}

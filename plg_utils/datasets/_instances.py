@@ -14,7 +14,7 @@ and mIoU on these maps need not equal mIoU on those of other works:
 import hashlib
 import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -24,7 +24,7 @@ from urllib.parse import unquote
 import numpy as np
 from pycocotools import mask as coco
 
-from plg_utils import datasets, files, run_lengths, store
+from plg_utils import class_files, datasets, files, run_lengths, store
 from plg_utils.records import IGNORE, Classes, Sample
 
 # Part of the name of the folder of maps
@@ -32,6 +32,10 @@ RULE = "3: by descending area in pixels, then as listed; crowd is void, unless a
 LOOKED_AT = 30  # annotations of a json whose outlines are compared with their boxes
 VOID = ("void", "ignore", "unlabelled", "unlabeled")  # names for IGNORE in other tools
 LARGEST = 2**28  # pixels of an image; a larger size is a mistake, or an attempt to fill the memory
+FORM = (
+    "it needs the lists images (id, file_name, height, width), annotations (image_id, category_id, segmentation) "
+    "and categories (id, name)"
+)
 
 
 class BrokenAnnotation(ValueError):
@@ -43,8 +47,8 @@ class Instances:
     """The content of a json, or of other files of objects (`_formats`), by the ids of images (`stem_of`)."""
 
     path: Path  # of the json, or of a folder
-    sizes: dict[str, tuple[int, int]]  # (H, W); None: that of the photo
-    annotations: dict[str, list]
+    sizes: dict[str, tuple[int, int] | None]  # (H, W); None: that of the photo
+    annotations: dict[str, list]  # COCO's; a segmentation may also be a function from (H, W) to a mask (H, W) bool
     categories: dict[int | str, str]  # names
     strays: int = 0  # annotations of images that the json does not list
     repeated: frozenset[str] = frozenset()  # ids of more than one image
@@ -56,54 +60,45 @@ def read(path: Path) -> Instances:
     """Read a COCO json of instances. Segmentations are checked later, when they are painted (`paint`)."""
     # pycocotools' COCO would refuse the whole file for one annotation without id, and prints.
     content = files.read_json(path, "correct it, or export it again")
-    remedy = (
-        "it needs the lists images (id, file_name, height, width), annotations (image_id, category_id, segmentation) "
-        "and categories (id, name)"
-    )
-    with files.reading(path, "COCO's json of instances", remedy):
-        for part in ("images", "annotations", "categories"):
-            if not isinstance(content[part], list):
+    with files.reading(path, "COCO's json of instances", FORM):
+        images, categories, annotations = (content[part] for part in ("images", "categories", "annotations"))
+        for part, rows in (("images", images), ("categories", categories), ("annotations", annotations)):
+            if not isinstance(rows, list):
                 raise TypeError(f"{part} is not a list")
-            twice = files.repeated(_text(item["id"]) for item in content[part]) if part != "annotations" else []
-            if twice:
+            if part != "annotations" and (twice := files.repeated(_text(row["id"]) for row in rows)):
                 raise ValueError(f"{part} have the id {twice[0]} more than once")
-        names = {category["id"]: category["name"] for category in content["categories"]}
+        names = {category["id"]: category["name"] for category in categories}
         if strange := [id for id, name in names.items() if not isinstance(name, str)]:
             raise TypeError(f"the name of category {strange[0]!r} is not text")
-        stems = {_text(image["id"]): stem_of(image["file_name"]) for image in content["images"]}
-        sizes = {stems[_text(image["id"])]: _size(image) for image in content["images"]}
-        by_image: dict[str | None, list] = {stem: [] for stem in [*sizes, None]}
-        known = {_text(id): id for id in names}
-        for annotation in content["annotations"]:
+        stems = {_text(image["id"]): stem_of(image["file_name"]) for image in images}
+        sizes = {stems[_text(image["id"])]: _size(image) for image in images}
+        by_image, known = defaultdict(list), {_text(id): id for id in names}
+        for annotation in annotations:
             if annotation.get("iscrowd") in (None, "0", "1"):
                 annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
-        flagged = [annotation for annotation in content["annotations"] if annotation.get("iscrowd") == 1]
-        brushed = [one for one in flagged if len(flagged) == len(content["annotations"]) or "attributes" in one]
-        for annotation in brushed:
-            annotation["iscrowd"] = 0
-        for annotation in content["annotations"]:
             category = annotation.get("category_id")
             annotation["category_id"] = known.get(_text(category), category)
             by_image[stems.get(_text(annotation["image_id"]))].append(annotation)
-    strays, clicks = len(by_image.pop(None)), 0
-    for stem, annotations in by_image.items():
-        drawn = [annotation for annotation in annotations if not _is_click(annotation)]
-        if drawn:  # else it is not known what the image shows, and `paint` refuses it
-            clicks += len(annotations) - len(drawn)
-            by_image[stem] = drawn
+    flagged = [annotation for annotation in annotations if annotation["iscrowd"] == 1]
+    brushed = [one for one in flagged if len(flagged) == len(annotations) or "attributes" in one]
+    for annotation in brushed:
+        annotation["iscrowd"] = 0
+    # If an image has nothing but clicks, it is not known what it shows, and `paint` refuses it.
+    drawn = {stem: [row for row in by_image[stem] if not _is_click(row)] or by_image[stem] for stem in sizes}
     things = sum(plain(names.get(annotation["category_id"], "")) not in VOID for annotation in brushed)
-    if things:
-        problem = f"{path}: {things} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew"
-        remedy = "give a real crowd the category void"
-        warnings.warn(f"{problem}. They count as objects of their categories; {remedy}", stacklevel=3)
-    if clicks:
-        warnings.warn(f"{path}: {clicks} annotations without outline and area are left out", stacklevel=3)
-    if sizeless := sum(size is None for size in sizes.values()):
-        warnings.warn(f"{path}: {sizeless} images have no height and width: those of the photos count", stacklevel=3)
-    looked_at = content["annotations"][:LOOKED_AT]  # the program that wrote one wrong wrote all wrong
-    for doubt, count in Counter(filter(None, map(_doubt, looked_at))).items():
-        warnings.warn(f"{path}: {count} of {len(looked_at)} annotations {doubt}", stacklevel=3)
-    return Instances(path, sizes, by_image, names, strays, frozenset(files.repeated(stems.values())))
+    clicks = sum(len(by_image[stem]) - len(rows) for stem, rows in drawn.items())
+    sizeless = sum(size is None for size in sizes.values())
+    looked_at = annotations[:LOOKED_AT]  # the program that wrote one wrong wrote all wrong
+    doubts = Counter(filter(None, map(_doubt, looked_at)))
+    said = {
+        f"{things} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew. They count as objects of "
+        "their categories; give a real crowd the category void": things,
+        f"{clicks} annotations without outline and area are left out": clicks,
+        f"{sizeless} images have no height and width: those of the photos count": sizeless,
+    } | {f"{count} of {len(looked_at)} annotations {doubt}": count for doubt, count in doubts.items()}
+    for text in (text for text, count in said.items() if count):
+        warnings.warn(f"{path}: {text}", stacklevel=3)
+    return Instances(path, sizes, drawn, names, len(by_image[None]), frozenset(files.repeated(stems.values())))
 
 
 def stem_of(place: str) -> str:
@@ -116,6 +111,31 @@ def stem_of(place: str) -> str:
 def plain(name: str) -> str:
     """A name of a category as it is compared."""
     return files.same_name(re.sub(r"[\s_-]+", " ", name).strip())
+
+
+def values_of(categories: dict, classes: Classes) -> dict[int | str, int | None]:
+    """The value in a label map of each category (id: name): its class's, IGNORE for a name of void, None if no one's.
+
+    A category means the class of that name, else the one with a name or word that reads the same (`plain`).
+    """
+    words: dict[str, list[int]] = defaultdict(list)
+    for value, (name, own) in enumerate(zip(classes.names, classes.words, strict=True)):
+        for word in {plain(word) for word in (name, *own)}:
+            words[word].append(value)
+    words |= {name: [IGNORE] for name in VOID if name not in words}
+    values: dict[int | str, int | None] = {}
+    for id, name in categories.items():
+        fitting = [classes.names.index(name)] if name in classes.names else words.get(plain(name), [None])
+        if len(fitting) > 1:
+            both = " and of ".join(classes.names[value] for value in fitting)
+            raise ValueError(f"the category {name!r} could be a word of {both}: give it to one of them")
+        values[id] = fitting[0]
+    return values
+
+
+def is_nothing(name: str, classes: Classes) -> bool:
+    """Whether a category means the background of classes that have none: its pixels stay unpainted."""
+    return classes.background is None and class_files.is_background(name)
 
 
 def _text(id: object) -> str:
@@ -311,10 +331,8 @@ def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], c
             raise BrokenAnnotation(f"the json lists {listed} of this name")
         if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
             raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")
-        nothing = IGNORE if classes.background is None else classes.background
-        files.write_label(
-            path, paint(content.annotations[id], size, values, nothing, content.in_order), classes.colours
-        )
+        label = paint(content.annotations[id], size, values, classes.nothing, content.in_order)
+        files.write_label(path, label, classes.colours)
     except BrokenAnnotation as error:
         with files.atomic(path.with_suffix(".txt")) as partial:
             partial.write_text(str(error), encoding="utf-8")

@@ -62,7 +62,7 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
             raise ValueError(f"{problem}: save the numbers of the classes as 8-bit grey")
         return files.read_label(path, num_values if check else None)
     label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
-    label[clear] = IGNORE if classes.background is None else classes.background
+    label[clear] = classes.nothing
     if numbers is not None and (label != numbers).any() and _starts(voc, classes.colours):
         value = int(numbers[label != numbers][0])
         other = int(label[label != numbers][0])

@@ -24,7 +24,7 @@ from PIL import Image
 
 from plg_utils import class_files, datasets, files
 from plg_utils.datasets import _formats, _instances
-from plg_utils.records import IGNORE, Classes, Dataset, Sample
+from plg_utils.records import Classes, Dataset, Sample
 
 SMOKE = {"classes": ["cat", "dog"]}
 ON_BAD_IMAGE = "stop"  # these photos come from anywhere
@@ -294,20 +294,19 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
 
     returns: what makes the sample of a photo
     """
-    nothing = IGNORE if classes.background is None else classes.background
-    found = {id: value_of(name, classes) for id, name in content.categories.items()}
+    found = _instances.values_of(content.categories, classes)
     if not any(value in classes.foreground for value in found.values()):
         known = ", ".join(list(content.categories.values())[:8]) or "none"
         names = ", ".join(classes.names[index] for index in classes.foreground)[:200]
         raise ValueError(
             f"no category of {content.path} is a class: its categories are {known}, the classes are {names}"
         )
-    values = {id: nothing if value is None else value for id, value in found.items()}
+    values = {id: classes.nothing if value is None else value for id, value in found.items()}
     maps = files.data_root() / "folder_labels"
     more = [files.sha256(source) for source in content.sources]  # where sizes are those of photos, they count too
     more += [sorted(content.sizes.items(), key=str)] if more else []
     broken, sample = _instances.make_maps(
-        content.path, maps, ids, classes, lambda: (content, values), nothing, values, *more
+        content.path, maps, ids, classes, lambda: (content, values), classes.nothing, values, *more
     )
     _instances.warn_of_broken(broken, "folder")
     categories = [row.get("category_id") for id in ids for row in content.annotations[id] if row.get("iscrowd")]
@@ -315,38 +314,17 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
     if crowds:
         problem = f"{crowds} annotations of {content.path} are crowds (iscrowd 1), which are void"
         warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=3)
-    void = classes.background is None
     strange = {id: content.categories[id] for id, value in found.items() if value is None}
-    strange = {id: name for id, name in strange.items() if not (void and class_files.is_background(name))}
+    strange = {id: name for id, name in strange.items() if not _instances.is_nothing(name, classes)}
     painted = [row["category_id"] for id, reason in broken.items() if not reason for row in content.annotations[id]]
     lost = Counter(strange[category] for category in painted if category in strange)
     if lost:
         shown = ", ".join(f"{name} ({count})" for name, count in lost.most_common())
         problem = f"{lost.total()} annotations have categories that are no class: {shown}"
-        meaning = f"they count as {'void' if void else 'background'}. If a class means one of them, rename the category"
-        warnings.warn(f"{problem}; {meaning} in the json, or add it to the words of the class", stacklevel=3)
+        counts = f"they count as {'void' if classes.background is None else 'background'}"
+        remedy = "If a class means one of them, rename the category in the json, or add it to the words of the class"
+        warnings.warn(f"{problem}; {counts}. {remedy}", stacklevel=3)
     return sample
-
-
-def value_of(name: str, classes: Classes) -> int | None:
-    """Value in a label map of a category: that of its class (`class_of`), else IGNORE if it is a name for void."""
-    value = class_of(name, classes)
-    return IGNORE if value is None and _instances.plain(name) in _instances.VOID else value
-
-
-def class_of(name: str, classes: Classes) -> int | None:
-    """Class of a category of a json: the class of that name, else the one with a name or word that reads the same."""
-    if name in classes.names:
-        return classes.names.index(name)
-    words = [
-        {_instances.plain(word) for word in (own, *words)}
-        for own, words in zip(classes.names, classes.words, strict=True)
-    ]
-    fitting = [index for index, own in enumerate(words) if _instances.plain(name) in own]
-    if len(fitting) > 1:
-        both = " and of ".join(classes.names[index] for index in fitting)
-        raise ValueError(f"the category {name!r} could be a word of {both}: give it to one of them")
-    return fitting[0] if fitting else None
 
 
 def _remarks(content: _instances.Instances, photos: dict[str, Path]) -> tuple[tuple[str, str, int, str], ...]:
