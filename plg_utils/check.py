@@ -50,29 +50,27 @@ def data_set(dataset: Dataset) -> list[Row]:
     cases: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)  # (level, finding): split and message
     splits_of: dict[str, list[str]] = defaultdict(list)  # id: the splits that have it
     with_map: Counter = Counter()  # split: images with a label map that can be used
-    empty: dict[str, list[str]] = {"labelled": [], "val": []}  # messages of label maps without any class
-    pixels = np.zeros(256, dtype=np.int64)  # of each value in the labelled images
+    surveys = {split: _maps.Survey(dataset.classes) for split in SPLITS}
     every = [(split, sample) for split in SPLITS for sample in getattr(dataset, split)]
     for split, sample in store.progress(every, what=f"reading {dataset.name}"):
         splits_of[sample.id.casefold()].append(split)  # some file systems do not distinguish A from a
         problems, truth = read(sample, dataset.classes)
         for finding, message in problems.items():
             cases["stop", finding].append((split, message))
-        with_map[split] += truth is not None
-        values = None if truth is None else np.bincount(truth.ravel(), minlength=256)
-        if truth is not None and split in empty and not values[list(dataset.classes.foreground)].any():
-            empty[split].append(f"{sample.id}: {_maps.why_empty({*np.flatnonzero(values).tolist()})}")
-        if truth is not None and split == "labelled":
-            pixels += values
-        for doubt in _maps.doubts(sample, truth) if truth is not None and sample.path else ():
-            cases["warning", "label maps that are doubtful"].append((split, f"{sample.id}: {doubt}"))
-    if doubt := _maps.doubt_of_all(pixels, dataset.classes):
-        cases["warning", "label maps that are doubtful"].append(("labelled", doubt))
-    for split, messages in empty.items():
+        if truth is not None:
+            with_map[split] += 1
+            surveys[split].add(sample, truth)
+    pixels = surveys["labelled"].pixels
+    for split, survey in surveys.items():
+        doubts = [f"{id}: {doubt}" for doubt, ids in survey.doubts.items() for id in ids]
+        doubts += [survey.doubt] if split == "labelled" and survey.doubt else []
         finding = "warning", "images without any class"
-        if len(messages) == with_map[split]:
+        if len(survey.empty) == with_map[split]:
             finding = "stop", "no label map of a split shows a class"
-        cases[finding] += [(split, message) for message in messages]
+        found = {("warning", "label maps that are doubtful"): doubts}
+        found |= {finding: survey.empty} if split in ("labelled", "val") else {}
+        for key, messages in found.items():
+            cases[key] += [(split, message) for message in messages]
     for id, splits in splits_of.items():
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))

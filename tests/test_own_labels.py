@@ -184,7 +184,7 @@ def test_a_map_that_exif_turns_is_refused():
     exif = Image.Exif()
     exif[files.ORIENTATION] = 3
     Image.fromarray(LABEL).save("maps/p0.png", exif=exif)
-    with pytest.raises(ValueError, match="p0.png is a label map that EXIF turns, .*: save it upright"):
+    with pytest.raises(ValueError, match="p0.png is not a readable label map .EXIF turns it, .*: save it upright"):
         load()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from plg_utils import class_files, files
 from plg_utils.records import IGNORE, Classes, Dataset, Sample
 
-LISTS = (class_files.NAMES, "labels.txt", "classes.txt", "_classes.csv")  # as tools call lists of the classes
+LISTS = ("labels.txt", "classes.txt", "_classes.csv")  # as tools call lists of the classes, beside class_files.NAMES
 
 
 def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True) -> np.ndarray:
@@ -28,73 +28,85 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
     how = "a readable label map", "write it again with the stage or the tool that made it"
     with files.reading(path, *how), Image.open(path, formats=files.FORMATS) as image:
         palette = np.array(image.getpalette("RGB") or [] if image.mode == "P" else [], dtype=np.uint8).reshape(-1, 3)
-        kind = image.format, image.mode
-        turned = image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1
         usual = any(_starts(palette, colours) for colours in (classes.colours, voc[:num_values]))
-        coloured = kind in (("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P")) and not usual
-        numbers = np.array(image) if image.mode == "P" and coloured else None  # (H, W)
+        coloured = image.format == "PNG" and image.mode in ("RGB", "RGBA", "P") and not usual
+        if image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1:
+            raise ValueError("EXIF turns it, which few tools see: save it upright, without EXIF")
+        numbers = np.array(image) if coloured and image.mode == "P" else None  # (H, W)
         pixels = np.array(image.convert("RGB")) if coloured else None
         clear = coloured and image.mode == "RGBA" and np.array(image.getchannel("A")) == 0  # (H, W)
     if not coloured or numbers is not None:
         _check_order(path, classes)
-    if turned:
-        raise ValueError(f"{path} is a label map that EXIF turns, which few tools see: save it upright, without EXIF")
-    if pixels is None:
-        return files.read_label(path, num_values if check else None)
+    if not coloured:
+        return _numbers(path, num_values, check)
     void_colours = [tuple(voc[IGNORE].tolist())] + ([(0, 0, 0)] if classes.background is None else [])
     meaning = dict.fromkeys(void_colours, IGNORE) | {colour: value for value, colour in enumerate(classes.colours)}
     pixels[clear] = voc[IGNORE]
-    colours, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
-    colours = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in colours]
+    codes, place = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+    colours = [(code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist()]
     unknown = [colour for colour in colours if colour not in meaning]
-    grey = all(red == green == blue and (red < num_values or red == IGNORE) for red, green, blue in colours)
-    if unknown and numbers is None and not grey:
+    if not unknown:
+        label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
+        label[clear] = classes.nothing
+        other = label if numbers is None else numbers
+        if (label != other).any() and _starts(voc, classes.colours):
+            raise ValueError(
+                f"{path} shows the value {other[label != other][0]} in the colour of {label[label != other][0]}: which "
+                "class it means is not known. Save the numbers of the classes as 8-bit grey, or with their palette"
+            )
+        return label
+    if numbers is None:
+        if all(red == green == blue and (red < num_values or red == IGNORE) for red, green, blue in colours):
+            return np.ascontiguousarray(pixels[:, :, 0])
         raise ValueError(
-            f"{path} holds colours, not numbers, and {unknown[0]} is the colour of no class (void: {void_colours[0]}): "
-            "give a class file with these colours, or save the numbers of the classes as 8-bit grey or palette PNG"
+            f"{path} holds colours, not numbers, and {unknown[0]} is the colour of no class: give a class file with "
+            f"these colours, and paint what is void in {void_colours[0]}; or save the numbers of the classes as 8-bit "
+            f"grey or palette PNG, and void as {IGNORE}"
         )
-    if unknown and numbers is None:
-        return np.ascontiguousarray(pixels[:, :, 0])
-    if unknown:
-        black = numbers[(pixels == 0).all(axis=2) & (numbers != IGNORE)]
-        if classes.background == 0 and black.any():
-            problem = f"{path} shows the value {black.max()} in black, as if it were the background"
-            raise ValueError(f"{problem}: save the numbers of the classes as 8-bit grey")
-        return files.read_label(path, num_values if check else None)
-    label = np.array([meaning[colour] for colour in colours], dtype=np.uint8)[place].reshape(pixels.shape[:2])
-    label[clear] = classes.nothing
-    if numbers is not None and (label != numbers).any() and _starts(voc, classes.colours):
-        value = int(numbers[label != numbers][0])
-        other = int(label[label != numbers][0])
-        raise ValueError(
-            f"{path} shows the value {value} in the colour of {other}: which class it means is not known. Save the "
-            "numbers of the classes as 8-bit grey, or with the palette of the classes"
+    black = numbers[(pixels == 0).all(axis=2) & (numbers != IGNORE)]
+    if classes.background == 0 and black.any():
+        problem = f"{path} shows the value {black.max()} in black, as if it were the background"
+        raise ValueError(f"{problem}: save the numbers of the classes as 8-bit grey")
+    return _numbers(path, num_values, check)
+
+
+def _numbers(path: Path, num_values: int, check: bool) -> np.ndarray:
+    label = files.read_label(path)
+    if check and (unknown := [value for value in np.unique(label).tolist() if num_values <= value != IGNORE]):
+        problem = (
+            f"{path} holds the values {files.shown(unknown)}, not classes 0 to {num_values - 1} or {IGNORE} (void)"
         )
+        remedy = f"give the classes that it was made with, and write {IGNORE} for what is void in it, as CamVid's 11"
+        raise ValueError(f"{problem}; {remedy}")
     return label
 
 
 def _check_order(path: Path, classes: Classes) -> None:
-    """Refuse the numbers of a map if a tool has left a list of classes in another order beside it, or one level up."""
-    places = (folder / name for folder in path.parents[:2] for name in LISTS)
-    if place := next((place for place in places if place.is_file()), None):
-        lines = [line for line in files.read_lines(place) if line.strip()]
-        if place.suffix == ".csv":
-            lines = [line.rpartition(",")[2] for line in lines[1:]]  # the first is a head
-        listed, own = _plain(lines), _plain(classes.names)
-        if place.name != class_files.NAMES:  # which has a line for each value: others may lack the background
-            listed, own = ([name for name in names if name != "background"] for names in (listed, own))
-        numbers = {name: value for value, name in enumerate(listed)}
-        moved = any(numbers.get(name, value) != value for value, name in enumerate(own))
-        whole = {*own} - {"background"} <= {*listed}  # other lists may be of other files than the maps
-        if (whole and listed[: len(own)] != own) or (moved and place.name == class_files.NAMES):
-            problem = f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}"
-            file = place.with_name("classes.yaml")
-            remedy = "Give both the same names in the same order" + ", the background's too" * (own[1:] == listed)
-            remedy = f"Give {file} as class file" if file.is_file() else remedy
-            raise ValueError(
-                f"{problem}: which order the numbers of {path} have is not known. {remedy}, or move {place} away if it "
-                "is not of these maps"
-            )
+    """Refuse the numbers of a map if a tool has left a list of classes in another order beside it.
+
+    labelme2voc writes class_names.txt beside the folder of the maps, too.
+    """
+    places = [path.with_name(name) for name in (class_files.NAMES, *LISTS)] + [path.parents[1] / class_files.NAMES]
+    if not (place := next((place for place in places if place.is_file()), None)):
+        return
+    lines = [line for line in files.read_lines(place) if line.strip()]
+    if place.suffix == ".csv":
+        lines = [line.rpartition(",")[2] for line in lines[1:]]  # the first is a head
+    listed, own = _plain(lines), _plain(classes.names)
+    each_value = place.name == class_files.NAMES  # it has a line for each: others may lack the background
+    if not each_value:
+        listed, own = ([name for name in names if name != "background"] for names in (listed, own))
+    numbers = {name: value for value, name in enumerate(listed)}
+    moved = any(numbers.get(name, value) != value for value, name in enumerate(own))
+    whole = {*own} - {"background"} <= {*listed}  # other lists may be of other files than the maps
+    if (whole and listed[: len(own)] != own) or (moved and each_value):
+        file = place.with_name("classes.yaml")
+        remedy = "Give both the same names in the same order" + ", the background's too" * (own[1:] == listed)
+        remedy = f"Give {file} as class file" if file.is_file() else remedy
+        raise ValueError(
+            f"{place} lists {', '.join(listed)}, the classes are {', '.join(own)}: which order the numbers of {path} "
+            f"have is not known. {remedy}, or move {place} away if it is not of these maps"
+        )
 
 
 def _plain(names: Sequence[str]) -> list[str]:
@@ -109,52 +121,73 @@ def _starts(palette: np.ndarray, colours: Sequence) -> bool:
     return count > 0 and np.array_equal(palette[:count], np.asarray(colours)[:count])
 
 
+class Survey:
+    """What the label maps of a split show, and what is doubtful about them."""
+
+    def __init__(self, classes: Classes):
+        """Begin without a label map."""
+        self.classes, self.pixels = classes, np.zeros(256, dtype=np.int64)  # of each value
+        self.empty: list[str] = []  # id of each map without a class, and why
+        self.doubts: dict[str, list[str]] = defaultdict(list)  # what is doubtful: ids
+
+    def add(self, sample: Sample, label: np.ndarray, doubt: bool = True) -> bool:
+        """Count a label map (H, W) uint8; returns whether it shows a class. doubt: whether to look for doubts."""
+        counts = np.bincount(label.ravel(), minlength=256)
+        self.pixels += counts
+        shows = counts[list(self.classes.foreground)].any()
+        if not shows:
+            self.empty.append(f"{sample.id}: {why_empty({*np.flatnonzero(counts).tolist()})}")
+        for text in _doubts(sample, label) if doubt and sample.path else ():
+            self.doubts[text].append(sample.id)
+        return bool(shows)
+
+    @property
+    def doubt(self) -> str:
+        """What is doubtful about all of them together; "" if nothing is."""
+        classes, shown = self.classes, set(np.flatnonzero(self.pixels[:IGNORE]).tolist())
+        if len(shown) == 1 < classes.num_classes and not shown - set(classes.foreground):
+            return f"every pixel is {classes.names[min(shown)]}. Is that right?"
+        last, void = classes.num_classes - 1, self.pixels[IGNORE] / max(1, self.pixels.sum())
+        if classes.background == 0 and last > 1 and last not in shown and void > 0.3:
+            problem = f"{void:.0%} are void, and none is {classes.names[last]}, the last class"
+            return f"{problem}. Is 0 the first class in them? Here 0 is the background, and the classes start at 1"
+        return ""
+
+
 def check(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> None:
     """Read the open label maps, and refuse a split whose maps show no class at all; warn of what is doubtful.
 
     refuse: else only warn, and read no further than to a map that shows a class
     left_out: ids of photos that cannot be read
     """
-    foreground = set(dataset.classes.foreground)
     for split in ("labelled", "val"):
         samples = [sample for sample in getattr(dataset, split) if sample.read_truth and sample.path]
         samples = [sample for sample in samples if sample.id not in left_out]
-        empty: dict[str, set[int]] = {}  # id: the values of a map without class
-        doubtful: dict[str, list[str]] = defaultdict(list)  # what is doubtful: ids
-        pixels = np.zeros(256, dtype=np.int64)  # of each value
-        for sample in samples:
-            try:
-                label = sample.truth()
-            except (OSError, ValueError):
-                if refuse:
-                    raise
-                break
-            counts = np.bincount(label.ravel(), minlength=256)
-            pixels += counts
-            values = set(np.flatnonzero(counts).tolist())
-            if not values & foreground:
-                empty[sample.id] = values
-            elif not refuse:
-                break
-            for doubt in doubts(sample, label) if refuse else ():
-                doubtful[doubt].append(sample.id)
-        else:
-            if len(empty) == len(samples) > 0:
-                problem = f"no {split} image shows a class: {why_empty(set.union(*empty.values()))}"
-                if refuse:
-                    raise ValueError(f"{problem}. Or label other images (options labelled and seed)")
-                warnings.warn(problem, stacklevel=3)
-            elif empty:
-                id, values = next(iter(empty.items()))
-                problem = f"{len(empty)} of {len(samples)} {split} images show no class, e.g. {id}"
-                warnings.warn(f"{problem}: {why_empty(values)}", stacklevel=3)
-        for doubt, ids in doubtful.items():
-            warnings.warn(f"{len(ids)} {split} images, e.g. {ids[0]}: {doubt}", stacklevel=3)
-        if doubt := refuse and doubt_of_all(pixels, dataset.classes):
-            warnings.warn(f"label maps of {split} images: {doubt}", stacklevel=3)
+        survey = Survey(dataset.classes)
+        try:
+            some_show = any(survey.add(sample, sample.truth(), refuse) and not refuse for sample in samples)
+        except (OSError, ValueError):
+            if refuse:
+                raise
+            continue
+        if some_show:
+            continue
+        said = [f"{len(ids)} {split} images, e.g. {ids[0]}: {doubt}" for doubt, ids in survey.doubts.items()]
+        said += [f"label maps of {split} images: {survey.doubt}"] if refuse and survey.doubt else []
+        if len(survey.empty) == len(samples) > 0:
+            why = why_empty({*np.flatnonzero(survey.pixels).tolist()})
+            said.insert(0, f"no {split} image shows a class: {why}")
+            if refuse:
+                raise ValueError(f"{said[0]}. Or label other images (options labelled and seed)")
+        elif survey.empty:
+            said.insert(
+                0, f"{len(survey.empty)} of {len(samples)} {split} images show no class, e.g. {survey.empty[0]}"
+            )
+        for text in said:
+            warnings.warn(text, stacklevel=3)
 
 
-def doubts(sample: Sample, label: np.ndarray) -> list[str]:
+def _doubts(sample: Sample, label: np.ndarray) -> list[str]:
     """What is doubtful about the label map (H, W) uint8 of a photo, though its values and its size are right."""
     found = []
     with suppress(OSError), Image.open(sample.path, formats=files.FORMATS) as image:
@@ -174,18 +207,6 @@ def doubts(sample: Sample, label: np.ndarray) -> list[str]:
             "interpolation. If so, resize the map by nearest neighbour"
         )
     return found
-
-
-def doubt_of_all(pixels: np.ndarray, classes: Classes) -> str:
-    """What is doubtful about all label maps of a split together; pixels: of each value (256,); "" if nothing is."""
-    shown = set(np.flatnonzero(pixels[:IGNORE]).tolist())
-    if len(shown) == 1 < classes.num_classes and not shown - set(classes.foreground):
-        return f"every pixel is {classes.names[min(shown)]}. Is that right?"
-    last = classes.num_classes - 1
-    if classes.background == 0 and last > 1 and last not in shown and pixels[IGNORE] > 0.3 * pixels.sum():
-        problem = f"{pixels[IGNORE] / pixels.sum():.0%} are void, and none is {classes.names[last]}, the last class"
-        return f"{problem}. Is 0 the first class in them? Here 0 is the background, and the classes start at 1"
-    return ""
 
 
 def why_empty(values: set[int]) -> str:
