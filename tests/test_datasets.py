@@ -10,7 +10,7 @@ from test_coco import CAR, CAT, PERSON, SIZE, box, ids, note, tiny_coco, write_j
 from test_splits import lines, write
 
 from plg_utils import class_files, datasets, files
-from plg_utils.datasets import folder as folder_file
+from plg_utils.datasets import _instances
 from plg_utils.records import IGNORE, SPLITS, Classes, TruthHidden
 
 OPTIONS = {"root", "labelled", "seed", "truth_of", "limit"}
@@ -220,11 +220,11 @@ def test_a_category_of_no_class_is_background_and_told(objects):
 def test_categories_are_found_by_name_then_by_words():
     cat, tom = {"name": "cat", "words": ["kitten", "tom-cat"]}, {"name": "Tom", "words": ["man"]}
     classes = class_files.parse({"background": ["wall", "Brick Wall"], "classes": [cat, tom]})
-    values = {"cat": 1, "Tom": 2, "tom": 2, "CAT": 1, "tom_cat": 1, "brick-wall": 0, "dog": None}
-    assert {name: folder_file.class_of(name, classes) for name in values} == values
+    values = {"cat": 1, "Tom": 2, "tom": 2, "CAT": 1, "tom_cat": 1, "brick-wall": 0, "dog": None, "Void": IGNORE}
+    assert _instances.values_of({name: name for name in values}, classes) == values
     twice = Classes(("cat", "dog"), (("pet",), ("Pet",)), ((0, 0, 0), (1, 1, 1)), None)
     with pytest.raises(ValueError, match="the category 'pet' could be a word of cat and of dog"):
-        folder_file.class_of("pet", twice)
+        _instances.values_of({1: "pet"}, twice)
 
 
 def test_other_words_give_other_maps_and_without_a_background_nothing_is_void(objects, tmp_path):

@@ -166,36 +166,26 @@ def test_a_bad_line_of_yolo_is_named(text, says):
         load(yolo(text))
 
 
+SEGMENTATION = "SegmentationClass"
+
+
 @pytest.mark.parametrize(
     ("files_of", "says"),
     [
-        ({"texts/p0.txt": yolo_text()}, "holds 1 texts such as p0.txt, but no data.yaml says which class a number is"),
+        ({"texts/p0.txt": yolo_text()}, "no labels but files .txt; for texts such as p0.txt name YOLO's data.yaml"),
         ({"texts/data.yaml": "names: [ball]", "texts/labels/x.md": ""}, "texts holds no text of labels"),
-        ({"texts/SegmentationClass/p0.png": "x"}, "texts itself holds no labels, but its folder SegmentationClass"),
+        ({f"texts/{SEGMENTATION}/p0.png": "x"}, "texts itself holds no labels; its folder SegmentationClass holds"),
         ({"texts/p0.xml": "x"}, "texts itself holds no labels but files .xml; right are a folder of"),
         ({"texts/data.yaml": "train: x"}, "has no `names`: it should be YOLO's data.yaml"),
         ({"texts/data.yaml": "nc: 2\nnames: [a]"}, "as many names as `nc` says"),
-        ({"texts/one.json": '{"images": []}'}, "one.json, which is no json of labelme: name a single json itself"),
-        ({"texts/labelmap.txt": "ball:1,2\n", "texts/SegmentationClass/p0.png": ""}, "has the line 'ball:1,2': right"),
-        ({"texts/labelmap.txt": "a:1,2,3::\nb:1,2,3::", "texts/SegmentationClass/x": ""}, "a colour of its own"),
-        ({"texts": "", "texts.zip": "x"}, "texts.zip is no form of labels that is known: unpack it and name"),
-        ({"texts": "", "texts.xml": "x"}, "texts.xml is no form of labels that is known: right are a folder of label"),
-        ({"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'}, "export it as JSON, not as JSON-MIN"),
-        (
-            {"texts": "", "texts.json": '{"p0.jpg12": {"regions": []}}'},
-            "another form, with .'p0.jpg12'.: export it as COCO",
-        ),
-        ({"texts": "", "texts.json": '[{"image_id": 1, "score": 0.9}]'}, "JSON-MIN; right are a folder of label maps"),
-        (
-            {"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"},
-            "has `kpt_shape`, so its labels are boxes and points of poses",
-        ),
-        (
-            {"texts/names.txt": "a", "texts/sub/p0.png": ""},
-            "holds no labels but files .txt, but its folder sub holds p0.png",
-        ),
+        ({"texts/data.yaml": "names: [a]\nkpt_shape: [5, 2]"}, "has `kpt_shape`, so its labels are boxes and points"),
+        ({"texts/one.json": '{"images": []}'}, "one.json is no json of labelme: name a single json itself"),
+        ({"texts/labelmap.txt": "ball:1,2\n", f"texts/{SEGMENTATION}/p0.png": ""}, "has the line 'ball:1,2': right"),
+        ({"texts/labelmap.txt": "a:1,2,3::\nb:1,2,3::", f"texts/{SEGMENTATION}/x": ""}, "a colour of its own"),
         ({"texts/job/labelmap.txt": "a", "texts/job/sub/x.txt": ""}, "its folder job holds labelmap.txt: name that"),
-        ({"texts/s1/p0.json": "{}"}, "texts itself holds no labels, but its folder s1 holds p0.json: name that"),
+        ({"texts": "", "texts.zip": "x"}, "texts.zip is no form of labels that is known: unpack it and name"),
+        ({"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'}, "another form, .* not JSON-MIN"),
+        ({"texts": "", "texts.json": '{"p0.jpg12": {}}'}, "another form, with .'p0.jpg12'.: export objects"),
         ({"texts": "", "texts.json": '{"annotations": [{"segments_info": []}]}'}, "a json of COCO's panoptic form"),
     ],
 )
@@ -271,7 +261,7 @@ def test_files_of_x_anylabeling(kind, photo):
 
 def test_labelmes_files_of_another_photo_or_of_boxes():
     labelme_file("labels/p0.json", *shapes("rectangle"))
-    with warns("all 2 shapes of labels/p0.json are rectangles"):
+    with warns("all 2 shapes of labels are rectangles"):
         np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
     labelme_file("labels/p1.json", *shapes(), photo="p2.jpg")
     with pytest.raises(ValueError, match="p1.json is of the photo p2.jpg: give both the same name"):
