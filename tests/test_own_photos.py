@@ -33,29 +33,18 @@ from plg_utils.records import Classes
 H, W = 40, 60
 PHOTO = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
 RAMP = np.linspace(0, 1, H * W).reshape(H, W)
+CONTIG = {"planarconfig": "contig"}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """An empty folder for photos; the data folder is beside it."""
+    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
 
 
 # Kinds of files
-
-
-def tiff(values: np.ndarray, extra: int = 0, grey: bool = False) -> bytes:
-    """A TIFF of any number of bands (H, W, C), of which the last `extra` have no meaning."""
-    height, width, bands = values.shape
-    rows = {256: width, 257: height, 259: 1, 262: 1 if grey else 2, 277: bands, 278: height, 279: values.nbytes}
-    lists = {258: [8 * values.itemsize] * bands, 338: [0] * extra}
-    start = 8 + 2 + 12 * (len(rows) + 1 + 1 + bool(extra)) + 4
-    body, entries = b"", {}
-    for tag, items in lists.items():
-        packed = struct.pack(f"<{len(items)}H", *items)
-        if len(packed) > 4:
-            entries[tag] = struct.pack("<HHII", tag, 3, len(items), start + len(body))
-            body += packed
-        elif items:
-            entries[tag] = struct.pack("<HHI", tag, 3, len(items)) + packed.ljust(4, b"\0")
-    entries |= {tag: struct.pack("<HHII", tag, 4, 1, value) for tag, value in rows.items()}
-    entries[273] = struct.pack("<HHII", 273, 4, 1, start + len(body))
-    listed = b"".join(entries[tag] for tag in sorted(entries))
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + listed + bytes(4) + body + values.tobytes()
 
 
 def png(values: np.ndarray) -> bytes:
@@ -91,67 +80,53 @@ def test_sixteen_bits_that_are_all_in_use_keep_their_brightness(tmp_path):
         image, remark = files.read_photo(tmp_path / f"{name}.png")
         np.testing.assert_array_equal(image, (values >> 8).repeat(3, axis=2))
         assert remark == ""
+    tifffile.imwrite(tmp_path / "white is zero.tif", 65_535 - deep(0, 65_535)[..., 0], photometric="miniswhite")
+    image = files.read_image(tmp_path / "white is zero.tif")
+    np.testing.assert_array_equal(image[..., 0], deep(0, 65_535)[..., 0] >> 8)
 
 
-@pytest.mark.parametrize("form", [png, tiff])
-def test_sixteen_bit_colours_are_read_or_refused(form, tmp_path):
-    (tmp_path / "bright").write_bytes(form(deep(0, 65_535, 3)))
-    np.testing.assert_array_equal(files.read_image(tmp_path / "bright"), deep(0, 65_535, 3) >> 8)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_colours_are_read_or_refused(suffix, tmp_path):
     dark = deep(0, 4_095, 3)
     dark[5, 5] = 65_535  # a defect
-    (tmp_path / "dark").write_bytes(form(dark))
+    for name, values in {"bright": deep(0, 65_535, 3), "dark": dark}.items():
+        path = tmp_path / f"{name}.{suffix}"
+        path.write_bytes(png(values)) if suffix == "png" else tifffile.imwrite(path, values, photometric="rgb")
+    np.testing.assert_array_equal(files.read_image(tmp_path / f"bright.{suffix}"), deep(0, 65_535, 3) >> 8)
     Image.fromarray((dark >> 8).astype(np.uint8)).save(tmp_path / "night.jp2")
     content = bytearray((tmp_path / "night.jp2").read_bytes())
+    stream = content.index(b"\xff\x4f\xff\x51")
+    (tmp_path / "night.j2k").write_bytes(content[stream:])
     content[content.index(b"ihdr") + 14] = 15  # as Pillow reads one of 16 bits, which it cannot write
     (tmp_path / "dark.jp2").write_bytes(content)
-    for name in ("dark", "dark.jp2"):
-        with pytest.raises(ValueError, match=rf"{name} is not a readable image \(16-bit colours that use .*8-bit RGB"):
+    for name in (f"dark.{suffix}", "dark.jp2"):
+        with pytest.raises(ValueError, match=r"is not a readable image \(16-bit colours that use .*8-bit RGB"):
             files.read_image(tmp_path / name)
-    (tmp_path / "night.j2k").write_bytes(content[content.index(b"\xff\x4f\xff\x51") :])
     for name in ("night.jp2", "night.j2k"):  # colours of 8 bits may be dark
         np.testing.assert_array_equal(files.read_image(tmp_path / name), dark >> 8)
 
 
-@pytest.mark.parametrize(("bits", "deep"), [(7, False), (8, True), (15, True), (7 | 128, False), (255, True)])
-def test_the_bits_of_a_jpeg_2000_are_in_its_header(bits, deep, tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.jp2")
-    content = bytearray((tmp_path / "a.jp2").read_bytes())
-    stream = content.index(b"\xff\x4f\xff\x51")
-    content[content.index(b"ihdr") + 14] = content[stream + 42] = bits
-    for bytes_ in (content, content[stream:]):
-        (tmp_path / "a.jp2").write_bytes(bytes_)
-        assert files._is_deep(tmp_path / "a.jp2") == deep
-
-
-@pytest.mark.parametrize(("bands", "grey"), [(4, False), (5, False), (3, True), (8, True)])
-def test_bands_that_are_no_colours_are_left_out_with_a_word_or_refused(bands, grey, tmp_path):
+@pytest.mark.parametrize("bands", [4, 5])
+def test_bands_that_are_no_colours_are_left_out_with_a_word_or_refused(bands, tmp_path):
     values = np.random.default_rng(1).integers(0, 256, (H, W, bands), dtype=np.uint8)
-    (tmp_path / "a.tif").write_bytes(tiff(values, extra=bands - 1 if grey else bands - 3, grey=grey))
-    if grey:
-        with pytest.raises(ValueError, match=r"a\.tif is not a readable image .*export it again as 8-bit RGB"):
-            files.read_photo(tmp_path / "a.tif")
-    else:
-        image, remark = files.read_photo(tmp_path / "a.tif")
-        np.testing.assert_array_equal(image, values[..., :3])
-        assert remark == f"the bands R, G, B are taken, and {bands - 3} more left out"
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extrasamples=[0] * (bands - 3))
+    image, remark = files.read_photo(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image, values[..., :3])
+    assert remark == f"the bands R, G, B are taken, and {bands - 3} more left out"
+
+
+PLANES = deep(0, 65_535, 3).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize(
     ("values", "how", "says"),
     [
-        (
-            deep(0, 65_535, 3).transpose(2, 0, 1),
-            {"photometric": "rgb", "planarconfig": "separate"},
-            "colours in planes",
-        ),
+        (PLANES, {"photometric": "rgb", "planarconfig": "separate"}, "colours in planes"),
         ((255 * RAMP - 128).astype(np.int8), {}, "signed values"),
         ((9_000 * RAMP - 500).astype(np.int16), {}, "32-bit or signed values"),
         (RAMP.astype(np.float32), {}, "32-bit or signed values"),
-        (
-            deep(0, 4_095, 5),
-            {"photometric": "minisblack", "planarconfig": "contig"},
-            "values or bands that PIL does not",
-        ),
+        (deep(0, 4_095, 5), {"photometric": "minisblack"} | CONTIG, "values or bands that PIL does not"),
+        (PHOTO, {"photometric": "minisblack"} | CONTIG, "export it again as 8-bit RGB"),
     ],
 )
 def test_values_that_pillow_would_take_for_others_are_refused(values, how, says, tmp_path):
@@ -159,11 +134,6 @@ def test_values_that_pillow_would_take_for_others_are_refused(values, how, says,
     tifffile.imwrite(tmp_path / "a.tif", values, **how)
     with pytest.raises(ValueError, match=rf"a\.tif is not a readable image \(.*{says}"):
         files.read_photo(tmp_path / "a.tif")
-
-
-def test_sixteen_bits_whose_white_is_zero_are_no_negative(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", 65_535 - deep(0, 65_535)[..., 0], photometric="miniswhite")
-    np.testing.assert_array_equal(files.read_image(tmp_path / "a.tif")[..., 0], deep(0, 65_535)[..., 0] >> 8)
 
 
 ALPHA = np.where(RAMP < 0.25, 0, 255).astype(np.uint8)  # of a photo that a person has cut out
@@ -205,11 +175,9 @@ def test_an_alpha_channel_that_is_no_cut_out_is_left_out(alpha, tmp_path):
     assert remark == "the alpha channel, which is no cut-out, is left out"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1", b"8BPS\0\1"]
-)
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1"])
 def test_what_is_no_image_is_named_by_how_it_begins(content, tmp_path):
-    """A failed download, a page in place of a photo, a pointer of Git LFS, a file of another program."""
+    """A failed download, a page in place of a photo, a pointer of Git LFS."""
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.jpg is not a readable image \(it (is empty|begins with )") as error:
         files.read_image(tmp_path / "a.jpg")
@@ -235,11 +203,6 @@ def test_a_phone_s_heic_is_upright(orientation, tmp_path):
         assert files.read_image(tmp_path / "a.heic").shape[:2] == files.image_size(tmp_path / "a.heic") == (W, H)
 
 
-def test_of_several_pictures_in_a_heic_the_main_one_is_taken():
-    pixels, remark = files.read_photo(HEIC / "burst.heic")
-    assert np.abs(pixels - [0.0, 0, 255]).max() < 9 and remark == "the main of 2 pages or frames is taken"
-
-
 BANDS = np.random.default_rng(2).integers(0, 256, (H, W, 5), dtype=np.uint8)
 LAYOUTS = {
     "each pixel": (BANDS, {"photometric": "minisblack", "planarconfig": "contig"}),
@@ -249,17 +212,6 @@ LAYOUTS = {
     "pages of ImageJ": (BANDS.transpose(2, 0, 1), {"imagej": True, "metadata": {"axes": "CYX"}}),
     "OME": (BANDS.transpose(2, 0, 1), {"ome": True, "metadata": {"axes": "CYX"}}),
 }  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_folders_are_noted_so_that_they_are_found_from_elsewhere(photos, monkeypatch, tmp_path):
-    files.write_label(photos / "maps" / "photo.png", np.ones((H, W), np.uint8))
-    Image.new("RGB", (W, H)).save(photos / "photo.jpg")
-    monkeypatch.chdir(photos.parent)
-    data = datasets.load("folder", root=photos.name, labels=Path(photos.name, "maps"), classes=["cat"], labelled=None)
-    assert data.source["root"] == photos.as_posix() and data.source["labels"] == (photos / "maps").as_posix()
-    monkeypatch.chdir(tmp_path.root)
-    assert [sample.id for sample in datasets.load(**data.source).labelled] == ["photo"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -339,22 +291,18 @@ def test_size_and_image_agree_in_every_format(form, orientation, tmp_path):
     assert files.read_image(tmp_path / "a").shape[:2] == files.image_size(tmp_path / "a") == expected
 
 
-@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG", "MPO", "HEIC"])
 def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
-    """Said, but for the two that a phone puts into a JPEG."""
+    """Of a HEIC the main one; said, but for the two that a phone puts into a JPEG."""
     flat = [Image.new("RGB", (W, H), colour) for colour in ("red", "blue")]
-    flat[0].save(tmp_path / "a", form, save_all=True, append_images=flat[1:])
+    if form == "HEIC":
+        shutil.copyfile(HEIC / "burst.heic", tmp_path / "a")
+    else:
+        flat[0].save(tmp_path / "a", form, save_all=True, append_images=flat[1:])
     image, remark = files.read_photo(tmp_path / "a")
-    assert np.abs(image - [255.0, 0, 0]).max() < 4
-    assert remark == ("" if form == "MPO" else "the first of 2 pages or frames is taken")
-
-
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """An empty folder for photos; the data folder is beside it."""
-    monkeypatch.setenv("PLG_DATA", str(tmp_path / "data"))
-    (tmp_path / "photos").mkdir()
-    return tmp_path / "photos"
+    assert np.abs(image - ([0.0, 0, 255] if form == "HEIC" else [255.0, 0, 0])).max() < 9
+    which = "main" if form == "HEIC" else "first"
+    assert remark == ("" if form == "MPO" else f"the {which} of 2 pages or frames is taken")
 
 
 def test_changed_photos_are_said_again_in_each_run_though_not_read_again(photos, monkeypatch):
@@ -380,60 +328,53 @@ def test_what_is_left_out_of_a_folder_is_said(photos):
 
 
 def test_of_a_heic_and_its_copy_the_copy_is_taken(photos):
-    for name in ("IMG_1.HEIC", "b.heic"):
+    forms = {"a.jpg": "JPEG", "d.gif": "GIF", "e.jfif": "JPEG", "f.avif": "AVIF", "g.jp2": "JPEG2000", "i.TIFF": "TIFF"}
+    for name, form in forms.items():
+        Image.fromarray(PHOTO).save(photos / name, form)
+    for name in ("IMG_1.HEIC", "b.heic", "h.HIF"):
         shutil.copyfile(HEIC / "burst.heic", photos / name)
     files.write_image(photos / "img_1.jpg", PHOTO)
     with pytest.warns(UserWarning, match="1 HEIC photos .* have a copy beside them and are not used, e.g. IMG_1.HEIC"):
         data = datasets.load("folder", root=photos, classes=["cat"])
-    assert [sample.path.name for sample in data.unlabelled] == ["b.heic", "img_1.jpg"]
+    assert sorted(sample.path.name for sample in data.unlabelled) == sorted([*forms, "b.heic", "h.HIF", "img_1.jpg"])
+    assert {sample.image().shape for sample in data.unlabelled} == {(H, W, 3)}
 
 
-def test_a_folder_without_photos_says_what_it_holds(photos):
+def test_a_folder_without_photos_says_what_it_holds(photos, monkeypatch):
     (photos / "sub").mkdir()
     for name in ("a.zip", "b.cr2", "c.CR2", ".DS_Store"):
         (photos / name).touch()
     with pytest.raises(FileNotFoundError, match=r"holds no photo .*; it holds 2 \.cr2, 1 (folders|\.zip), 1 "):
         datasets.load("folder", root=photos, classes=["cat"])
-
-
-def test_a_broken_link_is_told_from_a_missing_photo(photos):
     (photos / "a.jpg").symlink_to("/gone/a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg is a link to /gone/a\.jpg, which is not there"):
         datasets.load("folder", root=photos, classes=["cat"])
-
-
-def test_a_folder_of_every_kind_is_loaded(photos):
-    forms = {"a.jpg": "JPEG", "b.tif": "TIFF", "c.TIFF": "TIFF", "d.gif": "GIF", "e.jfif": "JPEG", "f.avif": "AVIF"}
-    forms |= {"g.jp2": "JPEG2000", "h.heic": "HEIC", "i.HIF": "HEIC"}
-    for name, form in forms.items():
-        if form == "HEIC":
-            shutil.copyfile(HEIC / "burst.heic", photos / name)
-        else:
-            Image.fromarray(PHOTO).save(photos / name, form)
-    data = datasets.load("folder", root=photos, classes=["cat"])
-    assert [sample.image().shape for sample in data.unlabelled] == [(H, W, 3)] * len(forms)
+    (photos / "a.jpg").unlink()
+    Image.new("RGB", (W, H)).save(photos / "a.jpg")
+    monkeypatch.chdir(photos.parent)
+    source = datasets.load("folder", root=photos.name, classes=["cat"]).source
+    assert source["root"] == photos.as_posix()  # noted so that it is found from elsewhere
 
 
 # Names
 
-GOOD = ("3.45.12\u202fPM", "a\u00a0b", "a\u3000b", "cafe\u0301")
-GOOD += ("\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e")
+GOOD = (
+    "3.45.12\u202fPM",
+    "a\u00a0b",
+    "a\u3000b",
+    "cafe\u0301",
+    "\U0001f468\u200d\U0001f469",
+    "\u0645\u06cc\u200c\u062e",
+)
 GOOD += ("100% #1 (a&b)", "$5 or $10", "it's", "[1]", "x<y>")
 BAD = {"a\u2028b": "LINE SEPARATOR", "a\nb": "control character", "a\x1bb": "control character", "a\udcffb": "control"}
 
 
-@pytest.mark.parametrize("stem", GOOD)
-def test_names_that_systems_allow_are_ids(stem):
-    assert files.check_stem(stem) == stem
-
-
-@pytest.mark.parametrize("stem", BAD)
-def test_a_name_that_cannot_be_used_is_refused_with_its_sign(stem):
-    with pytest.raises(ValueError, match=f"cannot be a file name: it must not .*{BAD[stem]}.*Rename it"):
-        files.check_stem(stem)
-
-
-def test_a_photo_with_such_a_name_counts_as_unreadable(photos):
+def test_names_that_systems_allow_are_ids(photos):
+    assert [files.check_stem(stem) for stem in GOOD] == [*GOOD]
+    for stem, sign in BAD.items():
+        with pytest.raises(ValueError, match=f"cannot be a file name: it must not .*{sign}.*Rename it"):
+            files.check_stem(stem)
     for name in ("a.png", "a\u2028b.png"):
         Image.fromarray(PHOTO).save(photos / name)
     load = partial(datasets.load, "folder", root=photos, classes=["cat"])
@@ -542,6 +483,12 @@ def test_two_copies_of_the_weights_are_not_chosen_from(small_sam, tmp_path):
     torch.save({"model": small_sam, "ema": small_sam}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="in `model`, `ema`: save"):
         unwrap(tmp_path / "a.pth", small_sam)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")  # would run code, which is not advised
+    with pytest.raises(
+        ValueError, match="whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
+    ) as error:
+        checkpoints.load_sam_state(tmp_path / "whole.pt")
+    assert "weights_only" not in str(error.value)
 
 
 @pytest.mark.parametrize("load", [lambda path: sam.load(path, "vit_b"), clip.load])
@@ -549,14 +496,6 @@ def test_both_networks_say_what_a_file_seems_to_be(load, tmp_path):
     save_file({"vision_model.embeddings.x": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="model.safetensors does not hold .*CLIP with the names of transformers"):
         load(str(tmp_path / "model.safetensors"))
-
-
-def test_a_file_that_would_run_code_is_not_advised_to_be_run(tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
-    says = "whole.pt is not a readable checkpoint .*more than tensors.*state_dict"
-    with pytest.raises(ValueError, match=says) as error:
-        checkpoints.load_sam_state(tmp_path / "whole.pt")
-    assert "weights_only" not in str(error.value)
 
 
 # The command line
@@ -593,20 +532,8 @@ def test_a_class_list_that_lacks_brackets_is_answered_with_them(here):
     for name, value in (("labels", "2024"), ("root", "2024-01-05"), ("checkpoint", "2024-01-05")):
         options = "mask_options" if name == "checkpoint" else "dataset_options"
         assert f"{name} in {options} is " in dry("-p", options, f"{{{name}: {value}}}", code=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("dataset_options", "{labels: /a/maps #2}"),
-        ("dataset_options", "labels: maps #2"),
-        ("labeller", "cam # or sepl"),
-        ("class_file", "[ball #1, box]"),
-    ],
-)
-def test_yaml_that_reads_less_than_was_given_is_refused(name, text):
-    assert f"the value of {name} is {text}, and YAML leaves out all after ' #'" in dry("-p", name, text, code=2)
-    assert "steps': 7" in dry("-p", "steps", "7")
+    for name, text in (("dataset_options", "{labels: /a/maps #2}"), ("labeller", "cam # or sepl")):
+        assert f"the value of {name} is {text}, and YAML leaves out all after ' #'" in dry("-p", name, text, code=2)
     assert "maps #2" in dry("-p", "dataset_options", "{labels: '/a/maps #2'}", name="my_photos")
 
 
@@ -616,11 +543,9 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
     (here / "maps").mkdir()
     for options, key, given in (
         ("dataset_options", "labels", "maps"),
-        ("dataset_options", "labels", "./a.json"),
         ("dataset_options", "root", "maps/.."),
         ("dataset_options", "classes", "my.yaml"),
         ("mask_options", "checkpoint", "my_sam.pth"),
-        ("encoder_options", "checkpoint", "my_sam.pth"),
         ("segmenter_options", "pretrained", "encoder.safetensors"),
     ):
         name = "my_photos" if options == "dataset_options" else "demo"
@@ -645,32 +570,17 @@ def test_relative_paths_in_options_are_meant_from_where_the_command_is_given(her
         ("segmenter", "unet", "there is no segmenter 'unet'"),
         ("dataset", "photos", "there is no dataset 'photos'"),
         ("seed", "-1", "a whole number from 0 on"),
-        ("labelled", "-1", "a whole number from 0 on"),
         ("labelled", "many", "a value of type int"),
         ("threshold", ".nan", "give a finite number"),
         ("learning_rate", ".inf", "give a finite number"),
         ("steps", "null", "steps is None"),
         ("threshold", "20", "give a number from -1 to 1"),
-        ("default_threshold", "20", "give a number from -1 to 1"),
         ("confidence", "95", "give a number from 0 to 1"),
-        ("smoothing", "-0.1", "give a number from 0 to 1"),
         ("warm_up", "-1", "a whole number from 0 on"),
-    ],
-)
-def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
-    assert says in dry("-p", name, text, code=2)
-    assert says in dry("-g", name, f"[{text}]", code=2)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
         ("rule", "cosin", "there is no rule 'cosin', only cosine, softmax"),
-        ("overlap", "top", "there is no overlap 'top'"),
         ("optimizer", "adam", "did you mean 'adamw'"),
         ("passes", "quick", "only exact, fast, v2"),
         ("precision", "fp16", "only fp32, bf16, auto"),
-        ("refine_target", "fuse", "did you mean 'fusion'"),
         ("borders_too", "[zero_shots]", "did you mean 'zero_shot'"),
         ("evaluated", "[val, tset]", "did you mean 'test'"),
         ("methods", "[supervised, unimatc]", "there is no method 'unimatc'"),
@@ -678,45 +588,31 @@ def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
         ("label_filter", "{precison: 0.9}", "no option of label_filter called 'precison', only precision, confidence"),
         ("label_filter", "{precision: high}", "precision in label_filter is 'high', a str; give a value of type float"),
         ("label_filter", "[0.9]", "give a mapping of options"),
-        ("few_shot", "{overlap: vote}", "only strength, share, words_of"),
-        ("loss_options", "{gates: true}", "did you mean 'gate'"),
         ("loss_options", "{fill: 1}", "fill in loss_options is 1, a int; give a value of type bool"),
         ("training_options", "{steps: 5}", "no option of training_options called 'steps'"),
         ("dataset_options", "{limt: 5}", "did you mean 'limit'"),
         ("segmenter_options", "{encodr: resnet18}", "did you mean 'encoder'"),
-        ("sure_from", "high", "sure_from is 'high', a str; give a number"),
         ("mask_options", "{tille: 512}", "did you mean 'tile'"),
-        (
-            "mask_options",
-            "{points_per_side: many}",
-            "points_per_side in mask_options is 'many', a str; give a value of",
-        ),
         ("encoder_options", "{checkpont: ViT-B/16}", "did you mean 'checkpoint'"),
     ],
 )
-def test_misspelt_words_and_options_are_refused_before_any_work(name, text, says):
-    """They failed after hours, with Python's TypeError, or were passed over (steps in training_options)."""
+def test_a_dry_run_refuses_what_would_fail_later(name, text, says):
+    """Some failed after hours, with Python's TypeError, or were passed over (steps in training_options)."""
     assert says in dry("-p", name, text, code=2)
 
 
-def test_options_that_are_right_pass():
+def test_options_that_are_right_pass(monkeypatch):
+    monkeypatch.setattr(losses, "choices", lambda: ["entropy_of_mine"])
     for name, text in {
         "methods": "[entropy_of_mine]", "labeller": "concepts", "label_filter": "{precision: 1}", "few_shot": "{}",
         "loss_options": "{gate: true, threshold: [0.9, 0.95]}", "training_options": "{ema: 0.99}",
         "encoder_options": "{checkpoint: ViT-B/16, tile: 512}", "evaluated": "[val, test]", "threshold": "0.3",
         "borders_too": "[official, zero_shot]", "mask_options": "{tile: 512, points_per_side: 16, density: 1}",
+        "warm_up": "null", "labelled": "1/8", "device": "cuda:1", "steps": "7",
     }.items():  # fmt: skip
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(losses, "choices", lambda: ["entropy_of_mine"])
-            assert f"'{name}': " in dry("-p", name, text), name
+        assert f"'{name}': " in dry("-p", name, text), name
     right = "{bands: [4, 3, 2], on_bad_image: skip, val: 2}"
     assert "'bands': [4, 3, 2]" in dry("-p", "dataset_options", right, name="my_photos")
-
-
-def test_values_that_are_right_pass():
-    right = {"warm_up": ["null"], "labelled": ["1/8", "0"], "device": ["cuda:1"], "threshold": ["1"]}
-    for name, text in ((name, text) for name, texts in right.items() for text in texts):
-        assert f"'{name}': " in dry("-p", name, text)
 
 
 def test_data_root_of_a_grid_or_a_file_is_not_passed_over(here):
@@ -787,7 +683,7 @@ def test_large_photos_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     def slow(image, **how):
         inside.append(image)
         seen.append(len(inside))
-        time.sleep(0.05)
+        time.sleep(0.02)
         inside.pop()
         return transpose(image, **how)
 
