@@ -101,27 +101,48 @@ def test_label_maps_without_any_class_are_refused_before_any_work(label, says):
     files.write_label(f"maps/{load(val=1).val[0].id}.png", label)
     with pytest.raises(ValueError, match=f"no val image shows a class: .*{says}"):  # stages would see it much later
         load(val=1)
+    write_maps(LABEL, label, label)
+    Path("photos/p0.jpg").write_bytes(b"no photo")
+    for val in (0, 2):  # of the three photos with a map one cannot be read
+        with pytest.warns(UserWarning, match="1 of 4 photos"), pytest.raises(ValueError, match="no label|no val"):
+            load(on_bad_image="skip", val=val)
 
 
-def test_the_check_says_the_same(capsys):
+def test_the_check_says_the_same(capsys, tiny_root):
     call = ["folder", "--root", "photos", "classes", "[ball, box]", "labels"]
     write_maps(LABEL, VOID, folder="maps #2")
     write_maps(MASK, MASK, folder="maps")
-    assert check.main([*call, "maps #2"]) == 0  # a path is no YAML
-    assert "images without any class" in capsys.readouterr().out
-    assert check.main([*call, "maps"]) == 1
-    assert "If 255 is the object" in capsys.readouterr().out
+    for folder, code, says in (("maps #2", 0, "images without any class"), ("maps", 1, "If 255 is the object")):
+        assert check.main([*call, folder]) == code  # a path is no YAML
+        assert says in capsys.readouterr().out
+    for path in (tiny_root / "SegmentationClass").iterdir():
+        files.write_label(path, (files.read_label(path) > 0) * np.uint8(255))
+    with pytest.warns(UserWarning, match="no labelled image shows a class: .* If 255 is the object"):
+        datasets.load("voc", root=tiny_root, labelled=3)  # a published layout
 
 
-def test_maps_that_skip_leaves_must_show_a_class():
-    write_maps(LABEL, EMPTY, EMPTY)
-    Path("photos/p0.jpg").write_bytes(b"no photo")
-    for val in (0, 2):  # of the three photos with a map one cannot be read
-        with (
-            pytest.warns(UserWarning, match="1 of 4 photos cannot be read"),
-            pytest.raises(ValueError, match="no label"),
-        ):
-            load(on_bad_image="skip", val=val)
+def test_values_past_the_classes_are_refused_at_loading():
+    write_maps(LABEL, LABEL + 1)
+    says = r"p1.png holds the values \[3\], not classes 0 to 2 .* write 255 for what is void in it, as CamVid's 11"
+    with pytest.raises(ValueError, match=says):
+        load()
+
+
+CAMVID = list(class_files.read(class_files.OURS["camvid"]).colours)
+
+
+@pytest.mark.parametrize("kind", ["ids to 11", "ids to 31", "palette", "colours"])
+@pytest.mark.parametrize("classes", [class_files.OURS["camvid"], ("sky", "building", "pole", "road")])
+def test_camvids_own_label_maps_are_refused_with_what_to_do_about_void(kind, classes):
+    label = LABEL.copy()
+    label[0] = 11 if kind == "ids to 11" else 21
+    palette = [*CAMVID, *((9, 9, number) for number in range(11, 32))]
+    files.write_label("maps/p0.png", label, palette if kind == "palette" else ())
+    if kind == "colours":
+        save(np.array(palette, np.uint8)[label])
+    says = "paint what is void in .224, 224, 192.*void as 255" if kind == "colours" else "write 255 for what is void in"
+    with pytest.raises(ValueError, match=says):
+        load(classes=classes)
 
 
 def turn_photo(orientation):
@@ -154,17 +175,18 @@ def test_what_is_doubtful_about_label_maps_is_told(label, orientation, says, cap
     assert says in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", [(100, 70), (170, 130)])
-@pytest.mark.parametrize("last", [2, 5, 60])
+@pytest.mark.parametrize("last", [2, 60])
 @pytest.mark.parametrize("way", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
-def test_maps_that_were_resized_smoothly_are_told(size, last, way):
+def test_maps_that_were_resized_smoothly_are_told(last, way):
     label = np.array([0, 1, last], np.uint8)[np.kron(LABEL, np.ones((8, 8), np.uint8))]
-    files.write_label("maps/p0.png", np.array(Image.fromarray(label).resize(size, way)))
-    files.write_image("photos/p0.jpg", np.zeros((*size[::-1], 3), np.uint8))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        load(classes=[f"class {number}" for number in range(1, 80)])
-    assert any("smooth interpolation" in str(one.message) for one in said) == (way != Image.Resampling.NEAREST)
+    for size in ((100, 70), (170, 130)):
+        files.write_label("maps/p0.png", np.array(Image.fromarray(label).resize(size, way)))
+        files.write_image("photos/p0.jpg", np.zeros((*size[::-1], 3), np.uint8))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            load(classes=[f"class {number}" for number in range(1, 80)])
+        doubted = any("smooth interpolation" in str(one.message) for one in said)
+        assert doubted == (way != Image.Resampling.NEAREST)
 
 
 def test_right_maps_are_not_doubted(recwarn):
@@ -177,14 +199,13 @@ def test_right_maps_are_not_doubted(recwarn):
     turn_photo(6)
     load()
     assert not [str(one.message) for one in recwarn if issubclass(one.category, UserWarning)]
-
-
-def test_a_map_that_exif_turns_is_refused():
-    write_maps(LABEL)
+    write_maps(LABEL, LABEL, folder="maps/more")
+    with warns("maps: label maps in its folders more are not used"):
+        load()
     exif = Image.Exif()
     exif[files.ORIENTATION] = 3
     Image.fromarray(LABEL).save("maps/p0.png", exif=exif)
-    with pytest.raises(ValueError, match="p0.png is not a readable label map .EXIF turns it, .*: save it upright"):
+    with pytest.raises(ValueError, match=r"p0.png is not a readable label map \(EXIF turns it, .*: save it upright"):
         load()
 
 
@@ -199,10 +220,11 @@ LISTED = {  # as labelme2voc, labelme, YOLO and Roboflow list the classes that t
 @pytest.mark.parametrize("name", LISTED)
 def test_a_list_beside_the_maps_in_another_order_is_refused(name):
     write_maps(LABEL)
+    write(Path("classes.txt"), "box\nball\n")  # one level up, of a data set for YOLO: nothing of these maps
+    load()
     write(Path(name), LISTED[name])
-    with pytest.raises(
-        ValueError, match=f"{name} lists (background, )?box, ball(, cup)?, the classes are .*ball, box: which order"
-    ):
+    listed = "(background, )?box, ball(, cup)?"
+    with pytest.raises(ValueError, match=f"{name} lists {listed}, the classes are .*ball, box: which order"):
         load()
     np.testing.assert_array_equal(load(classes=("box", "ball")).labelled[0].truth(), LABEL)
     np.testing.assert_array_equal(load(classes=("cat", "dog")).labelled[0].truth(), LABEL)  # nothing to compare
@@ -213,24 +235,18 @@ def test_a_list_beside_the_maps_in_another_order_is_refused(name):
 def test_maps_that_this_package_wrote_carry_their_classes():
     """Maps of "box, ball" were taken with "ball, box", and with classes that count from 0, without a word."""
     write_maps(LABEL)
-    for first, others in ((("box", "ball"), [["ball", "box"], ["ball"]]), (("a, b", "box"), [["box", "a, b"]])):
-        own = class_files.parse(list(first))
-        class_files.write_beside(Path("maps"), own)
-        write(Path("class_names.txt"), "cup\nball\nbox\n")  # one level up, of other maps: that beside them counts
-        assert load(classes=[*first]).classes.names == own.names
-        np.testing.assert_array_equal(load(classes=[*first]).labelled[0].truth(), LABEL)
-        for other in (*others, write(Path("from_0.yaml"), json.dumps({"classes": [*first]}))):
-            with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
-                load(classes=other)
-        from_0 = class_files.parse({"classes": [*first]})
-        class_files.write_beside(Path("maps"), from_0)
-        with pytest.raises(ValueError, match="Give maps/classes.yaml as class file, or move maps/class_names.txt"):
-            load(classes=[*first])
-        class_files.write_beside(Path("maps"), own)
-        np.testing.assert_array_equal(load(classes=Path("maps/classes.yaml")).labelled[0].truth(), LABEL)
-    Path("maps/p0.png").rename("maps/other.png")
-    with pytest.raises(FileNotFoundError, match="maps holds no PNG with the name of a photo"):
-        load()
+    own, from_0 = (class_files.parse(content) for content in (["a, b", "box"], {"classes": ["a, b", "box"]}))
+    class_files.write_beside(Path("maps"), own)
+    write(Path("class_names.txt"), "cup\nball\nbox\n")  # one level up, of other maps: that beside them counts
+    for right in (["a, b", "box"], Path("maps/classes.yaml")):
+        np.testing.assert_array_equal(load(classes=right).labelled[0].truth(), LABEL)
+    says = "Give maps/classes.yaml as class file, or move maps/class_names.txt"
+    for wrong in (["box", "a, b"], write(Path("from_0.yaml"), json.dumps({"classes": ["a, b", "box"]}))):
+        with pytest.raises(ValueError, match=says):
+            load(classes=wrong)
+    class_files.write_beside(Path("maps"), from_0)
+    with pytest.raises(ValueError, match=says):
+        load(classes=["a, b", "box"])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +256,6 @@ def test_maps_that_this_package_wrote_carry_their_classes():
         ("_background_, Ball, box, void", True),
         ("background, Hund, Katze", True),  # other names may be words of another language
         ("background, ball", True),
-        ("cup, ball, box, background", False),
         ("background, dog, ball", False),  # box is not in it, and ball has another number
         ("ball, box", False),
     ],
@@ -254,26 +269,6 @@ def test_the_names_beside_maps_say_what_each_number_is(listed, right):
     more = ", the background's too," if listed == "ball, box" else ","
     with pytest.raises(ValueError, match=f"the same names in the same order{more} or move maps/class_names.txt away"):
         load(classes=("ball", "box"))
-
-
-def test_label_maps_in_folders_below_are_told():
-    write_maps(LABEL)
-    write_maps(LABEL, LABEL, folder="maps/more")
-    with warns("maps: label maps in its folders more are not used"):
-        assert ids(load().labelled) == ["p0"]
-
-
-def test_black_and_white_masks_in_a_published_layout_are_told(tiny_root):
-    for path in (tiny_root / "SegmentationClass").iterdir():
-        files.write_label(path, (files.read_label(path) > 0) * np.uint8(255))
-    with pytest.warns(UserWarning, match="no labelled image shows a class: .* If 255 is the object"):
-        datasets.load("voc", root=tiny_root, labelled=3)
-
-
-def test_values_past_the_classes_are_refused_at_loading():
-    write_maps(LABEL, LABEL + 1)
-    with pytest.raises(ValueError, match=r"p1.png holds the values \[3\], not classes 0 to 2"):
-        load()
 
 
 # Objects of a json
@@ -299,21 +294,17 @@ def test_masks_that_a_tool_flags_as_crowds_are_objects(rows, void):
     np.testing.assert_array_equal(data.labelled[0].truth() == IGNORE, LABEL == 2)  # the category void
 
 
-def test_void_that_this_package_wrote_is_no_crowd_of_a_brush():
-    """Reading its own export warned of CVAT, where only void regions are flagged."""
-    label = np.where(LABEL == 2, IGNORE, 0).astype(np.uint8)
+def test_real_crowds_stay_void_and_are_told():
+    flagged = (0, 2, dense(LABEL == 2), {"iscrowd": 1})
+    with warns("1 annotations of objects.json are crowds (iscrowd 1), which are void"):
+        data = load(write_json((0, 1, BALL, {}), flagged))
+    np.testing.assert_array_equal(data.labelled[0].truth(), np.where(LABEL == 2, IGNORE, LABEL))
+    with warns("1 masks are flagged as crowds"):
+        load(write_json(flagged, (0, 3, BALL, {"iscrowd": 1}), names=("ball", "box", "Void")))
+    label = np.where(LABEL == 2, IGNORE, 0).astype(np.uint8)  # of our own export, where only void is flagged
     files.write_json("objects.json", review.coco_json({"p0.jpg": label}, class_files.parse(["ball", "box"])))
     with warnings.catch_warnings(action="error"):
-        found = _instances.read(Path("objects.json"))
-    assert len(found.annotations["p0"]) > 0
-    with warns("1 masks are flagged as crowds"):
-        load(write_json((0, 2, BALL, {"iscrowd": 1}), (0, 3, BOX, {"iscrowd": 1}), names=("ball", "box", "Void")))
-
-
-def test_real_crowds_stay_void_and_are_told():
-    with warns("1 annotations of objects.json are crowds (iscrowd 1), which are void"):
-        data = load(write_json((0, 1, BALL, {}), (0, 2, dense(LABEL == 2), {"iscrowd": 1})))
-    np.testing.assert_array_equal(data.labelled[0].truth(), np.where(LABEL == 2, IGNORE, LABEL))
+        assert len(_instances.read(Path("objects.json")).annotations["p0"]) > 0
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -365,23 +356,15 @@ def test_polygons_of_no_pixel_of_the_image_are_refused(outline, says):
         load(write_json((0, 1, BALL, {}), (0, 2, outline, {})))
 
 
-def change(where, **values):
-    """Change each image or annotation of the json; the value None takes a key out."""
-    content = files.read_json("objects.json")
-    for row in content[where]:
-        row |= values
-        [row.pop(key) for key, value in values.items() if value is None]
-    files.write_json("objects.json", content)
-    return "objects.json"
-
-
 @pytest.mark.parametrize(
-    ("height", "width", "lacks"),
-    [(12.0, 16.0, False), ("12", "16", False), (None, None, True), (0, 0, True), (-1, -1, True)],
+    ("size", "lacks"),
+    [((12.0, 16.0), False), (("12", "16"), False), ((None, None), True), ((0, 0), True), ((-1, -1), True)],
 )
-def test_sizes_as_tools_write_them(height, width, lacks):
-    write_json(*both(0))
-    change("images", height=height, width=width)
+def test_sizes_as_tools_write_them(size, lacks):
+    content = files.read_json(write_json(*both(0)))
+    for row in content["images"]:
+        row |= {"height": size[0], "width": size[1]}
+    files.write_json("objects.json", content)
     with warns("4 images have no height and width: those of the photos count" if lacks else "without annotation"):
         np.testing.assert_array_equal(load("objects.json").labelled[0].truth(), LABEL)
 
@@ -392,57 +375,41 @@ def test_flags_and_lines_that_mean_nothing(flag):
     np.testing.assert_array_equal(load(write_json(*rows)).labelled[0].truth(), LABEL)
 
 
-def runs(mask):
-    ends = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=not mask.ravel()[-1]))
-    return np.diff(ends, prepend=0).tolist()
+def rows_first(mask):
+    """Run lengths that go row by row, as COCO's do not."""
+    return {"size": SIZE, "counts": dense(mask.T)["counts"]}
+
+
+def inside(top, left, bottom, right):
+    mask = np.zeros(SIZE, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+MISPLACED = "are not where their bbox says"
 
 
 @pytest.mark.parametrize(
     ("outline_of", "doubt"),
     [
-        (lambda box: outline(*box), ""),
-        (lambda box: [[*outline(*box)[0], box[1] + 1, box[0] + 1]], ""),
-        (lambda box: {"size": SIZE, "counts": runs(np.ascontiguousarray(inside(box).T))}, ""),
-        (lambda box: outline(box[1], box[0], box[3], box[2]), "are not where their bbox says. Are x and y swapped"),
-        (lambda box: outline(*np.array(box) / 2), "are not where their bbox says"),
-        (lambda box: {"size": SIZE, "counts": runs(inside(box))}, "are not where their bbox says"),
-        (
-            lambda box: outline(*box) + outline(box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1),
-            "a polygon inside of another",
-        ),
+        (outline, ""),
+        (lambda y, x, *end: [[*outline(y, x, *end)[0], x + 1, y + 1]], ""),
+        (lambda *box: dense(inside(*box)), ""),
+        (lambda y, x, bottom, right: outline(x, y, right, bottom), f"{MISPLACED}. Are x and y swapped"),
+        (lambda *box: outline(*np.array(box) / 2), MISPLACED),
+        (lambda *box: rows_first(inside(*box)), MISPLACED),
+        (lambda *box: outline(*box) + outline(*np.add(box, (1, 1, -1, -1)).tolist()), "have a polygon inside of"),
     ],
 )
 @pytest.mark.parametrize("corners", [False, True])
 def test_outlines_that_disagree_with_their_boxes_and_holes_are_told(outline_of, doubt, corners, recwarn):
-    boxes = (1, 4, 5, 10), (5, 11, 11, 15)  # top, left, bottom, right
-    bbox = [
-        [left, top, right - left * (not corners), bottom - top * (not corners)] for top, left, bottom, right in boxes
-    ]
-    load(
-        write_json(
-            *((0, number + 1, outline_of(boxes[number]), {"bbox": bbox[number]}) for number in range(2)), images=1
-        )
-    )
+    rows = []
+    for category, (top, left, bottom, right) in enumerate(((1, 4, 5, 10), (5, 11, 11, 15)), start=1):
+        bbox = [left, top, right - left * (not corners), bottom - top * (not corners)]
+        rows.append((0, category, outline_of(top, left, bottom, right), {"bbox": bbox}))
+    load(write_json(*rows, images=1))
     said = " ".join(str(one.message) for one in recwarn)
-    assert (
-        f"objects.json: 2 of 2 annotations {'have ' * ('inside' in doubt)}{doubt}" in said
-        if doubt
-        else "2 of 2" not in said
-    )
-
-
-@pytest.mark.parametrize(
-    "outline", [{"size": [1 << 20, 1 << 20], "counts": [1 << 40]}, [[0, 0, 1 << 20, 0, 0, 1 << 20]]]
-)
-def test_outlines_of_no_size_are_not_drawn_to_be_compared(outline):
-    with pytest.raises(ValueError, match="p0 has no label map: annotation 0"):
-        load(write_json((0, 1, outline, {"bbox": [0, 0, 9, 9]})))
-
-
-def inside(box):
-    mask = np.zeros(SIZE, bool)
-    mask[box[0] : box[2], box[1] : box[3]] = True
-    return mask
+    assert f"objects.json: 2 of 2 annotations {doubt}" in said if doubt else "2 of 2" not in said
 
 
 def test_photos_that_no_one_has_annotated_are_unlabelled():
@@ -471,20 +438,19 @@ def test_a_stray_click_among_objects_is_left_out_and_told(segmentation, more):
     np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
 
 
-def test_an_object_without_outline_in_the_json_is_named():
-    write_json(*both(0), (0, 1, None, {}))
-    content = files.read_json("objects.json")
-    del content["annotations"][2]["segmentation"]
-    files.write_json("objects.json", content)
-    with pytest.raises(ValueError, match="annotation 2: it has no polygon; a box alone is no outline"):
-        load("objects.json")
-
-
 def test_a_box_without_outline_is_no_click():
-    box = {"bbox": [2, 2, 6, 4], "area": 24}
-    for rows in ([*both(0), (0, 1, [], box)], [(0, 1, [], box)], [(0, 1, [], {})]):
-        with pytest.raises(ValueError, match="p0 has no label map: annotation .: it has no polygon"):
+    box, huge = {"bbox": [2, 2, 6, 4], "area": 24}, {"size": [1 << 20, 1 << 20], "counts": [1 << 40]}
+    says = "it has no polygon; a box alone is no outline"
+    cases = ([*both(0), (0, 1, [], box)], says), ([(0, 1, [], box)], says), ([(0, 1, [], {})], says)
+    huge = [(0, 1, huge, box)], "run lengths of size"  # which is not drawn to be compared
+    for rows, problem in (*cases, huge):
+        with pytest.raises(ValueError, match=f"p0 has no label map: annotation .: {problem}"):
             load(write_json(*rows))
+    content = files.read_json(write_json(*both(0)))
+    del content["annotations"][1]["segmentation"]
+    files.write_json("objects.json", content)
+    with pytest.raises(ValueError, match=f"annotation 1: {says}"):
+        load("objects.json")
 
 
 # Colours and palettes
@@ -532,11 +498,8 @@ def test_numbers_in_three_equal_channels_are_understood(mode):
     save(np.repeat(MASK[:, :, None], 3, axis=2), mode)
     with pytest.raises(ValueError, match="no labelled image shows a class: .* If 255 is the object"):
         load()
-
-
-def test_nothing_is_painted_where_a_map_is_transparent():
     pixels = np.dstack([coloured(LABEL, OWN.values()), np.where(LABEL == 1, 255, 0).astype(np.uint8)])
-    pixels[LABEL == 0] = 255, 255, 255, 0  # of no class
+    pixels[LABEL == 0] = 255, 255, 255, 0  # of no class, but nothing is painted where a map is transparent
     save(pixels, "RGBA")
     np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL * (LABEL == 1))
 
@@ -644,20 +607,20 @@ def test_two_maps_of_one_photo_and_maps_of_no_photo():
 
 # Lists of classes
 
-RIGHT = {  # file or list: names
-    "labels.txt": ("__ignore__\n_background_\nball\nbox\n", ("ball", "box")),
-    "names.txt": ("background\nball\nno\nvoid\n", ("ball", "no")),
-    "list.yaml": ("- ball\n- 'box '\n", ("ball", "box")),
-    "rows.yaml": ("- name: ball\n- name: box\n", ("ball", "box")),
-    "texts.yaml": ("background: []\nclasses: [ball, box]\n", ("ball", "box")),
-    "data.yaml": ("train: images/train\nnc: 2\nnames: [ball, box]\n", ("ball", "box")),
-    "mapping.yaml": ("path: x\nnames:\n  1: box\n  0: ball\n", ("ball", "box")),
-}
 
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_class_lists_of_other_tools_are_read(name):
-    text, names = RIGHT[name]
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("labels.txt", "__ignore__\n_background_\nball\nbox\n", ("ball", "box")),
+        ("names.txt", "background\nball\nno\nvoid\n", ("ball", "no")),
+        ("list.yaml", "- ball\n- 'box '\n", ("ball", "box")),
+        ("rows.yaml", "- name: ball\n- name: box\n", ("ball", "box")),
+        ("texts.yaml", "background: []\nclasses: [ball, box]\n", ("ball", "box")),
+        ("data.yaml", "train: images/train\nnc: 2\nnames: [ball, box]\n", ("ball", "box")),
+        ("mapping.yaml", "path: x\nnames:\n  1: box\n  0: ball\n", ("ball", "box")),
+    ],
+)
+def test_class_lists_of_other_tools_are_read(name, text, names):
     classes = class_files.read(write(Path(name), text))
     assert (classes.names, classes.background) == (("background", *names), 0)
     assert classes.words == ((), *((own,) for own in names))
@@ -666,12 +629,10 @@ def test_class_lists_of_other_tools_are_read(name):
 @pytest.mark.parametrize(
     ("given", "names"),
     [
-        ("cat,dog", ("cat", "dog")),
         ("cat, dog ,cow", ("cat", "dog", "cow")),
         (["background", "cat"], ("cat",)),
         (["__ignore__", "_background_", "cat"], ("cat",)),
-        (["cat ", "dog"], ("cat", "dog")),
-        (["pot, pan", "dog"], ("pot, pan", "dog")),
+        (["pot, pan", "dog "], ("pot, pan", "dog")),
     ],
 )
 def test_lists_of_names_as_people_write_them(given, names):
@@ -684,10 +645,8 @@ def test_lists_of_names_as_people_write_them(given, names):
         ("[cat, 'cat ']", "more than once: cat"),
         ("[cat, Cat]", "cat and Cat share the word 'cat'"),
         ("[cat, background]", "`background` is class 0 by itself.*remove it from the list"),
-        ("{classes: [{name: cat, words: [cat, pet]}, {name: dog, words: [' Pet']}]}", "cat and dog share the word"),
         ("{background: [wall], classes: [cat, wall]}", "background and wall share the word 'wall'"),
         ("{classes: [{name: a, colour: [1, 2, 3]}, {name: b, colour: [1, 2, 3]}]}", r"a and b share the colour \(1, 2"),
-        ("{background: [], classes: [{name: a, colour: [0, 0, 0]}]}", "background and a share the colour"),
         ("{names: {1: cat, 2: dog}}", r"the numbers \[1, 2\], which must count from 0"),
         ("{names: [cat], nc: 2}", "as many names as `nc` says"),
         ("{names: {0: cat, 1: no}}", "False, which is no text"),
