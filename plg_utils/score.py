@@ -5,7 +5,6 @@ python -m plg_utils.score PREDICTIONS TRUTH --classes voc
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,12 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = class_files.path_or_names(options.classes)
-        if isinstance(found, Path) and found.is_file():
-            return _score(options, class_files.read(found))
-        if isinstance(found, Path) or not re.search(class_files.COMMAS, options.classes):
-            problem = f"--classes {options.classes} is neither one of {listed} nor the path of a class file"
-            raise ValueError(f'{problem}, nor names with commas between them, such as "cat, dog"')
-        return _score(options, class_files.parse(found))
+        return _score(options, class_files.read(found) if isinstance(found, Path) else class_files.parse(found))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,5 +1,8 @@
 """Data sets: the contract that each file of the folder keeps, then what is particular to voc and folder."""
 
+import re
+import subprocess
+import sys
 from importlib import import_module
 from inspect import Parameter, signature
 
@@ -246,6 +249,19 @@ def test_names_in_the_json_may_have_folders_and_other_suffixes(objects, tmp_path
     data = objects(classes=["cat", "person", "car"])
     assert ids(data.labelled) == [NAMES[0][:-4], NAMES[1][:-4]]
     assert (data.labelled[0].truth() == 2).sum() == 48 - 16
+
+
+def test_what_loading_says_is_one_line_and_once_in_a_process(tiny_root):
+    """Each notebook loads the data set anew, and tags open it once more."""
+    code = (
+        "import sys, warnings; from plg_utils import datasets\n"
+        "for _ in range(3): datasets.load('voc', root=sys.argv[1], labelled=2, tags_of=('labelled',))\n"
+        "warnings.warn('another')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tiny_root], capture_output=True, text=True, check=True)
+    first, *others = done.stderr.splitlines()
+    assert re.fullmatch("warning: .*Segmentation has no train.txt and no val.txt: both are drawn by seed 0", first)
+    assert others == ["<string>:3: UserWarning: another"]
 
 
 @pytest.mark.parametrize("which", ["photo", "label map"])

@@ -5,6 +5,9 @@ import dataclasses
 import io
 import re
 import shlex
+import shutil
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +19,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from conftest import COLOURS, colour_squares
-from plg_utils import class_files, datasets, files, regions, review, store, trust
+from plg_utils import class_files, datasets, files, review, store, trust
 from plg_utils.datasets import _formats, _instances, storybook
 from plg_utils.generators import few_shot
 from plg_utils.records import IGNORE, SPLITS, Classes, Dataset, Masks, Sample
@@ -52,16 +55,6 @@ def kind(request):
         for name, label in MAPS.items()
     }
     return classes, IGNORE if classes.background is None else 0, names, maps
-
-
-def test_the_regions_are_those_of_a_look_at_the_whole_map_for_each(kind):
-    classes, nothing, _, maps = kind
-    for name, label in (maps | {"without pixels": np.zeros((0, 4), np.uint8), "wide": noise(9, (3, 40))}).items():
-        root = regions.connected(label)
-        expected = [(label.flat[first], root == first) for first in np.unique(root[label != nothing])]
-        for (value, mask), right in zip(review.regions(label, classes), expected, strict=True):
-            assert value == right[0] and type(value) is int, name
-            np.testing.assert_array_equal(mask, right[1], strict=True)
 
 
 def test_labelme_gives_the_same_pixels(kind, tmp_path):
@@ -181,61 +174,51 @@ def written(tmp_path):
     return tmp_path / "out", labels, index
 
 
-def test_what_is_written_comes_back_untouched(written):
-    """Each form by itself: test_formats.py."""
-    folder, labels, index = written
-    reviewed, classes = review.read(folder)
-    assert classes == COLOURS
-    wanted = [(entry["id"], (), entry["trust"]) for entry in index["images"]]
-    assert [(image.id, image.changed, image.trust) for image in reviewed] == wanted
-    assert all(np.array_equal(image.label, labels[image.id]) for image in reviewed)
-    assert pd.read_csv(folder / "index.csv")["id"].tolist() == list(labels)
-    assert (folder / "names.txt").read_text().split() == [*COLOURS.names, "void"]
-
-
-def change_png(folder, id, new):
-    files.write_label(folder / "labels" / f"{id}.png", new, COLOURS.colours)
-
-
-def change_labelme(folder, id, new):
-    files.write_json(folder / "images" / f"{id}.json", review.labelme_json(new, COLOURS, f"{id}.png"))
-
-
-def change_coco(folder, id, new):
-    """As a tool does it: other ids of the categories and annotations, and another order."""
+def change(folder, form, **new):
+    """Write the form again with these labels by id."""
     stems = [entry["id"] for entry in files.read_json(folder / "index.json")["images"]]
-    labels = {stem: new if stem == id else files.read_label(folder / "labels" / f"{stem}.png") for stem in stems[::-1]}
-    content = review.coco_json({f"images/{stem}.png": label for stem, label in labels.items()}, COLOURS)
-    for row in content["annotations"]:
-        row["category_id"] += 69
-    for row in content["categories"]:
-        row["id"] += 69
-    files.write_json(folder / "coco.json", content)
+    samples = [Sample(id, colour_squares(0).image.copy) for id in stems[::-1]]
+    labels = {id: files.read_label(folder / "labels" / f"{id}.png") for id in stems} | new
+    with tempfile.TemporaryDirectory() as other:
+        review.write(other, samples, lambda sample: labels[sample.id], COLOURS, forms=[form])
+        if form == "coco":  # as a tool does it: other ids of the categories, another order
+            content = files.read_json(f"{other}/coco.json")
+            for key, rows in (("category_id", content["annotations"]), ("id", content["categories"])):
+                for row in rows:
+                    row[key] += 69
+            files.write_json(f"{other}/coco.json", content)
+        for name in ("index.json", "index.csv"):
+            (Path(other) / name).unlink()
+        shutil.copytree(other, folder, dirs_exist_ok=True)
 
 
-CHANGE = {"png": change_png, "coco": change_coco, "labelme": change_labelme}
-
-
-@pytest.mark.parametrize("form", CHANGE)
-def test_a_change_in_any_form_comes_back_and_saving_again_is_none(form, written):
-    folder, labels, _ = written
-    CHANGE[form](folder, "squares_1", labels["squares_1"])
-    assert [image.changed for image in review.read(folder)[0]] == [(), (), ()]
+@pytest.mark.parametrize("form", _formats.FORMS)
+def test_a_change_in_any_form_comes_back_and_saving_again_is_none(form, tmp_path):
+    samples, labels = make_samples()
+    trusts = {sample.id: {"trust": 0.1 * k} for k, sample in enumerate(samples)}
+    forms = {"png": None, form: None}
+    review.write(tmp_path / "out", samples, lambda s: labels[s.id], COLOURS, trusts=trusts, forms=[*forms])
+    change(tmp_path / "out", form)
+    reviewed, classes = review.read(tmp_path / "out")
+    assert classes == COLOURS and [(image.id, image.trust) for image in reviewed] == [*trusts.items()]
+    assert [image.changed for image in reviewed] == [(), (), ()]
+    assert pd.read_csv(tmp_path / "out" / "index.csv")["id"].tolist() == list(labels)
+    assert (tmp_path / "out" / "names.txt").read_text().split() == [*COLOURS.names, "void"]
     new = np.roll(labels["squares_1"], 3, axis=1)
-    CHANGE[form](folder, "squares_1", new)
-    reviewed, _ = review.read(folder)
+    change(tmp_path / "out", form, squares_1=new)
+    reviewed, _ = review.read(tmp_path / "out")
     assert [image.changed for image in reviewed] == [(), (form,), ()]
-    assert np.array_equal(reviewed[1].label, new)
-    assert np.array_equal(reviewed[2].label, labels["squares_2"])
+    for image, label in zip(reviewed, (labels["squares_0"], new, labels["squares_2"]), strict=True):
+        np.testing.assert_array_equal(image.label, label)
 
 
 def test_changes_in_two_forms_must_agree(written):
     folder, labels, _ = written
     new = np.roll(labels["squares_1"], 3, axis=1)
-    change_png(folder, "squares_1", new)
-    change_labelme(folder, "squares_1", new)
+    for form in ("labelme", "png"):
+        change(folder, form, squares_1=new)
     assert review.read(folder)[0][1].changed == ("png", "labelme")
-    change_coco(folder, "squares_1", np.roll(new, 1))
+    change(folder, "coco", squares_1=np.roll(new, 1))
     with pytest.raises(ValueError, match="squares_1 was changed in png and in coco and in labelme, and they differ"):
         review.read(folder)
     assert np.array_equal(review.read(folder, forms=["coco"])[0][1].label, np.roll(new, 1))
@@ -258,12 +241,12 @@ def move(**image):
     return edit("coco.json", lambda content: content["images"].append(content["images"][0] | {"id": 9} | image))
 
 
-JSON = "images/squares_0.json"
+JSON, PNG = "images/squares_0.json", "labels/squares_2.png"
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json does not exist.*give a folder"),
     "bad index": (lambda f: (f / "index.json").write_text("{}"), "index.json is not the index that.*restore it"),
-    "broken png": (lambda f: (f / "labels/squares_2.png").write_bytes(b""), "squares_2.png is not a readable"),
-    "png of another size": (lambda f: change_png(f, "squares_2", RING), r"squares_2.png is of size \(7, 7\), not"),
+    "broken png": (lambda f: (f / PNG).write_bytes(b""), "squares_2.png is not a readable"),
+    "png of another size": (lambda f: files.write_label(f / PNG, 0 * RING), r"squares_2.png is of size .7, 7., not"),
     "a copy of a png": (
         lambda f: (f / "labels/squares_0 copy.png").write_bytes(b""),
         "squares_0 copy is not in index.json",
@@ -291,7 +274,7 @@ DAMAGE = {
 @pytest.mark.parametrize(("damage", "says"), DAMAGE.values(), ids=DAMAGE)
 def test_what_is_damaged_is_named_before_anything_is_written(damage, says, written, tmp_path, capsys):
     folder, labels, _ = written
-    change_png(folder, "squares_1", np.roll(labels["squares_1"], 3, axis=1))
+    change(folder, "png", squares_1=np.roll(labels["squares_1"], 3, axis=1))
     damage(folder)
     assert review.main(["--read", str(folder), "--to", str(tmp_path / "labels")]) == 1
     assert re.search(f"error: (?s:.*){says}", capsys.readouterr().err)

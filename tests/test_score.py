@@ -62,9 +62,18 @@ def test_a_folder_is_scored_by_hand(world, capsys):
     for names in (many, many.replace(", ", "\n")):
         assert score.main([str(world.given), str(world.truth), "--classes", names]) == 0
         assert capsys.readouterr().out.splitlines()[2].split() == lines[2].split()
-    for wrong in ("pets", "cat|dog.yaml", str(world.root / "no.yaml")):
+    for wrong, says in (("pets.yaml", "pets.yaml does not exist"), ("a/pets", "is no single name and no file that is")):
         assert score.main([str(world.given), str(world.truth), "--classes", wrong]) == 1
-        assert f"{wrong} is neither one of camvid, " in capsys.readouterr().err
+        assert says in capsys.readouterr().err
+
+
+def test_one_name_is_one_class(world, capsys):
+    for folder in (world.given, world.truth):
+        for path in folder.iterdir():
+            files.write_label(path, np.minimum(files.read_label(path), 1))
+    for names in ("person", "person,"):
+        assert score.main([str(world.given), str(world.truth), "--classes", names]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["background", "person"]
 
 
 def test_it_runs_as_a_program_without_torch(world):

@@ -1,7 +1,6 @@
 """The embedded world: what its scenes promise."""
 
 import hashlib
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ WORLD = "f4d44e6452eeaf0f5504da64a588839368fd8d4d84a40bf4d20c09199d58f2f8"
 
 
 def test_the_world_is_frozen():
+    """So what its maps and captions promise of each other needs no test."""
     digest = hashlib.sha256()
     for scene in SCENES:
         digest.update(scene.label.tobytes() + scene.caption.encode())
@@ -27,40 +27,6 @@ def test_the_same_seed_gives_the_same_bytes():
     again, other = storybook.draw(3), storybook.draw(4)
     np.testing.assert_equal(vars(again), vars(SCENES[3]))
     assert (again.image != other.image).any()
-
-
-def test_all_maps_tell_the_same_story():
-    for scene in SCENES:
-        assert scene.image.shape == (128, 128, 3) and scene.image.dtype == np.uint8
-        np.testing.assert_array_equal(scene.label > 0, scene.instances > 0)
-        np.testing.assert_array_equal(scene.parts > 0, scene.instances > 0)
-        for k, name in enumerate(scene.objects, start=1):
-            inside = scene.instances == k
-            assert set(scene.label[inside]) == {1 + storybook.NAMES.index(name)}
-            assert inside.sum() >= storybook.SMALLEST * 0.8  # removing a hidden object only uncovers others
-        for part in np.unique(scene.parts[scene.parts > 0]):
-            assert len(np.unique(scene.instances[scene.parts == part])) == 1
-        assert scene.stuff.max() < len(storybook.REGIONS)
-
-
-def test_a_caption_names_every_object_and_nothing_else():
-    things = [f"a {name}" for name in storybook.NAMES]
-    for scene in SCENES:
-        named = dict(zip(scenes.NOUNS, scenes.nouns_in(scene.caption), strict=True))
-        assert {thing for thing in things if named[thing]} == {f"a {name}" for name in scene.objects}
-        regions = {storybook.REGIONS[k] for k in np.unique(scene.stuff)}
-        assert named["the sky"] == ("sky" in regions) and named["the water"] == ("water" in regions)
-
-
-def test_scenes_keep_occlusion_night_and_three_objects():
-    assert np.mean([len(scene.objects) for scene in SCENES]) >= 3
-    assert sum("night sky" in scene.caption for scene in SCENES) >= 3
-    touching = 0
-    for scene in SCENES:
-        places = [np.nonzero(scene.instances == k) for k in range(1, len(scene.objects) + 1)]
-        boxes = [(columns.min(), rows.min(), columns.max(), rows.max()) for rows, columns in places]
-        touching += any(storybook._shared(*pair) > 0.05 for pair in combinations(boxes, 2))
-    assert touching >= 8  # of 40 scenes
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,21 @@ BAD_IMAGE = ("stop", "skip", "when_read")  # what `load` does about a photo that
 SKIP = "on_bad_image: skip in dataset_options (plg label: --skip-unreadable)"
 SHOWN = 100  # bad photos that an error lists
 
+_plain_format, _said = warnings.formatwarning, set()
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
+    """A warning of this package as one line without its source, and only once in a process."""
+    if not Path(filename).is_relative_to(files.ROOT / "plg_utils"):
+        return _plain_format(message, category, filename, *rest)
+    if (text := f"warning: {message}\n") in _said:
+        return ""
+    _said.add(text)
+    return text
+
+
+warnings.formatwarning = _one_line
+
 
 def choices() -> list[str]:
     """Names of the data sets that there are."""
