@@ -135,7 +135,7 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         absent = sorted(sizes.keys() - names.values())
         if absent and form == "label_studio":
             remedy = "They count as untouched, for Label Studio exports annotated tasks only"
-            warnings.warn(f"{len(absent)} images are not in {place}, e.g. {absent[0]}. {remedy}", stacklevel=2)
+            warnings.warn(f"{len(absent)} images are not in {place}, e.g. {absent[0]}. {remedy}", stacklevel=1)
         elif absent:
             problems.append(f"{place} lacks {len(absent)} images, e.g. {absent[0]}: restore them")
         for name, id in names.items():

@@ -46,7 +46,7 @@ _plain_format, _said = warnings.formatwarning, set()
 
 def _one_line(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
     """A warning of this package as one line without its source, and only once in a process."""
-    if not Path(filename).is_relative_to(files.ROOT / "plg_utils"):
+    if not Path(filename).is_relative_to(CLASS_FILES.parents[1]):
         return _plain_format(message, category, filename, *rest)
     if (text := f"warning: {message}\n") in _said:
         return ""
@@ -170,7 +170,7 @@ def _without_bad(dataset: Dataset, *, skip: bool, bands: Sequence[int]) -> Datas
     problem, listed = f"{len(bad)} of {len(ids)} photos cannot be read", _photos.listed(bad.values(), SHOWN)
     if not skip or len(bad) == len(ids):
         raise ValueError(f"{problem}:{listed}\nFix or remove them, or leave them out by {SKIP}")
-    warnings.warn(f"{problem} and are left out:{listed}", stacklevel=3)
+    warnings.warn(f"{problem} and are left out:{listed}", stacklevel=1)
     left_out = tuple(ids[path] for path in bad)
     row = ("warning", "photos that cannot be read, left out", len(bad), ", ".join(left_out[:SHOWN]))
     return replace(

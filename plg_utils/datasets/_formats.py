@@ -98,7 +98,7 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         raise ValueError(f"{folder} holds photos that plg export has written, and their labels: {remedy}")
     if has_maps:
         if deeper := sorted({path.parent.name for path in whole}):
-            warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=4)
+            warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=1)
         return None
     jsons = _visible(folder.glob("*.json"))
     first = files.read_json(jsons[0], AGAIN) if jsons else None
@@ -114,14 +114,16 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
         return read_yolo(names, folder)
     if not jsons and _visible(folder.glob("*.[pP][nN][gG]")):
         return None
-    hints = [f"its folder {path.parent.name} holds {path.name}: name that" for path in (whole or inner)[:1]]
+    shown = [(path.parent.name, path.name) for path in (whole or inner)[:1]]
+    hint = "".join(f"its folder {parent} holds {name}: name that; " for parent, name in shown)
     if jsons:
-        hints = [f"{jsons[0].name} is no json of labelme: name a single json itself, of COCO or Label Studio", *hints]
+        more = "".join(f", or its folder {parent}, which holds {name}" for parent, name in shown)
+        hint = f"{jsons[0].name} is no json of labelme: name a single json itself, of COCO or Label Studio{more}; "
     elif texts and not whole:
-        hints = [f"for texts such as {texts[0].name} name YOLO's data.yaml, which says which class a number is"]
+        hint = f"for texts such as {texts[0].name} name YOLO's data.yaml, which says which class a number is; "
     held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
-    what = f"{folder} itself holds no labels" + f" but files {', '.join(sorted(held))}" * bool(held)
-    raise FileNotFoundError("; ".join([what, *([remedy] if remedy else hints), KNOWN]))
+    held = f" but files {', '.join(sorted(held))}" if held else ""
+    raise FileNotFoundError(f"{folder} itself holds no labels{held}; {f'{remedy}; ' if remedy else hint}{KNOWN}")
 
 
 def _visible(paths: Iterator[Path]) -> list[Path]:
@@ -249,7 +251,7 @@ def read_labelme(paths: list[Path], place: Path) -> Instances:
     names = {row["category_id"]: row["category_id"] for *_, rows in images for row in rows}
     if set(kinds) == {"rectangle"}:
         problem = f"all {len(kinds)} shapes of {place} are rectangles: each counts as an object that fills it"
-        warnings.warn(f"{problem}. If they are boxes around objects, outline the objects", stacklevel=5)
+        warnings.warn(f"{problem}. If they are boxes around objects, outline the objects", stacklevel=1)
     return _gathered(place, images, names, paths, in_order=True)
 
 

@@ -97,7 +97,7 @@ def read(path: Path) -> Instances:
         f"{sizeless} images have no height and width: those of the photos count": sizeless,
     } | {f"{count} of {len(looked_at)} annotations {doubt}": count for doubt, count in doubts.items()}
     for text in (text for text, count in said.items() if count):
-        warnings.warn(f"{path}: {text}", stacklevel=3)
+        warnings.warn(f"{path}: {text}", stacklevel=1)
     return Instances(path, sizes, drawn, names, len(by_image[None]), frozenset(files.repeated(stems.values())))
 
 
@@ -343,4 +343,4 @@ def warn_of_broken(broken: dict[str, str], name: str) -> None:
     reasons = [f"{id}: {reason}" for id, reason in broken.items() if reason]
     if reasons:
         more = f"`plg check {name}` lists more of them"
-        warnings.warn(f"{len(reasons)} images have no label map, e.g. {reasons[0]}; {more}", stacklevel=4)
+        warnings.warn(f"{len(reasons)} images have no label map, e.g. {reasons[0]}; {more}", stacklevel=1)

@@ -184,7 +184,7 @@ def check(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> No
                 0, f"{len(survey.empty)} of {len(samples)} {split} images show no class, e.g. {survey.empty[0]}"
             )
         for text in said:
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=1)
 
 
 def _doubts(sample: Sample, label: np.ndarray) -> list[str]:

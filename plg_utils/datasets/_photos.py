@@ -40,7 +40,7 @@ def unreadable(paths: Sequence[Path], bands: Sequence[int] = ()) -> dict[Path, s
     if changed:
         problem = f"photos that are read in part or changed: {len(changed)}. Export as 8-bit RGB what is wrong so"
         remarks = [f"{name}: {remark}" for name, remark in changed.items()]
-        warnings.warn(f"{problem}:{listed(remarks, SHOWN)}", stacklevel=2)
+        warnings.warn(f"{problem}:{listed(remarks, SHOWN)}", stacklevel=1)
     return {path: bad[path] for path in paths if path in bad}
 
 

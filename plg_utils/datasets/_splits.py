@@ -65,7 +65,7 @@ class Lists:
         if count < len(pool):
             provenance = datasets.drawn(count, seed, f" from the {len(pool)} of {source}")
             if count:
-                warnings.warn(provenance, stacklevel=3)
+                warnings.warn(provenance, stacklevel=1)
         return *datasets.draw(pool, count, seed), provenance
 
 

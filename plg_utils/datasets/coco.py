@@ -65,7 +65,7 @@ def load(
     if split is None:
         pool, val_ids = list(train.photos), list(val.photos)
         chosen, _, provenance = datasets.choose(pool, 232 if labelled is None else labelled, seed)
-        warnings.warn("COCO's labelled images are drawn by a seed: this compares with nothing published", stacklevel=2)
+        warnings.warn("COCO's labelled images are drawn by a seed: this compares with nothing published", stacklevel=1)
     else:
         lists = _splits.find(split, "coco")
         pool, val_ids = _listed(lists, train, val)

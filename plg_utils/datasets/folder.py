@@ -154,7 +154,7 @@ def _photos(root: Path, has_maps: bool) -> dict[str, Path]:
     maps = [path.name for path in photos.values() if _looks_like_a_map(path, photos)]
     if maps:
         problem = f"{len(maps)} files of {root} look like label maps of other photos, e.g. {maps[0]}"
-        warnings.warn(f"{problem}: move them into a folder that the option labels names", stacklevel=4)
+        warnings.warn(f"{problem}: move them into a folder that the option labels names", stacklevel=1)
     return photos
 
 
@@ -168,7 +168,7 @@ def _warn_of_the_rest(root: Path, labels: Path | None) -> None:
     said = [f"files left out: {kinds}"] if other else []
     said += [f"folders not searched: {', '.join(inner[:3])}" + ", ..." * (len(inner) > 3)] if inner else []
     if said:
-        warnings.warn(f"{root}: {'; '.join(said)}. Convert or move what you want labelled", stacklevel=3)
+        warnings.warn(f"{root}: {'; '.join(said)}. Convert or move what you want labelled", stacklevel=1)
 
 
 def _looks_like_a_map(path: Path, photos: dict[str, Path]) -> bool:
@@ -233,7 +233,7 @@ def _label_maps(folder: Path, photos: dict[str, Path]) -> dict[str, Path]:
 
 def _warn_of_others(names: list[str], what: str) -> None:
     if names:
-        warnings.warn(f"{len(names)} {what} and are not used, e.g. {names[0]}", stacklevel=4)
+        warnings.warn(f"{len(names)} {what} and are not used, e.g. {names[0]}", stacklevel=1)
 
 
 def _compare_palettes(paths: list[Path], num_classes: int) -> None:
@@ -247,7 +247,7 @@ def _compare_palettes(paths: list[Path], num_classes: int) -> None:
                 if known != colour:
                     problem = f"{other} and {path} show the value {number} in different colours, {known} and {colour}"
                     remedy = "write the numbers of the classes with one palette, or as 8-bit grey"
-                    warnings.warn(f"{problem}. It may mean different classes; {remedy}", stacklevel=4)
+                    warnings.warn(f"{problem}. It may mean different classes; {remedy}", stacklevel=1)
                     return
 
 
@@ -278,14 +278,14 @@ def _annotated(content: _instances.Instances, photos: dict[str, Path]) -> list[s
     empty = [id for id in listed if not content.annotations[id]]
     if content.strays:
         problem = f"{content.strays} annotations of {content.path} have an image_id that no image has"
-        warnings.warn(f"{problem}: they are left out. Export the json again, with all its images", stacklevel=3)
+        warnings.warn(f"{problem}: they are left out. Export the json again, with all its images", stacklevel=1)
     if len(empty) == len(listed):
         remedy = "annotate them, and export the json again"
         raise ValueError(f"{content.path} has no annotation of the {len(listed)} photos that it lists: {remedy}")
     if empty:
         problem = f"{len(empty)} photos are listed in {content.path} without annotation, e.g. {empty[0]}"
         remedy = "where a person has looked and nothing is there, add a label map or an annotation of the background"
-        warnings.warn(f"{problem}. They count as unlabelled; {remedy}", stacklevel=3)
+        warnings.warn(f"{problem}. They count as unlabelled; {remedy}", stacklevel=1)
     return sorted(set(listed) - set(empty))
 
 
@@ -313,7 +313,7 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
     crowds = sum(found.get(category) in classes.foreground for category in categories)
     if crowds:
         problem = f"{crowds} annotations of {content.path} are crowds (iscrowd 1), which are void"
-        warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=3)
+        warnings.warn(f"{problem}. If they are single objects, set their iscrowd to 0 in the json", stacklevel=1)
     strange = {id: content.categories[id] for id, value in found.items() if value is None}
     strange = {id: name for id, name in strange.items() if not _instances.is_nothing(name, classes)}
     painted = [row["category_id"] for id, reason in broken.items() if not reason for row in content.annotations[id]]
@@ -323,7 +323,7 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
         problem = f"{lost.total()} annotations have categories that are no class: {shown}"
         counts = f"they count as {'void' if classes.background is None else 'background'}"
         remedy = "If a class means one of them, rename the category in the json, or add it to the words of the class"
-        warnings.warn(f"{problem}; {counts}. {remedy}", stacklevel=3)
+        warnings.warn(f"{problem}; {counts}. {remedy}", stacklevel=1)
     return sample
 
 

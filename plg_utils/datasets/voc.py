@@ -60,7 +60,7 @@ def load(
         remedy = f"add {absent.name}, or remove {there[0].name}: then both are drawn by the seed"
         raise FileNotFoundError(f"{folder} has {there[0].name} and no {absent.name}: {remedy}")
     if split is None and not there:
-        warnings.warn(f"{folder} has no train.txt and no val.txt: both are drawn by seed {seed}", stacklevel=2)
+        warnings.warn(f"{folder} has no train.txt and no val.txt: both are drawn by seed {seed}", stacklevel=1)
         pool, others, val = _drawn_lists(folder, photos, root, seed)
     else:
         pool, val = _read_list(lists.labelled, photos), _read_list(lists.val, photos)
