@@ -19,7 +19,7 @@ the same samples in the same order.
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -95,12 +95,9 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     if tags_of:
         opened = module.load(**options | {"truth_of": tuple(tags_of)})
         for split in tags_of:
-            readers = (
-                partial(_read_tags, sample, dataset.classes) if sample.read_truth else None
-                for sample in getattr(opened, split)
-            )
-            pairs = zip(getattr(dataset, split), readers, strict=True)
-            dataset = replace(dataset, **{split: tuple(replace(sample, read_tags=read) for sample, read in pairs)})
+            pairs = zip(getattr(dataset, split), getattr(opened, split), strict=True)
+            tagged = (replace(one, read_tags=_tag_reader(other, dataset.classes)) for one, other in pairs)
+            dataset = replace(dataset, **{split: tuple(tagged)})
     if on_bad_image == "when_read":
         for sample in (sample for split in SPLITS for sample in getattr(dataset, split)):
             files.check_stem(sample.id)  # `_photos` does it otherwise, so that skip leaves such a photo out
@@ -114,8 +111,11 @@ def load(name: str, *, tags_of: tuple[str, ...] = (), on_bad_image: str | None =
     return dataset
 
 
-def _read_tags(opened: Sample, classes: Classes) -> tuple[int, ...]:
-    return tuple(value for value in np.unique(opened.truth()).tolist() if value in classes.foreground)
+def _tag_reader(opened: Sample, classes: Classes) -> Callable[[], tuple[int, ...]] | None:
+    def read_tags() -> tuple[int, ...]:
+        return tuple(value for value in np.unique(opened.truth()).tolist() if value in classes.foreground)
+
+    return read_tags if opened.read_truth else None
 
 
 def _reworded(dataset: Dataset, path: str | Path) -> Classes:

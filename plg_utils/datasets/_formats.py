@@ -75,7 +75,7 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     keys = first.keys() if isinstance(first, dict) else set()
     if "shapes" in keys:
         return read_labelme([place], place)
-    if "data" in keys and keys & {"annotations", "predictions", "completions"}:
+    if "data" in keys and keys & {"annotations", "predictions"}:
         return read_label_studio(place)
     rows = content.get("annotations") if isinstance(content, dict) else None
     is_panoptic = isinstance(rows, list) and any(isinstance(row, dict) and "segments_info" in row for row in rows[:1])
@@ -234,9 +234,6 @@ def read_labelme(paths: list[Path], place: Path) -> Instances:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
             size = content.get("imageHeight"), content.get("imageWidth")
-            if None in size and content.get("imageData"):  # before version 3.16 the photo alone tells
-                with Image.open(io.BytesIO(base64.b64decode(content["imageData"])), formats=files.FORMATS) as picture:
-                    size = picture.height, picture.width
             if not all(isinstance(shape["label"], str) for shape in content["shapes"]):
                 raise TypeError("a label is no text")
             rows = [
@@ -317,15 +314,13 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
             raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
         if "kpt_shape" in content:
             raise ValueError(f"{names} has `kpt_shape`, so its labels are boxes and points of poses: no outlines")
-        try:
+        with files.reading(names, "YOLO's data.yaml", AGAIN):
             listed = class_files.yolo_names(content)
-        except ValueError as error:
-            raise ValueError(f"{names}: {error}") from error
     root = names.parent  # Roboflow has train/labels, and some tools write each text beside its photo
-    listings = (labels or root / "labels").rglob("*.txt"), root.glob("*/labels/*.txt"), root.glob("*.txt")
-    listings += ((root / str(content.get("path") or "") / "labels").rglob("*.txt"),)
-    found = ([path for path in _visible(listing) if path != names] for listing in listings[: 1 if labels else 4])
-    texts = next((paths for paths in found if paths), None)
+    places = (root / "labels", "**/*.txt"), (root, "*/labels/*.txt"), (root, "*.txt")
+    places += ((root / str(content.get("path") or "") / "labels", "**/*.txt"),)
+    found = (place.glob(shape) for place, shape in ([(labels, "**/*.txt")] if labels else places))
+    texts = next((texts for paths in found if (texts := [path for path in _visible(paths) if path != names])), None)
     if not texts:
         raise FileNotFoundError(f"{labels or root} holds no text of labels: YOLO has a labels/NAME.txt for each photo")
     images = [(path.stem, None, _yolo_rows(path)) for path in texts]
@@ -461,8 +456,7 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         for task in content if isinstance(content, list) else [content]:
-            everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
-            drawn = [one for one in everyone if not one.get("was_cancelled")]
+            drawn = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
             drawn = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             rows, size = [], None
@@ -518,10 +512,9 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
 
 def _box(region: dict) -> list[float]:
     """Left, top, right and bottom of a rectangle or a polygon of Label Studio, in percent."""
-    if "points" in region:
-        return [*np.min(region["points"], axis=0), *np.max(region["points"], axis=0)]
-    left, top = region["x"], region["y"]
-    return [left, top, left + region["width"], top + region["height"]]
+    left, top = region.get("x", 0), region.get("y", 0)
+    corners = region.get("points") or [[left, top], [left + region["width"], top + region["height"]]]
+    return [*np.min(corners, axis=0), *np.max(corners, axis=0)]
 
 
 def brush_mask(rle: list[int], size: tuple[int, int]) -> np.ndarray:

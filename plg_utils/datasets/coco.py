@@ -79,19 +79,17 @@ def load(
     samples, broken = {}, {}
     for part, splits in ((train, ("labelled", "unlabelled")), (val, ("val",))):
         wanted = [id for name in splits if name in truth_of for id in ids[name]]
-        read_it = partial(_read, part.instances, classes)
-        of_part, sample = _instances.make_maps(part.instances, cache, wanted, classes, read_it)
+        of_part, sample = _instances.make_maps(part.instances, cache, wanted, classes, partial(_read, part, classes))
         broken |= of_part
         samples |= {name: tuple(sample(part.photos[id]) for id in ids[name]) for name in splits}
     _instances.warn_of_broken(broken, "coco")
     return Dataset("coco", classes, **samples, provenance=provenance)
 
 
-def _read(path: Path, classes: Classes) -> tuple[_instances.Instances, dict[int, int]]:
-    """Read the json; its categories have the names of the classes."""
-    content = _instances.read(path)
-    names = {classes.names[index]: index for index in classes.foreground}
-    return content, {id: names[name] for id, name in content.categories.items() if name in names}
+def _read(part: _Set, classes: Classes) -> tuple[_instances.Instances, dict[int, int]]:
+    content = _instances.read(part.instances)
+    values = _instances.values_of(content.categories, classes)
+    return content, {id: value for id, value in values.items() if value is not None}
 
 
 # Which photos there are, and which are in which split

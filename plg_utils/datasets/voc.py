@@ -70,14 +70,12 @@ def load(
         chosen, rest, provenance = datasets.choose(pool, 92 if labelled is None else labelled, seed)
     else:
         chosen, rest, provenance = lists.choose(pool, labelled, seed, len({_id(entry) for entry in pool + others}))
-    mapless = [photo for photo, label in chosen if label is None]
-    if mapless:
+    if mapless := [photo for photo, label in chosen if label is None]:
         problem = f"{lists.labelled} gives no label map for {len(mapless)} photos, e.g. {mapless[0]}"
         raise ValueError(f"{problem}; write the id alone, or the label map behind the photo")
     taken = {_id(entry) for entry in chosen}
     unlabelled = {_id(entry): entry for entry in others + rest if _id(entry) not in taken}
-    leaked = sorted((taken | unlabelled.keys()) & {_id(entry) for entry in val})
-    if leaked:
+    if leaked := sorted((taken | unlabelled.keys()) & {_id(entry) for entry in val}):
         problem = f"{len(leaked)} images are both in val and in the training lists, e.g. {leaked[0]}"
         raise ValueError(f"{problem}; the labelled ones are from {lists.labelled}: keep each image in one of them")
     others = list(unlabelled.values())
