@@ -171,52 +171,30 @@ def test_a_broken_image_does_not_stop_the_others(load, tmp_path):
 # The cache
 
 
-def test_only_open_splits_are_painted_and_only_once(load, tmp_path, monkeypatch):
-    root = tiny_coco(tmp_path)
+def test_only_open_splits_are_painted_once_for_each_json_and_rule(load, tmp_path, monkeypatch):
+    root, real, painted = tiny_coco(tmp_path), instances.paint, []
+    monkeypatch.setattr(instances, "paint", lambda *arguments: painted.append(arguments) or real(*arguments))
     data = load(root=root, labelled=2)
     (cache,) = (tmp_path / "data" / "coco_labels").iterdir()
     assert {path.stem for path in cache.glob("*.png")} == set(ids(data.labelled))
     for sample in (*data.unlabelled, *data.val):
         with pytest.raises(TruthHidden):
             sample.truth()
-    before = {path: path.read_bytes() for path in cache.iterdir()}
-    monkeypatch.setattr(instances, "read", None)
     load(root=root, labelled=2)
-    assert {path: path.read_bytes() for path in cache.iterdir()} == before
-    load(root=root, labelled=2, truth_of=())
-    with pytest.raises(TypeError, match="NoneType"):  # the json would be read again
-        load(root=root, labelled=2, truth_of=("val",))
-
-
-def test_another_json_and_another_rule_have_other_maps(load, tmp_path, monkeypatch):
-    root = tiny_coco(tmp_path)
-    assert (load(root=root, labelled=6).labelled[0].truth() == 3).sum() == 6
+    assert len(painted) == 2
+    next(cache.glob("*.png")).unlink()  # a map that is gone, or was not made when a run stopped
+    load(root=root, labelled=6)
+    assert len(painted) == 7
+    with monkeypatch.context() as patch:
+        patch.setattr(instances, "read", None)
+        load(root=root, labelled=6)
+        with pytest.raises(TypeError, match="NoneType"):  # the json would be read again
+            load(root=root, labelled=2, truth_of=("val",))
     tiny_coco(tmp_path, [note(CAT, box(0, 0, 8, 6), image=number, id=number) for number in range(8)])
     assert (load(root=root, labelled=6).labelled[0].truth() == 16).all()
     monkeypatch.setattr(instances, "RULE", "2: by name")
     load(root=root, labelled=1, cache=tmp_path / "data" / "coco_labels")
     assert len(list((tmp_path / "data" / "coco_labels").iterdir())) == 3
-
-
-def test_stopped_in_between_it_goes_on(load, tmp_path, monkeypatch):
-    root, real, painted = tiny_coco(tmp_path), instances.paint, []
-
-    def counted(*arguments):
-        if len(painted) == 2 and stops:
-            raise KeyboardInterrupt
-        painted.append(arguments)
-        return real(*arguments)
-
-    monkeypatch.setattr(instances, "paint", counted)
-    stops = True
-    with pytest.raises(KeyboardInterrupt):
-        load(root=root, labelled=6)
-    assert len(list(tmp_path.glob("data/coco_labels/*/*.png"))) == 2
-    stops = False
-    load(root=root, labelled=6)
-    next(tmp_path.glob("data/coco_labels/*/*.png")).unlink()  # a map that is gone is painted again
-    load(root=root, labelled=6)
-    assert len(painted) == 7
 
 
 # Layouts and splits
@@ -241,15 +219,6 @@ def test_the_official_layout_also_below_images_and_what_is_missing(load, tmp_pat
         load(root=tmp_path, year=2015)
 
 
-def test_one_set_is_divided(load, tmp_path):
-    root = tiny_coco(tmp_path)
-    few, more = (load(root=root, labelled=count) for count in (2, 4))
-    assert (len(few.labelled), len(few.unlabelled), len(few.val)) == (2, 4, 2)
-    assert set(ids(few.labelled)) < set(ids(more.labelled))
-    assert ids(few.val) == ids(more.val)
-    assert ids(load(root=root, labelled=2, seed=1).labelled) != ids(few.labelled)
-
-
 def write_splits(folder, labelled, val):
     folder.mkdir(parents=True)
     for name, part, numbers in (("labeled.txt", "train", labelled), ("../val.txt", "val", val)):
@@ -258,31 +227,23 @@ def write_splits(folder, labelled, val):
     return folder
 
 
-def test_unimatch_lists(load, tmp_path, recwarn):
+def test_unimatch_lists_are_followed_and_checked(load, tmp_path, recwarn):
     root, splits = official(tmp_path), write_splits(tmp_path / "splits" / "1_3", [4, 1], [102, 100])
     data = load(root=root, split=splits, labelled=2)
     assert ids(data.labelled) == ["000000000004", "000000000001"]
     assert ids(data.unlabelled) == [f"{number:012d}" for number in (0, 2, 3, 5)]
     assert ids(data.val) == ["000000000102", "000000000100"]
     assert not [told for told in recwarn if "published" in str(told.message)]
-    assert len(load(root=root, split=splits, labelled=1).unlabelled) == 5
-
-
-@pytest.mark.parametrize(
-    ("labelled", "val", "complaint"),
-    [
-        ([1, 2], [2], "1 images are both in labelled and in val, e.g. 000000000002"),
-        ([1, 9], [100], "1 images of .*labeled.txt are not in .*train2017, e.g. 000000000009"),
-        ([1, 2], [1000], "1 images of .*val.txt are not in .*val2017"),
-    ],
-)
-def test_unimatch_lists_are_checked(load, tmp_path, labelled, val, complaint):
-    splits = write_splits(tmp_path / "splits" / "x", labelled, val)
-    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
-        load(root=official(tmp_path), split=splits, labelled=1)
+    for name, labelled, val, complaint in (
+        ("a", [1, 2], [2], "1 images are both in labelled and in val, e.g. 000000000002"),
+        ("b", [1, 9], [100], "1 images of .*labeled.txt are not in .*train2017, e.g. 000000000009"),
+        ("c", [1, 2], [1000], "1 images of .*val.txt are not in .*val2017"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+            load(root=root, split=write_splits(tmp_path / name / "1_3", labelled, val), labelled=1)
     (splits / "labeled.txt").write_text("train2017/1.jpg masks/2.png\n")
     with pytest.raises(ValueError, match="labeled.txt, line 1: .* with one ID"):
-        load(root=official(tmp_path), split=splits, labelled=1)
+        load(root=root, split=splits, labelled=1)
 
 
 @needs_shared

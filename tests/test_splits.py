@@ -17,9 +17,9 @@ from plg_utils.records import Dataset
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "splits"
 needs_lists = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: the published lists are not at hand")
 CLASSIC = {"92": 92, "183": 183, "366": 366, "732": 732, "1464": 1464}
-BLENDED = {"1_16": 662, "1_8": 1323, "1_4": 2646}
-COCO = {"1_512": 232, "1_256": 463, "1_128": 925, "1_64": 1849, "1_32": 3697}
+BLENDED = {"1_4": 2646, "1_8": 1323, "1_16": 662}
 PASCAL = CLASSIC | BLENDED | {f"u2pl_{name}": count for name, count in BLENDED.items()}
+COCO = {"1_512": 232, "1_256": 463, "1_128": 925, "1_64": 1849, "1_32": 3697}
 
 
 def lines(numbers):
@@ -49,6 +49,7 @@ def test_the_lists_themselves(data_root):
     (data_root / "splits").symlink_to(SHARED)  # put there by hand
     recorded = (line.split() for line in (SHARED / "SHA256SUMS").read_text().splitlines())
     assert _splits.SHA256 == {path.removeprefix("./"): sha256 for sha256, path in recorded}
+    assert _splits.names("pascal") == [*PASCAL] and {*_splits.names("coco")} == {*COCO}
     for name, count in PASCAL.items():
         lists = _splits.find(name, "pascal")
         labelled, train, val = (
@@ -63,17 +64,10 @@ def test_the_lists_themselves(data_root):
             part = name.removeprefix("u2pl_").replace("_", "/")
             assert len(lists.choose(labelled, part, 0, 10582)[0]) == count
     for name, count in COCO.items():
+        assert datasets.count(name.replace("_", "/"), 118287) == count
         lists = _splits.find(name, "coco")
         assert len(set(coco._read_list(lists.labelled))) == count
         assert len(set(coco._read_list(lists.val))) == 5000
-
-
-def test_names_are_the_parts_of_the_training_images():
-    assert _splits.names("pascal") == [*CLASSIC, "1_4", "1_8", "1_16", "u2pl_1_4", "u2pl_1_8", "u2pl_1_16"]
-    assert set(_splits.names("coco")) == set(COCO)
-    for name, count in (BLENDED | COCO).items():
-        training = 118287 if name in COCO else 10582
-        assert datasets.count(name.replace("_", "/"), training) == count
 
 
 # Names
@@ -121,25 +115,18 @@ def server(monkeypatch):
         site.shutdown()
 
 
-def asked(server):
-    return [path for _, path, _ in server.asked]
-
-
-def test_what_is_missing_is_fetched_once(server, data_root, tiny_root):
+def test_what_is_missing_is_fetched_once(server, data_root, tiny_root, tmp_path):
     write(data_root / "splits" / "pascal" / "val.txt", LISTS["pascal/val.txt"])
+    fetched = ["/pascal/92/labeled.txt", "/pascal/train_aug.txt"]
     for split in ("92", 92):  # for YAML, 92 is a number
         data = datasets.load("voc", root=tiny_root, split=split)
-        assert ids(data.labelled) == ["03", "01"]
-        assert (ids(data.unlabelled), ids(data.val)) == (["00", "02"], ["05"])
-        assert asked(server) == ["/pascal/92/labeled.txt", "/pascal/train_aug.txt"]
-    for path in asked(server):
-        assert (data_root / f"splits{path}").read_text() == LISTS[path[1:]]
-
-
-def test_coco_has_no_train_list_to_fetch(server, tmp_path):
+        assert (ids(data.labelled), ids(data.unlabelled), ids(data.val)) == (["03", "01"], ["00", "02"], ["05"])
+        assert [path for _, path, _ in server.asked] == fetched
     data = datasets.load("coco", root=official(tmp_path / "coco"), split="1_512", truth_of=())
     assert (ids(data.labelled), ids(data.val), len(data.unlabelled)) == (["000000000004"], ["000000000101"], 5)
-    assert asked(server) == ["/coco/1_512/labeled.txt", "/coco/val.txt"]
+    fetched += ["/coco/1_512/labeled.txt", "/coco/val.txt"]  # COCO has no list of all training images
+    assert [path for _, path, _ in server.asked] == fetched
+    assert all((data_root / f"splits{path}").read_text() == LISTS[path[1:]] for path in fetched)
 
 
 def test_a_list_that_is_another_one_is_refused(server, data_root, tiny_root, monkeypatch):
@@ -168,16 +155,6 @@ def test_without_a_network_it_says_what_to_put_where(server, data_root, tiny_roo
         where = f"{_splits.ADDRESS}/{path}\n    to {data_root / 'splits' / path}\n    SHA-256 {_splits.SHA256[path]}"
         assert where in str(error.value)
     assert "labeled.txt" not in str(error.value)  # this one came
-
-
-def test_each_published_file_has_its_address(monkeypatch, tiny_root):
-    monkeypatch.setattr(checkpoints, "ALLOWED", ("none",))
-    address = "https://raw.githubusercontent.com/LiheYoung/UniMatch/0324f3d/splits/pascal"
-    for split, name in (("u2pl_1_16", "u2pl_1_16"), (116, "1_16")):  # for YAML, 1_16 is a number
-        with pytest.raises(FileNotFoundError) as error:
-            datasets.load("voc", root=tiny_root, split=split)
-        listed = [line.strip() for line in str(error.value).splitlines() if line.startswith(f"  {address}")]
-        assert listed == [f"{address}/{file}" for file in (f"{name}/labeled.txt", "val.txt", "train_aug.txt")]
 
 
 # How many of a list are labelled, and what is said of it
