@@ -98,21 +98,15 @@ def data_set(dataset: Dataset) -> list[Row]:
 
 def read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
     """Problems of a sample with their messages, and its label map, None if that is not open or broken."""
-    problems, size = {}, None
+    problems = {}
     try:
-        image = sample.image()
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"the image of {sample.id} is {image.dtype} {image.shape}, not uint8 (H, W, 3)")
-        size = image.shape[:2]
+        sample.image()
     except (OSError, ValueError) as error:
         problems["photos that cannot be read"] = str(error)
     try:
         label = sample.truth() if sample.read_truth else None
-        if label is not None and (label.dtype != np.uint8 or label.shape != (size or label.shape[:2])):
-            kind = f"{label.dtype} {label.shape}"
-            raise ValueError(f"the label map of {sample.id} is {kind}, not uint8 {size or '(H, W)'} as its image")
-        unknown = [] if label is None else sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE})
-        if unknown:
+        values = set() if label is None else {*np.unique(label).tolist()}
+        if unknown := sorted(values - {*range(classes.num_classes), IGNORE}):
             raise ValueError(f"the label map of {sample.id} has the values {unknown}, which are no classes")
         return problems, label
     except (OSError, ValueError) as error:

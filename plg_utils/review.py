@@ -75,7 +75,7 @@ def write(
         files.write_image(target / photo, image)
         row = {"id": sample.id, "photo": photo, "size": label.shape, "trust": (trusts or {}).get(sample.id, {})}
         images.append(row | {"sha256": dict.fromkeys(forms, _sha256(label))})
-    said = {form: _formats.FORMS[form].write(target, maps, classes) for form in forms}
+    said = {form: _formats.FORMS[form][0](target, maps, classes) for form in forms}
     class_files.write(target / "classes.yaml", classes)
     _formats.write_text(target / "names.txt", "\n".join([*names.values(), ""]))
     rows = [
@@ -158,7 +158,7 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
 
 def _drawn(source: Path, form: str, classes: Classes) -> tuple[Path, dict[str, Callable[[tuple], np.ndarray]]]:
     """Where a form lies, and for each image in it what gives the label map (H, W) uint8 of a size (H, W)."""
-    read_objects = _formats.FORMS[form].read
+    _, read_objects = _formats.FORMS[form]
     if not read_objects:
         place = source / "labels"
         paths = datasets.files_in(place, (".png",), "label map")

@@ -103,15 +103,8 @@ def test_samples_that_break_the_contract():
     assert rows["images without any class"][:2] == ("warning", 1)
     assert rows["images without any class"][2].startswith("labelled 1; e.g. void: every pixel is void")
     assert stops(by_finding(Dataset("ours", classes, ()))) == {"no images"}
-    odd = [
-        Sample("grey", lambda: image[..., 0], lambda: ZEROS),
-        Sample("turned", lambda: image, lambda: ZEROS.T),
-        Sample("wide", lambda: image, lambda: ZEROS.astype(int)),
-        Sample("high", lambda: image, lambda: ZEROS + 2),
-    ]
-    rows = by_finding(Dataset("ours", classes, tuple(odd)))
-    assert (rows[PHOTO][1], rows[LABEL][1]) == (1, 3)
-    assert "turned is uint8 (8, 6), not uint8 (6, 8)" in rows[LABEL][2] and "values [2]" in rows[LABEL][2]
+    rows = by_finding(Dataset("ours", classes, (shows, Sample("high", lambda: image, lambda: ZEROS + 2))))
+    assert rows[LABEL][1] == 1 and "values [2]" in rows[LABEL][2]
 
 
 def test_a_json_of_objects(folder):

@@ -98,7 +98,7 @@ def shape(name, points, kind="polygon", **more):
 def painted(path, *shapes, size=(4, 6)):
     photo = path.with_suffix(".png").name
     files.write_json(path, {"shapes": shapes, "imageHeight": size[0], "imageWidth": size[1], "imagePath": photo})
-    return review._painted(_formats.read_labelme([path], path), path.stem, COLOURS, size)
+    return review._painted(_formats.read_labelme(path), path.stem, COLOURS, size)
 
 
 def test_shapes_that_a_person_drew(tmp_path):

@@ -24,7 +24,6 @@ import base64
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ KNOWN = (
 )
 EXPORTED = ("index.json", "names.txt", "classes.yaml")  # what plg export writes into each folder
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "classes.txt")  # YOLO's files of names
+IMAGES = "images"  # folder of the photos that plg export writes, beside labelme's json
 AGAIN = "correct it, or export it again"
 STEP = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # rows and columns: right, down, left, up
 Maps = dict[str, np.ndarray]  # id: label map (H, W) uint8
@@ -74,7 +74,7 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     first = content[0] if isinstance(content, list) and content else content
     keys = first.keys() if isinstance(first, dict) else set()
     if "shapes" in keys:
-        return read_labelme([place], place)
+        return read_labelme(place)
     if "data" in keys and keys & {"annotations", "predictions"}:
         return read_label_studio(place)
     rows = content.get("annotations") if isinstance(content, dict) else None
@@ -94,7 +94,7 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     whole = [path for path in inner if path.suffix.lower() == ".png" or path.name == "labelmap.txt"]
     exported = [place for place in (folder, folder.parent) if all((place / name).is_file() for name in EXPORTED)]
     remedy = f"plg export --read {exported[0]} --to LABELS makes label maps of it: name LABELS" if exported else ""
-    if has_maps and exported and folder.name == "images":
+    if has_maps and exported and folder.name == IMAGES:
         raise ValueError(f"{folder} holds photos that plg export has written, and their labels: {remedy}")
     if has_maps:
         if deeper := sorted({path.parent.name for path in whole}):
@@ -104,7 +104,7 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     first = files.read_json(jsons[0], AGAIN) if jsons else None
     names = next((path for name in NAMES if (path := folder / name).is_file()), None)
     if isinstance(first, dict) and "shapes" in first and (names is None or names.suffix == ".txt"):
-        return read_labelme(jsons, folder)
+        return read_labelme(folder)
     if names:
         return read_yolo(names)
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
@@ -227,9 +227,10 @@ def _write_coco(target: Path, maps: Maps, classes: Classes) -> None:
 # labelme
 
 
-def read_labelme(paths: list[Path], place: Path) -> Instances:
-    """Read the json of each photo; a later shape is on top of an earlier one, as labelme draws them."""
+def read_labelme(place: Path) -> Instances:
+    """Read a json, or all of a folder; a later shape is on top of an earlier one, as labelme draws them."""
     remedy, images = "save the image again in labelme", []
+    paths = [place] if place.is_file() else _visible(place.glob("*.json"))
     for path in paths:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
@@ -268,7 +269,7 @@ def labelme_json(label: np.ndarray, classes: Classes, photo: str) -> dict:
 
 def _write_labelme(target: Path, maps: Maps, classes: Classes) -> None:
     for id, label in maps.items():
-        files.write_json(target / "images" / f"{id}.json", labelme_json(label, classes, f"{id}.png"))
+        files.write_json(target / IMAGES / f"{id}.json", labelme_json(label, classes, f"{id}.png"))
 
 
 def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
@@ -562,7 +563,7 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     return np.packbits(np.frombuffer("".join(bits).encode(), dtype=np.uint8) - 48).tolist()
 
 
-def _write_label_studio(target: Path, maps: Maps, classes: Classes) -> None:
+def _write_studio(target: Path, maps: Maps, classes: Classes) -> None:
     """Write tasks, with a prediction of a brush for each region, and the labelling interface that they belong to.
 
     A photo is named by its path below the folder that Label Studio serves (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).
@@ -661,23 +662,16 @@ def _codes(path: Path, codes: tuple[int, ...], _: int) -> np.ndarray:
 # The table
 
 
-@dataclass(frozen=True)
-class Form:
-    """A form that `review` writes label maps in, and reads them back from after a person's work."""
-
-    write: Callable[[Path, Maps, Classes], str | None]  # into a folder; returns what the form cannot hold
-    read: Callable[[Path], Instances] | None  # from that folder; None: label maps (`read_png`)
-
-
-FORMS = {
-    "png": Form(_write_png, None),
-    "coco": Form(_write_coco, lambda source: _instances.read(source / "coco.json")),
-    "labelme": Form(
-        _write_labelme, lambda source: read_labelme(_visible((source / "images").glob("*.json")), source / "images")
+# Of each form what writes it into a folder, which returns what it cannot hold, and what reads it from there after a
+# person's work as objects; None: label maps (`read_png`).
+FORMS: dict[str, tuple[Callable[[Path, Maps, Classes], str | None], Callable[[Path], Instances] | None]] = {
+    "png": (_write_png, None),
+    "coco": (_write_coco, lambda source: _instances.read(source / "coco.json")),
+    "labelme": (
+        _write_labelme,
+        lambda source: read_labelme(_visible((source / IMAGES).glob("*.json")), source / IMAGES),
     ),
-    "yolo": Form(_write_yolo, lambda source: read_yolo(source / "data.yaml")),
-    "label_studio": Form(
-        _write_label_studio, lambda source: read_label_studio(source / "label_studio.json", predictions=True)
-    ),
-    "cvat": Form(_write_cvat, lambda source: read_cvat(source / "cvat")),
+    "yolo": (_write_yolo, lambda source: read_yolo(source / "data.yaml")),
+    "label_studio": (_write_studio, lambda source: read_label_studio(source / "label_studio.json", predictions=True)),
+    "cvat": (_write_cvat, lambda source: read_cvat(source / "cvat")),
 }

@@ -301,11 +301,16 @@ def make_maps(
     key = hashlib.sha256(" ".join([painted, *map(str, more)]).encode()).hexdigest()
     cache = maps / f"{instances.stem}-{key[:12]}"
     ids, present = list(ids), {path.name for path in cache.glob("*")}
-    missing = [id for id in ids if not {f"{id}.png", f"{id}.txt"} & present]
-    if missing:
+    if missing := [id for id in ids if not {f"{id}.png", f"{id}.txt"} & present]:
         content, values = read_it()
         for id in store.progress(missing, what=f"label maps of {instances.name}"):
-            _make_map(cache / f"{id}.png", content, id, values, classes)
+            try:
+                size, rows = _checked_size(content, id), content.annotations.get(id, [])
+                label = paint(rows, size, values, classes.nothing, content.in_order)
+                files.write_label(cache / f"{id}.png", label, classes.colours)
+            except BrokenAnnotation as error:
+                with files.atomic(cache / f"{id}.txt") as partial:
+                    partial.write_text(str(error), encoding="utf-8")
     reasons = {path.stem: path.read_text(encoding="utf-8") for path in cache.glob("*.txt")}
     broken = {id: reasons.get(id, "") for id in ids}
 
@@ -323,19 +328,14 @@ def make_maps(
     return broken, sample
 
 
-def _make_map(path: Path, content: Instances, id: str, values: dict[int, int], classes: Classes) -> None:
+def _checked_size(content: Instances, id: str) -> tuple[int, int]:
     size = content.sizes.get(id)
-    try:
-        if size is None or id in content.repeated:
-            listed = "more than one image" if id in content.repeated else "no image, or none with a size,"
-            raise BrokenAnnotation(f"the json lists {listed} of this name")
-        if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
-            raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")
-        label = paint(content.annotations[id], size, values, classes.nothing, content.in_order)
-        files.write_label(path, label, classes.colours)
-    except BrokenAnnotation as error:
-        with files.atomic(path.with_suffix(".txt")) as partial:
-            partial.write_text(str(error), encoding="utf-8")
+    if size is None or id in content.repeated:
+        listed = "more than one image" if id in content.repeated else "no image, or none with a size,"
+        raise BrokenAnnotation(f"the json lists {listed} of this name")
+    if any(type(length) is not int or length < 1 for length in size) or size[0] * size[1] > LARGEST:
+        raise BrokenAnnotation(f"the json gives it the size {files.shown(size)}")
+    return size
 
 
 def warn_of_broken(broken: dict[str, str], name: str) -> None:
