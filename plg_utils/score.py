@@ -135,9 +135,8 @@ def _score(options: argparse.Namespace, classes: Classes) -> int:
 def _listed(path: Path) -> list[str]:
     """Ids of a text file, one in each line."""
     ids = [line.strip() for line in files.read_lines(path) if line.strip()]
-    repeated = files.repeated(ids)
-    if repeated or not ids:
-        problem = f"lists {_some(repeated)} more than once" if repeated else "is empty"
+    if not ids or (repeated := files.repeated(ids)):
+        problem = f"lists {_some(repeated)} more than once" if ids else "is empty"
         raise ValueError(f"{path} {problem}: give each image one line")
     return ids
 

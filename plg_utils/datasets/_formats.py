@@ -667,10 +667,7 @@ def _codes(path: Path, codes: tuple[int, ...], _: int) -> np.ndarray:
 FORMS: dict[str, tuple[Callable[[Path, Maps, Classes], str | None], Callable[[Path], Instances] | None]] = {
     "png": (_write_png, None),
     "coco": (_write_coco, lambda source: _instances.read(source / "coco.json")),
-    "labelme": (
-        _write_labelme,
-        lambda source: read_labelme(_visible((source / IMAGES).glob("*.json")), source / IMAGES),
-    ),
+    "labelme": (_write_labelme, lambda source: read_labelme(source / IMAGES)),
     "yolo": (_write_yolo, lambda source: read_yolo(source / "data.yaml")),
     "label_studio": (_write_studio, lambda source: read_label_studio(source / "label_studio.json", predictions=True)),
     "cvat": (_write_cvat, lambda source: read_cvat(source / "cvat")),

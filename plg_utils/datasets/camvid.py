@@ -6,7 +6,6 @@ The frames of a video are one second apart, and neighbours are nearly the same i
 drawn at random, but evenly spaced over the videos.
 """
 
-import hashlib
 import re
 from dataclasses import replace
 from math import gcd
@@ -95,14 +94,9 @@ def smaller(sample: Sample, factor: int) -> Sample:
         height, width = label.shape[0] // factor, label.shape[1] // factor
         return np.ascontiguousarray(label[factor // 2 :: factor, factor // 2 :: factor][:height, :width])
 
-    return replace(
-        sample,
-        read_image=image,
-        read_truth=truth if sample.read_truth else None,
-        # A digest, because stages compare the begin of the content only.
-        read_content=lambda: hashlib.sha256(f"1/{factor} {sample.content}".encode()).hexdigest(),
-        read_truth_content=lambda: f"{sample.truth_content}/{factor}",
-    )
+    readers = {"read_image": image, "read_truth": truth if sample.read_truth else None}
+    readers["read_truth_content"] = lambda: f"{sample.truth_content}/{factor}"
+    return datasets.otherwise(sample, f"1/{factor}", **readers)
 
 
 def spaced(frames: int, count: int, seed: int) -> list[int]:

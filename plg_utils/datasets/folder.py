@@ -10,7 +10,6 @@ Names of photos, maps and images of a json are the same where they differ only i
 Label Studio puts eight digits before the name of an upload, and leaves out signs such as blanks: these are understood.
 """
 
-import hashlib
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -97,17 +96,11 @@ def load(
         _compare_palettes([maps[id] for id in (*taught, *measured) if maps], chosen_classes.num_classes)
         remarks, shown = (), {id: maps[id] for id in seen}
         sample = lambda photo: datasets.photo(photo, shown.get(photo.stem), classes=chosen_classes)  # noqa: E731
-    with_bands = partial(_with_bands, bands=tuple(bands)) if bands else lambda sample: sample
-    samples = {split: tuple(with_bands(sample(photos[id])) for id in ids[split]) for split in ids}
+    if bands:
+        read, how, of_colours = partial(files.read_image, bands=tuple(bands)), f"bands {tuple(bands)}", sample
+        sample = lambda photo: datasets.otherwise(of_colours(photo), how, read_image=partial(read, photo))  # noqa: E731
+    samples = {split: tuple(sample(photos[id]) for id in ids[split]) for split in ids}
     return Dataset("folder", chosen_classes, **samples, provenance=provenance, remarks=remarks)
-
-
-def _with_bands(sample: Sample, bands: tuple[int, ...]) -> Sample:
-    """The sample of the same photo in these bands."""
-    read = partial(files.read_image, sample.path, bands)
-    # A digest, because stages compare the begin of the content only.
-    content = lambda: hashlib.sha256(f"bands {bands} {sample.content}".encode()).hexdigest()  # noqa: E731
-    return replace(sample, read_image=read, read_content=content)
 
 
 def _classes(classes: Sequence[str] | str | Path | None, background: Sequence[str]) -> Classes:
