@@ -211,9 +211,19 @@ def test_a_category_of_no_class_is_background_and_told(objects):
 
 
 def test_categories_are_found_by_name_then_by_words():
-    cat, tom = {"name": "cat", "words": ["kitten", "tom-cat"]}, {"name": "Tom", "words": ["man"]}
+    cat, tom = {"name": "cat", "words": ["kitten", "tom-cat"]}, {"name": "Tom", "words": ["man", "ignore"]}
     classes = class_files.parse({"background": ["wall", "Brick Wall"], "classes": [cat, tom]})
-    values = {"cat": 1, "Tom": 2, "tom": 2, "CAT": 1, "tom_cat": 1, "brick-wall": 0, "dog": None, "Void": IGNORE}
+    values = {
+        "cat": 1,
+        "Tom": 2,
+        "tom": 2,
+        "CAT": 1,
+        "tom_cat": 1,
+        "brick-wall": 0,
+        "dog": None,
+        "Void": IGNORE,
+        "IGNORE": 2,
+    }
     assert _instances.values_of({name: name for name in values}, classes) == values
     twice = Classes(("cat", "dog"), (("pet",), ("Pet",)), ((0, 0, 0), (1, 1, 1)), None)
     with pytest.raises(ValueError, match="the category 'pet' could be a word of cat and of dog"):
