@@ -51,7 +51,10 @@ TAKES_THE_REST["masks.sam_official:build"] = ("masks.sam:settings", "masks.sam_o
 TAKES_THE_REST["encoders.noisy_words:build"] = ("encoders.{of}:build", "encoders.clip:Encoder")
 # Options of these functions that a stage sets by itself: it would pass over what is given, or fail.
 SET_BY_STAGES = "truth_of seed labelled unlabelled pseudo_label overlap others device steps batch_size crop_size lr"
-SET_BY_STAGES = (*SET_BY_STAGES.split(), *"scale part strong_views state_file progress workers tokenizer".split())
+SET_BY_STAGES = (
+    *SET_BY_STAGES.split(),
+    *"scale part strong_views state_file progress workers tokenizer batches".split(),
+)
 SCALARS = (bool, int, float, str)
 
 

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import reference_boxes
 
 IGNORE = 255
 
@@ -180,40 +179,3 @@ def paint(masks, classes, scores, *, background, overlap, predicted_iou):
             best = min(named or here, key=lambda n: (rank(n), -scores[n], classes[n]))
             label[y, x], confidence[y, x] = classes[best], min(max(scores[best], 0), 1)
     return label, confidence
-
-
-def without_small(mask, min_area, holes):
-    """SAM's remove_small_regions: (H, W) bool without small holes, or without small islands, and whether it changed."""
-    regions = reference_boxes.components(~mask if holes else mask)
-    small = [region for region in regions if len(region) < min_area]
-    if not small:
-        return mask, False
-    if not holes and len(small) == len(regions):
-        small.remove(max(small, key=lambda region: (len(region), -min(region)[0], -min(region)[1])))
-    found = mask.copy()
-    for region in small:
-        for y, x in region:
-            found[y, x] = holes
-    return found, True
-
-
-def greedy_boxes(masks, scores, most):
-    """Indices of masks (N, H, W) by falling score whose boxes share at most this IoU with those taken before."""
-    boxes = []
-    for mask in masks:
-        rows, columns = np.nonzero(mask)
-        boxes.append([columns.min(), rows.min(), columns.max(), rows.max()] if len(rows) else [0] * 4)
-    kept = []
-    for index in sorted(range(len(masks)), key=lambda index: -scores[index]):
-        left, top, right, bottom = boxes[index]
-        agrees = False
-        for other in kept:
-            width = min(right, boxes[other][2]) - max(left, boxes[other][0])
-            height = min(bottom, boxes[other][3]) - max(top, boxes[other][1])
-            shared = max(0, width) * max(0, height)
-            both = (right - left) * (bottom - top) - shared
-            both += (boxes[other][2] - boxes[other][0]) * (boxes[other][3] - boxes[other][1])
-            agrees |= bool(both and shared / both > most)
-        if not agrees:
-            kept.append(index)
-    return kept

@@ -371,7 +371,7 @@ CASES += cases("doctor.py", {},
 
 CASES += cases("scorer", PHOTOS | {"a/a.png": LABEL, "ids.txt": "", "twice.txt": "a\na\n", "other.txt": "a.png\n"},
     ("gets no classes", scorer("maps maps"), "required: --classes"),
-    ("does not know the classes", scorer("maps maps --classes vox"), "--classes vox", "path of a class file"),
+    ("does not know the classes", scorer("maps maps --classes vox"), "a.png", "are these the classes of the maps?"),
     ("misses a folder", scorer("none maps --classes voc"), "none", "give one"),
     ("gets photos as predictions", scorer("photos maps --classes voc"), "a.png", "8-bit"),
     ("misses a prediction", scorer("a maps --classes voc"), "b, c", "--allow-missing"),

@@ -72,8 +72,7 @@ def build(
     def label(image: np.ndarray) -> PseudoLabel:
         size = image.shape[:2]
         best = torch.zeros(size, device=model.device)  # score of the surest word
-        nothing = IGNORE if classes.background is None else classes.background
-        which = torch.full(size, nothing, dtype=torch.uint8, device=model.device)  # its class
+        which = torch.full(size, classes.nothing, dtype=torch.uint8, device=model.device)  # its class
         owners = iter(words)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             pixels = processor(images=image, return_tensors="pt").pixel_values.to(model.device)
@@ -151,10 +150,7 @@ def load(checkpoint: str | Path | None) -> tuple["Sam3Model", "Sam3ImageProcesso
     A folder has the files of `checkpoints.LISTED["sam3"]`, of a Sam3Model or of SAM 3 as it is published; its tracker
     is left out.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError('SAM 3 needs transformers, the extra "models": pip install "plg-utils[models]"') from error
+    transformers = checkpoints.import_extra("transformers", "SAM 3 needs transformers")
     if checkpoint is None:
         processor = transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
         return untrained(lambda: transformers.Sam3Model(tiny())), processor
