@@ -22,7 +22,7 @@ from plg_utils.choices import one_of
 from plg_utils.encoders.clip import tokens_of
 from plg_utils.generators import Generate
 from plg_utils.miniature import untrained
-from plg_utils.records import IGNORE, Classes, PseudoLabel, Sample, images_of
+from plg_utils.records import Classes, PseudoLabel, Sample, images_of
 
 if TYPE_CHECKING:
     from transformers import Sam3Config, Sam3ImageProcessor, Sam3Model
