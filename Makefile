@@ -4,7 +4,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PRINTS := $(sort $(wildcard results/demo/*.ipynb))
+# The executed notebooks of a published run, in their order.
+prints_of = $(sort $(wildcard results/$(1)/*.ipynb))
+NBVAL := OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
 # Nothing of the caller's own packages reaches .venv. Bytecode is written even where the caller switches that off:
 # importing torch without it takes three times as long, in every kernel.
@@ -39,8 +42,7 @@ test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo ag
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@log=$$(mktemp) && trap 'kill $$prints 2>/dev/null; rm -f "$$log"' EXIT; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PRINTS) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
-		--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600 >"$$log" 2>&1 & prints=$$!; \
+	$(NBVAL) $(call prints_of,demo) >"$$log" 2>&1 & prints=$$!; \
 	$(BIN)/pytest --durations=15 tests; tests=$$?; \
 	echo "The notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; exit $$((tests | same))
 
@@ -48,8 +50,9 @@ test-browser: .venv/.browser  ## open every notebook in JupyterLab and the resul
 	@PLG_BROWSER=1 $(BIN)/pytest --durations=15 tests/browser
 
 check: $(READY)  ## RUN=demo: execute a published run again and compare it cell by cell
-	@test -n "$(RUN)" || { echo "Say which run: make check RUN=demo"; exit 2; }
-	@$(BIN)/python notebooks/check.py "$(RUN)"
+	@test -n "$(and $(RUN),$(call prints_of,$(RUN)))" || \
+		{ echo "Say which run that has executed notebooks in results/: make check RUN=demo"; exit 2; }
+	@$(NBVAL) $(call prints_of,$(RUN))
 
 torture: $(READY)  ## kill runs, damage files, change threads; writes results/reliability.json (half an hour)
 	@$(BIN)/python tests/torture/malformed.py --write results/reliability.json

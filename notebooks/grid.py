@@ -8,7 +8,7 @@
 
 A point is done if it has a json with the same notebooks and parameters as now; only `NOT_COUNTED` may differ. An
 unfinished point goes on if its run.json has the same parameters, else its folder is emptied first. Points share the
-folder of a stage if all parameters that reach the stage are the same (`reaching`).
+folder of a stage of SHARED if all parameters that reach the stage are the same.
 
 Several processes may work on a grid: each point has a lock, and so has each shared stage while the notebook runs that
 writes it. The system frees a lock when its process ends, however it ends; the file only names the holder.
@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,10 @@ try:
 except ImportError:  # Windows: no locks, one process at a time
     fcntl = None
 
-SHARED = ("masks", "segments")  # where the yaml names none
-MADE_BY = {  # folder that can be shared: the functions of plg_utils/stages.py that make it and what it is made from
+SHARED = {  # stage that points share: the functions of plg_utils/stages.py that make it and what it is made from
     "masks": ("masks",),
     "segments": ("masks", "segments"),
     "cam_network": ("cam_network",),
-    "labels_boxes": ("boxes",),
 }
 NOT_COUNTED = ("run", "device", "images_at_once", "processes", "workers")  # where and how, not what
 ROOTS = {"voc": "VOC2012", "folder": "photos"}  # in the data folder; other data sets have a folder of their name
@@ -81,18 +79,14 @@ class Grid:
     points: list[Point]
     folder: Path  # results/local/RUN
     published: Path  # results/RUN
-    shared: list[str] | None = None  # stages that points share; None: SHARED
 
     @cached_property
     def writers(self) -> dict[str, str]:
         """Shared stage -> stem of the first notebook that has the parameters of the stage and those of `open_run`."""
         found = {}
-        for stage in SHARED if self.shared is None else self.shared:
-            needed = reaching(stage) | {"device", "images_at_once", "processes"}
-            stems = [step.notebook.stem for step in self.points[0].steps if needed <= step.known.keys()]
-            if self.shared and not stems:
-                raise ValueError(f"{stage} cannot be shared: no notebook of the run has {', '.join(sorted(needed))}")
-            found |= {stage: stems[0]} if stems else {}
+        for stage, step in itertools.product(SHARED, self.points[0].steps):
+            if reaching(stage) | {"device", "images_at_once", "processes"} <= step.known.keys():
+                found.setdefault(stage, step.notebook.stem)
         return found
 
 
@@ -190,30 +184,28 @@ def own_weights(options: dict[str, Any]) -> list[str]:
     return below + [str(path) for each in own for path in sorted([each, *each.glob("*")]) if path.is_file()]
 
 
-def changed_inputs(point: Point, then: str) -> str:
-    """Why the files of a point are not those that it was made from, by `inputs_sha256` then; "" if they are."""
-    try:
-        same_files = inputs_sha256(point) in (then, None)
-    except REFUSED as error:
-        return f"its data set is refused now: {' '.join(str(error).split())[:300]}"
-    return "" if same_files else "photos, label maps, classes or weights have changed since"
-
-
 def finished(grid: Grid, point: Point) -> tuple[dict | None, str]:
     """The json of a finished point and its path; or None and why a json that is there does not count."""
     reasons = []
     for path in (folder / "points" / f"{point.name}.json" for folder in (grid.folder, grid.published)):
         if path.is_file():
-            if not (other := differences(path, point)):
-                content = files.read_json(path)
-                then = (content.get("made") or {}).get("inputs_sha256")
-                other = "" if isinstance(content.get("rows"), list) else "it holds no rows"
-                if not other and then:
-                    other = changed_inputs(point, then)
-                if not other:
-                    return content, str(path)
-            reasons.append(f"{path} was made otherwise ({other})")
+            if not (reason := differences(path, point) or changes(path, point)):
+                return files.read_json(path), str(path)
+            reasons.append(f"{path} was made otherwise ({reason})")
     return None, "; ".join(reasons)
+
+
+def changes(path: Path, point: Point) -> str:
+    """Why the rows in the json of a point are not those of the files that are here now; "" if they are."""
+    content = files.read_json(path)
+    if not isinstance(content.get("rows"), list):
+        return "it holds no rows"
+    then = (content.get("made") or {}).get("inputs_sha256")
+    try:
+        same_files = not then or inputs_sha256(point) in (then, None)
+    except REFUSED as error:
+        return f"its data set is refused now: {' '.join(str(error).split())[:300]}"
+    return "" if same_files else "photos, label maps, classes or weights have changed since"
 
 
 def record(grid: Grid, point: Point, folder: Path) -> dict:
@@ -254,7 +246,7 @@ def reaching(stage: str) -> set[str]:
     """
     from plg_utils import stages  # torch takes seconds to import
 
-    found = [signature(stages.STAGES[function]).parameters for function in MADE_BY[stage]]
+    found = [signature(getattr(stages, function)).parameters for function in SHARED[stage]]
     names = {name for own in found for name, one in own.items() if one.default is one.empty} - {"run"}
     return names | {"dataset", "dataset_options"} | ({"labelled"} if "seed" in names else set())
 
@@ -294,16 +286,6 @@ def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
         yield ""
 
 
-@contextmanager
-def alone(grid: Grid, point: Point, step: Any) -> Iterator[None]:
-    """Hold the locks of the shared stages that a notebook writes; in a fixed order, so that none waits for ever."""
-    with ExitStack() as stack:
-        for stage in sorted(stage for stage, writer in grid.writers.items() if writer == step.notebook.stem):
-            path = grid.folder / "locks" / f"{shared_folder(stage, point)}.lock"
-            stack.enter_context(lock(path, wait_for=stage))
-        yield
-
-
 # Making
 
 
@@ -313,11 +295,7 @@ def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool]) -> bo
     The folder is gone on with if an interrupted session of the same point left it.
     """
     folder = grid.folder / "points" / point.name
-    linked = [stage for stage in MADE_BY if (folder / stage).is_symlink()]
-    other = differences(folder / "run.json", point) if folder.exists() else ""
-    if folder.exists() and not other and {*linked} != {*grid.writers}:  # one folder cannot be both
-        other = f"shared: [{', '.join(linked)}], now [{', '.join(grid.writers)}]"
-    if other:
+    if folder.exists() and (other := differences(folder / "run.json", point)):
         print(f"{point.name}: starts again, {other}", flush=True)
         shutil.rmtree(folder)
     files.write_json(folder / "run.json", point.identity)
@@ -327,7 +305,17 @@ def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool]) -> bo
         target.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
-    if not execute_all(point.steps, folder, around=partial(alone, grid, point)):
+
+    @contextmanager
+    def around(step: Any) -> Iterator[None]:
+        """Hold the locks of the shared stages that a notebook writes; in one order, so that none waits for ever."""
+        with ExitStack() as stack:
+            for stage in sorted(stage for stage, writer in grid.writers.items() if writer == step.notebook.stem):
+                path = grid.folder / "locks" / f"{shared_folder(stage, point)}.lock"
+                stack.enter_context(lock(path, wait_for=stage))
+            yield
+
+    if not execute_all(point.steps, folder, around):
         return False
     if not (folder / "summary.json").is_file():
         raise ValueError("it left no summary.json: add the notebook that writes it, 05_evaluation")
@@ -431,7 +419,6 @@ def main(grid: Grid, options: Any, execute_all: Callable[..., bool]) -> int:
         done = sum(content is not None for _, content, _ in found)
         print(f"{len(found)} points: {done} done, {len(found) - done} to do")
         return 0
-    grid.writers  # noqa: B018  what cannot be shared is refused before any work
     failed = [] if options.publish else make(grid, execute_all)
     content = collect(grid)
     if options.publish:  # a point that was published before and is not here now stays

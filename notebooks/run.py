@@ -99,7 +99,6 @@ class Recipe:
     known: dict[Path, dict[str, Any]]  # notebook -> its parameters and their defaults
     values: dict[str, Any]  # what differs from the defaults
     axes: dict[str, list]  # of the grid
-    shared: list[str] | None  # stages that points of the grid share; None: not said
 
 
 class Loader(files.PlainYaml):
@@ -120,20 +119,18 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
     values = literal("\n".join(files.read_lines(file)), file) or {}
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}; write lines of `name: value`")
-    axes, chosen, shared = values.pop("grid", None) or {}, values.pop("notebooks", None), values.pop("shared", None)
-    for name, part in (("notebooks", chosen), ("shared", shared)):
-        if part is not None and not (isinstance(part, list) and all(isinstance(item, str) for item in part)):
-            raise Refused(f"`{name}` in {file} is {part!r}; write a list of names such as [01_data]")
+    axes, chosen = values.pop("grid", None) or {}, values.pop("notebooks", None) or []
+    values.pop("shared", None)  # of earlier versions: points share what they can
+    if not (isinstance(chosen, list) and all(isinstance(item, str) for item in chosen)):
+        raise Refused(f"`notebooks` in {file} is {chosen!r}; write a list of names such as [01_data]")
     if not isinstance(axes, dict):
         raise Refused(f"`grid` in {file} is a {type(axes).__name__}; write lines of `name: [value, value]`")
     if twice := [name for name in axes if name in values]:
         raise Refused(f"{file} has {twice[0]} both as a parameter and in its grid: keep one")
-    if strange := [name for name in shared or () if name not in grid.MADE_BY]:
-        raise Refused(f"{file}: {strange[0]} cannot be shared; these can: {', '.join(grid.MADE_BY)}")
-    paths = [notebooks / f"{name}.ipynb" for name in chosen or ()] or sorted(notebooks.glob("0[0-5]_*.ipynb"))
+    paths = [notebooks / f"{name}.ipynb" for name in chosen] or sorted(notebooks.glob("0[0-5]_*.ipynb"))
     if missing := [path.name for path in paths if not path.is_file()]:
         raise Refused(f"{notebooks} holds no {', '.join(missing)}: correct `notebooks` in {file}")
-    return Recipe(run, {path: defaults(path) for path in paths}, values, axes, shared)
+    return Recipe(run, {path: defaults(path) for path in paths}, values, axes)
 
 
 def all_defaults_of(recipe: Recipe) -> dict[str, Any]:
@@ -320,7 +317,7 @@ def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], fold
     """All points of a run's grid, which keeps its results in `folder` and publishes into `published`."""
     named = {grid.name_of(chosen): chosen for chosen in grid.combinations(axes)}
     points = [grid.Point(name, chosen, steps_of(recipe, changes | chosen, name)) for name, chosen in named.items()]
-    return grid.Grid(recipe.run, axes, points, folder, published, recipe.shared)
+    return grid.Grid(recipe.run, axes, points, folder, published)
 
 
 # Execution
@@ -448,18 +445,13 @@ def last_lines(error: Exception) -> str:
 
 def do_stages(steps: list[Step], folder: Path) -> None:
     """Do the slow stages of a run without notebooks, together with the processes that torchrun has started."""
-    from plg_utils import datasets, distributed, stages  # torch takes seconds to import
+    from plg_utils import distributed, stages  # torch takes seconds to import
 
-    known, both = known_of(steps), ("labelled", "unlabelled")
+    known = known_of(steps)
     distributed.start(known.get("device", "auto"))
     with distributed.main_first():
         note(steps, folder)
-    drawn = {name: known[name] for name in ("labelled", "seed")} | known["dataset_options"]
-    drawn |= {"truth_of": both if "full" in known.get("methods", ()) else both[:1]}
-    drawn |= {"tags_of": both} if known.get("cam_sources") else {}
-    place = {name: known[name] for name in ("device", "images_at_once") if name in known}
-    run = stages.open_run(known.pop("run"), datasets.load(known["dataset"], **drawn), **place)
-    for name in stages.everything(run, known):
+    for name in stages.everything(stages.run_of(known), known):
         if distributed.is_main():
             print(name, flush=True)
     distributed.stop()

@@ -299,9 +299,17 @@ def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: 
     return run
 
 
-# One call in several processes
+def run_of(parameters: dict[str, Any]) -> Run:
+    """Open the run that the notebooks' parameters describe; its data set opens the truth and tags that they ask for."""
+    both = ("labelled", "unlabelled")
+    options = {name: parameters[name] for name in ("labelled", "seed")} | parameters["dataset_options"]
+    options |= {"truth_of": both} if "full" in parameters.get("methods", ()) else {}
+    options |= {"tags_of": both} if parameters.get("cam_sources") else {}
+    place = {name: parameters[name] for name in ("device", "images_at_once", "processes") if name in parameters}
+    return open_run(parameters["run"], datasets.load(parameters["dataset"], **options), **place)
 
-STAGES: dict[str, Callable] = {}  # every stage function by its name
+
+# One call in several processes
 
 
 def stage_function(function: Callable) -> Callable:
@@ -309,30 +317,28 @@ def stage_function(function: Callable) -> Callable:
 
     @wraps(function)
     def call(run: Run, *args: Any, **options: Any) -> Any:
-        if run.processes > 1 and distributed.count() == 1 and not distributed.joined():
+        if run.processes > 1 and not distributed.joined():
             if run.data.source is None:
                 raise ValueError("several processes need a data set that datasets.load has loaded")
-            given = dict(zip(list(signature(function).parameters)[1:], args, strict=False)) | options
-            given = {key: asdict(value) if isinstance(value, Training) else value for key, value in given.items()}
+            _, *given = signature(function).bind(run, *args, **options).arguments.items()
+            given = {key: asdict(value) if isinstance(value, Training) else value for key, value in given}
             place = {"name": run.name, "device": run.device, "images_at_once": run.images_at_once}
             order = {"stage": function.__name__, "run": place, "data": run.data.source, "options": given}
             distributed.launch(run.processes, "plg_utils.stages", order)
         return function(run, *args, **options)
 
-    STAGES[function.__name__] = call
     return call
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Do one stage together with the processes that torchrun has started; the argument is the file of the order."""
-    order = files.read_json(arguments[0])
+def main(path: str) -> None:
+    """Do the stage of an order, a JSON file, together with the processes that torchrun has started."""
+    order = files.read_json(path)
     distributed.start(order["run"]["device"])
     source = {key: value for key, value in order["data"].items() if value is not None}
-    run = Run(data=datasets.load(**source), **order["run"])
     options = order["options"]
     if "training" in options:
         options["training"] = Training(**options["training"])
-    STAGES[order["stage"]](run, **options)
+    globals()[order["stage"]](Run(data=datasets.load(**source), **order["run"]), **options)
     distributed.wait()
     distributed.stop()
 
@@ -1148,7 +1154,7 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
     """
 
     def call(function: Callable, *args: Any, **more: Any) -> str:
-        own = {name: parameters[name] for name in signature(function).parameters if name in parameters}
+        own = {name: parameters[name] for name in [*signature(function).parameters][1:] if name in parameters}
         function(run, *args, **own | more)
         return function.__name__
 
@@ -1298,4 +1304,4 @@ if __name__ == "__main__":
     # Under `python -m` this file is called __main__; the functions of the imported module are the ones to call.
     from plg_utils import stages
 
-    stages.main(sys.argv[1:])
+    stages.main(sys.argv[1])

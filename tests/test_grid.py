@@ -136,16 +136,11 @@ def test_names_are_safe_and_differ_where_values_do():
         (["-g", "rate", "1e-3,0.001"], "the list of rate holds 0.001 twice: keep one"),
         (["--publish"], "no point of toy is finished: run first"),
         (["--stages"], "toy is a grid: start the grid several times"),
-        (f"{GRID}\nshared: masks", "`shared` in"),
-        (f"{GRID}\nshared: [segments]", "segments cannot be shared: no notebook of the run has dataset, "),
     ],
     ids=str,
 )
 def test_a_wrong_grid_is_refused(toy, arguments, says):
-    """By the command line, or by the file; more of these are in test_bad_inputs."""
-    if isinstance(arguments, str):
-        write_run(toy.folders, arguments)
-        arguments = []
+    """More of these are in test_bad_inputs."""
     code, out, err = toy.call(*arguments)
     assert (code, out, toy.executed) == (2, "", []) and says in err
     assert not toy.folder.exists()
@@ -361,24 +356,6 @@ def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
     assert not stale.exists()
 
 
-@pytest.mark.parametrize(("first", "then"), [("[]", "[masks]"), ("[masks]", "[]")])
-def test_an_unfinished_point_starts_again_if_other_stages_are_shared(first, then, toy):
-    """Its folder of masks is its own, or a link to the shared one: it cannot become the other."""
-    write_run(toy.folders, f"{GRID}\nshared: {first}")
-    toy.failing.update(NAMES)
-    toy.call()
-    masks = toy.folder / "points" / NAMES[0] / "masks"
-    assert masks.is_dir() and masks.is_symlink() == (first == "[masks]")
-    toy.call()
-    write_run(toy.folders, f"{GRID}\nshared: {then}")
-    toy.failing.clear()
-    code, out, err = toy.call()
-    assert (code, err) == (0, "") and out.count(f"starts again, shared: {first}, now {then}") == 4
-    assert sorted(os.listdir(toy.folder / "points")) == [f"{name}.json" for name in NAMES]
-    write_run(toy.folders, f"{GRID}\nshared: {first}")
-    assert "4 points: 4 done, 0 to do" in toy.call("--dry-run")[1]  # finished ones stay
-
-
 def die_in_the_masks(toy, flag):
     """What a killed process does: the first point as far as one image's masks."""
 
@@ -459,7 +436,7 @@ def test_what_reaches_a_shared_stage_are_the_parameters_of_its_functions():
     assert masks == {"dataset", "dataset_options", "mask_model", "mask_options"}
     assert segments == masks | {"encoder", "encoder_options", "embedding_options"}
     assert {"labelled", "seed", "classifier_steps"} <= network and "device" not in network
-    for stage in grid.MADE_BY:  # the notebooks have all of them
+    for stage in grid.SHARED:  # the notebooks have all of them
         assert grid.reaching(stage) <= {name for path in run.NOTEBOOKS.glob("0*.ipynb") for name in run.defaults(path)}
     two, six = "02_zero_shot_labels", "06_compare_labellers"  # the first notebooks that write them
     for name, more in (("labeller_networks", {"cam_network": six}), ("demo", {})):  # 00 has these too, for one image

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from test_pipeline import TINY, do_stages, of_world, open_run, tiny
+from test_pipeline import TINY, do_stages, of_world, tiny
 
 from conftest import colour_squares
 from plg_utils import checkpoints, contents, distributed, files, masks, stages, store, training
@@ -233,7 +233,7 @@ def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
     parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
     here = do_stages(parameters)
     parameters["dataset_options"] |= {"classes": classes}
-    other = open_run(parameters).data
+    other = stages.run_of(parameters).data
     for name in ("labels_zero_shot", "labels_enhanced"):
         assert store.outdated(results / name, here.data) == ""
         assert "the classes, or their order, words or colours have changed" in store.outdated(results / name, other)
@@ -256,7 +256,7 @@ def test_what_is_made_from_outdated_labels_is_refused_before_it_is_trained(world
 
 def test_weights_of_the_same_name_are_read_again_when_they_changed(world, tmp_path, monkeypatch):
     """In a notebook that stays open, the encoder was the earlier one, while the manifest named the new weights."""
-    path, here = tmp_path / "clip.pt", open_run(tiny(["02"], **of_world(world)))
+    path, here = tmp_path / "clip.pt", stages.run_of(tiny(["02"], **of_world(world)))
     monkeypatch.setattr(stages.encoders, "build", lambda *given, checkpoint, **options: path.read_bytes())
     for weights in (b"1", b"1", b"2"):
         path.write_bytes(weights)
@@ -265,7 +265,7 @@ def test_weights_of_the_same_name_are_read_again_when_they_changed(world, tmp_pa
 
 def test_other_tags_make_the_labels_of_clip_s_cams_again(world, results):
     parameters = tiny(["02", "06"], **of_world(world, cam_sources=["clip_text"]))
-    here = open_run(parameters)
+    here = stages.run_of(parameters)
     options = {"source": "clip_text", "encoder": "clip", "encoder_options": parameters["encoder_options"]}
     for tags, made in ((None, 4), (None, 0), ((1, 2), 4)):
         images = [
@@ -310,10 +310,10 @@ def test_words_that_lack_a_file_are_embedded_again(name, damage, world, results)
     parameters = tiny(["02"], **of_world(world))
     clip = {key: parameters[key] for key in ("encoder", "encoder_options")}
     before = [
-        tensor.clone() for tensor in stages.words(open_run(parameters), **clip)
+        tensor.clone() for tensor in stages.words(stages.run_of(parameters), **clip)
     ]  # the first is read from the file
     damage(results / "words" / name)
-    assert all(map(torch.equal, before, stages.words(open_run(parameters), **clip)))
+    assert all(map(torch.equal, before, stages.words(stages.run_of(parameters), **clip)))
 
 
 def test_points_of_a_grid_may_sign_off_what_they_share_in_any_order(world, results):
@@ -459,7 +459,7 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
 def test_every_model_gets_the_device_of_the_run(world, results, monkeypatch):
     """Detector and CAM classifier ran on the CPU of machines with a GPU."""
     parameters = tiny(["02", "06"], **of_world(world, cam_sources=["classifier"]))
-    here, found = open_run(parameters), {}
+    here, found = stages.run_of(parameters), {}
     do_stages(tiny(["02"], **of_world(world)))
     vars(here)["chip"] = torch.device("meta")
     monkeypatch.setattr(checkpoints, "sha256_of", lambda _: "0")  # no download
@@ -540,7 +540,7 @@ def test_words_are_embedded_once_and_others_anew(world, results, monkeypatch):
         return torch.eye(len(owner)), owner
 
     monkeypatch.setattr(stages, "encoder_of", lambda *_: SimpleNamespace(class_embeddings=embed))
-    here = open_run(tiny(["02"], **of_world(world)))
+    here = stages.run_of(tiny(["02"], **of_world(world)))
     classes = here.data.classes
     said = replace(classes, templates=("a {}",))
     more = replace(classes, words=(("sky", "sea"), *classes.words[1:]))

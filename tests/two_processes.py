@@ -12,7 +12,7 @@ from test_training import colour_label, squares
 
 from plg_utils import distributed, losses, training
 
-OPTIONS = {"steps": 4, "batch_size": 4, "crop_size": 8, "lr": 0.01, "log_every": 1, "progress": None}
+OPTIONS = {"steps": 2, "batch_size": 4, "crop_size": 8, "lr": 0.01, "log_every": 1, "progress": None}
 CASES = {  # name: loss, its options, options of fit
     "fusion": ("unimatch", {"refine_target": "fusion", "threshold": 0.4}, {"ema": 0.9}),
     "fast": ("unimatch", {"refine_target": "fusion", "threshold": 0.4, "passes": "fast"}, {}),

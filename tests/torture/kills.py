@@ -34,7 +34,7 @@ import reliability
 import run
 from tqdm import tqdm
 
-from plg_utils import datasets, files, stages, training
+from plg_utils import files, stages, training
 
 NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "06_compare_labellers", "04_segmenter")
 SMALL = {
@@ -69,13 +69,9 @@ def work(root: Path, names: Sequence[str] = NOTEBOOKS) -> None:
     training.fit.__kwdefaults__["log_every"] = 2
     os.chdir(ROOT / "notebooks")
     known = {name: value for each in names for name, value in run.defaults(run.NOTEBOOKS / f"{each}.ipynb").items()}
-    parameters = known | {name: value for name, value in SMALL.items() if name in known and name != "run"}
-    options = SMALL["dataset_options"] | {"root": str(root / "world")}
-    both = ("labelled", "unlabelled")
-    data = datasets.load("storybook", labelled=SMALL["labelled"], tags_of=both, **options)
-    place = stages.open_run(SMALL["run"], data, images_at_once=SMALL["images_at_once"])
-    del parameters["run"]
-    list(stages.everything(place, parameters))
+    parameters = known | {name: value for name, value in SMALL.items() if name in known}
+    parameters |= {"dataset_options": SMALL["dataset_options"] | {"root": str(root / "world")}}
+    list(stages.everything(stages.run_of(parameters), parameters))
 
 
 def slow_replace(source: Path, target: Path) -> None:
