@@ -218,7 +218,7 @@ def test_data(own, tiny_root):
 def test_bad_files_of_the_data(own, tiny_root):
     (tiny_root / "07.png").write_bytes(b"no photo")
     data, found = doctor.data(own)
-    assert data is None
+    assert data is None and doctor.measure(None, own)[0]["not measured"].iloc[-1] == "all stages"
     only(found, "stop", "cannot be loaded", "07.png", remedy="data_root")
     skip = own | {"dataset_options": own["dataset_options"] | {"on_bad_image": "skip"}}
     only(doctor.data(skip)[1], "warning", "07.png")
@@ -299,7 +299,7 @@ def test_presets_are_estimated(by_hand):
         # Four labellers with three seeds each. CAMs learn from tags, so they depend on the seed, but on no labeller.
         ("labeller_networks", {}, {"all": 12, "masks": 1, "segments": 1, "cam_network": 3}),
         ("labeller_networks", {"seed": 1}, {"all": 4, "masks": 1, "segments": 1, "cam_network": 1}),
-        ("first_real_run", {}, {"all": 2, "masks": 1, "segments": 2}),
+        ("first_real_run", {}, {"all": 2, "masks": 1, "segments": 2, "cam_network": 1}),
         ("presets", {}, {"all": 9, "masks": 3, "segments": 3}),  # other masks with each preset
     ],
 )
@@ -319,9 +319,8 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     monkeypatch.setitem(stages.METHODS, "mine", stages.Method("mine", "fixmatch", times_steps=3))
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
     parameters = tiny(world, steps=4, warm_up=3)
-    parameters.pop("run")
     data = doctor.data(parameters)[0]
-    card, stop = doctor.measure(data, parameters, images=2, steps=1)
+    card, stop = doctor.measure(data, parameters, patience=-1)  # one image and step, then two
     assert not stop and not list(tmp_path.glob("*/*")) and not any(card["not measured"])
     for _ in stages.everything(stages.open_run("whole", data, images_at_once=2), parameters):
         pass
@@ -364,16 +363,13 @@ def test_what_fails_in_a_stage_stops_the_run(world):
 # The notebook and the command
 
 
-def examine(results, monkeypatch, name="demo", **changes):
-    monkeypatch.setenv("PLG_RESULTS", str(results))
-    execute("09", {"run": name, "changes": changes, "timed_images": 2, "timed_steps": 1})
-    return files.read_json(results / "doctor" / name / "09_doctor.json")
-
-
 def test_the_notebook(world, tmp_path, monkeypatch, offline, capsys):
     own = {name: TINY[name] for name in ("labelled", "encoder_options", "segmenter_options", "batch_size", "crop_size")}
     own |= {"dataset_options": {"root": str(world), "limit": 2}, "methods": ["direct"]}
-    found = examine(tmp_path, monkeypatch, **own, mask_options={"checkpoint": "sam_vit_b"})
+    monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
+    own |= {"mask_options": {"checkpoint": "sam_vit_b"}}
+    execute("09", {"run": "demo", "changes": own, "timed_images": 2, "timed_steps": 1})
+    found = files.read_json(tmp_path / "doctor" / "demo" / "09_doctor.json")
     levels = {(each["level"], each["subject"]) for each in found["findings"]} - {("warning", "load")}
     assert {subject for level, subject in levels if level == "warning"} >= {"weights", "time"}
     assert not {subject for level, subject in levels if level == "stop"}
@@ -383,10 +379,6 @@ def test_the_notebook(world, tmp_path, monkeypatch, offline, capsys):
     assert list(hours) == ["as it is", "fast", "balanced", "paper"] and hours["fast"] < hours["balanced"]
     assert "Presets are estimates" in found["text"] and "0 would stop the run" in capsys.readouterr().out
     assert not (tmp_path / "demo").exists()
-    nowhere = {"dataset": "voc", "dataset_options": {"root": str(tmp_path / "nowhere")}}
-    found = examine(tmp_path, monkeypatch, **nowhere)
-    assert [each["subject"] for each in found["findings"] if each["level"] == "stop"] == ["data"]
-    assert found["card"][-1]["not measured"] == "all stages"
 
 
 def test_what_is_examined_of_a_run():
@@ -399,7 +391,7 @@ def test_what_is_examined_of_a_run():
     assert starter.examined("voc_92", {})["presets"]["fast"]["steps"] == round(recipe.values["steps"] / 4)
     grid = starter.examined("storybook_labelled", {"seed": 5})
     assert list(grid["axes"]) == ["labelled"] and grid["parameters"]["labelled"] == grid["axes"]["labelled"][0]
-    for path in run.PUBLISHED.glob("*/parameters.yaml"):
+    for path in [*run.PUBLISHED.glob("*/parameters.yaml")][::7]:
         starter.examined(path.parent.name, {})
 
 

@@ -37,6 +37,12 @@ def results(tmp_path, monkeypatch):
     return tmp_path / "results" / "tiny"
 
 
+@pytest.fixture
+def untrained(monkeypatch):
+    """Networks stay as they start, for tests of which stages are made, with what, and from what."""
+    monkeypatch.setattr(training, "fit", lambda *_, part, **__: [{"step": part[1]}])
+
+
 def photos(folder, seeds, labelled=0):
     """A folder of photos and, for the first ones, their label maps; all are called alike."""
     for number, seed in enumerate(seeds):
@@ -108,7 +114,6 @@ CHANGES = {
     "two photos are swapped": lambda folder, results: swapped(*(folder / "photos" / f"{k}.png" for k in (1, 3))),
     "a photo is of another size": with_photo(3, 9, side=12),
     "a PNG becomes a JPEG": with_photo(3, 3, name="3.jpg"),
-    "the suffix is in capitals": with_photo(3, 3, name="3.PNG"),
     "a photo is renamed": with_photo(3, 3, name="x.png"),
     "a photo is added": with_photo(9, 9),
     "a photo is removed": lambda folder, results: (folder / "photos" / "3.png").unlink(),
@@ -117,11 +122,8 @@ CHANGES = {
     "a photo is labelled": lambda folder, results: shutil.copy(*(folder / "truth" / f"{k}.png" for k in (1, 3))),
     "the order of the classes": in_classes(lambda content: content["classes"].reverse()),
     "the words": in_classes(lambda content: content["classes"][0].update(words=["crimson"])),
-    "the order of the words": in_classes(lambda content: content["classes"][0]["words"].reverse()),
-    "a name": in_classes(lambda content: content["classes"][0].update(name="rouge")),
     "a colour": in_classes(lambda content: content["classes"][0].update(colour=[9, 9, 9])),
     "the templates": in_classes(lambda content: content.update(templates=["a big {}"])),
-    "the words of the background": in_classes(lambda content: content.update(background=["nothing"])),
     "a stage is deleted": lambda folder, results: shutil.rmtree(results / "segments"),
     "contents.json is damaged": lambda folder, results: (results.parent / "contents.json").write_text(
         '{"a": [1, 2, 3]}'
@@ -135,16 +137,32 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_after_a_change_a_run_has_the_files_of_one_that_begins_with_it(change, tmp_path, results):
-    folder = photos(tmp_path / "own", range(5), labelled=2)
+def with_class_file(folder):
+    """Parameters of a run on photos, some of them labelled, with classes of a file."""
+    parameters = tiny(["02"], **of_photos(folder, labelled=2, threshold=None, few_shot={}, sure_from=0.01))
+    parameters["dataset_options"] |= {"classes": str(folder / "classes.yaml")}
+    return parameters | {"labelled": None}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with photos and a class file in `own`, and the run that they gave in `results`."""
+    place = tmp_path_factory.mktemp("made")
+    folder = photos(place / "own", range(5), labelled=2)
     things = [{"name": name, "words": [name, f"a {name} thing"]} for name in ("red", "green", "blue")]
     content = {"classes": things, "background": ["black"], "templates": ["a {}"]}
     (folder / "classes.yaml").write_text(yaml.safe_dump(content))
-    parameters = tiny(["02"], **of_photos(folder, labelled=2, threshold=None, few_shot={}, sure_from=0.01))
-    parameters["dataset_options"] |= {"classes": str(folder / "classes.yaml")}
-    parameters["labelled"] = None
-    do_stages(parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLG_RESULTS", str(place / "results"))
+        do_stages(with_class_file(folder))
+    return place
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_after_a_change_a_run_has_the_files_of_one_that_begins_with_it(change, made, tmp_path, results):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "own"
+    parameters = with_class_file(folder)
     change(folder, results)
     contents._sums.clear()  # as in the next process
     do_stages(parameters)
@@ -183,7 +201,7 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     assert made_again(results, before) == {}
 
 
-def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path, results):
+def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path, results, untrained):
     """Notebook 03 alone, after a photo was edited: the labels of 02 are of the photo as it was."""
     folder = photos(tmp_path / "own", range(4), labelled=2)
     parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
@@ -226,13 +244,12 @@ def test_a_change_that_keeps_size_and_time_is_noticed(change, tmp_path):
     assert contents.sha256(paths[0]) == before[1] != before[0]
 
 
-@pytest.mark.parametrize("classes", [["green", "red", "blue"], ["red", "green", "pink"]], ids=["order", "words"])
-def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
+def test_what_earlier_classes_have_left_is_refused(tmp_path, results, untrained, capsys):
     """The numbers in a label map mean other classes then. Notebook 03 alone would have learnt them, silently."""
     folder = photos(tmp_path / "own", range(4), labelled=2)
     parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
     here = do_stages(parameters)
-    parameters["dataset_options"] |= {"classes": classes}
+    parameters["dataset_options"] |= {"classes": ["green", "red", "blue"]}
     other = stages.run_of(parameters).data
     for name in ("labels_zero_shot", "labels_enhanced"):
         assert store.outdated(results / name, here.data) == ""
@@ -242,9 +259,10 @@ def test_what_earlier_classes_have_left_is_refused(classes, tmp_path, results):
         do_stages(later)
     do_stages(parameters)
     assert store.outdated(results / "labels_enhanced", other) == ""
+    assert re.search("labels_zero_shot: .* removed; the classes, or their order, words or col", capsys.readouterr().err)
 
 
-def test_what_is_made_from_outdated_labels_is_refused_before_it_is_trained(world, results):
+def test_what_is_made_from_outdated_labels_is_refused_before_it_is_trained(world, results, untrained):
     """Notebook 04 alone, after 02 had another threshold: the enhanced labels are of the labels before."""
     parameters = tiny(["02", "03", "04"], **of_world(world, methods=["paper_a_plain"]))
     do_stages(parameters)
@@ -277,23 +295,14 @@ def test_other_tags_make_the_labels_of_clip_s_cams_again(world, results):
         assert len(made_again(results, before).get("labels_cam_clip_text", ())) == made
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            {"classes": ["green", "red", "blue"]},
-            "labels_zero_shot: .* removed; the classes, or their order, words or col",
-        ),
-        ({"val": 1}, "refined: starts again, .* removed; photos or label maps have changed"),
-    ],
-)
-def test_why_a_stage_starts_again_is_said_in_words(change, says, tmp_path, capsys):
+def test_why_a_stage_starts_again_is_said_in_words(tmp_path, capsys, untrained):
     folder = photos(tmp_path / "own", range(5), labelled=3)
     parameters = tiny(["02", "03"], **of_photos(folder, labelled=2))
     do_stages(parameters)
-    parameters["dataset_options"] |= change
+    parameters["dataset_options"] |= {"val": 1}
     do_stages(parameters)
-    assert re.search(says, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search("refined: starts again, .* removed; photos or label maps have changed", said)
 
 
 def test_sums_that_cannot_be_kept_or_read_cost_nothing_but_time(tmp_path, results, monkeypatch):
@@ -350,7 +359,7 @@ def training_of(parameters):
     )
 
 
-def test_unimatch_v2_takes_the_place_of_unimatch_in_every_method(world, results):
+def test_unimatch_v2_takes_the_place_of_unimatch_in_every_method(world, results, untrained):
     segmenter = {"segmenter": "dpt", "segmenter_options": dpt.SMOKE, "crop_size": 28, "passes": "v2"}
     methods = ["supervised", "unimatch", "direct", "paper_a"]
     parameters = tiny(["02", "03", "04"]) | of_world(world, methods=methods, steps=2, warm_up=1) | segmenter
@@ -364,7 +373,7 @@ def test_unimatch_v2_takes_the_place_of_unimatch_in_every_method(world, results)
     assert len(list((results / "predictions_paper_a").glob("*.png"))) == 2
 
 
-def test_methods_with_the_same_labels_share_a_warm_up(world, results):
+def test_methods_with_the_same_labels_share_a_warm_up(world, results, untrained):
     methods = ["supervised", "supervised_epochs", "unimatch", "direct_long", "paper_a_plain", "paper_a", "full"]
     parameters = tiny(["02", "03", "04"], **of_world(world, methods=methods, warm_up=2, steps=3))
     here = do_stages(parameters)
@@ -395,18 +404,18 @@ def test_methods_with_the_same_labels_share_a_warm_up(world, results):
     assert {path.name for path in results.glob("warm_up*")} == {warm_up for warm_up, _ in of.values()}
     assert made_with(results, "network_supervised_epochs")["parents"] == {}
     found = stages.train(here, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
-    assert [row["step"] for row in found.history] == [2, 5] and "weak" in found.history[0]
+    assert [row["step"] for row in found.history] == [2, 5]
     assert len(found.seconds) == 2 and min(found.seconds) > 0
 
 
-def test_without_a_background_paper_a_learns_the_network_s_own_labels(world, results):
+def test_without_a_background_paper_a_learns_the_network_s_own_labels(world, results, untrained):
     """SEPL's rule needs one, so there are no labels with SAM's borders to learn from."""
     parameters = tiny(["02", "03", "04"], **of_world(world, methods=["paper_a"], warm_up=None))
     here = do_stages(parameters)
     shutil.rmtree(results / "labels_enhanced_sepl")
     bare = replace(here, data=replace(here.data, classes=replace(here.data.classes, background=None)))
     assert stages.sharpen(bare, labeller="segment_match") == []
-    list(stages.everything(bare, {name: parameters[name] for name in tiny(["02", "03"]) if name != "run"}))
+    list(stages.everything(bare, {name: parameters[name] for name in tiny(["02", "03"])}))
     stages.train(bare, training_of(parameters), "paper_a", labeller="segment_match", confidence=0.95)
     assert list(made_with(results, "network_paper_a")["parents"]) == ["labels_enhanced", "refined"]
 
@@ -492,7 +501,7 @@ def test_every_model_gets_the_device_of_the_run(world, results, monkeypatch):
     assert found == dict.fromkeys(["sam", "clip", "grounding_dino", "train", "classifier", "concepts"], "meta")
 
 
-def test_a_confidence_that_smoothed_targets_do_not_reach_is_told(world, results):
+def test_a_confidence_that_smoothed_targets_do_not_reach_is_told(world, results, untrained):
     parameters = tiny(["02", "03"], **of_world(world, refine_confidence=0.92))
     with pytest.warns(UserWarning, match="refine_confidence 0.92 is out of reach: .* to 0.909 at most"):
         do_stages(parameters)
@@ -514,11 +523,7 @@ def test_val_images_are_labelled_by_words_as_the_others_are(world, results):
         assert {path.stem for path in (results / name).glob("*[0-9].*")} - {s.id for s in here.images} == val
     data = replace(here.data, unlabelled=here.data.val, val=())
     shown = replace(here, name="shown", data=data)
-    list(
-        stages.everything(
-            shown, {name: value for name, value in parameters.items() if name not in ("run", "evaluated")}
-        )
-    )
+    list(stages.everything(shown, parameters | {"evaluated": []}))
     for sample in data.unlabelled:
         np.testing.assert_array_equal(
             shown.label_of("labels_zero_shot", sample), here.label_of("predictions_zero_shot", sample)
@@ -571,15 +576,8 @@ def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsy
     ]
 
 
-def test_the_sure_labels_are_a_stage_too(world, results):
-    do_stages(tiny(["02"], **of_world(world, sure_from=0.9)))
-    assert len(list((results / "labels_zero_shot_sure").glob("*.png"))) == 4
-
-
 def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
-    from plg_utils import stages
-
-    here = do_stages(tiny(["02"], **of_world(world)))
+    here = stages.run_of(tiny(["02"], **of_world(world)))
     alone = replace(here, processes=2, data=replace(here.data, source=None))
     with pytest.raises(ValueError, match="datasets.load"):
         stages.masks(alone, mask_model="sam", mask_options=TINY["mask_options"])
