@@ -17,8 +17,6 @@ def deterministic(threads: int, seed: int = 0) -> None:
     and cuBLAS for algorithms whose result does not vary. Where torch has none it warns and goes on: SAM's cumsum of
     ones, say, is exact in any order.
     """
-    if threads < 1:
-        raise ValueError(f"{threads} threads: right is a number from 1 on, such as PLG_DETERMINISTIC=1; 0 is off")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  other people's code draws from the global one
     torch.manual_seed(seed)
@@ -65,13 +63,6 @@ def has_bf16(on: torch.device) -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
-def threads(count: int | None = None) -> int:
-    """Set how many threads torch uses on the CPU, if a count is given; return how many it uses."""
-    if count:
-        torch.set_num_threads(count)
-    return torch.get_num_threads()
-
-
 def describe(place: torch.device) -> str:
     """Name a device for a manifest, with the GPU's model."""
     return f"{place} ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else str(place)
@@ -93,12 +84,11 @@ def peak_cuda_memory_mb() -> float | None:
 
 
 def _threads_asked_for() -> int:
-    """Return the threads that PLG_DETERMINISTIC asks for; 0 if it is not set."""
     value = os.environ.get("PLG_DETERMINISTIC") or "0"
     if not value.isdecimal():
         raise ValueError(f"PLG_DETERMINISTIC is {value!r}: right is a number of threads, or 0 for off")
     return int(value)
 
 
-if _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
-    deterministic(_threads_asked_for())
+if count := _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
+    deterministic(count)

@@ -102,11 +102,6 @@ def agreed(value: Any) -> Any:
     return box[0]
 
 
-def share(items: Sequence) -> Sequence:
-    """Every n-th of the items, where n processes share the work."""
-    return items[rank() :: count()]
-
-
 # Training
 
 

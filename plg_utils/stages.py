@@ -250,6 +250,15 @@ class Run:
         """Embeddings (N, D) of the segments of an image, in the order of its masks."""
         return files.read_embeddings(self.folder / "segments" / f"{sample.id}.safetensors")
 
+    def segments_of(self, sample: Sample) -> tuple[Masks, torch.Tensor]:
+        """Masks of an image, and their embeddings."""
+        return self.masks_of(sample), self.embeddings_of(sample)
+
+    def labelled_segments(self) -> examples.Labelled:
+        """What the labelled images show: their segments and truths."""
+        parts = self.masks_of, self.embeddings_of, Sample.truth
+        return examples.Labelled(*([part(sample) for sample in self.data.labelled] for part in parts))
+
     def label_of(self, name: str, sample: Sample) -> np.ndarray:
         """Label map (H, W) uint8 of an image in the folder `name` of the run."""
         return files.read_label(self.folder / name / f"{sample.id}.png", self.data.classes.num_classes)
@@ -265,14 +274,9 @@ class Run:
         return store.stage(self.folder / name, parameters=parameters, parents=parents, **more)
 
     def fill_labels(
-        self,
-        stage: store.Stage,
-        samples: Sequence[Sample],
-        *,
-        read: Callable,
-        make: Callable,
+        self, stage: store.Stage, samples: Sequence[Sample], *, read: Callable, make: Callable,
         at_once: int | None = None,
-    ) -> store.Stage:
+    ) -> store.Stage:  # fmt: skip
         """Make and write the label maps of a stage, NAME/ID.png, and sign off; see `store.Stage.fill`."""
         write = partial(self.write_label, stage.folder.name)
         stage.fill(samples, [".png"], read=read, make=make, write=write, at_once=at_once or self.images_at_once)
@@ -455,10 +459,10 @@ def choose_threshold(
     data, background = run.data, run.data.classes.background
     if not data.labelled or background is None:
         return None
-    stored = [[of(sample) for sample in data.labelled] for of in (run.embeddings_of, run.masks_of, Sample.truth)]
+    known = run.labelled_segments()
     texts = words(run, encoder=encoder, encoder_options=encoder_options)
     how = {"num_classes": data.classes.num_classes, "background": background, "rule": rule, "overlap": overlap}
-    return segment_match.choose_threshold(*stored, *texts, **how)
+    return segment_match.choose_threshold(known.embeddings, known.masks, known.truths, *texts, **how)
 
 
 @stage_function
@@ -509,7 +513,7 @@ def _paint(
 
     def fill(folder: str, samples: list[Sample], parents: list[str]) -> store.Stage:
         stage = run.stage(folder, how, classes=True, parents=parents, **identity)
-        return run.fill_labels(stage, samples, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=make)
+        return run.fill_labels(stage, samples, read=run.segments_of, make=make)
 
     stage = fill(own, run.images, parents)
     if unseen := run.images_of(evaluated):  # outdated as soon as the labels are made otherwise
@@ -533,7 +537,7 @@ def sure_labels(run: Run, *, encoder: str, encoder_options: dict, sure_from: flo
         return [segment_match.only_sure(*each, *texts, sure_from, background, how["overlap"]) for each in stored]
 
     def read(sample: Sample) -> tuple:
-        return run.label_of(raw, sample), run.masks_of(sample), run.embeddings_of(sample)
+        return run.label_of(raw, sample), *run.segments_of(sample)
 
     return run.fill_labels(stage, run.images, read=read, make=sure)
 
@@ -557,10 +561,9 @@ def few_shot_labels(
     few_shot: strength, share and words_of of `generators.few_shot.learn`
     """
     data = run.data
-    parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
-    others = map(run.embeddings_of, data.unlabelled)
     texts = words(run, encoder=encoder, encoder_options=encoder_options)
-    namer = examples.learn(examples.Labelled(*parts), data.classes, *texts, others=others, overlap=overlap, **few_shot)
+    others = map(run.embeddings_of, data.unlabelled)
+    namer = examples.learn(run.labelled_segments(), data.classes, *texts, others=others, overlap=overlap, **few_shot)
     how = few_shot | {"strength": namer.choice.threshold, "overlap": overlap}
     identity = {"parents": ["masks", "segments"], "learns_from": ["labelled"]}
     return FewShot(_paint(run, "few_shot", how, namer, evaluated, **identity), namer)
@@ -590,30 +593,28 @@ def filtered_labels(
         raise ValueError("the filter is calibrated on labelled images, and there are none: label some, or do without")
     source = LABELLERS["segment_match" if few_shot is None else "few_shot"]
     options = {"encoder": encoder, "encoder_options": encoder_options}
-    parts = [[of(sample) for sample in data.labelled] for of in (run.masks_of, run.embeddings_of, Sample.truth)]
+    known = run.labelled_segments()
     if few_shot is None:
         how = files.read_json(run.folder / source / "manifest.json")["parameters"]
         name = _by_words(run, words(run, **options), how)
-        named = [*map(name, parts[1])]
+        named = [*map(name, known.embeddings)]
     else:
         name = few_shot_labels(run, **options, overlap=overlap, few_shot=few_shot).name
         named = name.left_out
     others = map(run.embeddings_of, data.unlabelled)
-    believed = calibration.learn(
-        examples.Labelled(*parts), named, data.classes, others=others, overlap=overlap, **label_filter
-    )
+    believed = calibration.learn(known, named, data.classes, others=others, overlap=overlap, **label_filter)
     if believed.calibrated.threshold is None:
         names = f"{len(believed.calibrated.right)} names of {len(data.labelled)} labelled images"
         problem = f"the filter keeps no name, so no pixel has a label: by {names} it cannot promise what is asked"
         warnings.warn(f"{problem}. Label more images, or ask for less, such as {{precision: 0.7}}", stacklevel=2)
     parameters = {"of": source, "threshold": believed.calibrated.threshold, **label_filter}
-    learns_from = ["labelled"]
-    stage = run.stage(LABELLERS["filtered"], parameters, classes=True, parents=[source], learns_from=learns_from)
+    identity = {"classes": True, "parents": [source], "learns_from": ["labelled"]}
+    stage = run.stage(LABELLERS["filtered"], parameters, **identity)
 
     def filtered(stored: list[tuple]) -> list[np.ndarray]:
         return [believed.label(*each, name(each[1])) for each in stored]
 
-    run.fill_labels(stage, run.images, read=lambda s: (run.masks_of(s), run.embeddings_of(s)), make=filtered)
+    run.fill_labels(stage, run.images, read=run.segments_of, make=filtered)
     return Filtered(stage, believed.calibrated)
 
 
@@ -753,18 +754,9 @@ def _warm_up_folder(method: Method, source: str | None) -> str:
 
 
 def _fit(
-    run: Run,
-    how: Training,
-    name: str,
-    loss: str,
-    options: dict[str, Any],
-    *,
-    source: str | None,
-    learns_from: Sequence[str],
-    start: str | None,
-    steps: int,
-    part: tuple[int, int],
-) -> Trained:
+    run: Run, how: Training, name: str, loss: str, options: dict[str, Any], *, source: str | None,
+    learns_from: Sequence[str], start: str | None, steps: int, part: tuple[int, int],
+) -> Trained:  # fmt: skip
     """Open the stage of a network, train it with one loss, write its weights.
 
     source: folder of the unlabelled images' label maps; start: folder of the network to go on from
@@ -904,33 +896,21 @@ def merge_cams(run: Run, *, cam_sources: Sequence[str], source: str) -> store.St
 # Papers B and C: labels from tags and boxes
 
 
-def tags_sha256(run: Run) -> str:
-    """SHA-256 of the tags of all images, in hex."""
+def _tags_sha256(run: Run) -> str:
     return store.digest({sample.id: list(sample.tags()) for sample in run.images})
 
 
 @stage_function
 def cam_network(
-    run: Run,
-    *,
-    classifier_options: dict,
-    classifier_steps: int,
-    classifier_batch_size: int,
-    classifier_crop_size: int,
-    classifier_learning_rate: float,
-    seed: int,
-) -> store.Stage:
+    run: Run, *, classifier_options: dict, classifier_steps: int, classifier_batch_size: int,
+    classifier_crop_size: int, classifier_learning_rate: float, seed: int,
+) -> store.Stage:  # fmt: skip
     """A classifier that learns the tags of all images, and nothing else of them: cam_network/network.safetensors."""
-    settings = classifier_options | {
-        "steps": classifier_steps,
-        "batch_size": classifier_batch_size,
-        "crop_size": classifier_crop_size,
-        "lr": classifier_learning_rate,
-        "channels_last": True,
-    }
+    settings = classifier_options | {"steps": classifier_steps, "batch_size": classifier_batch_size}
+    settings |= {"crop_size": classifier_crop_size, "lr": classifier_learning_rate, "channels_last": True}
     stage = run.stage(
         "cam_network",
-        {"supervision": "tags", "tags_sha256": tags_sha256(run), **settings},
+        {"supervision": "tags", "tags_sha256": _tags_sha256(run), **settings},
         classes=True,
         seed=seed,
         checkpoints=[segmenters.checkpoint("deeplabv3plus", **{"encoder": "resnet50", **classifier_options})],
@@ -982,7 +962,7 @@ def cams(run: Run, name: str, *, source: str, encoder: str, encoder_options: dic
         cue.threshold = choice.threshold
     how = {"source": source, "threshold": cue.threshold, "supervision": "tags"}
     if not learnt:
-        how |= {"encoder": encoder, **encoder_options, "tags_sha256": tags_sha256(run)}
+        how |= {"encoder": encoder, **encoder_options, "tags_sha256": _tags_sha256(run)}
     weights = [] if learnt else [_checkpoint(encoders, encoder, encoder_options)]
     stage = run.stage(name, how, classes=True, checkpoints=weights, parents=["cam_network"] if learnt else [])
     return Cams(run.fill_labels(stage, run.images, read=lambda sample: sample, make=cue), cue, choice)

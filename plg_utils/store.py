@@ -76,7 +76,8 @@ def loaded(items: Sequence, size: int, read: Callable, what: str = "") -> Iterat
     A bar counts items. Where several processes share the work, each gets every n-th batch, and all have done theirs at
     the end; the batches are those of a single process.
     """
-    mine = [list(items[start : start + size]) for start in distributed.share(range(0, len(items), size))]
+    starts = range(0, len(items), size)[distributed.rank() :: distributed.count()]
+    mine = [list(items[start : start + size]) for start in starts]
     what = what if distributed.count() == 1 else f"{what}, process 1 of {distributed.count()}"
     readers = ThreadPoolExecutor(min(READERS, size))
     try:
@@ -439,18 +440,13 @@ def _sums_of(checkpoints: Sequence[str | Path]) -> dict[str, str]:
     """
     found = {}
     for item in checkpoints:
-        sums = {_called(item): weights.sha256_of(item)}
+        is_own = item not in weights.LISTED and Path(item).exists()
+        sums = {Path(item).name if is_own else str(item): weights.sha256_of(item)}
         if item not in weights.LISTED and (folder := Path(item).expanduser()).is_dir():
             sums |= {f"{folder.name}/{path.name}": files.sha256(path) for path in sorted(folder.glob("*.json"))}
         for name, own in sums.items():
             found[name if found.get(name, own) == own else f"{name}, {len(found) + 1}"] = own
     return found
-
-
-def _called(checkpoint: str | Path) -> str:
-    """Name a checkpoint for a manifest: without its folder, if it is a file or a folder of the user's."""
-    is_own = checkpoint not in weights.LISTED and Path(checkpoint).exists()
-    return Path(checkpoint).name if is_own else str(checkpoint)
 
 
 def _fingerprint_of(parent: Path) -> str:

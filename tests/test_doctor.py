@@ -16,7 +16,6 @@ from test_pipeline import TINY, execute
 
 from conftest import NO_IMAGES
 from plg_utils import checkpoints, devices, doctor, files, stages
-from plg_utils.doctor import Finding
 
 
 def only(found, level, *texts, remedy=""):
@@ -28,13 +27,6 @@ def only(found, level, *texts, remedy=""):
 
 def fine(found):
     assert found and {finding.level for finding in found if "not searched" not in finding.text} == {"ok"}, found
-
-
-def test_findings_and_their_report():
-    found = [Finding("ok", "a", "one"), Finding("stop", "b", "two", "repair it"), Finding("warning", "c", "three", "x")]
-    lines = doctor.report(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["stop", "->", "warning", "->", "ok", "1"]
-    assert lines[1].endswith("-> repair it") and lines[-1] == "1 would stop the run, 1 warnings"
 
 
 # The machine
@@ -81,8 +73,6 @@ LARGE_HUB = {"mask_model": "hf", "mask_options": {"checkpoint": "hub:facebook/sa
         ({}, (torch, "get_num_threads", lambda: 4), "warning", "4 threads", "OMP_NUM_THREADS=2"),
         (LARGE, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
         (LARGE_HUB, (), "warning", "2 threads on 4 cores, and the networks are large", "OMP_NUM_THREADS=4"),
-        ({"mask_model": "hf"}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),  # its default is large
-        ({"mask_options": {"checkpoint": "own.pth"}}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
         ({"segmenter_options": {"encoder": "resnet50"}}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
         ({"processes": 6, "batch_size": 12}, (), "warning", "6 processes share 4 cores", "-p processes 4"),
         ({"processes": 2, "batch_size": 6}, (), "stop", "batch_size 6", "-p batch_size 8"),
@@ -94,13 +84,6 @@ def test_device(asked, change, level, text, remedy, quiet, monkeypatch):
     if change:
         monkeypatch.setattr(*change)
     only(doctor.device(asked), level, text, remedy=remedy)
-
-
-@pytest.mark.parametrize("small", [{}, {"mask_options": {"checkpoint": None}}, {"mask_options": {"density": 0.5}}])
-def test_small_networks_want_few_threads(small, quiet, monkeypatch):
-    fine(doctor.device(small))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    only(doctor.device(small), "warning", "the networks are small", remedy="OMP_NUM_THREADS=2")
 
 
 def test_a_gpu_that_waits_for_its_images(quiet, monkeypatch):

@@ -2,19 +2,16 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import time
 from types import SimpleNamespace
 
 import grid
 import numpy as np
 import pytest
 import run
-from test_run import call, wait_for, write_notebook, write_run
+from test_run import call, write_notebook, write_run
 
 from conftest import COLOURS
 from plg_utils import datasets, files, store
@@ -211,26 +208,25 @@ def test_a_broken_json_is_named_and_made_again(toy):
     assert len(toy.executed) == 8
 
 
-def photo(folder):
-    files.write_image(folder / "photos" / "0.png", np.ones((8, 8, 3), np.uint8))
-
-
-def truth(folder):
-    files.write_label(folder / "truth" / "1.png", np.full((8, 8), 2, np.uint8))
-
-
-def order(folder):
-    (folder / "classes.yaml").write_text("[dog, cat]")
-
-
-def weights(folder):
-    (folder / "sam.pth").write_bytes(b"2")
-
-
 def touched(folder):
     for path in folder.glob("*/*.png"):
         path.touch()
     (folder / "classes.yaml").write_text("[cat,   dog]")
+
+
+CHANGES = {  # of the files of a point; the two last leave it done: nothing differs, or nothing is here
+    "photo": lambda folder: files.write_image(folder / "photos" / "0.png", np.ones((8, 8, 3), np.uint8)),
+    "label map": lambda folder: files.write_label(folder / "truth" / "1.png", np.full((8, 8), 2, np.uint8)),
+    "classes": lambda folder: (folder / "classes.yaml").write_text("[dog, cat]"),
+    "weights": lambda folder: (folder / "sam.pth").write_bytes(b"2"),
+    "times": touched,
+    "everything": shutil.rmtree,
+}
+REFUSED = {  # file that the refusal names
+    "0.png": lambda folder: (folder / "photos" / "0.png").write_bytes(b"no photo"),
+    "classes.yaml": lambda folder: (folder / "classes.yaml").write_text("classes: 3"),
+    "truth": lambda folder: shutil.rmtree(folder / "truth"),
+}
 
 
 @pytest.fixture
@@ -250,13 +246,13 @@ def own_files(toy, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("change", [photo, truth, order, weights, touched, shutil.rmtree])
+@pytest.mark.parametrize("change", CHANGES)
 def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change, toy, own_files):
     """Their parameters are the same. Where nothing is there, as on another machine, a point counts as done."""
     for command in ([], ["--publish"]):
         assert toy.call(*command)[0] == 0
-    change(own_files)
-    is_done = change in (touched, shutil.rmtree)
+    CHANGES[change](own_files)
+    is_done = change in ("times", "everything")
     listed = toy.call("--dry-run")[1]
     assert f"1 points: {int(is_done)} done, {int(not is_done)} to do" in listed
     assert listed.count("photos, label maps, classes or weights have changed since") == 2 * (not is_done)
@@ -265,26 +261,12 @@ def test_points_of_other_photos_labels_classes_or_weights_are_made_again(change,
         assert "1 points: 1 done, 0 to do" in toy.call("--dry-run")[1]
 
 
-def broken_photo(folder):
-    (folder / "photos" / "0.png").write_bytes(b"no photo")
-
-
-def no_classes(folder):
-    (folder / "classes.yaml").write_text("classes: 3")
-
-
-def no_labels(folder):
-    shutil.rmtree(folder / "truth")
-
-
-@pytest.mark.parametrize(
-    ("change", "says"), [(broken_photo, "0.png"), (no_classes, "classes.yaml"), (no_labels, "truth")]
-)
-def test_a_point_whose_data_set_is_refused_is_not_done(change, says, toy, own_files):
+@pytest.mark.parametrize("says", REFUSED)
+def test_a_point_whose_data_set_is_refused_is_not_done(says, toy, own_files):
     """Only photos that are not on this machine leave a published point as it is."""
     for command in ([], ["--publish"]):
         assert toy.call(*command)[0] == 0
-    change(own_files)
+    REFUSED[says](own_files)
     listed = toy.call("--dry-run")[1]
     assert "1 points: 0 done, 1 to do" in listed and listed.count("its data set is refused now: ") == 2
     assert says in listed
@@ -354,37 +336,6 @@ def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
     _, out, _ = toy.call()
     assert f"{NAMES[0]}: starts again, steps: 3, now 200" in out
     assert not stale.exists()
-
-
-def die_in_the_masks(toy, flag):
-    """What a killed process does: the first point as far as one image's masks."""
-
-    def execute(step, prints):
-        own = run.defaults(step.notebook) | step.parameters
-        data, folder = scenes(0), store.run_folder(own["run"])
-        stage = store.stage(folder / "masks", parameters=own["mask_options"], dataset=data)
-        stage.todo([*data.labelled, *data.unlabelled], [".json"])
-        files.write_json(stage.path("unlabelled_0", ".json"), own["mask_options"]["min_area"])
-        flag.touch()
-        time.sleep(600)
-
-    run.execute = execute
-    run.main(["toy"], **toy.folders)
-
-
-def test_a_killed_process_leaves_what_another_goes_on_with(toy, tmp_path):
-    flag = tmp_path / "begun"
-    process = multiprocessing.get_context("fork").Process(target=die_in_the_masks, args=(toy, flag))
-    process.start()
-    wait_for(flag)
-    with grid.lock(toy.folder / "locks" / f"{NAMES[0]}.lock") as holder:  # while it lives, its point is left to it
-        assert holder.startswith(f"process {process.pid} on ")
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    code, out, _ = toy.call()
-    assert code == 0 and "starts again" not in out
-    assert sorted(os.listdir(toy.folder / "points")) == [f"{name}.json" for name in NAMES]
-    assert "labelled_0" in toy.masks and "unlabelled_0" not in toy.masks
 
 
 def test_a_point_or_shared_stage_that_another_makes_is_left_to_it(toy, monkeypatch):

@@ -92,7 +92,3 @@ def test_a_folder_of_choices_finds_them_by_name(folder):
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry]
     assert function.args.args[0].arg == "name"
     assert [path for path in CHOICE_FILES if path.parent.name == folder], f"{folder} offers no choice"
-
-
-def test_names_say_what_a_file_is_for():
-    assert not {path.stem for path in FILES} & {"utils", "util", "helpers", "common", "misc", "tools"}

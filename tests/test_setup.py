@@ -1,14 +1,12 @@
 """The files of the set-up agree: pyproject.toml, requirements.lock, environment.yml, Makefile, README, .ci/run."""
 
 import fnmatch
-import os
 import re
 import shutil
 import subprocess
 import tomllib
 
 import pytest
-import yaml
 
 from plg_utils import files
 
@@ -68,18 +66,6 @@ def test_each_direct_dependency_says_who_uses_it():
     assert [
         line for line in project.splitlines() if line.startswith('    "') and not re.search(r'",  # \w', line)
     ] == []
-
-
-def test_conda_installs_the_same_lock():
-    environment = yaml.safe_load((files.ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert {"pip": ["-r requirements.lock"]} in environment["dependencies"]
-    assert environment["name"] == PROJECT["project"]["name"]
-
-
-def test_ci_runs_the_tests_of_the_makefile():
-    script = files.ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text(encoding="utf-8")
 
 
 def test_commands_of_the_readme_exist():

@@ -197,8 +197,14 @@ def test_one_edited_photo_is_one_image_in_every_stage(tmp_path, results, capsys)
     of_val = ("masks", "segments", "predictions_zero_shot", "predictions_supervised")
     assert made_again(results, before) == {name: [seen] for name in of_val}
     before = stamps(results)
-    do_stages(parameters)
+    here = do_stages(parameters)
     assert made_again(results, before) == {}
+    path = folder / "truth" / f"{here.data.labelled[0].id}.png"
+    files.write_label(path, 3 - files.read_label(path))
+    do_stages(parameters)
+    again = made_again(results, before)
+    assert {"refined", "labels_enhanced", "network_supervised"} <= again.keys()  # which learn from it
+    assert not again.keys() & set(SINGLE)  # the threshold is fixed
 
 
 def test_a_stage_is_not_made_from_an_earlier_one_that_saw_another_photo(tmp_path, results, untrained):
@@ -313,8 +319,9 @@ def test_sums_that_cannot_be_kept_or_read_cost_nothing_but_time(tmp_path, result
     contents.save()
 
 
-@pytest.mark.parametrize("name", ["owner.json", "embeddings.safetensors"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("owner.json", Path.unlink), ("embeddings.safetensors", lambda path: path.write_bytes(b""))]
+)
 def test_words_that_lack_a_file_are_embedded_again(name, damage, world, results):
     parameters = tiny(["02"], **of_world(world))
     clip = {key: parameters[key] for key in ("encoder", "encoder_options")}
@@ -334,19 +341,6 @@ def test_points_of_a_grid_may_sign_off_what_they_share_in_any_order(world, resul
     assert store.outdated(labels, first.data) == ""
     files.write_json(labels / "manifest.json", files.read_json(labels / "manifest.json") | {"split_sha256": "another"})
     assert "another split" in store.outdated(labels, first.data)
-
-
-def test_an_edited_truth_trains_the_networks_again(tmp_path, results):
-    folder = photos(tmp_path / "own", range(5), labelled=2)
-    parameters = tiny(["02", "03", "04"], **of_photos(folder, labelled=2, methods=["supervised"]))
-    here = do_stages(parameters)
-    before = stamps(results)
-    path = folder / "truth" / f"{here.data.labelled[0].id}.png"
-    files.write_label(path, 3 - files.read_label(path))
-    do_stages(parameters)
-    again = made_again(results, before)
-    assert {"refined", "labels_enhanced", "network_supervised"} <= again.keys()
-    assert not again.keys() & set(SINGLE)  # the threshold is fixed
 
 
 def made_with(results, stage):
@@ -456,13 +450,15 @@ def test_other_options_of_the_encoder_make_boxes_and_cams_again(world, results, 
     do_stages(tiny(["02", "06"], **given))
     before = stamps(results)
     capsys.readouterr()
-    do_stages(tiny(["02", "06"], **given | {"encoder_options": {"checkpoint": None, "depth": 3, "features": "gem"}}))
+    do_stages(tiny(["02", "06"], **given | {"encoder_options": {"checkpoint": None, "depth": 3, "features": "corr"}}))
     again = made_again(results, before)
     assert set(again.pop("words")) == {"owner", "embeddings"}
     counts = dict.fromkeys(["labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble"], 4)
     counts |= {"segments": 4 + 2, "predictions_zero_shot": 2}  # of val images, too
     assert {name: len(set(ids)) for name, ids in again.items()} == counts
     assert "labels_boxes: starts again" in capsys.readouterr().err
+    assert made_with(results, "segments")["parameters"]["features"] == "corr"  # by masks, which boxes do without
+    assert made_with(results, "labels_boxes")["parameters"]["encoder"]["features"] == "gem"
 
 
 def test_every_model_gets_the_device_of_the_run(world, results, monkeypatch):
@@ -555,25 +551,6 @@ def test_words_are_embedded_once_and_others_anew(world, results, monkeypatch):
         words = [(index, word) for index, of_class in enumerate(known.words) for word in of_class]
         assert found.equal(torch.eye(len(words))) and owner.tolist() == [index for index, _ in words]
     assert asked == [classes, said, more]
-
-
-def test_boxes_are_found_without_masks_so_corr_becomes_gem(world, results):
-    parameters = tiny(["02", "06"], **of_world(world, cam_sources=[]))
-    do_stages(parameters | {"encoder_options": {"checkpoint": None, "features": "corr"}})
-    assert made_with(results, "segments")["parameters"]["features"] == "corr"
-    assert made_with(results, "labels_boxes")["parameters"]["encoder"]["features"] == "gem"
-
-
-def test_a_run_of_another_commit_says_so_once(world, results, monkeypatch, capsys):
-    for letter in "ab":
-        monkeypatch.setattr(store, "git_commit", lambda letter=letter: letter * 40)
-        capsys.readouterr()
-        do_stages(tiny(["02"], **of_world(world)))
-    said = [line for line in capsys.readouterr().err.splitlines() if "commit" in line]
-    assert said == [
-        f"tiny holds results of commit {'a' * 12} of this code; this is {'b' * 12}. They are kept: delete {results} to "
-        "make them again"
-    ]
 
 
 def test_several_processes_need_a_data_set_that_can_be_loaded_again(world):
