@@ -82,12 +82,12 @@ class Grid:
 
     @cached_property
     def writers(self) -> dict[str, str]:
-        """Shared stage -> stem of the first notebook that has the parameters of the stage and those of `open_run`."""
-        found = {}
-        for stage, step in itertools.product(SHARED, self.points[0].steps):
-            if reaching(stage) | {"device", "images_at_once", "processes"} <= step.known.keys():
-                found.setdefault(stage, step.notebook.stem)
-        return found
+        """Shared stage -> stem of the notebook that has the parameters of the stage and those of `open_run`."""
+        return {
+            stage: step.notebook.stem
+            for stage, step in itertools.product(SHARED, self.points[0].steps)
+            if reaching(stage) | {"device", "images_at_once", "processes"} <= step.known.keys()
+        }
 
 
 # Names

@@ -167,7 +167,6 @@ def disks(needed: Mapping[str, tuple[Path, float]]) -> list[Finding]:
 
 
 def _room(what: str, free: float, needed: float, remedy: str) -> Finding:
-    """Compare free bytes with the bytes that are needed."""
     level = "stop" if free < needed else "warning" if free < ROOM * needed else "ok"
     text = f"{free / GB:,.1f} GB free, {needed / GB:,.2f} GB needed"
     return Finding(level, what, text, "" if level == "ok" else remedy)
@@ -251,7 +250,6 @@ def data(parameters: Parameters) -> tuple[Dataset | None, list[Finding]]:
 
 
 def _spaced(samples: Sequence, count: int) -> tuple:
-    """At most `count` of the samples, evenly spaced."""
     return tuple(samples[k] for k in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)) if samples)
 
 

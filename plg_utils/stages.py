@@ -289,12 +289,10 @@ def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: 
         raise ValueError(f"processes is {processes!r}; give a whole number from 1 on")
     run = Run(name, data, device, images_at_once, processes)
     if data.source and distributed.is_main():
-        source = dict(data.source)
-        known = {"run": name, "dataset": source.pop("name"), "labelled": source.pop("labelled", None)}
-        known["seed"] = source.pop("seed", 0)
-        known["dataset_options"] = {
-            key: value for key, value in source.items() if key not in ("truth_of", "tags_of") and value is not None
-        }
+        opened = ("truth_of", "tags_of")
+        options = {key: value for key, value in data.source.items() if key not in opened and value is not None}
+        known = {"run": name, "dataset": options.pop("name"), "labelled": options.pop("labelled", None)}
+        known |= {"seed": options.pop("seed", 0), "dataset_options": options}
         path = run.folder / "run.json"
         with files.reading(path, "the record of a run", "delete it, and start the same command again"):
             content = files.read_json(path) | {} if path.exists() else {}
@@ -809,7 +807,6 @@ def predict(run: Run, training: Training, name: str, *, network: str, splits: Se
 
 
 def _predictor(run: Run, how: Training, network: str) -> Callable:
-    """The function from images to label maps of a trained network."""
     model = how.network(run.data.classes.num_classes)
     files.read_weights(run.folder / network / "network.safetensors", model)
     options = {"precision": devices.precision(how.precision, run.chip), "channels_last": how.channels_last}
@@ -1138,14 +1135,11 @@ def everything(run: Run, parameters: dict[str, Any]) -> Iterator[str]:
         function(run, *args, **own | more)
         return function.__name__
 
-    if "rule" in parameters:
-        yield from (call(function) for function in (masks, segments, labels))
-    if parameters.get("sure_from") is not None:
-        yield call(sure_labels)
-    if parameters.get("few_shot") is not None:
-        yield call(few_shot_labels)
-    if parameters.get("label_filter") is not None:
-        yield call(filtered_labels)
+    of_paper_a = {"rule": (masks, segments, labels), "sure_from": (sure_labels,)}  # by the parameter that asks for them
+    of_paper_a |= {"few_shot": (few_shot_labels,), "label_filter": (filtered_labels,)}
+    for asks, functions in of_paper_a.items():
+        if parameters.get(asks) is not None:
+            yield from map(call, functions)
     if "cam_sources" in parameters:
         sources = parameters["cam_sources"]
         if "classifier" in sources:

@@ -450,7 +450,6 @@ def _sums_of(checkpoints: Sequence[str | Path]) -> dict[str, str]:
 
 
 def _fingerprint_of(parent: Path) -> str:
-    """Fingerprint of a finished stage."""
     path = parent / "manifest.json"
     if not path.exists() or (content := _read_manifest(path))["state"] != "done":
         problem = "is not finished" if path.exists() else "has no manifest.json"

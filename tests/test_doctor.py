@@ -301,7 +301,7 @@ def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
     """All stages of paper A and of its rivals, also a method that is new, as their manifests count them."""
     monkeypatch.setitem(stages.METHODS, "mine", stages.Method("mine", "fixmatch", times_steps=3))
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path))
-    parameters = tiny(world, steps=4, warm_up=3)
+    parameters = tiny(world, steps=4, warm_up=3, concept_options=None)
     data = doctor.data(parameters)[0]
     card, stop = doctor.measure(data, parameters, patience=-1)  # one image and step, then two
     assert not stop and not list(tmp_path.glob("*/*")) and not any(card["not measured"])

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_pipeline import do_stages, of_world, tiny
 
-from plg_utils import datasets, files, stages, training
+from plg_utils import files, training
 from plg_utils.records import Masks
 
 sys.path.append(str(files.ROOT / "tests" / "torture"))
@@ -88,20 +89,15 @@ def test_a_folder_that_may_not_be_written_is_named(name, disk):
 
 
 def test_a_run_goes_on_when_there_is_space_again(world, disk, tmp_path, monkeypatch):
-    clip = {"encoder": "clip", "encoder_options": {"checkpoint": None}, "embedding_options": {}}
-    how = {"rule": "cosine", "threshold": 0.0, "default_threshold": 0.0, "overlap": "score"}
-    sam = {"checkpoint": None, "points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    parameters = {"mask_model": "sam", "mask_options": sam, **clip, **how}
-    monkeypatch.setenv("PLG_PROGRESS", "0")
-    data, written = datasets.load("storybook", root=world, labelled=2, limit=2), {}
+    parameters, written = tiny(["02"], **of_world(world)), {}
     for place in (tmp_path / "roomy", disk):
         monkeypatch.setenv("PLG_RESULTS", str(place))
         if place == disk:
             with pytest.raises(OSError, match="the disk is full"):
-                list(stages.everything(stages.open_run("tiny", data), parameters))
+                do_stages(parameters)
             assert not [path for path in disk.rglob("*.partial")]
             mount(disk, "size=64m", again=True)
-        list(stages.everything(stages.open_run("tiny", data), parameters))
+        do_stages(parameters)
         paths = [path for path in place.rglob("*.*") if path.is_file() and path.name != "manifest.json"]
         written[place] = {path.relative_to(place).as_posix(): path.read_bytes() for path in paths}
     assert len(written[disk]) > 12 and written[disk] == written[tmp_path / "roomy"]

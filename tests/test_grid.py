@@ -118,6 +118,7 @@ def test_names_are_safe_and_differ_where_values_do():
     assert all(files.check_stem(name) == name and name.isascii() and len(name) < 60 for name in names)
     long = [grid.name_of({f"p{k}": {"a": "b" * 20} for k in range(20)} | {"seed": seed}) for seed in (0, 1)]
     assert max(map(len, long)) == grid.LONGEST and long[0] != long[1]
+    assert grid.same(1, 1.0) and not grid.same(1, True)
 
 
 # Refused before any work
@@ -389,7 +390,7 @@ def test_what_reaches_a_shared_stage_are_the_parameters_of_its_functions():
     assert {"labelled", "seed", "classifier_steps"} <= network and "device" not in network
     for stage in grid.SHARED:  # the notebooks have all of them
         assert grid.reaching(stage) <= {name for path in run.NOTEBOOKS.glob("0*.ipynb") for name in run.defaults(path)}
-    two, six = "02_zero_shot_labels", "06_compare_labellers"  # the first notebooks that write them
+    two, six = "02_zero_shot_labels", "06_compare_labellers"  # the notebooks that write them
     for name, more in (("labeller_networks", {"cam_network": six}), ("demo", {})):  # 00 has these too, for one image
         points = run.grid_of(run.read(name), {"seed": [0]}, {}, run.NOTEBOOKS, run.NOTEBOOKS)
         assert points.writers == {"masks": two, "segments": two} | more

@@ -205,15 +205,11 @@ def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_pat
 
 
 def test_the_presets_are_of_parameters_that_notebooks_have():
-    recipe = run.read("demo")
     for name, values in run.presets().items():
-        run.check(recipe, {key: value for key, value in values.items() if key != "times"})
-        settled = run.settled(recipe, {"preset": name})
-        times = values["times"]
-        assert (settled["warm_up"], settled["steps"]) == (round(200 * times["warm_up"]), round(120 * times["steps"]))
-        assert run.settled(run.read("voc_92"), {"preset": name})["warm_up"] is None
+        run.check(run.read("demo"), {key: value for key, value in values.items() if key != "times"})
+        settled = run.settled(run.read("demo"), {"preset": name})
+        assert settled["steps"] == round(120 * values["times"]["steps"])
         assert settled["mask_options"] == {"checkpoint": "miniature_sam"} | values["mask_options"]
-    run.check(recipe, {"labelled": "1/8"})  # a part of the images
 
 
 def test_a_dry_run_lists_each_notebook_with_its_own_parameters_and_does_nothing(toy, tmp_path, monkeypatch):

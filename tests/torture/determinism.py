@@ -31,7 +31,6 @@ SMALL = {
     "methods": ["unimatch"],
     "images_at_once": 8,
 }
-NOTEBOOKS = ("02_zero_shot_labels", "03_refinement", "04_segmenter", "05_evaluation")
 OTHER_CHIP = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 CONDITIONS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {  # environment, parameters
     "again": ({}, {}),
@@ -52,20 +51,15 @@ NOT_COMPARABLE = 1.0  # other numbers of masks
 def one(folder: Path, given: dict[str, Any]) -> None:
     """Execute the notebooks in this process with the parameters that are given; results go to the folder."""
     os.environ |= {"PLG_RESULTS": str(folder), "PLG_PROGRESS": "0", "MPLBACKEND": "Agg"}
-    from IPython.core.interactiveshell import InteractiveShell
+    sys.path[:0] = [str(ROOT / "notebooks"), str(ROOT / "tests")]
+    from test_pipeline import execute
 
     from plg_utils import training
 
     training.SAVE_SECONDS = 0  # a state after each step, so that kills fall between
     os.chdir(ROOT / "notebooks")
-    for name in NOTEBOOKS:
-        shell = InteractiveShell()
-        shell.history_manager.enabled = False
-        for cell in json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] == "code":
-                shell.run_cell("".join(cell["source"])).raise_error()
-                if "parameters" in cell["metadata"].get("tags", []):
-                    shell.user_ns |= {key: value for key, value in given.items() if key in shell.user_ns}
+    for number in ("02", "03", "04", "05"):
+        execute(number, given)
 
 
 def start(folder: Path, world: Path, environment: dict[str, str], parameters: dict[str, Any]) -> subprocess.Popen:
