@@ -51,10 +51,7 @@ TAKES_THE_REST["masks.sam_official:build"] = ("masks.sam:settings", "masks.sam_o
 TAKES_THE_REST["encoders.noisy_words:build"] = ("encoders.{of}:build", "encoders.clip:Encoder")
 # Options of these functions that a stage sets by itself: it would pass over what is given, or fail.
 SET_BY_STAGES = "truth_of seed labelled unlabelled pseudo_label overlap others device steps batch_size crop_size lr"
-SET_BY_STAGES = (
-    *SET_BY_STAGES.split(),
-    *"scale part strong_views state_file progress workers tokenizer batches".split(),
-)
+SET_BY_STAGES += " scale part strong_views state_file progress workers tokenizer batches"
 SCALARS = (bool, int, float, str)
 
 
@@ -140,7 +137,7 @@ def _check_options_of(name: str, given: Any, places: list[str]) -> None:
     functions = [*places, *more]
     for own in (signature(_function(place)).parameters for place in functions):
         takes |= {key: one for key, one in own.items() if one.default is not one.empty}
-    right = [key for key in takes if key not in SET_BY_STAGES]
+    right = [key for key in takes if key not in SET_BY_STAGES.split()]
     for key, value in given.items():
         if not any(one.kind is one.VAR_KEYWORD for one in own.values()):  # of the last function
             choices.one_of(key, right, f"option of {name} called")

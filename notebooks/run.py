@@ -120,7 +120,6 @@ def read(run: str, *, notebooks: Path = NOTEBOOKS, published: Path = PUBLISHED) 
     if not isinstance(values, dict):
         raise Refused(f"{file} holds a {type(values).__name__}; write lines of `name: value`")
     axes, chosen = values.pop("grid", None) or {}, values.pop("notebooks", None) or []
-    values.pop("shared", None)  # of earlier versions: points share what they can
     if not (isinstance(chosen, list) and all(isinstance(item, str) for item in chosen)):
         raise Refused(f"`notebooks` in {file} is {chosen!r}; write a list of names such as [01_data]")
     if not isinstance(axes, dict):

@@ -347,8 +347,6 @@ CASES += cases("parameter file", {}, *((wrong, {RUN: bad}, *words) for wrong, ba
     ("has a grid with a value, not a list", "grid: {seed: 5}", "seed: 5", "list of at least one value"),
     ("has a grid of a misspelt parameter", "grid: {sede: [1]}", "'sede'", "did you mean 'seed'"),
     ("has a parameter in the grid too", "seed: 1\ngrid: {seed: [1]}", "seed", "keep one"))), call=plan)
-CASES += cases("parameter file", {RUN: "notebooks: [01_data]\ngrid: {seed: [1]}\nshared: [nope]"},
-    ("shares an unknown stage", partial(command, run.main, "mine", published=Path("published")), "nope", "can"))
 
 CASES += cases("run.py", {},
     ("does not know the run", runner("dmo"), "'dmo'", "did you mean 'demo'", "parameters.yaml"),

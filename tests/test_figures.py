@@ -24,7 +24,7 @@ LABEL = np.zeros((6, 8), np.uint8)
 LABEL[2:4, 2:5] = 1
 LABEL[5, 7] = 255
 SURE = diagnosis.reliability(diagnosis.calibration(np.linspace(0, 1, 9) ** 0.5, np.arange(9) % 3 > 0))
-LADDER = [{"stage": "enhanced", "name": "a", "miou": (0.5, 0.7, 0.6)}, {"stage": "segmenter", "name": "b", "miou": 0.2}]
+LADDER = [{"name": "a", "enhanced": (0.5, 0.7, 0.6)}, {"name": "b", "segmenter": 0.2}]
 GRID = {"a": {12: [0.5, 0.6, 0.7], 24: [0.7, 0.9], 48: [0.8]}, "b": {24: [0.2, 0.4]}}
 SEEDS = {"a": [[0.1, 0.2], [0.3, np.nan]], "b": [0.5, 0.6]}
 
@@ -139,6 +139,13 @@ def test_a_ladder_shows_each_seed_and_their_mean():
     np.testing.assert_allclose(points.get_offsets(), [[50, 0], [70, 0], [60, 0]])
     assert [text.get_text() for text in axis.texts] == ["60.0 ± 10.0", "20.0"]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_method_has_a_bar_for_its_labels_and_one_for_its_network():
+    figure = figures.ladder([{"name": "a", "zero_shot": 0.5, "segmenter": 0.7}, {"name": "b", "segmenter": 0.2}])
+    (axis,) = figure.axes
+    bars = [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 2)) for bar in axis.patches]
+    assert bars == [(50, -0.21), (70, 0.21), (20, 1)] and len(figure.legends) == 1
 
 
 def test_a_logarithmic_axis_has_plain_numbers():

@@ -48,6 +48,22 @@ def test_a_local_run_goes_before_the_published_one(results):
     assert [each["name"] for each in tables.rows_of(["one"])] == ["x"]
 
 
+def test_the_ladder_has_a_row_for_a_method_with_its_labels():
+    def of(folder, miou, split="val", learnt_from=None, **more):
+        return row(folder, miou, split=split, made={"folder": folder}, learnt_from=learnt_from, **more)
+
+    raw, soft = (of(name, 0.7, "unlabelled", stage=name) for name in ("zero_shot", "enhanced"))
+    nets = [of("supervised", 0.5), of("raw", 0.8, learnt_from="zero_shot"), of("test", 0.9, "test", "zero_shot")]
+    found = tables.ladder([raw, *nets, soft, of("alone", 0.6, learnt_from="zero_shot", stage="zero_shot")])
+    assert found == [
+        {"name": "alone", "zero_shot": 0.7, "segmenter": 0.6},
+        {"name": "enhanced", "enhanced": 0.7},  # no method learns from them
+        {"name": "supervised", "segmenter": 0.5},
+        {"name": "raw", "zero_shot": 0.7, "segmenter": 0.8},
+        {"name": "test", "zero_shot": 0.7, "segmenter": 0.9},
+    ]
+
+
 def test_results_that_cannot_be_read_or_compared_are_refused(results):
     files.write_json(results / "broken" / "summary.json", {"rows": 3})
     write_grid(results / "g", [row("x", 0.5)])

@@ -421,9 +421,10 @@ def test_the_comments_of_the_notebooks_name_the_words_that_are_allowed():
 
 
 def test_the_report_says_where_many_pixels_have_no_label(tmp_path):
-    row = {"name": "filtered labels", "miou": 0.226, "images": 3, "split": "unlabelled", "coverage": 0.0}
-    files.write_json(tmp_path / "summary.json", {"rows": [row, row | {"coverage": 0.95}]})
-    none, most = run.report(tmp_path).splitlines()[1:3]
-    assert none.endswith("22.6%  3 unlabelled images, 0% of their pixels labelled") and most.endswith(
-        "unlabelled images"
-    )
+    row = {"name": "filtered labels", "stage": "zero_shot", "miou": 0.226, "split": "unlabelled", "coverage": 0.4}
+    row["made"] = {"folder": "labels_filtered"}
+    rows = [row, row | {"name": "others", "miou": None, "coverage": 0.95, "made": {"folder": "labels_others"}}]
+    files.write_json(tmp_path / "summary.json", {"rows": rows})
+    head, first, second, last = run.report(tmp_path).splitlines()[:4]
+    assert head.split() == ["mean", "IoU", "labels", "unseen", "images"] and first.endswith("     22.6%          ")
+    assert second.split() == ["others"] and last == "filtered labels: 40% of the pixels have a label"
