@@ -110,7 +110,7 @@ def demo() -> str:
     for row in paired(found):
         given = row.get("zero_shot", row.get("enhanced")), row.get("segmenter")
         lines.append([row["name"], *("" if miou is None else f"{100 * miou:.1f}" for miou in given)])
-    columns = [f"labels, {images['unlabelled']} unlabelled images", f"network, {images['val']} val images"]
+    columns = [f"its labels, {images['unlabelled']} unlabelled images", f"{images['val']} val images"]
     return markdown(["mean IoU (%)", *columns], lines)
 
 

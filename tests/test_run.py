@@ -24,7 +24,7 @@ folder = pathlib.Path(os.environ["PLG_RESULTS"]) / run
 (folder / "figures").mkdir(parents=True, exist_ok=True)
 (folder / "figures" / "all.png").write_bytes(b"a picture")
 row = {"stage": "zero_shot", "name": "raw", "method": "segment_match", "split": "unlabelled", "images": 7}
-row |= {"miou": 0.4567, "options": {"steps": steps}}
+row |= {"miou": 0.4567, "options": {"steps": steps}, "made": {"folder": "labels_zero_shot"}}
 (folder / "summary.json").write_text(json.dumps({"run": run, "rows": [row]}))
 print("half", flush=True)
 print("a warning", file=sys.stderr, flush=True)
