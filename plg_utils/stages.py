@@ -199,7 +199,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     for name in [*METHODS, *own]:
         method = method_of(name)
         source = labeller if method.labels else None
-        of_sam = method.options | {"predictions": "SAM's borders"}
+        of_sam = {"predictions": "SAM's borders"} | method.options
         for ending, options, title in (
             ("", method.options, method.title),
             ("_sepl", of_sam, f"{method.title}, with SAM"),

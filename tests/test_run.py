@@ -24,7 +24,7 @@ folder = pathlib.Path(os.environ["PLG_RESULTS"]) / run
 (folder / "figures").mkdir(parents=True, exist_ok=True)
 (folder / "figures" / "all.png").write_bytes(b"a picture")
 row = {"stage": "zero_shot", "name": "raw", "method": "segment_match", "split": "unlabelled", "images": 7}
-row |= {"miou": 0.4567, "options": {"steps": steps}, "made": {"folder": "labels_zero_shot"}}
+row |= {"miou": 0.4567, "coverage": 1, "options": {"steps": steps}, "made": {"folder": "labels"}}
 (folder / "summary.json").write_text(json.dumps({"run": run, "rows": [row]}))
 print("half", flush=True)
 print("a warning", file=sys.stderr, flush=True)
@@ -294,7 +294,7 @@ def test_a_run_shows_its_results_or_where_it_failed_and_leaves_no_old_copies(cal
     assert not calls["stale"]  # the page of an earlier run
     code, out, err = calls["worked"]
     assert code == 0 and "a warning" in err
-    assert out.splitlines()[-5].split() == ["raw", "45.7%", "7", "unlabelled", "images"]
+    assert out.splitlines()[-5].split() == ["raw", "45.7%"]
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["page:", "pictures:", "notebooks:"]
     assert str(calls["page"]) in out and "45.7" in calls["page"].read_text(encoding="utf-8")
     assert "00_works.ipynb" in calls["left"] and "01_fails.ipynb" not in calls["left"]
