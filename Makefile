@@ -6,6 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 # The executed notebooks of a published run, in their order.
 prints_of = $(sort $(wildcard results/$(1)/*.ipynb))
+QUICK := $(wildcard results/demo/00_*.ipynb results/demo/01_*.ipynb)  # the others need nothing of these two
 NBVAL := OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
@@ -42,9 +43,10 @@ test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo ag
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@log=$$(mktemp) && trap 'kill $$prints 2>/dev/null; rm -f "$$log"' EXIT; \
-	$(NBVAL) $(call prints_of,demo) >"$$log" 2>&1 & prints=$$!; \
-	$(BIN)/pytest --durations=15 tests; tests=$$?; \
-	echo "The notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; exit $$((tests | same))
+	$(NBVAL) $(filter-out $(QUICK),$(call prints_of,demo)) >"$$log" 2>&1 & prints=$$!; \
+	$(BIN)/pytest --durations=15 tests; tests=$$?; $(NBVAL) $(QUICK); quick=$$?; \
+	echo "The other notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; \
+	exit $$((tests | quick | same))
 
 test-browser: .venv/.browser  ## open every notebook in JupyterLab and the results page in headless Chromium, keep screenshots
 	@PLG_BROWSER=1 $(BIN)/pytest --durations=15 tests/browser

@@ -28,8 +28,9 @@ from plg_utils.records import IGNORE, PseudoLabel, Sample
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
 PRECISIONS = ("fp32", "bf16")
 SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
-FREE = {"model", "loss", "labelled", "unlabelled", "pseudo_label", "batches"}  # of fit's arguments: not as they are in
-FREE |= {"device", "workers", "cache_bytes", "state_file", "progress"}  # the settings of a state, or change no number
+# Arguments of `fit` that a state does not hold among its settings: they change no number, or have an entry of their own.
+FREE = {"device", "workers", "cache_bytes", "state_file", "progress"}
+FREE |= {"model", "loss", "labelled", "unlabelled", "pseudo_label", "batches"}
 
 
 def fit(
@@ -90,8 +91,7 @@ def fit(
     Where several processes share the work (distributed.py), each learns from its share of each batch; batch_size is
     that of them all, and the steps are those of a single process.
     """
-    device = torch.device(device)
-    settings = {name: value for name, value in locals().items() if name not in FREE}
+    settings = {name: value for name, value in locals().items() if name not in FREE}  # so far: the arguments
     settings |= {"labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled]}
     settings |= {"loss": str(getattr(loss, "settings", "")), "pseudo labels": pseudo_label is not None}
     settings["initial weights"] = digest(model)
