@@ -855,6 +855,10 @@ def sharpen_predictions(run: Run, methods: Sequence[str], *, evaluated: Sequence
     """
     if run.data.classes.background != 0:
         return []
+    without = [one.id for one in run.images_of(evaluated) if not (run.folder / "masks" / f"{one.id}.json").exists()]
+    if methods and without:
+        remedy = f"run notebook 02 with evaluated = {list(evaluated)}, or leave `sharpened` empty"
+        raise ValueError(f"{len(without)} images have no masks to take borders from, e.g. {without[0]}: {remedy}")
     of = {f"predictions_{method}": f"predictions_{method}_sepl" for method in methods}
     return [merge(run, name, cue=cue, mode="paper", splits=evaluated) for cue, name in of.items()]
 

@@ -578,6 +578,8 @@ def test_predictions_get_the_borders_of_the_masks_of_val_images(world, results, 
     bare = replace(here, data=no_background)
     assert stages.sharpen_predictions(bare, ["supervised"], evaluated=["val"]) == []  # the rule needs one
     assert modes == {"paper"}  # the rule of its text, as for the enhanced labels
+    with pytest.raises(ValueError, match=r"no masks .*: run notebook 02 with evaluated = \['val', 'test'\]"):
+        stages.sharpen_predictions(here, ["supervised"], evaluated=["val", "test"])
     rows = stages.rows_of(here.folder, "segment_match")
     row = rows["predictions_supervised_sepl"]
     assert row.title == "supervised only, with SAM" and row.trained_by == "supervised"
