@@ -28,7 +28,7 @@ from plg_utils.records import IGNORE, PseudoLabel, Sample
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
 PRECISIONS = ("fp32", "bf16")
 SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
-# Arguments of `fit` that a state does not hold among its settings: they change no number, or have an entry of their own.
+# Arguments of `fit` that are no settings of a state: they change no number, or have an entry of their own.
 FREE = {"device", "workers", "cache_bytes", "state_file", "progress"}
 FREE |= {"model", "loss", "labelled", "unlabelled", "pseudo_label", "batches"}
 
