@@ -60,7 +60,6 @@ RUNS = {
     },
     "Decisions and cost": {
         "ablation_*": "[decisions](../docs/decisions.md)",
-        "presets": "[presets](../docs/results.md#presets)",
         "passes": "[speed](../docs/results.md#speed)",
     },
     "Real data sets": {"camvid_[tw]*": "[CamVid](../docs/results.md#camvid)", "*": "[data sets](../docs/datasets.md)"},
@@ -279,14 +278,6 @@ def camvid() -> str:
     return markdown(
         ["network, 101 val images", *CAMVID.values()], [[name, *(of[name] for of in found)] for name in found[0]]
     )
-
-
-def presets() -> str:
-    """Quality and cost of each preset."""
-    minutes = {row["preset"]: f"{60 * row['hours']:.1f}" for row in read("presets/cost.json")["presets"]}
-    found, names = scores(rows("presets"), "preset", "stage"), read("presets/grid.json")["grid"]["preset"]
-    lines = [[f"`{name}`", found[name, "zero_shot"], found[name, "segmenter"], minutes[name]] for name in names]
-    return markdown(["preset", f"labels, {MIOU}", f"network on them, {MIOU}", "minutes"], lines)
 
 
 def passes() -> str:
@@ -673,7 +664,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     """What fills each block, by its name."""
     tables: dict[str, Callable[[], str]] = {
         table.__name__: table
-        for table in (demo, seeds, labelled, labellers, trust, networks, camvid, presets, passes, review, ablations)
+        for table in (demo, seeds, labelled, labellers, trust, networks, camvid, passes, review, ablations)
         + (
             few_shot,
             filter_draws,

@@ -19,28 +19,20 @@ from plg_utils import files
 NOTEBOOK = run.NOTEBOOKS / "09_doctor.ipynb"
 
 
-def examined(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """What is examined of a run: `parameters`, `presets` (name: parameters), `axes`; of a grid point 1.
+def examined(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Parameters of a run, of a grid those of its first point; and how often a grid does a stage.
 
-    `shared`: stages that points of the grid share, and how many folders each has for all of them.
+    "all" counts its points; a stage that points share is done once for each of its folders.
     """
     recipe = run.read(name)
     recipe = replace(recipe, known=recipe.known | {NOTEBOOK: run.defaults(NOTEBOOK)})  # so that -p hours is checked too
     axes = {axis: values for axis, values in recipe.axes.items() if axis not in changes}
-    points = run.grid_of(recipe, axes, changes, run.PUBLISHED, run.PUBLISHED)
-    folders = {stage: {grid.shared_folder(stage, point) for point in points.points} for stage in points.writers}
-    changes = {axis: values[0] for axis, values in axes.items()} | changes
-
-    def parameters(more: dict[str, Any]) -> dict[str, Any]:
-        found = run.defaults(run.NOTEBOOKS / "01_data.ipynb") | {"device": "auto"}
-        for step in run.steps_of(recipe, changes | more, name):
-            if not step.notebook.stem.startswith(("00", "09")):  # 00 takes one image, whatever the run has
-                found |= run.defaults(step.notebook) | step.parameters
-        return found
-
-    shared = {stage: len(different) for stage, different in folders.items()}
-    presets = {preset: parameters({"preset": preset}) for preset in run.presets()}
-    return {"parameters": parameters({}), "presets": presets, "axes": axes, "shared": shared}
+    whole = run.grid_of(recipe, axes, changes, run.PUBLISHED, run.PUBLISHED)
+    times = {stage: len({grid.shared_folder(stage, point) for point in whole.points}) for stage in whole.writers}
+    parameters = run.defaults(run.NOTEBOOKS / "01_data.ipynb") | {"device": "auto"}
+    # 00 takes one image, whatever the run has
+    own = [step for step in whole.points[0].steps if not step.notebook.stem.startswith(("00", "09"))]
+    return parameters | run.known_of(own), {"all": len(whole.points), **times}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,10 +7,10 @@
     torchrun --nproc-per-node 4 notebooks/run.py voc_92 --stages        # the slow stages, in several processes
 
 A run is a file results/RUN/parameters.yaml: what differs from the notebooks' defaults. `notebooks` lists which ones it
-has, by default 00 to 05; `grid` (parameter: list of values) runs them with each combination, see grid.py. `preset`
-stands for the parameters that presets.yaml lists; -p data_root DIR and -p class_file FILE for `root` and `classes` in
-dataset_options. Of a mapping only the keys that are named change. Results go below the environment's PLG_RESULTS, by
-default results/local; run.json there holds all parameters. The same command continues a run that was stopped.
+has, by default 00 to 05; `grid` (parameter: list of values) runs them with each combination, see grid.py. -p data_root
+DIR and -p class_file FILE stand for `root` and `classes` in dataset_options. Of a mapping only the keys that are named
+change. Results go below the environment's PLG_RESULTS, by default results/local; run.json there holds all parameters.
+The same command continues a run that was stopped.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from plg_utils import checkpoints, choices, files
 
 NOTEBOOKS = files.ROOT / "notebooks"
 PUBLISHED = files.ROOT / "results"
-PRESETS = NOTEBOOKS / "presets.yaml"
 Refused = ValueError  # every refusal says what would be right
 KERNEL_START = 600  # seconds; a busy machine may need minutes
 SHORT = {"data_root": ("dataset_options", "root"), "class_file": ("dataset_options", "classes")}  # for -p
@@ -137,11 +136,6 @@ def all_defaults_of(recipe: Recipe) -> dict[str, Any]:
     return {name: default for own in recipe.known.values() for name, default in own.items()}
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """The presets: name -> parameters, and in `times` factors of parameters."""
-    return literal(PRESETS.read_text(encoding="utf-8"), PRESETS)
-
-
 def yaml_of(text: str, where: str) -> Any:
     """Value of a YAML text on the command line, unless YAML takes a part of it for a comment."""
     hidden = re.sub(r"(?<!\S)#", "\ue000", text)
@@ -224,17 +218,10 @@ def joined(below: dict[str, Any], above: dict[str, Any], known: dict[str, Any]) 
 
 
 def settled(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
-    """What is set: the run's values, over them those of the preset, over these the changes, see `joined`."""
+    """What is set: the run's values, over them the changes, see `joined`."""
     known = all_defaults_of(recipe)
-    name = (recipe.values | changes).get("preset")
     values = joined(known, recipe.values, known)
-    if name is not None:
-        before, preset = known | values, presets()[name]
-        factors = preset.pop("times", {})
-        preset |= {key: max(1, round(before[key] * factor)) for key, factor in factors.items() if before.get(key)}
-        values |= joined(before, {key: value for key, value in preset.items() if key in before}, known)
-    values |= joined(known | values, changes, known)
-    return {key: value for key, value in values.items() if key != "preset"}
+    return values | joined(known | values, changes, known)
 
 
 def check(recipe: Recipe, values: dict[str, Any]) -> None:
@@ -246,11 +233,8 @@ def check(recipe: Recipe, values: dict[str, Any]) -> None:
         if name in SHORT:
             mapping, key = SHORT[name]
             raise Refused(f"{name} is for -p alone; in a file or a grid write {mapping}: {{{key}: {value!r}}}")
-        choices.one_of(name, [*known, *SHORT, "preset"], f"parameter of the run {recipe.run} called")
-        if name != "preset":
-            allowed.check_value(name, value, known[name])
-        elif value is not None:
-            choices.one_of(value, list(presets()), "preset in presets.yaml called")
+        choices.one_of(name, [*known, *SHORT], f"parameter of the run {recipe.run} called")
+        allowed.check_value(name, value, known[name])
 
 
 def steps_of(recipe: Recipe, changes: dict[str, Any], name: str) -> list[Step]:
@@ -309,7 +293,7 @@ def axes_of(recipe: Recipe, given: list[tuple[str, str]], changes: dict[str, Any
             check(recipe, {name: value})
             if any(grid.same(value, earlier) for earlier in values[:index]):
                 raise Refused(f"the list of {name} holds {value!r} twice: keep one")
-    return {name: axes[name] for name in ["preset", *all_defaults_of(recipe)] if name in axes}
+    return {name: axes[name] for name in all_defaults_of(recipe) if name in axes}
 
 
 def grid_of(recipe: Recipe, axes: dict[str, list], changes: dict[str, Any], folder: Path, published: Path) -> grid.Grid:

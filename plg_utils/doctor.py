@@ -256,21 +256,13 @@ def _spaced(samples: Sequence, count: int) -> tuple:
 # Costs
 
 
-def repeats(axes: Mapping[str, Sequence], shared: Mapping[str, int]) -> dict[str, int]:
-    """How often a grid does a stage: "all" its points, and a stage that points share once for each of its folders.
-
-    axes: of the grid; shared: stage -> number of its folders, as notebooks/doctor.py counts them
-    """
-    return {"all": math.prod(map(len, axes.values())), **shared}
-
-
 def measure(
     whole: Dataset | None, parameters: Parameters, absent: Sequence[str] = (), points: dict | None = None, **timing
 ) -> tuple[pd.DataFrame, list[Finding]]:
     """Do the stages of a run on a few images and steps, and multiply: the cost card, and what would stop the run.
 
     whole: of `data`, which may be None; absent: options whose weights are not here, see `weights`
-    points: of a grid, see `repeats`; timing: options of `_time`
+    points: how often a grid does a stage, "all" the stages that are not named; timing: options of `_time`
     returns: columns of COLUMNS; the last row is the total
     """
     points, rows, nothing = points or {"all": 1}, [], ({}, {}, 1, "the data set cannot be loaded")
@@ -345,7 +337,7 @@ def _cut(whole: Dataset, count: int) -> Dataset:
 
 def _without(absent: Sequence[str], parameters: Parameters, whole: Dataset) -> dict[str, Any]:
     """Parameters for the timing: small random networks in place of absent weights, nothing compiled."""
-    small = {name: value for name, value in parameters.items() if name != "run"} | {"compiled": False}
+    small = {**parameters, "compiled": False}
     small |= {option: _module(parameters, option).SMOKE for option in MODELS if option in absent}
     if "detector_options" in absent:
         small |= {"detector": "clip_boxes", "detector_options": {}}
@@ -386,38 +378,16 @@ def _rehearse(whole: Dataset, parameters: dict, name: str, images: int, steps: i
     return made, failed
 
 
-def fitting(
-    card: pd.DataFrame, parameters: Parameters, presets: Mapping[str, Parameters], budget: float
-) -> pd.DataFrame:
-    """Hours of the run as it is and with each preset, and whether they fit into a budget of hours.
-
-    Presets are estimates: the time of the masks goes by the number of points, density squared, of a training by steps.
-
-    card: of `measure`; presets: name -> all parameters of the run with this preset
-    returns: columns preset, hours, fits ("yes", "no", "not known"), not measured
-    """
-    rows, left = [], card.iloc[-1]["not measured"]
-    trained = (card["unit"] == "step") & (card["stage"] != "cam_network")
-    for name, other in {"as it is": parameters, **presets}.items():
-        new, now = (given.get("mask_options", {}).get("density", 1.0) for given in (other, parameters))
-        step = other.get("steps", 1) / parameters.get("steps", 1)
-        factor = np.where(card["stage"] == "masks", (new / now) ** 2, np.where(trained, step, 1.0))
-        hours = (card["seconds once"] + card["seconds each"] * card["times"] * factor).sum() / HOUR
-        fits = "no" if hours > budget else "not known" if left else "yes"
-        rows.append({"preset": name, "hours": hours, "fits": fits, "not measured": left})
-    return pd.DataFrame(rows)
-
-
-def verdict(table: pd.DataFrame, budget: float) -> Finding:
-    """Does the run fit into the hours, or which preset does? Of several the slowest, since time buys quality."""
-    now, fit = table.iloc[0], table[table["fits"] == "yes"].sort_values("hours")
-    text = f"the run takes {duration(now['hours'])}, and {budget:g} h are there"
-    remedy = "no preset fits: fewer images (limit), methods or steps, or a faster machine"
-    if now["fits"] == "not known":
-        text, remedy = f"{text}, without {now['not measured']}", "see on the card why this was not timed; ask again"
-    elif len(fit):
-        remedy = f"-p preset {fit.iloc[-1]['preset']} takes about {duration(fit.iloc[-1]['hours'])}"
-    return Finding("ok", "time", text) if now["fits"] == "yes" else Finding("warning", "time", text, remedy)
+def hours(total: Mapping[str, Any], budget: float) -> list[Finding]:
+    """Compare the time in the last row of a card with the hours that are there."""
+    text = f"the run takes {duration(total['hours'])}, and {budget:g} h are there"
+    if total["hours"] > budget:
+        remedy = "fewer images (limit), methods or steps, lower mask density, or a faster machine"
+        return [Finding("warning", "time", text, remedy)]
+    if left := total["not measured"]:
+        remedy = "see on the card why this was not timed; ask again"
+        return [Finding("warning", "time", f"{text}, without {left}", remedy)]
+    return [Finding("ok", "time", text)]
 
 
 def duration(hours: float) -> str:
@@ -425,10 +395,10 @@ def duration(hours: float) -> str:
     return f"{hours * HOUR:.0f} s" if hours < 1 / 30 else f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A card, or the table of presets, as rounded text; a column that says nothing is left out."""
+def readable(card: pd.DataFrame) -> pd.DataFrame:
+    """A card as rounded text; a column that says nothing is left out."""
     forms = {"hours": duration, "GB": "{:.2f}".format, "seconds once": "{:.2g}".format, "seconds each": "{:.2g}".format}
     forms |= dict.fromkeys(("times", "memory MB", "GPU MB"), "{:,.0f}".format)
-    shown = {name: table[name].map(forms.get(name, str), na_action="ignore") for name in table}
-    text = table.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})
+    shown = {name: card[name].map(forms.get(name, str), na_action="ignore") for name in card}
+    text = card.assign(**shown).astype(object).fillna("").rename(columns={"hours": "time"})
     return text.loc[:, (text != "").any()]

@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 
 import doctor as starter
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
 import run
@@ -166,7 +165,7 @@ def test_options_of_weights_that_are_wrong(monkeypatch, tmp_path):
 
 
 def test_all_weights_of_a_run(offline):
-    found, absent = doctor.weights(starter.examined("compare_labellers", {})["parameters"])
+    found, absent = doctor.weights(starter.examined("compare_labellers", {})[0])
     assert [finding.text[:2] for finding in found] == ["ma", "en", "co", "cl"] and not absent
     assert "concept_options: random weights, as the run asks for" in [finding.text for finding in found]
     dino = {"detector": "grounding_dino", "detector_options": {}}
@@ -174,7 +173,7 @@ def test_all_weights_of_a_run(offline):
     assert list(doctor.weights({"concept_options": {}})[1]) == ["concept_options"]
     small = doctor._without(["concept_options"], {"concept_options": {}}, NO_IMAGES)
     assert small["concept_options"] == {"checkpoint": None}
-    absent = doctor.weights(starter.examined("voc_92", {})["parameters"])[1]
+    absent = doctor.weights(starter.examined("voc_92", {})[0])[1]
     assert list(absent) == ["mask_options", "encoder_options", "segmenter_options"]
 
 
@@ -260,19 +259,11 @@ def test_a_cost_card_by_hand(by_hand):
     assert "not measured" in shown and "not measured" not in doctor.readable(card[:3])  # these say nothing there
 
 
-def test_presets_are_estimated(by_hand):
-    own = {"mask_options": {}, "steps": 1000}
-    fast = {"mask_options": {"density": 0.5}, "steps": 250}
-    table = doctor.fitting(by_hand[0], own, {"fast": fast}, 0.5)
-    np.testing.assert_allclose(table["hours"] * 3600, [3164, 200 / 4 + 4 + (2000 + 960) / 4])
-    assert table["fits"].tolist() == ["no", "not known"]
-    names, fits = ["as it is", "fast", "balanced", "x"], ["no", "yes", "yes", "no"]
-    table = pd.DataFrame({"preset": names, "hours": [40.0, 5.0, 20.0, 50.0], "fits": fits, "not measured": ""})
-    only([doctor.verdict(table, 24)], "warning", "40.0 h", "24 h", remedy="-p preset balanced takes about 20.0 h")
-    only([doctor.verdict(table[:1], 24)], "warning", remedy="no preset fits")
-    fine([doctor.verdict(table[1:], 24)])
-    unknown = table[:1].assign(fits="not known", **{"not measured": "masks"})
-    only([doctor.verdict(unknown, 24)], "warning", "without masks", remedy="ask again")
+def test_hours(by_hand):
+    total = by_hand[0].iloc[-1]
+    only(doctor.hours(total, 0.5), "warning", "takes 53 min, and 0.5 h are there", remedy="lower mask density")
+    only(doctor.hours(total, 1), "warning", "without segments, all further stages", remedy="ask again")
+    fine(doctor.hours(dict(total) | {"not measured": ""}, 1))
 
 
 @pytest.mark.parametrize(
@@ -283,18 +274,17 @@ def test_presets_are_estimated(by_hand):
         ("labeller_networks", {}, {"all": 12, "masks": 1, "segments": 1, "cam_network": 3}),
         ("labeller_networks", {"seed": 1}, {"all": 4, "masks": 1, "segments": 1, "cam_network": 1}),
         ("first_real_run", {}, {"all": 2, "masks": 1, "segments": 2, "cam_network": 1}),
-        ("presets", {}, {"all": 9, "masks": 3, "segments": 3}),  # other masks with each preset
+        ("few_shot", {}, {"all": 9, "masks": 3, "segments": 3}),  # three class files
     ],
 )
 def test_points_of_a_grid_share_stages(name, changes, counts):
     """As the grid itself does: the same folders of the same points."""
-    asked = starter.examined(name, changes)
-    assert doctor.repeats(asked["axes"], asked["shared"]) == counts
+    assert starter.examined(name, changes)[1] == counts
 
 
 def tiny(world, **changes):
     options = {"dataset_options": {"root": str(world), "limit": 2}, "images_at_once": 2, "methods": ["direct", "mine"]}
-    return starter.examined("labeller_networks", {})["parameters"] | TINY | options | changes
+    return starter.examined("labeller_networks", {})[0] | TINY | options | changes
 
 
 def test_the_card_counts_what_a_run_does(world, tmp_path, monkeypatch):
@@ -358,22 +348,16 @@ def test_the_notebook(world, tmp_path, monkeypatch, offline, capsys):
     assert not {subject for level, subject in levels if level == "stop"}
     rows = {row["stage"]: row for row in found["card"]}
     assert "mask_options" in rows["masks"]["not measured"] and rows["refined"]["times"] == 120
-    hours = {row["preset"]: row["hours"] for row in found["presets"]}
-    assert list(hours) == ["as it is", "fast", "balanced", "paper"] and hours["fast"] < hours["balanced"]
-    assert "Presets are estimates" in found["text"] and "0 would stop the run" in capsys.readouterr().out
+    assert "not measured" in found["text"] and "0 would stop the run" in capsys.readouterr().out
     assert not (tmp_path / "demo").exists()
 
 
 def test_what_is_examined_of_a_run():
-    found = starter.examined("voc_92", {"steps": 100})
-    recipe = run.read("voc_92")
-    assert found["parameters"].items() >= (run.settled(recipe, {}) | {"steps": 100}).items()
-    assert found["parameters"]["default_threshold"] == 0.2 and "mask_model" in found["parameters"]
-    fast = found["presets"]["fast"]
-    assert (fast["steps"], fast["mask_options"]["density"]) == (100, 0.5)  # -p says the steps
-    assert starter.examined("voc_92", {})["presets"]["fast"]["steps"] == round(recipe.values["steps"] / 4)
-    grid = starter.examined("storybook_labelled", {"seed": 5})
-    assert list(grid["axes"]) == ["labelled"] and grid["parameters"]["labelled"] == grid["axes"]["labelled"][0]
+    parameters, _ = starter.examined("voc_92", {"steps": 100})
+    assert parameters.items() >= (run.settled(run.read("voc_92"), {}) | {"steps": 100}).items()
+    assert parameters["default_threshold"] == 0.2 and "mask_model" in parameters
+    parameters, points = starter.examined("storybook_labelled", {"seed": 5})
+    assert (parameters["labelled"], parameters["seed"], points["all"]) == (24, 5, 2)  # of 24 and 48
     for path in [*run.PUBLISHED.glob("*/parameters.yaml")][::7]:
         starter.examined(path.parent.name, {})
 

@@ -193,8 +193,7 @@ def test_a_point_was_made_with_what_parameters_yaml_says(path):
     assert points_of(recipe)[path.stem] == content["point"]
     assert content["notebooks"] == [notebook.stem for notebook in recipe.known]
     known = files.plain(run.all_defaults_of(recipe) | values)
-    stored = {key: value for key, value in content["parameters"].items() if key != "preset"}
-    assert {key: known.get(key, "no notebook has it") for key in stored} == stored
+    assert {key: known.get(key, "no notebook has it") for key in content["parameters"]} == content["parameters"]
     assert content["run"] == name
 
 
@@ -236,7 +235,7 @@ def test_each_published_json_is_one_that_these_tests_know():
     known = {*SUMMARIES, *GRIDS, *POINTS, run.PUBLISHED / "reliability.json"}
     known |= {path for summary in SUMMARIES for name in ("0*.json", "run.json") for path in summary.parent.glob(name)}
     rest = {path.relative_to(run.PUBLISHED).parts[0] for path in run.PUBLISHED.rglob("*.json") if path not in known}
-    read_by_readme = set("bench chosen_words demo_seeds full_size miniatures presets review".split())
+    read_by_readme = set("bench chosen_words demo_seeds full_size miniatures review".split())
     without_own_numbers = {"paper_figures", "labels_that_harm"}
     assert rest - {"local"} == read_by_readme | without_own_numbers  # the former are compared in test_readme.py
     for path in run.PUBLISHED.glob("*/*.yaml"):

@@ -153,10 +153,8 @@ def test_a_published_file_means_what_it_says():
     for path in run.PUBLISHED.glob("*/parameters.yaml"):
         recipe = run.read(path.parent.name)
         for chosen in grid.combinations(recipe.axes):
-            given = {key: value for key, value in (recipe.values | chosen).items() if key != "preset"}
-            settled = run.settled(recipe, chosen)
-            kept = {key: settled[key] for key in given} if "preset" not in chosen else given
-            assert kept == given, recipe.run
+            given, settled = recipe.values | chosen, run.settled(recipe, chosen)
+            assert {key: settled[key] for key in given} == given, recipe.run
 
 
 def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, capsys):
@@ -170,46 +168,6 @@ def test_short_names_stand_for_options_of_the_data_set(tmp_path, monkeypatch, ca
     assert run.written_out(short) == {"dataset_options": {"root": here, "classes": mine}}
     more = [*short, ("dataset_options", "{val: 5, root: x}"), ("data_root", "there"), ("class_file", "[cat]")]
     assert run.written_out(more) == {"dataset_options": {"root": f"{tmp_path}/there", "classes": ["cat"], "val": 5}}
-
-
-def test_a_preset_lies_between_the_run_and_the_command_line(monkeypatch, tmp_path):
-    folders = {name: tmp_path / name for name in ("notebooks", "published")}
-    for folder in folders.values():
-        folder.mkdir()
-    code = 'run = "demo"\nsteps = 100\nprecision = "fp32"\nmask_options = {"checkpoint": "small"}'
-    write_notebook(folders["notebooks"] / "00_works.ipynb", code)
-    write_run(folders, "steps: 40\nmask_options: {checkpoint: large, points: 9}")
-    presets = tmp_path / "presets.yaml"
-    presets.write_text(
-        "fast: {mask_options: {density: 0.5, points: 4}, precision: bf16, crop: 8, times: {steps: 0.2, rounds: 2}}\n"
-        "slow: {}\n"
-    )
-    monkeypatch.setattr(run, "PRESETS", presets)
-
-    def parameters(**changes):
-        (step,) = run.steps_of(run.read("toy", **folders), changes, "toy")
-        return {key: value for key, value in step.parameters.items() if key != "run"}
-
-    options = {"checkpoint": "large", "points": 4, "density": 0.5}
-    assert parameters(preset="fast") == {"steps": 8, "mask_options": options, "precision": "bf16"}
-    unchanged = {"steps": 40, "mask_options": {"checkpoint": "large", "points": 9}}
-    assert parameters(preset="slow") == parameters() == unchanged
-    changed = parameters(preset="fast", steps=7, precision="fp32", mask_options={"density": 1.0})
-    assert changed == {"steps": 7, "precision": "fp32", "mask_options": options | {"density": 1.0}}
-    assert parameters(preset="fast", steps=1)["steps"] == 1
-    with pytest.raises(run.Refused, match="'faster', only fast, slow"):
-        parameters(preset="faster")
-    assert "preset=slow  to do\npreset=fast  to do" in call(folders, "toy", "-g", "preset", "slow,fast", "--dry-run")[1]
-    write_run(folders, "preset: fast")
-    assert parameters()["steps"] == 20
-
-
-def test_the_presets_are_of_parameters_that_notebooks_have():
-    for name, values in run.presets().items():
-        run.check(run.read("demo"), {key: value for key, value in values.items() if key != "times"})
-        settled = run.settled(run.read("demo"), {"preset": name})
-        assert settled["steps"] == round(120 * values["times"]["steps"])
-        assert settled["mask_options"] == {"checkpoint": "miniature_sam"} | values["mask_options"]
 
 
 def test_a_dry_run_lists_each_notebook_with_its_own_parameters_and_does_nothing(toy, tmp_path, monkeypatch):
