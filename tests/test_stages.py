@@ -584,4 +584,9 @@ def test_predictions_get_the_borders_of_the_masks_of_val_images(world, results, 
     row = rows["predictions_supervised_sepl"]
     assert row.title == "supervised only, with SAM" and row.trained_by == "supervised"
     assert row.options == {"predictions": "SAM's borders"}
+    learnt = {
+        name: rows[f"predictions_{name}"].learnt_from for name in ("zero_shot", "supervised", "direct", "paper_a")
+    }
+    raw = "labels_zero_shot"
+    assert learnt == {"zero_shot": raw, "supervised": None, "direct": raw, "paper_a": "labels_enhanced_sepl"}
     assert "predictions_supervised_sepl_sepl" not in rows
