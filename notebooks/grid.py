@@ -303,6 +303,8 @@ def make_point(grid: Grid, point: Point, execute_all: Callable[..., bool]) -> bo
     for stage in grid.writers:
         target, link = grid.folder / "shared" / shared_folder(stage, point), folder / stage
         target.mkdir(parents=True, exist_ok=True)
+        if link.is_dir() and not link.is_symlink():  # of an earlier version, which did not share this stage
+            shutil.rmtree(link)
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
 

@@ -452,7 +452,7 @@ def report(folder: Path) -> str:
             given = (row.get("zero_shot", row.get("enhanced")), row.get("segmenter"))
             lines.append(f"{row['name']:{width}}" + "".join(f"{'' if x is None else f'{x:.1%}':>10}" for x in given))
         for row in rows:
-            if row["coverage"] < 0.9:
+            if row["coverage"] is not None and row["coverage"] < 0.9:  # None: no pixel has a truth
                 lines.append(f"{row['name']}: {row['coverage']:.0%} of the pixels have a label")
         head = f"{'mean IoU':{width}}    labels    unseen images"
         lines = [head, *lines, ""] if rows else ["no truth to compare with: look at the pictures"]

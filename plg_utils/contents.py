@@ -25,9 +25,10 @@ def sha256(path: str | Path) -> str:
 
 
 def state(path: str | Path) -> list[int]:
-    """Size of a file, and two times in ns: of the content, which programs set back, and of the file (or its creation).
+    """Size of a file, and two times in ns: of the content, which copies and archives set back, and of the file.
 
-    No program sets back the second. A file that is moved gets a new one, too, and then its content is read again.
+    No program sets back the second; on Windows it is that of creation. A file that is moved gets a new one, too, and
+    then its content is read again.
     """
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -82,7 +82,7 @@ def versions(stages: dict[str, dict]) -> dict[str, str]:
 
 
 def pictures(folder: Path, rows: Sequence[dict]) -> tuple[list[dict], Classes | None, str]:
-    """Return the galleries of a run and its classes, or a sentence that says why there are no pictures."""
+    """Return the galleries of a run, its classes, and a sentence that says which pictures are missing, and why."""
     if not (made := manifests(folder)):
         return [], None, "The label maps of this run are not here, so there are no pictures."
     try:

@@ -331,8 +331,11 @@ def test_a_folder_begun_with_other_parameters_is_emptied_before_work(toy):
     toy.call()
     stale = toy.folder / "points" / NAMES[0] / "predictions_old"
     stale.mkdir()
+    masks = stale.with_name("masks")
+    masks.unlink()
+    masks.mkdir()  # of a version that did not share them
     toy.call()
-    assert stale.exists()  # the same parameters: it is gone on with
+    assert stale.exists() and masks.is_symlink()  # the same parameters: it is gone on with
     write_run(toy.folders, f"{GRID}\nsteps: 200")
     _, out, _ = toy.call()
     assert f"{NAMES[0]}: starts again, steps: 3, now 200" in out

@@ -343,6 +343,8 @@ def test_options_of_the_masks_of_the_package():
     allowed.check_options({"mask_model": "sam_official", "mask_options": {"tile": 64, "box_nms_thresh": 0.5}}, known)
     with pytest.raises(ValueError, match="did you mean 'box_nms_thresh'"):
         allowed.check_options({"mask_model": "sam_official", "mask_options": {"box_nms_tresh": 0.5}}, known)
+    with pytest.raises(ValueError, match="needs OpenCV, which this project does not install: use min_area"):
+        sam_official.build(checkpoint=None, min_mask_region_area=10)
 
 
 def test_small_masks_are_dropped(toy):

@@ -28,6 +28,8 @@ def build(
     **options,
 ) -> Generate:
     """Load a SAM; the options are those of `sam.build` and of the package's `SamAutomaticMaskGenerator`."""
+    if options.get("min_mask_region_area"):
+        raise ValueError("min_mask_region_area needs OpenCV, which this project does not install: use min_area")
     chosen = sam.settings(checkpoint, density, **options)
     network = sam.load(checkpoint, model).to(devices.choose(str(device)))
     generator = Generator(network, **chosen, output_mode="coco_rle")  # a stack of (N, H, W) would be large
