@@ -156,6 +156,8 @@ def _in_its_words(message: object) -> str:
 
 
 def _bands(text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers of bands, counted from 1, such as 4,3,2")
     return [int(number) for number in text.split(",")]
 
 

@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         found = class_files.path_or_names(options.classes)
+        if isinstance(found, Path) and not found.is_file():
+            raise ValueError(f'there is no class file {found}: give one of {listed}, a class file, or "cat, dog"')
+        if not isinstance(found, Path) and (meant := get_close_matches(options.classes, class_files.OURS, 1)):
+            one = f'for a single class of this name write "{options.classes},"'
+            raise ValueError(f"--classes {options.classes}: did you mean {meant[0]}? If not, {one}")
         return _score(options, class_files.read(found) if isinstance(found, Path) else class_files.parse(found))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -62,7 +62,10 @@ def test_a_folder_is_scored_by_hand(world, capsys):
     for names in (many, many.replace(", ", "\n")):
         assert score.main([str(world.given), str(world.truth), "--classes", names]) == 0
         assert capsys.readouterr().out.splitlines()[2].split() == lines[2].split()
-    for wrong, says in (("pets.yaml", "pets.yaml does not exist"), ("a/pets", "is no single name and no file that is")):
+    for wrong, says in (
+        ("pets.yaml", "there is no class file pets.yaml: give one of"),
+        ("a/pets", "is no single name and no file that is"),
+    ):
         assert score.main([str(world.given), str(world.truth), "--classes", wrong]) == 1
         assert says in capsys.readouterr().err
 
