@@ -272,7 +272,6 @@ def test_what_is_no_list_of_names_is_refused(text, says, tmp_path):
         ("--label maps2 --clas a --no b", "--no b: this is one word too many, or no option"),
         ("--classes ', '", 'name what to look for: --classes "cat, dog", or a class file'),
         ("--bands 4,3", "must be a list of one or three numbers of bands: --bands 4,3,2"),
-        ("--bands a,b", "are no numbers of bands, counted from 1, such as 4,3,2"),
         ("--sam sam_x", "'sam_x' is neither a file nor a checkpoint"),
         ("--clip B/16", "'B/16' is neither a file nor a checkpoint"),
         ("--labels no", "no is not there: --labels must name"),
@@ -285,6 +284,12 @@ def test_bad_input_is_refused_in_a_line_before_any_work(changed, says, photos, c
     assert plg.main(["label", *([photos] if changed.startswith("-") else []), *given]) == 2
     *_, last = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     assert last.startswith("plg label: ") and says in last
+
+
+def test_numbers_of_bands_are_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        plg.main(["label", "photos", "--classes", "a", "--to", "out", "--bands", "a,b"])
+    assert "'a,b' are no numbers of bands, counted from 1, such as 4,3,2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
