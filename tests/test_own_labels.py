@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 import warnings
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,8 @@ def test_a_list_beside_the_maps_in_another_order_is_refused(name):
         load()
     np.testing.assert_array_equal(load(classes=("box", "ball")).labelled[0].truth(), LABEL)
     np.testing.assert_array_equal(load(classes=("cat", "dog")).labelled[0].truth(), LABEL)  # nothing to compare
+    with chdir("maps"), pytest.raises(ValueError, match=f"{Path(name).name} lists {listed}, the classes are .*ball"):
+        datasets.load("folder", root="../photos", labels=".", classes=["ball", "box"])
     save(coloured(LABEL, OWN.values()))
     np.testing.assert_array_equal(load(classes=pets()).labelled[0].truth(), LABEL)  # colours have no order
 

@@ -4,6 +4,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from os.path import abspath
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,8 @@ def _check_order(path: Path, classes: Classes) -> None:
 
     labelme2voc writes class_names.txt beside the folder of the maps, too.
     """
-    places = [path.with_name(name) for name in (class_files.NAMES, *LISTS)] + [path.parents[1] / class_files.NAMES]
+    above = Path(abspath(path)).parents[1]  # of the path alone: `.` has no parents
+    places = [path.with_name(name) for name in (class_files.NAMES, *LISTS)] + [above / class_files.NAMES]
     if not (place := next((place for place in places if place.is_file()), None)):
         return
     lines = [line for line in files.read_lines(place) if line.strip()]
