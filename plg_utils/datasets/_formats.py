@@ -110,7 +110,8 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
     above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
     names = next((path for path in above if path.is_file()), None)
-    if texts and names and not jsons and not whole:
+    beside = any(path.parent == folder for path in texts)  # then a json is a stray one
+    if texts and names and not whole and (beside or not jsons):
         return read_yolo(names, folder)
     if not jsons and _visible(folder.glob("*.[pP][nN][gG]")):
         return None
