@@ -90,14 +90,16 @@ def read(path: Path) -> Instances:
     sizeless = sum(size is None for size in sizes.values())
     looked_at = annotations[:LOOKED_AT]  # the program that wrote one wrong wrote all wrong
     doubts = Counter(filter(None, map(_doubt, looked_at)))
-    said = {
-        f"{things} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew. They count as objects of "
-        "their categories; give a real crowd the category void": things,
-        f"{clicks} annotations without outline and area are left out": clicks,
-        f"{sizeless} images have no height and width: those of the photos count": sizeless,
-    } | {f"{count} of {len(looked_at)} annotations {doubt}": count for doubt, count in doubts.items()}
-    for text in (text for text, count in said.items() if count):
-        warnings.warn(f"{path}: {text}", stacklevel=1)
+    if things:
+        problem = f"{path}: {things} masks are flagged as crowds (iscrowd 1), as CVAT flags what a brush drew"
+        remedy = "give a real crowd the category void"
+        warnings.warn(f"{problem}. They count as objects of their categories; {remedy}", stacklevel=1)
+    if clicks:
+        warnings.warn(f"{path}: {clicks} annotations without outline and area are left out", stacklevel=1)
+    if sizeless:
+        warnings.warn(f"{path}: {sizeless} images have no height and width: those of the photos count", stacklevel=1)
+    for doubt, count in doubts.items():
+        warnings.warn(f"{path}: {count} of {len(looked_at)} annotations {doubt}", stacklevel=1)
     return Instances(path, sizes, drawn, names, len(by_image[None]), frozenset(files.repeated(stems.values())))
 
 
