@@ -34,11 +34,11 @@ import torch
 
 from plg_utils import class_files, datasets, devices, encoders, files, store, trust
 from plg_utils.datasets import _formats, _instances, folder
-from plg_utils.datasets._formats import coco_json, labelme_json, regions  # noqa: F401  for notebooks
 from plg_utils.generators import few_shot, segment_match
 from plg_utils.records import IGNORE, Classes, Dataset, Masks, Sample
 
 FORMS = ("png", "coco", "labelme")  # of `_formats.FORMS`: those that are written if none are named
+coco_json, labelme_json, regions = _formats.coco_json, _formats.labelme_json, _formats.regions  # notebooks take them
 WITNESSES = ("labels_zero_shot", "labels_sepl", "labels_boxes")  # made in different ways, see notebook 06
 
 
@@ -121,7 +121,7 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
     if lacking := [form for form in forms if form not in has]:
         raise ValueError(f"{source} was written without {lacking[0]}: read {', '.join(has)}, or write it again with it")
     classes = class_files.read(source / "classes.yaml")
-    problems, maps = [], {id: {} for id in sizes}  # id: form: label map
+    problems, readers = [], {id: {} for id in sizes}  # id: form: what gives the label map of a size
     for form in forms:
         try:
             place, drawn = _drawn(source, form, classes)
@@ -129,28 +129,29 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        problems += [
-            f"{place}, {name} is not in index.json: rename or remove it" for name in drawn.keys() - names.keys()
-        ]
+        others = sorted(drawn.keys() - names.keys())
+        problems += [f"{place}, {name} is not in index.json: rename or remove it" for name in others]
         absent = sorted(sizes.keys() - names.values())
         if absent and form == "label_studio":
             remedy = "They count as untouched, for Label Studio exports annotated tasks only"
             warnings.warn(f"{len(absent)} images are not in {place}, e.g. {absent[0]}. {remedy}", stacklevel=1)
-        elif absent:
-            problems.append(f"{place} lacks {len(absent)} images, e.g. {absent[0]}: restore them")
+        else:
+            problems += [f"{place} lacks {id}: restore it" for id in absent]
         for name, id in names.items():
-            try:
-                maps[id][form] = drawn[name](sizes[id])
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
+            readers[id][form] = drawn[name]
     reviewed = []
-    for id, of_forms in maps.items():
+    for id, of_forms in readers.items():
         trusted, digest = written[id]  # all forms are written with the same pixels
-        changed = {form: found for form, label in of_forms.items() if (found := _sha256(label)) != digest}
+        try:
+            maps = {form: read_it(sizes[id]) for form, read_it in of_forms.items()}
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        changed = {form: found for form, label in maps.items() if (found := _sha256(label)) != digest}
         if len({*changed.values()}) > 1:
             problems.append(f"{id} was changed in {' and in '.join(changed)}, and they differ: read one by --form")
-        if of_forms:
-            reviewed.append(Reviewed(id, of_forms[[*changed, *of_forms][0]], tuple(changed), trusted))
+        if maps:
+            reviewed.append(Reviewed(id, maps[[*changed, *maps][0]], tuple(changed), trusted))
     if problems:
         raise ValueError(f"{len(problems)} problems in {source}, and nothing was written:\n" + "\n".join(problems))
     return reviewed, classes
@@ -160,15 +161,21 @@ def _drawn(source: Path, form: str, classes: Classes) -> tuple[Path, dict[str, C
     """Where a form lies, and for each image in it what gives the label map (H, W) uint8 of a size (H, W)."""
     _, read_objects = _formats.FORMS[form]
     if not read_objects:
-        place = source / "labels"
-        paths = datasets.files_in(place, (".png",), "label map")
-        return place, {path.stem: partial(_formats.read_png, path, classes) for path in paths}
-    with warnings.catch_warnings(action="ignore"):  # one photo may well hold rectangles alone
-        objects = read_objects(source)
+        of_photo = {"png": ("labels", ".png", _formats.read_png), "labelme": (_formats.IMAGES, ".json", _of_labelme)}
+        inner, suffix, read_one = of_photo[form]
+        paths = datasets.files_in(source / inner, (suffix,), f"file of {form}")
+        return source / inner, {path.stem: partial(read_one, path, classes) for path in paths}
+    objects = read_objects(source)
     if objects.strays:
         problem = f"{objects.path} has {objects.strays} annotations of images that it does not list"
         raise ValueError(f"{problem}: restore these")
     return objects.path, {name: partial(_painted, objects, name, classes) for name in objects.sizes}
+
+
+def _of_labelme(path: Path, classes: Classes, size: tuple[int, int]) -> np.ndarray:
+    with warnings.catch_warnings(action="ignore"):  # one photo may well hold rectangles alone
+        objects = _formats.read_labelme(path)
+    return _painted(objects, path.stem, classes, size)
 
 
 def _painted(objects: _instances.Instances, name: str, classes: Classes, size: tuple[int, int]) -> np.ndarray:

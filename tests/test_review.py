@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -251,21 +252,27 @@ DAMAGE = {
         lambda f: (f / "labels/squares_0 copy.png").write_bytes(b""),
         "squares_0 copy is not in index.json",
     ),
-    "no labelme": (lambda f: (f / JSON).unlink(), "images lacks 1 images, e.g. squares_0: restore them"),
+    "no labelme": (lambda f: (f / JSON).unlink(), "images lacks squares_0: restore it"),
     "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
     "labelme of another size": (
         edit(JSON, lambda c: c.update(imageHeight=9)),
-        r"images, squares_0: it is.* not as \(16, 24\)",
+        r"squares_0.json, squares_0: it is.* not as \(16, 24\)",
     ),
-    "labelme of another image": (lambda f: (f / "images/x.json").write_bytes((f / JSON).read_bytes()), "same name"),
+    "labelme of another image": (edit(JSON, lambda c: c.update(imagePath="x.png")), "photo x.png: give .* same name"),
+    "jsons of other images": (
+        lambda f: [(f / f"images/{name}.json").write_bytes((f / JSON).read_bytes()) for name in "zyxwv"],
+        "5 problems (?s:.*v is not in index.json.*w is not .*x is not .*y is not .*z is not )",
+    ),
     "an image less": (edit("coco.json", lambda c: c["images"].pop()), "annotations of images that it does not list"),
     "an image twice": (move(), "squares_0: it is listed more than once"),
     "an image more": (move(file_name="x.png"), "coco.json, x is not in index.json"),
     "coco of another size": (edit("coco.json", lambda c: c["images"][0].update(height=9)), r"not as \(16, 24\)"),
     "coco, outside": (edit("coco.json", outside), "annotation 1.*not a number in or near the image"),
-    "two files": (
-        lambda f: ((f / "labels/squares_0.png").unlink(), (f / "images/squares_1.json").write_text("")),
-        r"2 problems in (?s:.*)labels lacks 1 images, e.g. squares_0(?s:.*)squares_1\.json",
+    "four files": (
+        lambda f: [
+            (f / f"labels/squares_{k}.png").unlink() or (f / f"images/squares_{k}.json").write_text("") for k in (0, 2)
+        ],
+        r"4 problems in (?s:.*labels lacks squares_0: restore it.*lacks squares_2.*squares_0\.json.*squares_2\.json)",
     ),
     "coco, no class": (edit("coco.json", lambda c: c["categories"][0].update(name="rad")), "'rad'.*no class"),
 }
@@ -279,6 +286,30 @@ def test_what_is_damaged_is_named_before_anything_is_written(damage, says, writt
     assert review.main(["--read", str(folder), "--to", str(tmp_path / "labels")]) == 1
     assert re.search(f"error: (?s:.*){says}", capsys.readouterr().err)
     assert not (tmp_path / "labels").exists()
+
+
+def test_what_is_left_out_of_a_form_is_told_and_rectangles_of_labelme_are_not(written, recwarn):
+    folder, labels, _ = written
+    click = {"id": 99, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": []}
+    edit("coco.json", lambda content: content["annotations"].append(click))(folder)
+    rectangle = {"label": "red", "points": [[0, 0], [4, 4]], "shape_type": "rectangle"}
+    edit(JSON, lambda content: content.update(shapes=[rectangle]))(folder)
+    assert review.read(folder)[0][0].changed == ("labelme",)
+    said = [str(one.message) for one in recwarn if one.category is UserWarning]
+    assert said == [f"{folder / 'coco.json'}: 1 annotations without outline and area are left out"]
+
+
+def test_maps_of_one_image_alone_are_held_beside_those_that_are_returned(written, monkeypatch):
+    hashed, held, sha256 = [], [], review._sha256
+
+    def watched(label):
+        hashed.append(weakref.ref(label))
+        held.append(sum(one() is not None for one in hashed))
+        return sha256(label)
+
+    monkeypatch.setattr(review, "_sha256", watched)
+    review.read(written[0])
+    assert len(held) == 9 and max(held) <= 2 + 3  # two images are done, the third one has three forms
 
 
 def test_a_persons_work_is_not_overwritten(written, tmp_path):

@@ -21,7 +21,7 @@ from test_review import MAPS
 
 from conftest import COLOURS
 from plg_utils import datasets, files, review
-from plg_utils.datasets import storybook
+from plg_utils.datasets import _formats, storybook
 from plg_utils.records import IGNORE, Classes, Sample
 
 TOOLS = os.environ.get("PLG_TOOLS", "")
@@ -51,7 +51,7 @@ def out(tmp_path_factory):
     maps["large photo"] = np.kron(of_classes(storybook.draw(1004).label), np.ones((8, 8), np.uint8))  # 1024 x 1024
     maps["scène 1"][:9, 5:30] = IGNORE
     samples = [Sample(id, lambda size=label.shape: np.full((*size, 3), 99, np.uint8)) for id, label in maps.items()]
-    every = (*review.FORMS, *review.MORE_FORMS)
+    every = tuple(_formats.FORMS)
     review.write(folder, samples, lambda sample: maps[sample.id], CLASSES, forms=every)
     np.savez(folder / "truth.npz", **maps)
     files.write_json(folder / "names.json", dict(enumerate(NAMES, start=1)) | {IGNORE: "void"})

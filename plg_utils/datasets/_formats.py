@@ -664,11 +664,11 @@ def _codes(path: Path, codes: tuple[int, ...], _: int) -> np.ndarray:
 
 
 # Of each form what writes it into a folder, which returns what it cannot hold, and what reads it from there after a
-# person's work as objects; None: label maps (`read_png`).
+# person's work as objects; None: a file for each photo (`read_png`, `read_labelme`).
 FORMS: dict[str, tuple[Callable[[Path, Maps, Classes], str | None], Callable[[Path], Instances] | None]] = {
     "png": (_write_png, None),
     "coco": (_write_coco, lambda source: _instances.read(source / "coco.json")),
-    "labelme": (_write_labelme, lambda source: read_labelme(source / IMAGES)),
+    "labelme": (_write_labelme, None),
     "yolo": (_write_yolo, lambda source: read_yolo(source / "data.yaml")),
     "label_studio": (_write_studio, lambda source: read_label_studio(source / "label_studio.json", predictions=True)),
     "cvat": (_write_cvat, lambda source: read_cvat(source / "cvat")),
