@@ -329,7 +329,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) uint8 RGB: JPEG if the name ends so, else PNG."""
-    _expect(path, image.dtype == np.uint8 and image.ndim == 3 and image.size, image, "uint8 (H, W, 3) pixels")
+    _expect(path, image.dtype == np.uint8 and image.shape[2:] == (3,) and image.size, image, "uint8 (H, W, 3) pixels")
     with atomic(path) as partial:
         Image.fromarray(image).save(partial, format="JPEG" if _is_jpeg(path) else "PNG", quality=95)
 
@@ -349,13 +349,16 @@ def read_label(path: str | Path, num_classes: int | None = None) -> np.ndarray:
     with reading(path, "a readable label map", remedy), Image.open(path, formats=FORMATS) as image:
         few_bits = re.search(r"'L;([24])'", str(image.tile))  # gone once the image is loaded
         image.load()
-    label = np.array(image)
-    if image.format != "PNG" or label.dtype != np.uint8 or label.ndim != 2 or few_bits:
-        bits = f" of {few_bits[1]} bits, which readers stretch to 0 to 255" if few_bits else ""
-        raise ValueError(
-            f"{path} holds {label.dtype} {label.shape}, not a uint8 (H, W) label map: it is a {image.format}{bits}; "
-            "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
-        )
+    label, problem = np.array(image), ""
+    if image.format != "PNG":
+        problem = f"is a {image.format} file, not a PNG: other formats may change class values"
+    elif label.dtype != np.uint8 or label.ndim != 2:
+        problem = f"holds {label.dtype} {label.shape}, not a uint8 (H, W) label map"
+    elif few_bits:
+        problem = f"is grey of {few_bits[1]} bits, which readers stretch to 0 to 255"
+    if problem:
+        remedy = "save the numbers of the classes, not colours, as 8-bit grey or palette PNG"
+        raise ValueError(f"{path} {problem}; {remedy}")
     if num_classes is not None:
         unknown = [int(value) for value in np.unique(label) if value >= num_classes and value != IGNORE]
         if unknown:
