@@ -67,10 +67,9 @@ def data_set(dataset: Dataset) -> list[Row]:
         finding = "warning", "images without any class"
         if len(survey.empty) == with_map[split]:
             finding = "stop", "no label map of a split shows a class"
-        found = {("warning", "label maps that are doubtful"): doubts}
-        found |= {finding: survey.empty} if split in ("labelled", "val") else {}
-        for key, messages in found.items():
-            cases[key] += [(split, message) for message in messages]
+        cases["warning", "label maps that are doubtful"] += [(split, doubt) for doubt in doubts]
+        if split in ("labelled", "val"):
+            cases[finding] += [(split, message) for message in survey.empty]
     for id, splits in splits_of.items():
         if len(splits) > 1:
             cases["stop", "ids used more than once"].append((splits[-1], f"{id} in {' and '.join(splits)}"))
@@ -98,15 +97,22 @@ def data_set(dataset: Dataset) -> list[Row]:
 
 def read(sample: Sample, classes: Classes) -> tuple[dict[str, str], np.ndarray | None]:
     """Problems of a sample with their messages, and its label map, None if that is not open or broken."""
-    problems = {}
+    problems, size = {}, None
     try:
-        sample.image()
+        image = sample.image()
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise ValueError(f"{sample.id} is {image.dtype} {image.shape}, not a uint8 (H, W, 3) image")
+        size = image.shape[:2]
     except (OSError, ValueError) as error:
         problems["photos that cannot be read"] = str(error)
     try:
         label = sample.truth() if sample.read_truth else None
-        values = set() if label is None else {*np.unique(label).tolist()}
-        if unknown := sorted(values - {*range(classes.num_classes), IGNORE}):
+        if label is None:
+            return problems, None
+        if label.dtype != np.uint8 or label.ndim != 2 or label.shape != (size or label.shape):
+            problem = f"the label map of {sample.id} is {label.dtype} {label.shape}"
+            raise ValueError(f"{problem}, not uint8 {size or '(H, W)'} as its image")
+        if unknown := sorted({*np.unique(label).tolist()} - {*range(classes.num_classes), IGNORE}):
             raise ValueError(f"the label map of {sample.id} has the values {unknown}, which are no classes")
         return problems, label
     except (OSError, ValueError) as error:

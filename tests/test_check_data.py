@@ -105,6 +105,19 @@ def test_samples_that_break_the_contract():
     assert stops(by_finding(Dataset("ours", classes, ()))) == {"no images"}
     rows = by_finding(Dataset("ours", classes, (shows, Sample("high", lambda: image, lambda: ZEROS + 2))))
     assert rows[LABEL][1] == 1 and "values [2]" in rows[LABEL][2]
+    for read_image, read_truth, finding, says in (
+        (lambda: np.zeros((8, 8, 4), np.float32), None, PHOTO, "odd is float32 (8, 8, 4), not a uint8 (H, W, 3) image"),
+        (lambda: image[..., 0], None, PHOTO, "odd is uint8 (6, 8), not a uint8 (H, W, 3) image"),
+        (lambda: image, lambda: ZEROS.T, LABEL, "label map of odd is uint8 (8, 6), not uint8 (6, 8) as its image"),
+        (
+            lambda: image,
+            lambda: ZEROS + 0.5,
+            LABEL,
+            "label map of odd is float64 (6, 8), not uint8 (6, 8) as its image",
+        ),
+    ):
+        rows = by_finding(Dataset("ours", classes, (shows, Sample("odd", read_image, read_truth))))
+        assert stops(rows) == {finding} and rows[finding][2].endswith(says)
 
 
 def test_a_json_of_objects(folder):
