@@ -15,6 +15,9 @@ A file `name.py` here has
 `_splits` finds lists of labelled images, `_formats` reads what other tools write, `_instances` paints label maps from
 COCO's form, `_maps` reads label maps, `_photos` finds photos that cannot be read. The same options give
 the same samples in the same order.
+
+To import this module replaces `warnings.formatwarning` for the whole process: a warning of this package is then printed
+as one plain line, once; other warnings are printed as before.
 """
 
 import hashlib
