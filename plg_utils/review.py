@@ -163,7 +163,11 @@ def _drawn(source: Path, form: str, classes: Classes) -> tuple[Path, dict[str, C
     if not read_objects:
         of_photo = {"png": ("labels", ".png", _formats.read_png), "labelme": (_formats.IMAGES, ".json", _of_labelme)}
         inner, suffix, read_one = of_photo[form]
+        if not (source / inner).is_dir():
+            raise FileNotFoundError(f"{source} lacks its folder {inner}: restore it from a copy")
         paths = datasets.files_in(source / inner, (suffix,), f"file of {form}")
+        if twice := files.repeated(path.stem for path in paths):
+            raise ValueError(f"{source / inner} holds two files {twice[0]}, whose names end in other letters: keep one")
         return source / inner, {path.stem: partial(read_one, path, classes) for path in paths}
     objects = read_objects(source)
     if objects.strays:
@@ -184,6 +188,8 @@ def _painted(objects: _instances.Instances, name: str, classes: Classes, size: t
     if objects.sizes[name] not in (size, None) or name in objects.repeated:
         raise ValueError(f"{what}: it is listed more than once, or not as {size} (height, width): fix it")
     rows = [row | {"iscrowd": 0} for row in objects.annotations[name]]  # CVAT flags each mask; void is a category here
+    if odd := [row["id"] for row in rows if isinstance(row.get("category_id"), list | dict)]:
+        raise ValueError(f"{what}, annotation {odd[0]}: its category_id is no number: give that of a category")
     values = _instances.values_of(objects.categories, classes)
     values |= {id: IGNORE for id, name in objects.categories.items() if _instances.is_nothing(name, classes)}
     if unknown := [row["category_id"] for row in rows if values.get(row.get("category_id"), 0) is None]:

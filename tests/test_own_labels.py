@@ -124,7 +124,7 @@ def test_the_check_says_the_same(capsys, tiny_root):
 
 def test_values_past_the_classes_are_refused_at_loading():
     write_maps(LABEL, LABEL + 1)
-    says = r"p1.png holds the values \[3\], not classes 0 to 2 .* write 255 for what is void in it, as CamVid's 11"
+    says = r"p1.png holds the values \[3\], not classes 0 to 2 .* write 255 where a value means void"
     with pytest.raises(ValueError, match=says):
         load()
 
@@ -141,7 +141,8 @@ def test_camvids_own_label_maps_are_refused_with_what_to_do_about_void(kind, cla
     files.write_label("maps/p0.png", label, palette if kind == "palette" else ())
     if kind == "colours":
         save(np.array(palette, np.uint8)[label])
-    says = "paint what is void in .224, 224, 192.*void as 255" if kind == "colours" else "write 255 for what is void in"
+    says = "write 255 where a value means void"
+    says = "paint what is void in .224, 224, 192.*void as 255" if kind == "colours" else says
     with pytest.raises(ValueError, match=says):
         load(classes=classes)
 
@@ -206,7 +207,7 @@ def test_right_maps_are_not_doubted(recwarn):
     exif = Image.Exif()
     exif[files.ORIENTATION] = 3
     Image.fromarray(LABEL).save("maps/p0.png", exif=exif)
-    with pytest.raises(ValueError, match=r"p0.png is not a readable label map \(EXIF turns it, .*: save it upright"):
+    with pytest.raises(ValueError, match="p0.png is a label map that EXIF turns, .*: save it upright"):
         load()
 
 
@@ -215,6 +216,7 @@ LISTED = {  # as labelme2voc, labelme, YOLO and Roboflow list the classes that t
     "maps/labels.txt": "__ignore__\n_background_\nbox\nball\n",
     "maps/classes.txt": "box\nball\ncup\n",
     "maps/_classes.csv": "Pixel Value, Class\n0, background\n1, box\n2, ball\n",
+    "_classes.csv": "Pixel Value, Class\n0, background\n1, box\n2, ball\n",
 }
 
 

@@ -252,6 +252,12 @@ DAMAGE = {
         lambda f: (f / "labels/squares_0 copy.png").write_bytes(b""),
         "squares_0 copy is not in index.json",
     ),
+    "a png of two names": (
+        lambda f: (f / "labels/squares_2.PNG").write_bytes((f / PNG).read_bytes()),
+        "labels holds two files squares_2, whose names end in other letters: keep one",
+    ),
+    "no folder of png": (lambda f: (f / "labels").rename(f / "away"), "lacks its folder labels: restore it"),
+    "coco, a list": (edit("coco.json", lambda c: c["annotations"][0].update(category_id=[1])), "1: its category_id is"),
     "no labelme": (lambda f: (f / JSON).unlink(), "images lacks squares_0: restore it"),
     "no labelme's form": (lambda f: (f / JSON).write_text('{"shapes": [3]}'), "0.json is not a file of labelme"),
     "labelme of another size": (

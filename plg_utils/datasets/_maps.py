@@ -31,11 +31,12 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
         palette = np.array(image.getpalette("RGB") or [] if image.mode == "P" else [], dtype=np.uint8).reshape(-1, 3)
         usual = any(_starts(palette, colours) for colours in (classes.colours, voc[:num_values]))
         coloured = image.format == "PNG" and image.mode in ("RGB", "RGBA", "P") and not usual
-        if image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1:
-            raise ValueError("EXIF turns it, which few tools see: save it upright, without EXIF")
+        turned = image.info.get("exif") and image.getexif().get(files.ORIENTATION, 1) > 1
         numbers = np.array(image) if coloured and image.mode == "P" else None  # (H, W)
         pixels = np.array(image.convert("RGB")) if coloured else None
         clear = coloured and image.mode == "RGBA" and np.array(image.getchannel("A")) == 0  # (H, W)
+    if turned:
+        raise ValueError(f"{path} is a label map that EXIF turns, which few tools see: save it upright, without EXIF")
     if not coloured or numbers is not None:
         _check_order(path, classes)
     if not coloured:
@@ -77,18 +78,19 @@ def _numbers(path: Path, num_values: int, check: bool) -> np.ndarray:
         problem = (
             f"{path} holds the values {files.shown(unknown)}, not classes 0 to {num_values - 1} or {IGNORE} (void)"
         )
-        remedy = f"give the classes that it was made with, and write {IGNORE} for what is void in it, as CamVid's 11"
+        remedy = f"give the classes that it was made with, or write {IGNORE} where a value means void"
         raise ValueError(f"{problem}; {remedy}")
     return label
 
 
 def _check_order(path: Path, classes: Classes) -> None:
-    """Refuse the numbers of a map if a tool has left a list of classes in another order beside it.
+    """Refuse the numbers of a map if a tool has left a list of classes in another order beside it, or one level up.
 
-    labelme2voc writes class_names.txt beside the folder of the maps, too.
+    One level up classes.txt is YOLO's, whose numbers are not those of maps.
     """
     above = Path(abspath(path)).parents[1]  # of the path alone: `.` has no parents
-    places = [path.with_name(name) for name in (class_files.NAMES, *LISTS)] + [above / class_files.NAMES]
+    places = [path.with_name(name) for name in (class_files.NAMES, *LISTS)]
+    places += [above / name for name in (class_files.NAMES, *LISTS) if name != "classes.txt"]
     if not (place := next((place for place in places if place.is_file()), None)):
         return
     lines = [line for line in files.read_lines(place) if line.strip()]
