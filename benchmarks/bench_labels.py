@@ -87,13 +87,12 @@ def main() -> None:
     n = {"repeats": options.repeats, "masks": len(masks), "size": list(size), "dimensions": options.dimensions}
     tell = partial(side_by_side.report, options.write, device=options.device)
 
-    ours = partial(labels.pool, features, Masks.from_dense(masks), size)
-    original = partial(pool_by_pixel, features, masks)
+    ours, original = partial(labels.pool, features, masks, size), partial(pool_by_pixel, features, masks)
     taken = side_by_side.seconds({"ours": ours, "original": original}, options.repeats)
     difference = (ours() - original()).abs().max().item()
     tell("labels_pool", **side_by_side.compare(**taken), unit="seconds an image", n=n, agreement=difference)
 
-    ours = partial(labels.paint, Masks.from_dense(masks), classes, scores)
+    ours = partial(labels.paint, masks, classes, scores)
     original = partial(paint_by_pixel, masks, classes, scores)
     taken = side_by_side.seconds({"ours": ours, "original": original}, options.repeats)
     equal = float(np.mean(ours().label == original()))

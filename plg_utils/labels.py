@@ -11,7 +11,6 @@ Segmentation" (arXiv 2505.19846). What the paper leaves open (threshold, overlap
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -35,9 +34,11 @@ def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor | Masks, size:
     size: (H, W) of the image
     returns: (N, D) float32 on the features' device, not of length 1; zeros for an empty mask
     """
-    features, masks = torch.as_tensor(features).float(), _record(masks)
-    if features.ndim != 3 or masks.size != tuple(size):
-        shapes = f"features {tuple(features.shape)} and masks {(len(masks), *masks.size)}"
+    features = torch.as_tensor(features).float()
+    runs = masks.runs if isinstance(masks, Masks) else None
+    shape = (len(masks), *masks.size) if isinstance(masks, Masks) else tuple(masks.shape)
+    if features.ndim != 3 or len(shape) != 3 or shape[1:] != tuple(size):
+        shapes = f"features {tuple(features.shape)} and masks {shape}"
         raise ValueError(f"{shapes} are not (D, h, w) and (N, H, W) with (H, W) = {tuple(size)}")
     # Upsampling is linear: with a row of weights for each pixel, Uy (H, h) and Ux (W, w), the mean over the mask S of
     # the upsampled features is the sum of the features weighted by Uy^T S Ux / |S|. So no (H, W, D) tensor is built.
@@ -45,20 +46,17 @@ def pool(features: torch.Tensor, masks: np.ndarray | torch.Tensor | Masks, size:
     rows, columns = (
         bilinear_weights(*sides).to(features.device) for sides in zip(size, features.shape[1:], strict=True)
     )
-    if height * width > CHUNK:
+    if runs is not None and height * width > CHUNK:
         return _pool_in_boxes(features, masks, rows, columns)
     weights = features.new_zeros((len(masks), *features.shape[1:]))  # (N, h, w)
     step = max(1, CHUNK // max(1, height * width))
     for start in range(0, len(masks), step):
         chosen = slice(start, start + step)
-        part = torch.as_tensor(run_lengths.dense(masks.runs[chosen], size), device=features.device).float()
+        part = masks[chosen] if runs is None else run_lengths.dense(runs[chosen], size)
+        part = torch.as_tensor(part, device=features.device).float()
         area = part.sum(dim=(1, 2)).clamp(min=1)  # an empty mask keeps its zeros
         weights[chosen] = rows.T @ (part @ columns) / area[:, None, None]
     return weights.flatten(1) @ features.flatten(1).T
-
-
-def _record(masks: np.ndarray | torch.Tensor | Masks) -> Masks:
-    return masks if isinstance(masks, Masks) else Masks.from_dense(np.asarray(masks, dtype=bool))
 
 
 def _pool_in_boxes(features: torch.Tensor, masks: Masks, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -236,11 +234,11 @@ def paint(
     named = [index for index in best_first if classes[index] != background] if overlap == "vote" else []
     # A vote counts for each class in each pixel. So it is held strip by strip.
     height, width = label.shape
-    boxes, strip = masks.corners(), max(1, CHUNK // max(1, height))
+    boxes, strip = _boxes(masks), max(1, CHUNK // max(1, height))
     for left in range(0, width, strip) if named else ():
         right = min(left + strip, width)
         voters = [index for index in named if boxes[index][0] < right and left < boxes[index][2]]
-        drawn = {k: run_lengths.crop(masks.runs[k], masks.size, (left, 0, right, height)) for k in voters}
+        drawn = {index: _inside(masks, index, (left, 0, right, height)) for index in voters}
         if voters:
             _vote(label[:, left:right], confidence[:, left:right], drawn, classes, scores)
     return PseudoLabel(label, confidence)
@@ -268,11 +266,12 @@ def winners(
 
 def _checked(masks, classes, scores, overlap: str, predicted_iou: np.ndarray | None) -> tuple:
     """Masks, classes and scores of `paint` as a record and arrays, or an error that says what does not fit."""
-    masks, on_cpu = _record(masks), partial(torch.as_tensor, device="cpu")
-    classes, scores = on_cpu(classes).numpy().astype(np.int64), on_cpu(scores).numpy().astype(np.float32)
+    masks = masks if isinstance(masks, Masks) else _array(masks).astype(bool, copy=False)
+    shape = (len(masks), *masks.size) if isinstance(masks, Masks) else masks.shape
+    classes, scores = _array(classes).astype(np.int64), _array(scores).astype(np.float32)
     counts = [len(values) for values in (classes, scores, predicted_iou) if values is not None]
-    if set(counts) != {len(masks)}:
-        raise ValueError(f"{len(masks)} masks need as many classes, scores and predicted_iou, not {counts}")
+    if len(shape) != 3 or set(counts) != {len(masks)}:
+        raise ValueError(f"masks {shape} need as many classes, scores and predicted_iou, not {counts}")
     if len(classes) and not 0 <= classes.min() <= classes.max() < IGNORE:
         raise ValueError(f"classes are {classes.min()} to {classes.max()}, right are 0 to {IGNORE - 1}")
     if not np.isfinite(scores).all():
@@ -287,19 +286,32 @@ def _on_top(masks, classes, scores, background, overlap: str, predicted_iou) -> 
     """Rank (H, W) of the mask on top in each pixel, the worst has 1, 0: none; and the masks' order (N,), best first."""
     first = -scores  # what decides before score and class, the lowest first
     if overlap == "small_on_top":
-        first = masks.areas()
+        first = masks.areas() if isinstance(masks, Masks) else masks.sum(axis=(1, 2))
     elif overlap == "predicted_iou":
         first = -np.asarray(predicted_iou)
     best_first = np.lexsort((classes, -scores, first, classes == background))
     kind = np.min_scalar_type(len(masks))
-    rank = np.zeros(masks.size[::-1], dtype=kind).T  # in memory column by column, as decoded masks are
-    boxes = masks.corners()
+    size = masks.size if isinstance(masks, Masks) else masks.shape[1:]
+    rank = np.zeros(size[::-1], dtype=kind).T  # in memory column by column, as decoded masks are
+    boxes = _boxes(masks)
     for number, index in enumerate(best_first[::-1], start=1):
         left, top, right, bottom = boxes[index]
         in_box = rank[top:bottom, left:right]
-        mask = run_lengths.crop(masks.runs[index], masks.size, boxes[index])
-        np.maximum(in_box, mask * kind.type(number), out=in_box)
+        np.maximum(in_box, _inside(masks, index, boxes[index]) * kind.type(number), out=in_box)
     return np.ascontiguousarray(rank), best_first
+
+
+def _boxes(masks: np.ndarray | Masks) -> Sequence:
+    """Left, top, right and bottom of each mask of a record, or of the image."""
+    return masks.corners() if isinstance(masks, Masks) else [(0, 0, *masks.shape[:0:-1])] * len(masks)
+
+
+def _inside(masks: np.ndarray | Masks, index: int, box: Sequence[int]) -> np.ndarray:
+    """What of a mask lies in a box: (h, w) bool."""
+    left, top, right, bottom = box
+    if isinstance(masks, Masks):
+        return run_lengths.crop(masks.runs[index], masks.size, box)
+    return masks[index, top:bottom, left:right]
 
 
 def _vote(label: np.ndarray, confidence: np.ndarray, masks: dict[int, np.ndarray], classes, scores) -> None:
@@ -317,3 +329,7 @@ def _vote(label: np.ndarray, confidence: np.ndarray, masks: dict[int, np.ndarray
     voted = voters > 0
     label[voted] = candidates[votes.argmax(axis=0)[voted]]
     confidence[voted] = votes.max(axis=0)[voted] / voters[voted]
+
+
+def _array(values: np.ndarray | torch.Tensor | list) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -6,7 +6,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
-from plg_utils import labels
+from plg_utils import labels, run_lengths
 from plg_utils.records import IGNORE, Masks
 
 # pool
@@ -184,3 +184,17 @@ def test_records_are_pooled_and_painted_as_their_masks(chunk, monkeypatch):
     assert labels.pool(features, Masks.from_dense(dense[:0]), size).shape == (0, 6)
     with pytest.raises(ValueError, match=r"\(H, W\) = \(16, 17\)"):
         labels.pool(features, masks, (16, 17))
+
+
+def test_dense_masks_are_pooled_and_painted_as_they_are(monkeypatch):
+    """Run lengths of them would take longer. Those on a GPU are pooled there, and copied to be painted."""
+    on_gpu = torch.zeros(3, 7, 5, dtype=torch.bool, device="meta")  # it stands for a GPU: it has no numbers to look at
+    pooled = labels.pool(torch.zeros(4, 3, 2, device="meta"), on_gpu, (7, 5))
+    assert (pooled.device.type, pooled.shape) == ("meta", (3, 4))
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        labels.paint(on_gpu, [1, 2, 3], [0.1, 0.2, 0.3])
+    monkeypatch.setattr(Masks, "from_dense", None)
+    monkeypatch.setattr(run_lengths, "crop", None)
+    masks = torch.ones(1, 7, 5, dtype=torch.bool)
+    torch.testing.assert_close(labels.pool(torch.ones(4, 3, 2), masks, (7, 5)), torch.ones(1, 4))
+    assert (labels.paint(masks, [2], torch.tensor([0.5], requires_grad=True)).label == 2).all()
