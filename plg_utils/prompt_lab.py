@@ -302,15 +302,19 @@ def read_candidates(source: str | Path | Mapping[str, Sequence[str]], classes: C
     The name of the background has words for it, and the key `templates` sentences with one {} each. A ValueError says
     what is wrong: another shape, an unknown class, a word of two classes.
     """
-    content = files.read_yaml(files.ROOT / source) if isinstance(source, str | Path) else source
+    content, place = source, ""
+    if isinstance(source, str | Path):
+        content, place = files.read_yaml(files.ROOT / source), f" in {source}"
     if not isinstance(content, Mapping):
-        raise ValueError(f"candidates must map classes to lists of words, and are {files.shown(content)}")
+        raise ValueError(f"candidates{place} must map classes to lists of words, and are {files.shown(content)}")
     owners: dict[str, str] = {}
     for name, words in content.items():
+        if name != "templates":
+            choices.one_of(name, classes.names, "class")
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word.strip() for word in words):
-            raise ValueError(f"candidates of {name} must be a list of texts, not {files.shown(words)}")
+            raise ValueError(f"candidates of {name}{place} must be a list of texts, not {files.shown(words)}")
         for word in words if name != "templates" else ():
-            if owners.setdefault(_plain(word), choices.one_of(name, classes.names, "class")) != name:
+            if owners.setdefault(_plain(word), name) != name:
                 raise ValueError(f"{owners[_plain(word)]} and {name} both have the word {word!r}: give it to one")
     edit(classes, templates=[*classes.templates, *content.get("templates", ())])
     return {name: [word.strip() for word in words] for name, words in content.items()}
@@ -464,8 +468,8 @@ class _Trials:
         return self.painted[key]
 
 
-def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[Masks, np.ndarray, dict]:
-    """The parts into which masks cut an image: N of (1, A), their pixels of each class (A, K), how to paint them."""
+def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> tuple[np.ndarray, np.ndarray, dict]:
+    """The parts into which masks cut an image: (N, 1, A) bool, their pixels of each class (A, K), how to paint them."""
     drawn = [masks.take([k]).dense()[0] for k in range(len(masks))]
     keys = np.random.default_rng(0).integers(2**63, size=len(drawn), dtype=np.uint64)
     code = np.zeros(truth.shape, np.uint64)
@@ -477,7 +481,7 @@ def _parts(masks: Masks, truth: np.ndarray, num_classes: int, overlap: str) -> t
     how = {"overlap": overlap, "predicted_iou": masks.predicted_iou}
     if overlap == "small_on_top":  # a part is no pixel: the order is that of the masks' real areas
         how = {"overlap": "predicted_iou", "predicted_iou": -masks.areas()}
-    return Masks.from_dense(inside), pixels[:, :num_classes], how
+    return inside, pixels[:, :num_classes], how
 
 
 def _mean_iou(counts: np.ndarray) -> np.ndarray:

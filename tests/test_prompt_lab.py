@@ -363,16 +363,20 @@ def test_one_class_and_words_that_were_never_read(tmp_path):
     ("candidates", "reason"),
     [
         (["red"], "candidates must map classes to lists of words, and are ['red']"),
-        ({"mauve": ["a sea"]}, "no class 'mauve', only background, red"),
+        ({"mauve": []}, "no class 'mauve', only background, red"),
         ({"red": "a rose"}, "candidates of red must be a list of texts, not 'a rose'"),
         ({"red": [True]}, "candidates of red must be a list of texts, not [True]"),
         ({"red": ["a rose"], "blue": ["a  Rose"]}, "both have the word 'a "),
         ({"templates": ["a photo"]}, "'a photo' needs one {}"),
     ],
 )
-def test_wrong_candidates_are_refused(candidates, reason):
+def test_wrong_candidates_are_refused(candidates, reason, tmp_path):
     with pytest.raises(ValueError, match=re.escape(reason)):
         prompt_lab.choose_words(squares_lab(), candidates)
+    path = tmp_path / "candidates.yaml"
+    path.write_text("red: a rose")
+    with pytest.raises(ValueError, match=re.escape(f"candidates of red in {path} must be a list of texts")):
+        prompt_lab.read_candidates(path, COLOURS)
     for lab in (squares_lab(truth=False), squares_lab(images=1)):
         with pytest.raises(ValueError, match=f"left out in turn, and {len(lab.truths)} have a truth: label two"):
             prompt_lab.choose_words(lab, {"red": ["a rose"]})
