@@ -28,9 +28,6 @@ from plg_utils.records import IGNORE, PseudoLabel, Sample
 LABELLED, UNLABELLED, DROPOUT = range(3)  # streams of random numbers
 PRECISIONS = ("fp32", "bf16")
 SAVE_SECONDS = 50  # between two writings of the state; with the step at work, less than a minute is lost
-# Arguments of `fit` that are no settings of a state: they change no number, or have an entry of their own.
-FREE = {"device", "workers", "cache_bytes", "state_file", "progress"}
-FREE |= {"model", "loss", "labelled", "unlabelled", "pseudo_label", "batches"}
 
 
 def fit(
@@ -91,22 +88,28 @@ def fit(
     Where several processes share the work (distributed.py), each learns from its share of each batch; batch_size is
     that of them all, and the steps are those of a single process.
     """
-    settings = {name: value for name, value in locals().items() if name not in FREE}  # so far: the arguments
-    settings |= {"labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled]}
-    settings |= {"loss": str(getattr(loss, "settings", "")), "pseudo labels": pseudo_label is not None}
-    settings["initial weights"] = digest(model)
+    settings = {
+        "steps": steps, "batch_size": batch_size, "crop_size": crop_size, "lr": lr, "head_lr_factor": head_lr_factor,
+        "optimizer": optimizer, "momentum": momentum, "weight_decay": weight_decay, "power": power, "part": part,
+        "ema": ema, "scale": scale, "cutmix_partner": cutmix_partner, "strong_views": strong_views, "seed": seed,
+        "precision": precision, "channels_last": channels_last, "compiled": compiled, "log_every": log_every,
+        "loss": str(getattr(loss, "settings", "")),
+        "labelled": [sample.id for sample in labelled], "unlabelled": [sample.id for sample in unlabelled],
+        "pseudo labels": pseudo_label is not None, "initial weights": digest(model),
+    }  # fmt: skip
     device = torch.device(device)
     for name in ("steps", "batch_size", "crop_size", "log_every"):
         if type(settings[name]) is not int or settings[name] < 1:
             raise ValueError(f"{name} is {settings[name]!r}; right is a whole number from 1 on")
-    low, high = scale
-    is_sound = min(lr, head_lr_factor, low) > 0 and low <= high and 0 <= momentum < 1 and 0 <= (ema or 0) < 1
-    if not (is_sound and all(0 <= each < math.inf for each in (lr, head_lr_factor, weight_decay, power, high))):
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale is {scale}; right are two factors above 0, the smaller first, such as (0.5, 2)")
+    is_sound = min(lr, head_lr_factor) > 0 and 0 <= momentum < 1 and 0 <= (ema or 0) < 1
+    if not (is_sound and all(0 <= each < math.inf for each in (lr, head_lr_factor, weight_decay, power))):
         names = ("lr", "head_lr_factor", "weight_decay", "power", "momentum", "ema")
         given = ", ".join(f"{name}={settings[name]}" for name in names)
         raise ValueError(
-            f"scale is {scale}, {given}: lr, head_lr_factor and scale, the smaller first, must be above 0, "
-            "weight_decay and power from 0 on, momentum and ema from 0 to below 1"
+            f"{given}: lr and head_lr_factor must be above 0, weight_decay and power from 0 on, momentum and ema from "
+            "0 to below 1"
         )
     first, last = part or (0, steps)
     if not 0 <= first < last <= steps:

@@ -358,7 +358,8 @@ def test_wrong_input_is_refused():
         ({"optimizer": "lion"}, "lion"),
         ({"cutmix_partner": "none"}, "none"),
         ({"momentum": 1.5}, "momentum=1.5.* momentum and ema from 0 to below 1"),
-        ({"scale": (0.5, 0.4)}, r"scale is \(0.5, 0.4\), .*the smaller first"),
+        ({"scale": (0.5, 0.4)}, r"scale is \(0.5, 0.4\); .*the smaller first"),
+        ({"scale": [0.5]}, r"scale is \[0.5\]; right are two factors above 0"),
         ({"pseudo_label": lambda sample: np.zeros((2, 2), np.uint8)}, r"unlabelled\d: the label map is uint8 \(2, 2\)"),
     ):
         with pytest.raises(ValueError, match=named):
