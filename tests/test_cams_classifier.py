@@ -1,5 +1,6 @@
 """CAMs of a classifier: against plain loops, what the training reads and how it goes on, and what is refused."""
 
+import allowed
 import numpy as np
 import pytest
 import reference_cams as reference
@@ -135,6 +136,11 @@ def test_what_cannot_be_trained_is_refused(tiny, tmp_path):
     for change, named in (({"lr": 0.01}, "lr: 0.05, now 0.01"), ({"encoder": "x"}, "other loss")):
         with pytest.raises(ValueError, match=named):
             classifier.train(scenes(4), CLASSES, **paths, **OPTIONS | change)
+    known = {"classifier_options": {"encoder": "miniature", "pretrained": True}}
+    for option in ("nonsense", "head_lr", "pseudo_label", "part"):
+        with pytest.raises(ValueError, match=f"no option of classifier_options called '{option}'"):
+            allowed.check_options({"classifier_options": {option: 1}}, known)
+    allowed.check_options({"classifier_options": {"head_lr_factor": 1.0, "log_every": 5}}, known)
     for scales in ((), (1.0, 0.0)):
         with pytest.raises(ValueError, match=r"scales=\(.*\) must be factors above 0"):
             cams.build("classifier", CLASSES, weights=None, scales=scales)

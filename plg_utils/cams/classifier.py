@@ -74,6 +74,10 @@ def train(
     classes: Classes,
     weights: str | Path,
     *,
+    steps: int,
+    batch_size: int,
+    crop_size: int,
+    lr: float,
     encoder: str = "resnet50",
     pretrained: bool | str = False,
     output_stride: int | None = None,
@@ -87,8 +91,9 @@ def train(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
     cache_bytes: int = 2**30,
+    state_file: str | Path | None = None,
+    log_every: int = 10,
     progress: str | None = "tags",
-    **options,
 ) -> list[dict[str, float]]:
     """Train on the tags of samples and write the weights; nothing else of a sample's labels is read.
 
@@ -96,8 +101,7 @@ def train(
     320 to 640 pixels instead of 500, and are cut to a crop_size of 512.
 
     weights: the file to write, safetensors, with what `load` needs to build the network
-    options: steps, batch_size (images), crop_size, lr, state_file and log_every of `training.fit`, whose the others
-        are too, or those of `network`
+    batch_size: images; the other options are those of `network` and `training.fit`
     returns: a row for every log_every steps: step, lr, the mean loss, and the part of the answers (class in the image,
         or not) that were right
     """
@@ -121,9 +125,10 @@ def train(
     loss.settings = built | {"classes": classes.names, "tags": tags}
     history = training.fit(
         model, loss, samples, samples, batches=Views,
-        head_lr_factor=head_lr_factor, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, power=power,
-        scale=scale, seed=seed, device=device, channels_last=channels_last, cache_bytes=cache_bytes, progress=progress,
-        **options,
+        steps=steps, batch_size=batch_size, crop_size=crop_size, lr=lr, head_lr_factor=head_lr_factor,
+        optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, power=power, scale=scale, seed=seed,
+        device=device, channels_last=channels_last, cache_bytes=cache_bytes, state_file=state_file,
+        log_every=log_every, progress=progress,
     )  # fmt: skip
     save(weights, model, classes, **built)
     return history
