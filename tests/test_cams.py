@@ -100,6 +100,15 @@ def test_a_scored_cue_labels_by_its_threshold():
         cams.ScoredCue(scores, threshold=50, background=0)
 
 
+def test_few_images_have_their_scores_in_memory_at_once(monkeypatch):
+    monkeypatch.setattr(cams, "TOGETHER", 3)
+    made, counts = [random_cams(np.random.default_rng(k)) for k in range(7)], []
+    cue = cams.ScoredCue(lambda part: counts.append(len(part)) or part, threshold=0.25, background=0)
+    for label, each in zip(cue(made), made, strict=True):
+        np.testing.assert_array_equal(label, reference.label(each.maps, each.tags, 0.25))
+    assert counts == [3, 3, 1] and cue([]) == []
+
+
 def test_the_threshold_that_fits_best_is_chosen_in_the_middle_of_equal_ones():
     maps = np.array([[[0.1, 0.3, 0.7, 0.9]]], dtype=np.float32)
     two = [cams.Cams((2,), maps), cams.Cams((), maps[:0])]

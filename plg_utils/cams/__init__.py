@@ -22,6 +22,7 @@ Cue = Callable[[Sequence[Sample]], list[np.ndarray]]
 TagSource = Callable[[Sequence[Sample]], Sequence[Sequence[int]]]  # from samples to the classes that are in each image
 
 GRID = np.arange(0.05, 0.96, 0.05)  # background thresholds that are tried
+TOGETHER = 256  # images whose scores are held in memory at once
 
 
 def build(name: str, classes: Classes, **options) -> Cue:
@@ -54,7 +55,8 @@ class ScoredCue:
     def __call__(self, samples: Sequence[Sample | np.ndarray]) -> list[np.ndarray]:
         """Label samples, or images (H, W, 3) uint8 RGB if the tags need no sample: (H, W) uint8 each."""
         how = {"threshold": self.threshold, "background": self.background}
-        return [label_from_cams(cams.maps, cams.tags, **how) for cams in self.scores(samples)]
+        parts = (samples[start : start + TOGETHER] for start in range(0, len(samples), TOGETHER))
+        return [label_from_cams(cams.maps, cams.tags, **how) for part in parts for cams in self.scores(part)]
 
 
 def label_from_cams(maps: np.ndarray, tags: Sequence[int], threshold: float, *, background: int = 0) -> np.ndarray:
@@ -101,7 +103,6 @@ def tagger(tags: str | TagSource, classes: Classes) -> Callable[[Sequence[Sample
     def ask(samples: Sequence[Sample | np.ndarray]) -> list[tuple[int, ...]]:
         if tags == "all":
             return [classes.foreground] * len(samples)
-
         answers = [sample.tags() for sample in samples] if tags == "given" else tags(samples)
         return [tuple(sorted(set(answer))) for answer in detectors.check_tags(answers, classes, len(samples))]
 
