@@ -90,5 +90,5 @@ def _threads_asked_for() -> int:
     return int(value)
 
 
-if count := _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
-    deterministic(count)
+if _threads_asked_for():  # here, because CUDA must not have started yet, and each kernel and process comes by
+    deterministic(_threads_asked_for())

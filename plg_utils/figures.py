@@ -461,7 +461,6 @@ def curves(
     series: method -> labelled images, as a number or a part such as "1/8" -> mean IoU of each seed
     """
     amounts = sorted({labelled for measured in series.values() for labelled in measured}, key=Fraction)
-
     width = paper or 4.6
     columns, lines = _columns(series, width)
     figure, axis = plt.subplots(figsize=(width, min(0.56 * width, 2.6) + 0.15 * lines + 0.1))

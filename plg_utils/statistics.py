@@ -37,7 +37,6 @@ def bootstrap(
     pair = [np.asarray(each) for each in (matrices, other) if each is not None]
     if len(pair[0]) < 2:
         raise ValueError(f"matrices are {pair[0].shape}. Give (M, K, K+1) of at least two images")
-
     if pair[0].shape != pair[-1].shape or (pair[0].sum(axis=2) != pair[-1].sum(axis=2)).any():
         raise ValueError("the two methods have different truths. Count both on the same images in the same order")
     if not pair[0].any():
@@ -73,7 +72,6 @@ class Summary:
 def summarise(values: Sequence[float]) -> Summary:
     """Mean and sample standard deviation, of the seeds for example."""
     values = tuple(float(value) for value in values)
-
     return Summary(values, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
 
 

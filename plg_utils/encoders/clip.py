@@ -318,6 +318,7 @@ def self_self_attention(
     output projection.
 
     tokens: (L, B, C), normalised by the block's first norm
+    iterations, temperature: options of GEM's package (ss_attn_iter, ss_attn_temp), whose defaults these are
     temperature: the sharpness s itself, a factor and not a divisor as the name says (GEM calls it so);
         None: the mean length of the image's tokens, divided by the square root of a head's width
     returns: GEM's update and the ordinary update of the block, both (L, B, C)

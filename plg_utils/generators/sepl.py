@@ -73,7 +73,6 @@ def merge(label: np.ndarray, masks: np.ndarray, num_classes: int, mode: str = "o
     """
     label, masks = np.asarray(label), np.asarray(masks)
     choices.one_of(mode, MODES, "mode")
-
     if label.dtype != np.uint8 or masks.dtype != bool or masks.ndim != 3 or label.shape != masks.shape[1:]:
         given = f"the cue map is {label.dtype} {label.shape}, the masks are {masks.dtype} {masks.shape}"
         raise ValueError(f"{given}. Give uint8 (H, W) and bool (N, H, W) of the image's size")

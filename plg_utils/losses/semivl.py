@@ -33,7 +33,6 @@ def build(
     one_of(passes, PASSES, "passes")
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-
         return semivl_loss(
             **views(model, batch, predicts=True, feature_dropout=feature_dropout, passes=passes),
             **targets(batch),

@@ -18,7 +18,6 @@ def build(*, smoothing: float = 0.1):
     """Build the loss; smoothing: of the unlabelled images' labels."""
 
     def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-
         sizes = len(batch["image"]), len(batch["weak"])
         logits_labelled, logits_weak = model(torch.cat([batch["image"], batch["weak"]])).split(sizes)
         labelled = mean_cross_entropy(logits_labelled, batch["label"])
