@@ -1,5 +1,6 @@
 """Labels in the forms of other tools: written and read back to the pixel, and understood or refused as they come."""
 
+import base64
 import warnings
 from pathlib import Path
 
@@ -182,7 +183,13 @@ SEGMENTATION = "SegmentationClass"
         ({"texts/labelmap.txt": "a:1,2,3::\nb:1,2,3::", f"texts/{SEGMENTATION}/x": ""}, "a colour of its own"),
         ({"texts/job/labelmap.txt": "a", "texts/job/sub/x.txt": ""}, "its folder job holds labelmap.txt: name that"),
         ({"texts": "", "texts.zip": "x"}, "texts.zip is no form of labels that is known: unpack it and name"),
-        ({"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'}, "another form, .* not JSON-MIN"),
+        (
+            {"texts": "", "texts.json": '[{"image": "p0.jpg", "label": []}]'},
+            "another form, with .'image', .* not JSON-MIN",
+        ),
+        ({"texts": "", "texts.json": "[1, 2]"}, "another form, a list: export objects"),
+        ({"texts": "", "texts.json": "[]"}, "another form, a list: export objects"),
+        ({"texts": "", "texts.json": '"p0"'}, "another form, a text: export objects"),
         ({"texts": "", "texts.json": '{"p0.jpg12": {}}'}, "another form, with .'p0.jpg12'.: export objects"),
         ({"texts": "", "texts.json": '{"annotations": [{"segments_info": []}]}'}, "a json of COCO's panoptic form"),
     ],
@@ -257,6 +264,18 @@ def test_files_of_x_anylabeling(kind, photo):
         np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
 
 
+def test_files_of_labelme_before_3_16_have_the_size_of_their_picture():
+    content = {"shapes": shapes(), "imagePath": "p0.jpg", "lineColor": [0, 255, 0, 128]}
+    for size in (SIZE, (24, 32)):
+        files.write_image("a.jpg", np.zeros((*size, 3), np.uint8))
+        picture = base64.b64encode(Path("a.jpg").read_bytes()).decode()
+        files.write_json("labels/p0.json", content | {"imageData": picture})
+        if size == SIZE:
+            np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+    with pytest.raises(ValueError, match=r"p0.png of labels is \(24, 32\), its photo .* resized or turned"):
+        load("labels")
+
+
 def test_labelmes_files_of_another_photo_or_of_boxes():
     labelme_file("labels/p0.json", *shapes("rectangle"))
     with warns("all 2 shapes of labels are rectangles"):
@@ -328,6 +347,9 @@ def test_which_annotation_of_a_task_counts():
         content[0]["annotations"][number][mark] = True
         files.write_json("tasks.json", content)
         np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
+        content[0]["completions"] = content[0].pop("annotations")  # before version 1.0
+        files.write_json("tasks.json", content)
+        np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
     with pytest.raises(ValueError, match="the task has 2 annotations: keep one of them"):
         load(tasks(result, result))
     with pytest.raises(ValueError, match="tasks.json has no annotation of the 1 photos that it lists"):
@@ -340,6 +362,7 @@ def test_which_annotation_of_a_task_counts():
         (brush("box", original_width=HEIGHT, original_height=WIDTH), "regions of two sizes"),
         (brush("box", image_rotation=90), "the image was turned by 90 degrees"),
         (region("box", {"x": 10, "y": 10, "width": 20, "height": 5}, "rectanglelabels"), "of the type rectanglelabels"),
+        (region("box", {"points": []}, "polygonlabels"), "it has no points"),
         (region("box", {"rle": [0, 0, 0, 9]}), "run lengths are not those of a brush"),
         (region("box", {"rle": _formats.brush_rle(np.ones((3, 3), bool))}), r"36 values, not 4 for each pixel"),
         (region("box", {"rle": _formats.brush_rle(LABEL > 0)[:-3]}), "they end too early"),
@@ -471,6 +494,28 @@ def test_label_studio_exports_annotated_tasks_only(tmp_path):
         with pytest.warns(UserWarning, match="2 images are not in .*json, e.g. p0. They count as untouched"):
             reviewed, _ = review.read("out", forms=forms)
         assert [(image.id, image.changed) for image in reviewed] == [(id, ()) for id in names]
+
+
+def test_a_task_that_no_one_annotated_is_untouched():
+    photos = {f"p{number}": colour_squares(number) for number in range(4)}
+    samples = [Sample(id, lambda: photos["p0"].image) for id in photos]
+    review.write("out", samples, lambda sample: photos[sample.id].truth, COLOURS, forms=["label_studio", "png"])
+    content = files.read_json("out/label_studio.json")
+    content[0] |= {"annotations": [{"was_cancelled": True, "result": []}], "predictions": []}
+    content[1] |= {"annotations": [], "predictions": [7]}
+    content[2] |= {"completions": [{"result": []}]}  # a person has removed everything; it was written before 1.0
+    files.write_json("out/label_studio.json", content)
+    with warns("2 images are not in out/label_studio.json, e.g. p0. They count as untouched"):
+        reviewed, _ = review.read("out")
+    assert [image.changed for image in reviewed] == [(), (), ("label_studio",), ()]
+    assert not reviewed[2].label.any()
+    with warns("p0. They count as untouched"):
+        assert [image.id for image in review.read("out", forms=["label_studio"])[0]] == ["p2", "p3"]
+    with warns("3 photos are listed in out/label_studio.json without annotation, e.g. p0. They count as unlabelled"):
+        content[3]["annotations"] = content[3].pop("predictions")
+        files.write_json("out/label_studio.json", content)
+        data = datasets.load("folder", root="out/images", classes="out/classes.yaml", labels="out/label_studio.json")
+    assert ids(data.labelled) == ["p3"]
 
 
 def test_a_review_of_each_form_after_a_tool_has_changed_it(tmp_path):

@@ -75,12 +75,14 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     keys = first.keys() if isinstance(first, dict) else set()
     if "shapes" in keys:
         return read_labelme(place)
-    if "data" in keys and keys & {"annotations", "predictions"}:
+    if "data" in keys and keys & {"annotations", "predictions", "completions"}:
         return read_label_studio(place)
     rows = content.get("annotations") if isinstance(content, dict) else None
     is_panoptic = isinstance(rows, list) and any(isinstance(row, dict) and "segments_info" in row for row in rows[:1])
     if isinstance(content, list) or is_panoptic or not keys & {"images", "annotations", "categories"}:
-        held = "COCO's panoptic form" if is_panoptic else f"another form, with {files.shown([*keys])}"
+        kinds = {list: "a list", str: "a text"}
+        held = f"with {files.shown([*keys])}" if keys else kinds.get(type(content), files.shown(content))
+        held = "COCO's panoptic form" if is_panoptic else f"another form, {held}"
         remedy = "export objects (COCO's instances, or Label Studio's JSON, not JSON-MIN)"
         raise ValueError(f"{place} is a json of {held}: {remedy}; {KNOWN}")
     return _instances.read(place)
@@ -236,6 +238,9 @@ def read_labelme(place: Path) -> Instances:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
             size = content.get("imageHeight"), content.get("imageWidth")
+            if None in size and content.get("imageData"):  # before version 3.16 the photo alone tells
+                with Image.open(io.BytesIO(base64.b64decode(content["imageData"])), formats=files.FORMATS) as picture:
+                    size = picture.height, picture.width
             if not all(isinstance(shape["label"], str) for shape in content["shapes"]):
                 raise TypeError("a label is no text")
             rows = [
@@ -244,7 +249,10 @@ def read_labelme(place: Path) -> Instances:
             ]
             stem = _instances.stem_of(content.get("imagePath") or path.name)
         if files.same_name(stem) != files.same_name(path.stem):
-            raise ValueError(f"{path} is of the photo {content['imagePath']}: give both the same name")
+            others = {files.same_name(other.stem) for other in path.parent.glob("*.json")}
+            is_copy = files.same_name(stem) in others
+            remedy = "another json has its name: rename or remove this one" if is_copy else "give both the same name"
+            raise ValueError(f"{path} is of the photo {content['imagePath']}: {remedy}")
         images.append((path.stem, None if None in size else size, rows))
     kinds = [row["segmentation"].args[0].get("shape_type") for *_, rows in images for row in rows]
     names = {row["category_id"]: row["category_id"] for *_, rows in images for row in rows}
@@ -451,16 +459,19 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
 def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     """Read the tasks of a json; predictions: take those of a task without annotation, as `review` writes them.
 
-    Cancelled annotations are left out. Of a task with several the one that is marked as ground truth counts; if none
-    is, no one knows which is right, and it is not painted.
+    Cancelled annotations are left out, and with `predictions` a task that has neither. Of a task with several the one
+    that is marked as ground truth counts; if none is, no one knows which is right, and it is not painted.
     """
     remedy, images, categories = "export the tasks again as JSON", [], {}
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         for task in content if isinstance(content, list) else [content]:
-            drawn = [one for one in task.get("annotations") or [] if not one.get("was_cancelled")]
+            everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
+            drawn = [one for one in everyone if not one.get("was_cancelled")]
             drawn = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
+            if predictions and not drawn:
+                continue  # skipped, or not annotated yet
             rows, size = [], None
             for annotation in drawn:
                 own, size = _studio_rows(annotation["result"], size)
@@ -488,7 +499,7 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
             region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}
             named = [names for key, names in value.items() if key.endswith("labels")]
             region |= {"names": named[0]} if named else {}
-    rows, outlined = [], [_box(region) for region in regions.values() if "points" in region]
+    rows, outlined = [], [_box(region) for region in regions.values() if region.get("points")]
     for id, region in regions.items():
         box = region["type"] == "rectanglelabels" and _box(region)
         if region["type"] == "keypointlabels" or (box and any(np.allclose(box, one, atol=0.5) for one in outlined)):
@@ -503,8 +514,10 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
             why = f"the image was turned by {region['turned']} degrees: turn it back and export again"
         elif "rle" in region:
             shape = partial(brush_mask, region["rle"])
-        elif "points" in region:  # in percent of width and height
+        elif region.get("points"):  # in percent of width and height
             shape = [[number / 100 * size[1 - axis] for x_y in region["points"] for axis, number in enumerate(x_y)]]
+        elif "points" in region:
+            why = "it has no points"
         else:
             why = f"it is of the type {region['type']}; right are brushes and polygons"
         shape = partial(_refuse, why) if why else shape
