@@ -133,8 +133,10 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         problems += [f"{place}, {name} is not in index.json: rename or remove it" for name in others]
         absent = sorted(sizes.keys() - names.values())
         if absent and form == "label_studio":
-            remedy = "They count as untouched, for Label Studio exports annotated tasks only"
-            warnings.warn(f"{len(absent)} images are not in {place}, e.g. {absent[0]}. {remedy}", stacklevel=1)
+            remedy = "They count as untouched; if no other form holds them, they are left out"
+            warnings.warn(
+                f"{len(absent)} images have no annotation in {place}, e.g. {absent[0]}. {remedy}", stacklevel=1
+            )
         else:
             problems += [f"{place} lacks {id}: restore it" for id in absent]
         for name, id in names.items():
@@ -163,9 +165,10 @@ def _drawn(source: Path, form: str, classes: Classes) -> tuple[Path, dict[str, C
     if not read_objects:
         of_photo = {"png": ("labels", ".png", _formats.read_png), "labelme": (_formats.IMAGES, ".json", _of_labelme)}
         inner, suffix, read_one = of_photo[form]
-        if not (source / inner).is_dir():
-            raise FileNotFoundError(f"{source} lacks its folder {inner}: restore it from a copy")
-        paths = datasets.files_in(source / inner, (suffix,), f"file of {form}")
+        try:
+            paths = datasets.files_in(source / inner, (suffix,), f"file of {form}")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{source / inner} lacks all {suffix}: restore it from a copy") from error
         if twice := files.repeated(path.stem for path in paths):
             raise ValueError(f"{source / inner} holds two files {twice[0]}, whose names end in other letters: keep one")
         return source / inner, {path.stem: partial(read_one, path, classes) for path in paths}

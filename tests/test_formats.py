@@ -491,7 +491,7 @@ def test_label_studio_exports_annotated_tasks_only(tmp_path):
     review.write("out", samples, lambda sample: maps[sample.id], COLOURS, forms=["label_studio", "png"])
     files.write_json("out/label_studio.json", files.read_json("out/label_studio.json")[1:2])
     for forms, names in ((None, ["p0", "p1", "p2"]), (["label_studio"], ["p1"])):
-        with pytest.warns(UserWarning, match="2 images are not in .*json, e.g. p0. They count as untouched"):
+        with pytest.warns(UserWarning, match="2 images have no annotation in .*json, e.g. p0. They count as untouched"):
             reviewed, _ = review.read("out", forms=forms)
         assert [(image.id, image.changed) for image in reviewed] == [(id, ()) for id in names]
 
@@ -505,7 +505,7 @@ def test_a_task_that_no_one_annotated_is_untouched():
     content[1] |= {"annotations": [], "predictions": [7]}
     content[2] |= {"completions": [{"result": []}]}  # a person has removed everything; it was written before 1.0
     files.write_json("out/label_studio.json", content)
-    with warns("2 images are not in out/label_studio.json, e.g. p0. They count as untouched"):
+    with warns("2 images have no annotation in out/label_studio.json, e.g. p0. They count as untouched"):
         reviewed, _ = review.read("out")
     assert [image.changed for image in reviewed] == [(), (), ("label_studio",), ()]
     assert not reviewed[2].label.any()

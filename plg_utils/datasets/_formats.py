@@ -233,7 +233,7 @@ def _write_coco(target: Path, maps: Maps, classes: Classes) -> None:
 def read_labelme(place: Path) -> Instances:
     """Read a json, or all of a folder; a later shape is on top of an earlier one, as labelme draws them."""
     remedy, images = "save the image again in labelme", []
-    paths = [place] if place.is_file() else _visible(place.glob("*.json"))
+    paths = [place] if place.suffix.lower() == ".json" else _visible(place.glob("*.json"))
     for path in paths:
         content = files.read_json(path, remedy)
         with files.reading(path, "a file of labelme", remedy):
