@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,12 +34,8 @@ import pandas as pd
 import yaml
 
 from plg_utils import choices, files, tables
+from plg_utils.files import lock
 from plg_utils.records import SPLITS
-
-try:
-    import fcntl
-except ImportError:  # Windows: no locks, one process at a time
-    fcntl = None
 
 SHARED = {  # stage that points share: the functions of plg_utils/stages.py that make it and what it is made from
     "masks": ("masks",),
@@ -254,36 +249,6 @@ def reaching(stage: str) -> set[str]:
 def shared_folder(stage: str, point: Point) -> str:
     """Name of the folder of a shared stage, by the parameters that reach it."""
     return f"{stage}-{short_hash({name: point.identity['parameters'][name] for name in reaching(stage)})}"
-
-
-@contextmanager
-def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
-    """Hold a lock while the block runs; give "", or who else holds it.
-
-    wait_for: what is being made under the lock, if it is to be waited for
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        problem = f"no results can be written into {path.parent}: {error.strerror}"
-        raise ValueError(f"{problem}. Let PLG_RESULTS name a folder where you may write") from error
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            if not wait_for:
-                yield holder
-                return
-            print(f"waits for {holder} with {wait_for}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be locked ({error}): let PLG_RESULTS name a disk that can") from error
-        file.truncate(0)  # what is appended then stands at the start
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
-        yield ""
 
 
 # Making

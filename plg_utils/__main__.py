@@ -46,6 +46,7 @@ WORDS = {  # what messages say to callers of the package: what they say here
     r"that the option labels names": "that --labels names",
     r"[.] Or label other images \(options labelled and seed\)": "",
     r"bands=(.*) must be (a list of .*), such as .*": r"bands=\1 must be \2: --bands 4,3,2",
+    r"[Ll]et PLG_RESULTS name": "give --to the name of",
     r"\w+: (?:\w+|\[[^]]*\]) in dataset_options \(plg label: ([^)]*)\)": r"\1",
     r": lower (pred_iou|stability_score)_thresh, .*": ": it gets no label. Another --sam, or --tile, may find some",
 }
@@ -94,21 +95,24 @@ def label(options: argparse.Namespace) -> None:
     print(f"{len(data.labelled) + len(data.unlabelled)} photos, {len(names)} classes: {listed}", flush=True)
     if data.classes.background is None:
         print("no background: every segment is one of these classes, and numbers start at 0", flush=True)
-    run = stages.open_run(RUN, data, device=options.device)
-    kept = {"dataset": "folder", "dataset_options": given, "labelled": None, "seed": 0, "device": options.device}
-    content = files.read_json(run.folder / "run.json")
-    files.write_json(run.folder / "run.json", content | {"parameters": kept | clip})  # for plg export
-    stages.masks(run, **sam)
-    stages.segments(run, **clip, embedding_options={})
-    stages.labels(run, **clip, threshold=options.threshold, **SETTINGS)
-    made = files.read_json(run.folder / "labels_zero_shot" / "manifest.json")["parameters"]
-    how = "the default" if options.threshold is None else "as given"
-    if options.threshold is None and data.labelled and data.classes.background is not None:
-        how = f"the best on {len(data.labelled)} photos with labels"
-    models = f"SAM: {sam['mask_options']['checkpoint']}. CLIP: {clip['encoder_options']['checkpoint']}"
-    remark = f"{models}. Threshold: {made['threshold']:.2f}, {how}."
-    remark += f" Photos that keep the label map they have: {len(data.labelled)}." if data.labelled else ""
-    print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
+    with files.lock(out / RUN / "run.lock") as holder:
+        if holder:
+            raise FileExistsError(f"{out} is being made by {holder}: two would write the same files. Wait, or stop it")
+        run = stages.open_run(RUN, data, device=options.device)
+        kept = {"dataset": "folder", "dataset_options": given, "labelled": None, "seed": 0, "device": options.device}
+        content = files.read_json(run.folder / "run.json")
+        files.write_json(run.folder / "run.json", content | {"parameters": kept | clip})  # for plg export
+        stages.masks(run, **sam)
+        stages.segments(run, **clip, embedding_options={})
+        stages.labels(run, **clip, threshold=options.threshold, **SETTINGS)
+        made = files.read_json(run.folder / "labels_zero_shot" / "manifest.json")["parameters"]
+        how = "the default" if options.threshold is None else "as given"
+        if options.threshold is None and data.labelled and data.classes.background is not None:
+            how = f"the best on {len(data.labelled)} photos with labels"
+        models = f"SAM: {sam['mask_options']['checkpoint']}. CLIP: {clip['encoder_options']['checkpoint']}"
+        remark = f"{models}. Threshold: {made['threshold']:.2f}, {how}."
+        remark += f" Photos that keep the label map they have: {len(data.labelled)}." if data.labelled else ""
+        print("\n".join([*write(out, run, remark), f"{remark}\n{out / 'index.html'}"]))
 
 
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import os
 import re
 import reprlib
 import secrets
+import socket
+import sys
 import threading
 import unicodedata
 import warnings
@@ -31,6 +33,10 @@ from safetensors import SafetensorError, safe_open
 from plg_utils import run_lengths
 from plg_utils.records import IGNORE, Masks
 
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, one process at a time
+    fcntl = None
 if TYPE_CHECKING:
     import torch
 
@@ -80,6 +86,36 @@ def atomic(path: str | Path) -> Iterator[Path]:
         raise OSError(errno.ENOSPC, problem) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
+    """Hold a lock while the block runs; give "", or who else holds it.
+
+    wait_for: what is being made under the lock, if it is to be waited for
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        problem = f"no results can be written into {path.parent}: {error.strerror}"
+        raise ValueError(f"{problem}. Let PLG_RESULTS name a folder where you may write") from error
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not wait_for:
+                yield holder
+                return
+            print(f"waits for {holder} with {wait_for}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be locked ({error}): let PLG_RESULTS name a disk that can") from error
+        file.truncate(0)  # what is appended then stands at the start
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+        yield ""
 
 
 def sha256(path: str | Path) -> str:
@@ -186,9 +222,11 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
     if bands:
         return _read_bands(path, bands)
     with reading(path, *PHOTO), Image.open(path, formats=FORMATS) as image, _turn(image):
+        others = _to_full_size(image)
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
-        if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's MPO holds the photo twice
-            remarks.append(f"the {'main' if image.tell() else 'first'} of {image.n_frames} pages or frames is taken")
+        if others and image.format != "MPO":  # a phone's MPO holds the photo twice
+            which = ("main" if image.format == "HEIF" else "largest") if image.tell() else "first"
+            remarks.append(f"the {which} of {image.n_frames} pages or frames is taken")
         if rest := re.search(r"'(RGB|L)X+\b", coding):
             remarks.append(f"the bands {', '.join(rest[1])} are taken, and {rest[0].count('X')} more left out")
         if image.format == "TIFF":
@@ -210,6 +248,23 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
         if deep and image.mode[0] != "I" and (pixels >= 64).mean() < DEFECTS:  # Pillow reads the upper 8 bits of 16
             raise ValueError(f"16-bit colours that use 14 bits or fewer{f'; {CHOOSE}' * (image.format == 'TIFF')}")
     return pixels, "; ".join(remarks)
+
+
+def _to_full_size(image: Image.Image) -> int:
+    """Turn to the photo in a file of several pages; returns how many others there are, smaller copies left out.
+
+    In a TIFF it is the largest page, the first of equals: thumbnails and the levels of a pyramid may come before it.
+    """
+    count = getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or count == 1:
+        return count - 1
+    pages, copies = [], 0
+    for page in range(count):
+        image.seek(page)
+        copies += image.tag_v2.get(254, 0) & 1  # "reduced-resolution version of another image in this file"
+        pages.append(image.width * image.height)
+    image.seek(pages.index(max(pages)))
+    return count - 1 - copies
 
 
 def _is_deep(path: str | Path) -> bool:
@@ -279,13 +334,13 @@ def _tiff(path: str | Path) -> Iterator[tuple[Any, tuple[int, int], Any]]:
     except ImportError as error:
         raise ValueError('bands of a TIFF are read after pip install "plg-utils[bands]"') from error
     with tifffile.TiffFile(path) as file:
-        first = file.series[0]
+        first = max(file.series, key=lambda one: one.sizes.get("height", 0) * one.sizes.get("width", 0))  # no thumbnail
         sizes = dict(zip(first.axes, first.shape, strict=True))
         if sum(size > 1 for axis, size in sizes.items() if axis not in "YX") > 1 or not {"Y", "X"} <= sizes.keys():
             raise ValueError(f"{sizes} pixels, and not height, width and bands")
         if sizes["Y"] * sizes["X"] > 2 * Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{sizes['X']} x {sizes['Y']} pixels")
-        yield first, (sizes["Y"], sizes["X"]), file.pages[0].tags
+        yield first, (sizes["Y"], sizes["X"]), first.pages[0].tags
 
 
 def _turn(image: Image.Image) -> AbstractContextManager:
@@ -317,6 +372,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     with reading(path, *PHOTO):
         try:
             with Image.open(path, formats=FORMATS) as image:
+                _to_full_size(image)
                 (width, height), orientation = image.size, image.getexif().get(ORIENTATION)
                 turned = orientation in QUARTER and image.format != "TIFF"  # whose size Pillow has turned already
         except UnidentifiedImageError:

@@ -67,6 +67,10 @@ def write(
     if not samples:
         raise ValueError("there is no image to write")
     names = _formats.names_of(classes)
+    if twice := files.repeated(files.same_name(sample.id) for sample in samples):
+        both = " and ".join(sample.id for sample in samples if files.same_name(sample.id) == twice[0])
+        problem = f"{both} differ only in case or in how accents are written, and some systems take them for one file"
+        raise ValueError(f"{problem}: rename a photo, or write one without the other")
     for sample in store.progress(samples, what="images for review"):
         image, label = sample.image(), label_of(sample)
         if label.shape != image.shape[:2]:

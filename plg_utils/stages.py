@@ -385,11 +385,20 @@ def masks(run: Run, *, mask_model: str, mask_options: dict, evaluated: Sequence[
     """SAM's masks of every labelled and unlabelled image, and of the splits `evaluated`: masks/ID.json."""
     weights = _checkpoint(mask_models, mask_model, mask_options)
     stage = run.stage("masks", {"model": mask_model, **mask_options}, checkpoints=[weights])
+    find = _lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options))
+
+    def make(images: list[tuple[str, np.ndarray]]) -> Iterator[Masks]:
+        for id, image in images:
+            token = mask_models.LOOKED_AT.set(id)
+            (found,) = find([image])
+            mask_models.LOOKED_AT.reset(token)
+            yield found
+
     stage.fill(
         [*run.images, *run.images_of(evaluated)],
         [".json"],
-        read=Sample.image,
-        make=_lazily(lambda: mask_models.build(mask_model, device=str(run.chip), **mask_options)),
+        read=lambda sample: (sample.id, sample.image()),
+        make=make,
         write=lambda id, found: files.write_masks(stage.path(id, ".json"), found),
         at_once=run.images_at_once,
         alone=True,

@@ -121,6 +121,14 @@ def test_the_same_command_goes_on_and_does_nothing_twice(photos, monkeypatch, ca
     assert {path.stem for path in Path("out/overlays").iterdir()} == set(NAMES[:2])
 
 
+def test_results_that_another_process_makes_are_left_to_it(photos, capsys):
+    with files.lock(Path("out/run/run.lock")) as holder:
+        assert holder == "" and call(photos, "--classes", "tree", "--to", "out") == 2
+    said = f"plg label: {Path('out').absolute()} is being made by process {os.getpid()} on "
+    assert said in capsys.readouterr().err and [path.name for path in Path("out/run").iterdir()] == ["run.lock"]
+    assert call(photos, "--classes", "tree", "--to", "out") == 0
+
+
 def test_what_a_person_has_corrected_is_kept(photos, capsys):
     options = (photos, "--classes", "tree, house", "--to", "out")
     assert call(*options) == 0
@@ -324,10 +332,13 @@ def test_remedies_are_options_of_the_command(photos, capsys, monkeypatch):
     files.write_image(Path(photos, "a.jpg"), np.zeros((20, 20, 3), np.uint8))
     files.write_image(Path(photos, "a_mask.png"), np.zeros((20, 20, 3), np.uint8))
     files.write_label("maps/a.png", np.full((20, 20), 255, np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    files.write_image(Path(photos, "noise.png"), noise)
     assert call(photos, "--classes", "tree, house", "--labels", "maps", "--to", "out") == 0
     printed = capsys.readouterr()
     assert "1 files of" in printed.err and "move them into a folder that --labels names" in printed.err
-    assert "1 photos have no label at all: a\n" in printed.out
+    assert "2 photos have no label at all: a, noise\n" in printed.out
+    assert "warning: no mask of noise passes the thresholds, its best predicted IoU is" in printed.err
     sam = types.SimpleNamespace(pred_iou_thresh=0.88, stability_score_thresh=0.95)
     for best in (0.5, 0.9):
         with pytest.warns(UserWarning) as said:

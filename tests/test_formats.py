@@ -42,7 +42,7 @@ def test_every_form_holds_every_pixel(form, classes, tmp_path):
         data = datasets.load("folder", root=out / "images", **names)
     drawn = {sample.id: sample.truth() for sample in data.labelled}
     nothing = IGNORE if classes.background is None else 0
-    assert drawn.keys() == {id for id, label in maps.items() if (label != nothing).any() or form in ("png", "cvat")}
+    assert drawn.keys() == {id for id, label in maps.items() if (label != nothing).any() or form in ("png", "cvat", "label_studio")}
     for id, label in drawn.items():
         np.testing.assert_array_equal(label, maps[id])
 
@@ -252,6 +252,30 @@ def test_a_folder_of_labelme(folder):
     np.testing.assert_array_equal(data.labelled[0].truth(), expected)
     assert (data.labelled[1].truth() == 1).all()  # a later shape is on top, though it is larger
     np.testing.assert_array_equal(load(f"{folder}/p0.json").labelled[0].truth(), expected)
+
+
+def test_a_json_that_is_no_label_decides_nothing():
+    labelme_file("labels/p0.json", *shapes())
+    write(Path("labels/a_package.json"), '{"name": "x", "version": "1.0.0"}')
+    write(Path("labels/b.json"), "[]")
+    with warns("2 files of labels are not labelme's and not used, e.g. a_package.json (no labels)"):
+        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+    write_json(*both(0))
+    Path("objects.json").rename("labels/a_coco.json")
+    write(Path("labels/p0.txt"), yolo_text())
+    with warns("4 files of labels are not labelme's and not used, e.g. a_coco.json (COCO)"):
+        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+    write(Path("labels/data.yaml"), "names: [ball, box]")
+    with warns("labels/p0.json is of labelme, and not used: labels/data.yaml of YOLO counts"):
+        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+    for name in ("p0.json", "p0.txt", "data.yaml"):
+        Path("labels", name).unlink()
+    write(Path("labels/a.json"), "{}")
+    with pytest.raises(FileNotFoundError, match="a_coco.json is no json of labelme: name a single json itself"):
+        load("labels")
+    write(Path("labels/a.json"), "{'a'}")
+    with pytest.raises(ValueError, match="a.json is not readable JSON .* export it again, or move it away"):
+        load("labels")
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "rotation"])
@@ -511,11 +535,25 @@ def test_a_task_that_no_one_annotated_is_untouched():
     assert not reviewed[2].label.any()
     with warns("p0. They count as untouched"):
         assert [image.id for image in review.read("out", forms=["label_studio"])[0]] == ["p2", "p3"]
-    with warns("3 photos are listed in out/label_studio.json without annotation, e.g. p0. They count as unlabelled"):
-        content[3]["annotations"] = content[3].pop("predictions")
-        files.write_json("out/label_studio.json", content)
+    content[3]["annotations"] = content[3].pop("predictions")
+    files.write_json("out/label_studio.json", content)
+    with warns("2 photos are listed in out/label_studio.json without annotation, e.g. p0. They count as unlabelled"):
         data = datasets.load("folder", root="out/images", classes="out/classes.yaml", labels="out/label_studio.json")
-    assert ids(data.labelled) == ["p3"]
+    assert ids(data.labelled) == ["p2", "p3"]
+    assert not data.labelled[0].truth().any()
+
+
+def test_a_task_that_was_submitted_without_a_region_is_background():
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    for number, own in ((1, [{"result": []}]), (2, []), (3, [{"result": [], "was_cancelled": True}])):
+        content.append({"data": {"image": f"p{number}.jpg"}, "annotations": own})
+    files.write_json("tasks.json", content)
+    with warns("1 tasks of tasks.json were submitted without a region, e.g. p1: they count as background"):
+        data = load("tasks.json")
+    assert ids(data.labelled) == ["p0", "p1"] and not data.labelled[1].truth().any()
+    files.write_json("tasks.json", content[1:])
+    with pytest.raises(ValueError, match="no category of tasks.json is a class: its categories are background"):
+        load("tasks.json")  # maps that show no class at all are not taken
 
 
 def test_a_review_of_each_form_after_a_tool_has_changed_it(tmp_path):

@@ -305,6 +305,23 @@ def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
     assert remark == ("" if form == "MPO" else f"the {which} of 2 pages or frames is taken")
 
 
+@pytest.mark.parametrize("bands", [(), (1, 2, 3)])
+@pytest.mark.parametrize("flag", [0, 1])
+@pytest.mark.parametrize("order", ["thumbnail first", "pyramid", "thumbnail last"])
+def test_of_a_tiff_with_smaller_copies_the_full_size_is_read(order, flag, bands, tmp_path):
+    pages = [(PHOTO[::4, ::4], flag), (PHOTO[::2, ::2], flag), (PHOTO, 0)]
+    pages = {"thumbnail first": pages[::2], "pyramid": pages[::-1], "thumbnail last": pages[::-2]}[order]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page, kind in pages:
+            file.write(page, subfiletype=kind, photometric="rgb", metadata=None)
+    image, remark = files.read_photo(tmp_path / "a.tif", bands)
+    np.testing.assert_array_equal(image, PHOTO)
+    assert files.image_size(tmp_path / "a.tif") == (H, W)
+    which = "largest" if order == "thumbnail first" else "first"
+    said = "" if flag else f"the {which} of {len(pages)} pages or frames is taken"
+    assert remark == ("of 3 bands 1, 2, 3 are taken" if bands else said)
+
+
 def test_changed_photos_are_said_again_in_each_run_though_not_read_again(photos, monkeypatch):
     Image.fromarray(PHOTO).save(photos / "a.jpg")
     Image.fromarray(deep(0, 4095)[..., 0]).save(photos / "deep.png")

@@ -295,6 +295,15 @@ def test_what_is_damaged_is_named_before_anything_is_written(damage, says, writt
     assert not (tmp_path / "labels").exists()
 
 
+@pytest.mark.parametrize("other", ["A1", "a\N{COMBINING GRAVE ACCENT}1"])
+def test_names_that_are_the_same_on_some_systems_are_refused_before_anything_is_written(other, tmp_path):
+    one = "a1" if other == "A1" else "\N{LATIN SMALL LETTER A WITH GRAVE}1"
+    samples = [Sample(id, colour_squares(0).image.copy) for id in ("b", one, other)]
+    with pytest.raises(ValueError, match=f"{one} and {other} differ only in case or .*: rename a photo, or write one"):
+        review.write(tmp_path / "out", samples, lambda sample: colour_squares(0).truth, COLOURS)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_left_out_of_a_form_is_told_and_rectangles_of_labelme_are_not(written, recwarn):
     folder, labels, _ = written
     click = {"id": 99, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": []}

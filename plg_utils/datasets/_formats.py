@@ -71,21 +71,29 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
         unpack = "unpack it and name the folder; " if suffix in (".zip", ".gz", ".7z") else ""
         raise ValueError(f"{place} is no form of labels that is known: {unpack}{KNOWN}")
     content = files.read_json(place, AGAIN)
-    first = content[0] if isinstance(content, list) and content else content
-    keys = first.keys() if isinstance(first, dict) else set()
-    if "shapes" in keys:
-        return read_labelme(place)
-    if "data" in keys and keys & {"annotations", "predictions", "completions"}:
-        return read_label_studio(place)
+    keys, form = _keys_and_form(content)
+    if form in ("labelme", "Label Studio"):
+        return read_labelme(place) if form == "labelme" else read_label_studio(place)
     rows = content.get("annotations") if isinstance(content, dict) else None
     is_panoptic = isinstance(rows, list) and any(isinstance(row, dict) and "segments_info" in row for row in rows[:1])
-    if isinstance(content, list) or is_panoptic or not keys & {"images", "annotations", "categories"}:
+    if is_panoptic or not form:
         kinds = {list: "a list", str: "a text"}
         held = f"with {files.shown([*keys])}" if keys else kinds.get(type(content), files.shown(content))
         held = "COCO's panoptic form" if is_panoptic else f"another form, {held}"
         remedy = "export objects (COCO's instances, or Label Studio's JSON, not JSON-MIN)"
         raise ValueError(f"{place} is a json of {held}: {remedy}; {KNOWN}")
     return _instances.read(place)
+
+
+def _keys_and_form(content: Any) -> tuple[set[str], str]:
+    """Keys of the content of a json, or of the first in a list, and the tool whose labels it seems to be; "": none."""
+    first = content[0] if isinstance(content, list) and content else content
+    keys = {*first} if isinstance(first, dict) else set()
+    if "shapes" in keys:
+        return keys, "labelme"
+    if "data" in keys and keys & {"annotations", "predictions", "completions"}:
+        return keys, "Label Studio"
+    return keys, "COCO" * (isinstance(content, dict) and bool(keys & {"images", "annotations", "categories"}))
 
 
 def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
@@ -103,11 +111,14 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
             warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=1)
         return None
     jsons = _visible(folder.glob("*.json"))
-    first = files.read_json(jsons[0], AGAIN) if jsons else None
+    forms = ((path, _keys_and_form(files.read_json(path, f"{AGAIN}, or move it away"))[1]) for path in jsons)
+    known = next((path for path, form in forms if form == "labelme"), None)  # what is no label does not decide
     names = next((path for name in NAMES if (path := folder / name).is_file()), None)
-    if isinstance(first, dict) and "shapes" in first and (names is None or names.suffix == ".txt"):
+    if known and (names is None or names.suffix == ".txt"):
         return read_labelme(folder)
     if names:
+        if known:
+            warnings.warn(f"{known} is of labelme, and not used: {names} of YOLO counts", stacklevel=1)
         return read_yolo(names)
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
     above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
@@ -121,7 +132,8 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
     hint = "".join(f"its folder {parent} holds {name}: name that; " for parent, name in shown)
     if jsons:
         more = "".join(f", or its folder {parent}, which holds {name}" for parent, name in shown)
-        hint = f"{jsons[0].name} is no json of labelme: name a single json itself, of COCO or Label Studio{more}; "
+        likely = next((path for path in jsons if _keys_and_form(files.read_json(path))[1]), jsons[0])
+        hint = f"{likely.name} is no json of labelme: name a single json itself, of COCO or Label Studio{more}; "
     elif texts and not whole:
         hint = f"for texts such as {texts[0].name} name YOLO's data.yaml, which says which class a number is; "
     held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
@@ -232,10 +244,14 @@ def _write_coco(target: Path, maps: Maps, classes: Classes) -> None:
 
 def read_labelme(place: Path) -> Instances:
     """Read a json, or all of a folder; a later shape is on top of an earlier one, as labelme draws them."""
-    remedy, images = "save the image again in labelme", []
+    remedy, images, others = "save the image again in labelme", [], []
     paths = [place] if place.suffix.lower() == ".json" else _visible(place.glob("*.json"))
     for path in paths:
         content = files.read_json(path, remedy)
+        keys, form = _keys_and_form(content)
+        if path != place and "shapes" not in keys:
+            others.append(f"{path.name} ({form or 'no labels'})")
+            continue
         with files.reading(path, "a file of labelme", remedy):
             size = content.get("imageHeight"), content.get("imageWidth")
             if None in size and content.get("imageData"):  # before version 3.16 the photo alone tells
@@ -254,6 +270,9 @@ def read_labelme(place: Path) -> Instances:
             remedy = "another json has its name: rename or remove this one" if is_copy else "give both the same name"
             raise ValueError(f"{path} is of the photo {content['imagePath']}: {remedy}")
         images.append((path.stem, None if None in size else size, rows))
+    others += [f"{path.stem}.txt (YOLO)" for path in paths if path != place and path.with_suffix(".txt").is_file()]
+    if others:
+        warnings.warn(f"{len(others)} files of {place} are not labelme's and not used, e.g. {others[0]}", stacklevel=1)
     kinds = [row["segmentation"].args[0].get("shape_type") for *_, rows in images for row in rows]
     names = {row["category_id"]: row["category_id"] for *_, rows in images for row in rows}
     if set(kinds) == {"rectangle"}:
@@ -460,15 +479,16 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     """Read the tasks of a json; predictions: take those of a task without annotation, as `review` writes them.
 
     Cancelled annotations are left out, and with `predictions` a task that has neither. Of a task with several the one
-    that is marked as ground truth counts; if none is, no one knows which is right, and it is not painted.
+    that is marked as ground truth counts; if none is, no one knows which is right, and it is not painted. One that was
+    submitted without a region says that nothing is there: background.
     """
-    remedy, images, categories = "export the tasks again as JSON", [], {}
+    remedy, images, categories, bare = "export the tasks again as JSON", [], {}, []
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         for task in content if isinstance(content, list) else [content]:
             everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
             drawn = [one for one in everyone if not one.get("was_cancelled")]
-            drawn = [one for one in drawn if one.get("ground_truth")] or drawn
+            drawn = submitted = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             if predictions and not drawn:
                 continue  # skipped, or not annotated yet
@@ -476,14 +496,20 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
             for annotation in drawn:
                 own, size = _studio_rows(annotation["result"], size)
                 rows += own
-            categories |= {row["category_id"]: row["category_id"] for row in rows}
             if len(drawn) > 1:
                 why = f"the task has {len(drawn)} annotations: keep one of them, or mark it as ground truth"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
             places = [value for value in task["data"].values() if isinstance(value, str)]
             ends = {place: Path(place.split("?")[0]).suffix.lower() for place in places}  # a caption may hold a dot
             image = next((place for place in places if ends[place] in files.SUFFIXES or "?d=" in place), places[0])
+            if submitted and not rows:
+                bare.append(_instances.stem_of(image))
+                rows = [{"id": "none", "category_id": "background", "segmentation": partial(np.zeros, dtype=bool)}]
+            categories |= {row["category_id"]: row["category_id"] for row in rows}
             images.append((_instances.stem_of(image), size, rows))
+    if bare:
+        problem = f"{len(bare)} tasks of {path} were submitted without a region, e.g. {bare[0]}"
+        warnings.warn(f"{problem}: they count as background. Skip a task that no one has looked at", stacklevel=1)
     return _gathered(path, images, categories, [path])
 
 

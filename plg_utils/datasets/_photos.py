@@ -20,7 +20,7 @@ import PIL
 from plg_utils import contents, distributed, files, store
 
 SHOWN = 10  # photos that a warning names
-RULES = 4  # number of the rules in `files.read_photo`: what was read by others is read again
+RULES = 5  # number of the rules in `files.read_photo`: what was read by others is read again
 
 
 def unreadable(paths: Sequence[Path], bands: Sequence[int] = ()) -> dict[Path, str]:

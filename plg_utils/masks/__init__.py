@@ -5,6 +5,7 @@ model takes the options tile and tile_overlap, by which it sees a large image in
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from plg_utils import choices, tiles
 from plg_utils.records import Masks
 
 Generate = Callable[[Sequence[np.ndarray]], list[Masks]]
+LOOKED_AT = ContextVar("the image that a model looks at, as warnings call it", default="an image")
 
 
 def build(name: str, *, tile: int | None = None, tile_overlap: int | None = None, **options) -> Generate:

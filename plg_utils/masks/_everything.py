@@ -38,7 +38,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
 from plg_utils.choices import one_of
-from plg_utils.masks import _encoder, _two_way
+from plg_utils.masks import LOOKED_AT, _encoder, _two_way
 from plg_utils.records import Masks
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
@@ -134,8 +134,8 @@ class SegmentEverything:
         """Warn that the thresholds left no mask of an image whose best predicted IoU is `best`."""
         name = "pred_iou_thresh" if best <= self.pred_iou_thresh > 0 else "stability_score_thresh"
         warnings.warn(
-            f"no mask of an image passes the thresholds, its best predicted IoU is {best:.3f}: lower {name}, which is "
-            f"{getattr(self, name)}, unless the image shows nothing",
+            f"no mask of {LOOKED_AT.get()} passes the thresholds, its best predicted IoU is {best:.3f}: lower {name}, "
+            f"which is {getattr(self, name)}, unless the image shows nothing",
             stacklevel=2,
         )
 
