@@ -272,8 +272,7 @@ def page(path: Path, data: "Dataset", counts: dict[str, "np.ndarray"], remark: s
     environment = jinja2.Environment(autoescape=True)
     environment.filters["url"] = partial(quote, safe="")
     shown = {"title": f"{len(photos)} photos", "remark": remark, "total": total, "photos": photos}
-    with files.atomic(path) as file:
-        file.write_text(environment.from_string(PAGE).render(shown), encoding="utf-8")
+    files.write_text(path, environment.from_string(PAGE).render(shown))
 
 
 def hand_over(command: str, arguments: list[str]) -> int:

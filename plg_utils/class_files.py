@@ -209,8 +209,7 @@ def write(path: str | Path, classes: Classes) -> None:
 def write_beside(maps: Path, classes: Classes) -> None:
     """Write into a folder of label maps what their numbers mean: a class file, and the names from the value 0 on."""
     write(maps / "classes.yaml", classes)
-    with files.atomic(maps / NAMES) as partial:
-        partial.write_text("".join(f"{name}\n" for name in classes.names), encoding="utf-8")
+    files.write_text(maps / NAMES, "".join(f"{name}\n" for name in classes.names))
 
 
 def sha256(classes: Classes) -> str:

@@ -19,8 +19,9 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,11 @@ def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        file = open(path, "a+", encoding="utf-8")
     except OSError as error:
         problem = f"no results can be written into {path.parent}: {error.strerror}"
         raise ValueError(f"{problem}. Let PLG_RESULTS name a folder where you may write") from error
-    with open(path, "a+", encoding="utf-8") as file:
+    with file:
         try:
             fcntl and fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -182,9 +183,8 @@ def reading(path: str | Path, what: str, remedy: str) -> Iterator[None]:
         problem = f"{path} is refused: {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels are the most ({error})"
         raise ValueError(f"{problem}. Make it smaller, or cut it into several files") from error
     except MemoryError as error:  # the file may be good, so it must not count as a bad one
-        raise MemoryError(
-            f"{path} was not read: the memory is full ({error}). Free some, or use less at once"
-        ) from error
+        problem = f"{path} was not read: the memory is full ({error})"
+        raise MemoryError(f"{problem}. Free some, or use less at once") from error
     except Exception as error:  # of a damaged file the libraries raise nearly anything
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path} is a folder, not {what}: {remedy}") from error
@@ -226,7 +226,7 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
         remarks, coding = [], str([tile.args for tile in image.tile])  # the coding is gone once the image is loaded
         if others and image.format != "MPO":  # a phone's MPO holds the photo twice
             which = ("main" if image.format == "HEIF" else "largest") if image.tell() else "first"
-            remarks.append(f"the {which} of {image.n_frames} pages or frames is taken")
+            remarks.append(f"the {which} of {others + 1} pages or frames is taken")
         if rest := re.search(r"'(RGB|L)X+\b", coding):
             remarks.append(f"the bands {', '.join(rest[1])} are taken, and {rest[0].count('X')} more left out")
         if image.format == "TIFF":
@@ -251,20 +251,20 @@ def read_photo(path: str | Path, bands: Sequence[int] = ()) -> tuple[np.ndarray,
 
 
 def _to_full_size(image: Image.Image) -> int:
-    """Turn to the photo in a file of several pages; returns how many others there are, smaller copies left out.
+    """Turn to the photo in a file of several pages; returns how many there are besides it, its smaller copies left out.
 
     In a TIFF it is the largest page, the first of equals: thumbnails and the levels of a pyramid may come before it.
     """
-    count = getattr(image, "n_frames", 1)
-    if image.format != "TIFF" or count == 1:
-        return count - 1
-    pages, copies = [], 0
-    for page in range(count):
-        image.seek(page)
-        copies += image.tag_v2.get(254, 0) & 1  # "reduced-resolution version of another image in this file"
-        pages.append(image.width * image.height)
-    image.seek(pages.index(max(pages)))
-    return count - 1 - copies
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1) - 1
+    pixels = {}  # of each page that is no "reduced-resolution version of another image in this file"
+    with suppress(EOFError):
+        for page in count():
+            with suppress(SyntaxError):  # of a kind that PIL does not read, such as some masks
+                image.seek(page)
+                pixels[page] = image.width * image.height * (1 - image.tag_v2.get(254, 0) % 2)
+    image.seek(max(pixels, key=pixels.get))
+    return max(0, sum(map(bool, pixels.values())) - 1)
 
 
 def _is_deep(path: str | Path) -> bool:
@@ -558,14 +558,19 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole, in UTF-8."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that gives no needless diff: sorted keys, indented, one newline at the end; nan becomes null."""
     try:
         text = json.dumps(plain(content), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path} was not written: {error}") from error
-    with atomic(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_lines(path: str | Path) -> list[str]:

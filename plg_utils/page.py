@@ -186,8 +186,7 @@ def folder_of(run: str) -> Path:
 def write(folder: Path, to: Path | None = None) -> Path:
     """Write the page of the run in `folder`, by default beside its summary.json; return its path."""
     to, text = Path(to or folder / "index.html"), html(folder)
-    with files.atomic(to) as partial:
-        partial.write_text(text, encoding="utf-8")
+    files.write_text(to, text)
     return to
 
 

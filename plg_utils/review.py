@@ -81,11 +81,9 @@ def write(
         images.append(row | {"sha256": dict.fromkeys(forms, _sha256(label))})
     said = {form: _formats.FORMS[form][0](target, maps, classes) for form in forms}
     class_files.write(target / "classes.yaml", classes)
-    _formats.write_text(target / "names.txt", "\n".join([*names.values(), ""]))
-    rows = [
-        {"id": row["id"], "photo": row["photo"], **row["trust"], "sha256": _sha256(maps[row["id"]])} for row in images
-    ]
-    pd.DataFrame(rows).to_csv(target / "index.csv", index=False)
+    files.write_text(target / "names.txt", "\n".join([*names.values(), ""]))
+    table = pd.DataFrame([{"id": row["id"], "photo": row["photo"], **row["trust"]} for row in images])
+    table.assign(sha256=[_sha256(maps[row["id"]]) for row in images]).to_csv(target / "index.csv", index=False)
     remarks = [f"{form}: {remark}" for form, remark in said.items() if remark]
     index = files.plain({"version": 1, "labels": source, "forms": forms, "remarks": remarks, "images": images})
     files.write_json(target / "index.json", index)
@@ -137,10 +135,9 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
         problems += [f"{place}, {name} is not in index.json: rename or remove it" for name in others]
         absent = sorted(sizes.keys() - names.values())
         if absent and form == "label_studio":
+            problem = f"{len(absent)} images have no annotation in {place}, e.g. {absent[0]}"
             remedy = "They count as untouched; if no other form holds them, they are left out"
-            warnings.warn(
-                f"{len(absent)} images have no annotation in {place}, e.g. {absent[0]}. {remedy}", stacklevel=1
-            )
+            warnings.warn(f"{problem}. {remedy}", stacklevel=1)
         else:
             problems += [f"{place} lacks {id}: restore it" for id in absent]
         for name, id in names.items():

@@ -171,7 +171,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
     raw = labels_of(labeller)
     own_titles = {"segment_match": "zero-shot labels", "few_shot": "few-shot labels", "filtered": "filtered labels"}
     title = own_titles.get(labeller, f"labels of {labeller}")
-    fused = {"refine_target": "fusion"}
+    fused, alone = {"refine_target": "fusion"}, {"network": "none"}
     sharp, official = fused | {"sepl": "paper"}, fused | {"sepl": "official"}
     rows = {
         raw: Row("zero_shot", labeller, labeller, {}, title),
@@ -182,14 +182,7 @@ def rows_of(folder: Path, labeller: str) -> dict[str, Row]:
         SHARPENED: Row("enhanced", labeller, labeller, sharp, "enhanced labels, SAM's borders"),
         f"{SHARPENED}_official": Row("enhanced", labeller, labeller, official, "enhanced labels, SEPL's official code"),
         **{
-            folder: Row(
-                "zero_shot",
-                name,
-                name,
-                {"network": "none"},
-                f"{own_titles[name]}, no network",
-                learnt_from=LABELLERS[name],
-            )
+            folder: Row("zero_shot", name, name, alone, f"{own_titles[name]}, no network", learnt_from=LABELLERS[name])
             for name, folder in WITHOUT_NETWORK.items()
         },
     }
@@ -389,20 +382,16 @@ def masks(run: Run, *, mask_model: str, mask_options: dict, evaluated: Sequence[
 
     def make(images: list[tuple[str, np.ndarray]]) -> Iterator[Masks]:
         for id, image in images:
-            token = mask_models.LOOKED_AT.set(id)
+            token = mask_models.LOOKED_AT.set(id)  # a warning says which photo it is
             (found,) = find([image])
             mask_models.LOOKED_AT.reset(token)
             yield found
 
-    stage.fill(
-        [*run.images, *run.images_of(evaluated)],
-        [".json"],
-        read=lambda sample: (sample.id, sample.image()),
-        make=make,
-        write=lambda id, found: files.write_masks(stage.path(id, ".json"), found),
-        at_once=run.images_at_once,
-        alone=True,
-    )
+    def write(id: str, found: Masks) -> None:
+        files.write_masks(stage.path(id, ".json"), found)
+
+    how = {"read": lambda sample: (sample.id, sample.image()), "make": make, "write": write}
+    stage.fill([*run.images, *run.images_of(evaluated)], [".json"], **how, at_once=run.images_at_once, alone=True)
     counts = mask_counts(run, evaluated)
     return stage.finish(images=len(counts), masks=sum(counts))
 
@@ -928,16 +917,9 @@ def cam_network(
     )
     stage.register(["state.safetensors", "network.safetensors"])
     with distributed.main_first():  # one process learns, the others take what it has learnt
-        classifier.train(
-            run.images,
-            run.data.classes,
-            stage.folder / "network.safetensors",
-            state_file=stage.folder / "state.safetensors",
-            seed=seed,
-            device=run.chip,
-            progress="tags" if store.progress_shown() else None,
-            **settings,
-        )
+        how = settings | {"state_file": stage.folder / "state.safetensors", "seed": seed, "device": run.chip}
+        how |= {"progress": "tags" if store.progress_shown() else None}
+        classifier.train(run.images, run.data.classes, stage.folder / "network.safetensors", **how)
     return stage.finish(images=len(run.images))
 
 
@@ -999,16 +981,9 @@ def boxes(
     models = {"encoder": {"name": encoder, **encoder_options}, "masks": of_sam}
     parameters = {"detector": detector, **detector_options, **models, "supervision": "none"}
     stage = run.stage(name, parameters, classes=True, checkpoints=weights)
-    generate = _lazily(
-        lambda: generators.build(
-            "boxes",
-            run.data.classes,
-            tags_options={"encoder": encode},
-            detector=detector,
-            detector_options=of_detector,
-            masks_options=of_sam | {"device": str(run.chip)},
-        )
-    )
+    options = {"tags_options": {"encoder": encode}, "detector": detector, "detector_options": of_detector}
+    options |= {"masks_options": of_sam | {"device": str(run.chip)}}
+    generate = _lazily(partial(generators.build, "boxes", run.data.classes, **options))
 
     def write(id: str, found: Any) -> None:
         record = {"tags": found.tags.classes.tolist(), "boxes": found.boxes.xyxy.tolist()}
@@ -1103,12 +1078,8 @@ def voters(cam_sources: Sequence[str], concept_options: dict | None = None, few_
     few_shot: if not None, A votes with its few-shot labels
     """
     asked = concept_options is not None and not knows_nothing(concept_options)
-    found = [
-        LABELLERS["segment_match" if few_shot is None else "few_shot"],
-        *(["labels_sepl"] if cam_sources else []),
-        "labels_boxes",
-    ]
-    return found + (["labels_concepts"] if asked else [])
+    first = LABELLERS["segment_match" if few_shot is None else "few_shot"]
+    return [first, *["labels_sepl"] * bool(cam_sources), "labels_boxes", *["labels_concepts"] * asked]
 
 
 def knows_nothing(concept_options: dict) -> bool:

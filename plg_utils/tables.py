@@ -270,8 +270,7 @@ def write_latex(path: str | Path, table: pd.DataFrame, rules: Sequence[int] = ()
     lines = styler.to_latex(column_format=kinds, hrules=True).splitlines()
     for rule in sorted(rules, reverse=True):
         lines.insert(4 + rule, r"\midrule")  # four lines are above the first: \begin, \toprule, the header, \midrule
-    with files.atomic(path) as partial:
-        partial.write_text("\n".join([*lines, *(f"% {line}" for line in remark.splitlines()), ""]), encoding="utf-8")
+    files.write_text(path, "\n".join([*lines, *(f"% {line}" for line in remark.splitlines()), ""]))
     return Path(path)
 
 

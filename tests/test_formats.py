@@ -42,7 +42,9 @@ def test_every_form_holds_every_pixel(form, classes, tmp_path):
         data = datasets.load("folder", root=out / "images", **names)
     drawn = {sample.id: sample.truth() for sample in data.labelled}
     nothing = IGNORE if classes.background is None else 0
-    assert drawn.keys() == {id for id, label in maps.items() if (label != nothing).any() or form in ("png", "cvat", "label_studio")}
+    assert drawn.keys() == {
+        id for id, label in maps.items() if (label != nothing).any() or form in ("png", "cvat", "label_studio")
+    }
     for id, label in drawn.items():
         np.testing.assert_array_equal(label, maps[id])
 
@@ -288,6 +290,13 @@ def test_files_of_x_anylabeling(kind, photo):
         np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
 
 
+@pytest.mark.parametrize("mask", [None, "", "AAAA", 5])
+def test_a_damaged_mask_of_labelme_is_told_in_plain_words(mask):
+    labelme_file("labels/p0.json", {"label": "ball", "points": [[2, 2], [7, 5]], "shape_type": "mask", "mask": mask})
+    with pytest.raises(ValueError, match="annotation 1: its mask is no PNG in base64, as labelme writes it"):
+        load("labels")
+
+
 def test_files_of_labelme_before_3_16_have_the_size_of_their_picture():
     content = {"shapes": shapes(), "imagePath": "p0.jpg", "lineColor": [0, 255, 0, 128]}
     for size in (SIZE, (24, 32)):
@@ -387,6 +396,10 @@ def test_which_annotation_of_a_task_counts():
         (brush("box", image_rotation=90), "the image was turned by 90 degrees"),
         (region("box", {"x": 10, "y": 10, "width": 20, "height": 5}, "rectanglelabels"), "of the type rectanglelabels"),
         (region("box", {"points": []}, "polygonlabels"), "it has no points"),
+        (
+            {key: value for key, value in percent("box").items() if not key.startswith("original")},
+            "regions of two sizes, .12, 16. and .None, None. .original_height",
+        ),
         (region("box", {"rle": [0, 0, 0, 9]}), "run lengths are not those of a brush"),
         (region("box", {"rle": _formats.brush_rle(np.ones((3, 3), bool))}), r"36 values, not 4 for each pixel"),
         (region("box", {"rle": _formats.brush_rle(LABEL > 0)[:-3]}), "they end too early"),

@@ -443,6 +443,22 @@ def test_a_stray_click_among_objects_is_left_out_and_told(segmentation, more):
     np.testing.assert_array_equal(data.labelled[0].truth(), LABEL)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_list_of_corners_is_no_click(nested):
+    corners = [[2, 2], [8, 2], [8, 6], [2, 6]]
+    with pytest.raises(ValueError, match="p0 has no label map: annotation 0: the polygon .* three corners or more"):
+        load(write_json((0, 1, [corners] if nested else corners, {}), (0, 2, BOX, {})))
+
+
+def test_names_with_signs_of_addresses_or_without_suffix_are_found():
+    for name in ("p 0", "v1", "v1.2"):
+        files.write_image(f"photos/{name}.jpg", np.zeros((*SIZE, 3), np.uint8))
+    for named, id in (("x/p%200.jpg", "p 0"), ("v1.2", "v1.2"), ("v1.2.jpg", "v1.2"), ("v1", "v1")):
+        with warnings.catch_warnings(action="ignore"):
+            data = load(write_json(*both(0), images=1, name=named))
+        assert ids(data.labelled) == [id]
+
+
 def test_a_box_without_outline_is_no_click():
     box, huge = {"bbox": [2, 2, 6, 4], "area": 24}, {"size": [1 << 20, 1 << 20], "counts": [1 << 40]}
     says = "it has no polygon; a box alone is no outline"

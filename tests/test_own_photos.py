@@ -305,6 +305,15 @@ def test_of_several_pictures_in_a_file_the_first_is_taken(form, tmp_path):
     assert remark == ("" if form == "MPO" else f"the {which} of 2 pages or frames is taken")
 
 
+def test_pages_of_a_kind_that_is_not_read_are_passed_over(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:  # a GeoTIFF with a mask of the pixels without data
+        file.write(PHOTO, photometric="rgb", metadata=None)
+        file.write(np.ones((H, W), bool), subfiletype=4, photometric="mask", metadata=None)
+    image, remark = files.read_photo(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image, PHOTO)
+    assert remark == "" and files.image_size(tmp_path / "a.tif") == (H, W)
+
+
 @pytest.mark.parametrize("bands", [(), (1, 2, 3)])
 @pytest.mark.parametrize("flag", [0, 1])
 @pytest.mark.parametrize("order", ["thumbnail first", "pyramid", "thumbnail last"])

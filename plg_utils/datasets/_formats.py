@@ -23,7 +23,7 @@ Sources: ultralytics (data/utils.py, data/converter.py), label-studio-sdk (conve
 import base64
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,10 @@ def read(place: Path, *, has_maps: bool = False) -> Instances | None:
     return _instances.read(place)
 
 
-def _keys_and_form(content: Any) -> tuple[set[str], str]:
+def _keys_and_form(content: Any) -> tuple[Set[str], str]:
     """Keys of the content of a json, or of the first in a list, and the tool whose labels it seems to be; "": none."""
     first = content[0] if isinstance(content, list) and content else content
-    keys = {*first} if isinstance(first, dict) else set()
+    keys = (first if isinstance(first, dict) else {}).keys()
     if "shapes" in keys:
         return keys, "labelme"
     if "data" in keys and keys & {"annotations", "predictions", "completions"}:
@@ -187,12 +187,6 @@ def _ids(classes: Classes) -> dict[int, int]:
     return {value: id for id, value in enumerate([*classes.foreground, IGNORE], start=1)}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
-    with files.atomic(path) as partial_path:
-        partial_path.write_text(text, encoding="utf-8")
-
-
 # PNG and COCO
 
 
@@ -234,9 +228,8 @@ def coco_json(labels: Maps, classes: Classes) -> dict:
 
 
 def _write_coco(target: Path, maps: Maps, classes: Classes) -> None:
-    files.write_json(
-        target / "coco.json", coco_json({f"images/{id}.png": label for id, label in maps.items()}, classes)
-    )
+    of_photos = {f"{IMAGES}/{id}.png": label for id, label in maps.items()}
+    files.write_json(target / "coco.json", coco_json(of_photos, classes))
 
 
 # labelme
@@ -307,8 +300,11 @@ def labelme_mask(shape: dict, size: tuple[int, int]) -> np.ndarray:
     if not ((x >= -1) & (y >= -1) & (x <= size[1] + 1) & (y <= size[0] + 1)).all():  # false for nan
         raise ValueError(f"a corner is outside the image of {size[1]} x {size[0]}")
     if kind == "mask":  # a small PNG, and the position of its upper left pixel
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True)), formats=["PNG"]) as picture:
-            part = np.array(picture.convert("L")) > 0
+        try:
+            with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True)), formats=["PNG"]) as picture:
+                part = np.array(picture.convert("L")) > 0
+        except Exception as error:  # of a damaged PNG, PIL raises nearly anything
+            raise ValueError("its mask is no PNG in base64, as labelme writes it") from error
         left, top = corners[0].round().astype(int)
         if left < 0 or top < 0 or top + part.shape[0] > size[0] or left + part.shape[1] > size[1]:
             raise ValueError("a mask crosses the border of the image")
@@ -406,7 +402,7 @@ def _write_yolo(target: Path, maps: Maps, classes: Classes) -> str:
     for id, label in maps.items():
         lines = [(value, yolo_lines(mask, ids[value] - 1)) for value, mask in regions(label, classes)]
         cut, void = cut + sum(len(one) > 1 for _, one in lines), void + sum(value == IGNORE for value, _ in lines)
-        write_text(target / "labels" / f"{id}.txt", "".join(f"{line}\n" for _, one in lines for line in one))
+        files.write_text(target / "labels" / f"{id}.txt", "".join(f"{line}\n" for _, one in lines for line in one))
     shown = {id - 1: names[value] for value, id in ids.items() if void or value != IGNORE}
     text = yaml.safe_dump({"train": "images", "val": "images", "names": shown}, allow_unicode=True, sort_keys=False)
     said = [f"{cut} regions with holes are cut into pieces, as it has no holes"] if cut else []
@@ -415,7 +411,7 @@ def _write_yolo(target: Path, maps: Maps, classes: Classes) -> str:
         said.append(f"it has no void, so {void} void regions are the class {number}: do not train on it")
         remedy = "Remove it, and its lines in labels/*.txt, before you train"
         text = f"# Class {number}, {names[IGNORE]}, is no label. {remedy}.\n{text}"
-    write_text(target / "data.yaml", text)
+    files.write_text(target / "data.yaml", text)
     return "; ".join(said)
 
 
@@ -519,10 +515,10 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
     for number, item in enumerate(result):
         value = item.get("value", {})
         drawn = value.keys() & {"rle", "points", "x"} or any(key.endswith("labels") for key in value)
-        if "original_height" in item and drawn:
+        if drawn if "original_height" in item else value.keys() & {"rle", "points", "x"}:
             region = regions.setdefault(str(item.get("id", number)), {"turned": item.get("image_rotation")})
             region |= {key: value[key] for key in ("rle", "points", "x", "y", "width", "height") if key in value}
-            region |= {"size": (item["original_height"], item["original_width"]), "type": item.get("type")}
+            region |= {"size": (item.get("original_height"), item.get("original_width")), "type": item.get("type")}
             named = [names for key, names in value.items() if key.endswith("labels")]
             region |= {"names": named[0]} if named else {}
     rows, outlined = [], [_box(region) for region in regions.values() if region.get("points")]
@@ -530,12 +526,12 @@ def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tu
         box = region["type"] == "rectanglelabels" and _box(region)
         if region["type"] == "keypointlabels" or (box and any(np.allclose(box, one, atol=0.5) for one in outlined)):
             continue  # points that asked a model; the box that an import from COCO adds to each polygon
-        size, names = size or region["size"], region.get("names") or []
+        size, names = size or (region["size"] if all(region["size"]) else None), region.get("names") or []
         why = ""
         if len(names) != 1:
             why = f"a region has the labels {files.shown(names)}, and one is right"
         elif region["size"] != size:
-            why = f"regions of two sizes, {size} and {region['size']}"
+            why = f"regions of two sizes, {size} and {region['size']} (original_height and original_width)"
         elif region["turned"]:
             why = f"the image was turned by {region['turned']} degrees: turn it back and export again"
         elif "rle" in region:
@@ -622,7 +618,7 @@ def _write_studio(target: Path, maps: Maps, classes: Classes) -> None:
     lines = ["<View>", '  <Image name="image" value="$image"/>', '  <BrushLabels name="label" toName="image">']
     for name, colour in zip(names.values(), [*classes.colours, files.voc_palette()[IGNORE]], strict=True):
         lines.append('    <Label value={} background="#{:02x}{:02x}{:02x}"/>'.format(quoteattr(name), *colour))
-    write_text(target / "label_studio.xml", "\n".join([*lines, "  </BrushLabels>", "</View>", ""]))
+    files.write_text(target / "label_studio.xml", "\n".join([*lines, "  </BrushLabels>", "</View>", ""]))
 
 
 # CVAT
@@ -639,8 +635,8 @@ def _write_cvat(target: Path, maps: Maps, classes: Classes) -> None:
     lines += ["{}:{},{},{}::".format(names[value], *files.voc_palette()[id]) for value, id in ids.items() if id]
     if strange := [name for name in names.values() if ":" in name]:
         raise ValueError(f"CVAT's labelmap.txt cannot hold the name {strange[0]!r}: rename it without the colon")
-    write_text(target / "labelmap.txt", "\n".join([*lines, ""]))
-    write_text(target / "ImageSets" / "Segmentation" / "default.txt", "\n".join([*maps, ""]))
+    files.write_text(target / "labelmap.txt", "\n".join([*lines, ""]))
+    files.write_text(target / "ImageSets" / "Segmentation" / "default.txt", "\n".join([*maps, ""]))
     number_of = np.zeros(256, dtype=np.uint8)
     number_of[list(ids)] = list(ids.values())
     for id, label in maps.items():

@@ -107,7 +107,8 @@ def stem_of(place: str) -> str:
     """Id of the image that a tool names by a path or an address, such as those of Label Studio's /data/."""
     if place.startswith(("http://", "https://", "file://", "/data/")):
         place = unquote(place.partition("?d=")[2] or place.partition("?")[0])
-    return PureWindowsPath(place).stem  # a path of Windows may have both kinds of slash
+    path = PureWindowsPath(place)  # a path of Windows may have both kinds of slash
+    return path.name if path.suffix[1:].isdigit() else path.stem  # v1.2 has no suffix
 
 
 def plain(name: str) -> str:
@@ -166,9 +167,8 @@ def _doubt(annotation: dict) -> str:
         mask = np.logical_or.reduce(parts)
         left, top, *ends = (max(0, round(number)) for number in box or (0, 0, *mask.shape[::-1]))
         boxes = (left + ends[0], top + ends[1]), ends  # width and height, or, of some tools, the other corner
-        misplaced = min(ends) > 0 and all(
-            2 * mask[top:bottom, left:right].sum() < mask.sum() for right, bottom in boxes
-        )
+        inside = (mask[top:bottom, left:right].sum() for right, bottom in boxes)
+        misplaced = min(ends) > 0 and all(2 * pixels < mask.sum() for pixels in inside)
     except (KeyError, TypeError, ValueError, OverflowError):
         return ""  # `paint` says what is wrong
     if misplaced:
@@ -186,7 +186,8 @@ def _is_click(annotation: dict) -> bool:
         return len(outline["counts"]) == 1  # a mask without pixel
     if not isinstance(outline, list) or not flat:
         return False
-    return all(isinstance(one, list) and len({*zip(one[::2], one[1::2], strict=False)}) < 2 for one in outline)
+    pairs = (zip(one[::2], one[1::2], strict=False) if isinstance(one, list) else (0, 1) for one in outline)
+    return len({str(pair) for own in pairs for pair in own}) < 2  # of all parts: a list of corners [x, y] is no click
 
 
 def paint(
@@ -311,8 +312,7 @@ def make_maps(
                 label = paint(rows, size, values, classes.nothing, content.in_order)
                 files.write_label(cache / f"{id}.png", label, classes.colours)
             except BrokenAnnotation as error:
-                with files.atomic(cache / f"{id}.txt") as partial:
-                    partial.write_text(str(error), encoding="utf-8")
+                files.write_text(cache / f"{id}.txt", str(error))
     reasons = {path.stem: path.read_text(encoding="utf-8") for path in cache.glob("*.txt")}
     broken = {id: reasons.get(id, "") for id in ids}
 
@@ -322,7 +322,7 @@ def make_maps(
         reason = broken.get(photo.stem)
 
         def read_truth() -> np.ndarray:
-            remedy = "correct it in the json, or remove it, or leave the image out"
+            remedy = "correct it there, or remove it, or leave the image out"
             raise BrokenAnnotation(f"{photo.stem} has no label map: {reason} ({instances}); {remedy}")
 
         return replace(of_photo, read_truth=read_truth) if reason else of_photo

@@ -75,9 +75,8 @@ def read(path: Path, classes: Classes, void: bool = False, *, check: bool = True
 def _numbers(path: Path, num_values: int, check: bool) -> np.ndarray:
     label = files.read_label(path)
     if check and (unknown := [value for value in np.unique(label).tolist() if num_values <= value != IGNORE]):
-        problem = (
-            f"{path} holds the values {files.shown(unknown)}, not classes 0 to {num_values - 1} or {IGNORE} (void)"
-        )
+        right = f"classes 0 to {num_values - 1} or {IGNORE} (void)"
+        problem = f"{path} holds the values {files.shown(unknown)}, not {right}"
         remedy = f"give the classes that it was made with, or write {IGNORE} where a value means void"
         raise ValueError(f"{problem}; {remedy}")
     return label
@@ -184,9 +183,8 @@ def check(dataset: Dataset, *, refuse: bool, left_out: Sequence[str] = ()) -> No
             if refuse:
                 raise ValueError(f"{said[0]}. Or label other images (options labelled and seed)")
         elif survey.empty:
-            said.insert(
-                0, f"{len(survey.empty)} of {len(samples)} {split} images show no class, e.g. {survey.empty[0]}"
-            )
+            some = f"{len(survey.empty)} of {len(samples)} {split} images"
+            said.insert(0, f"{some} show no class, e.g. {survey.empty[0]}")
         for text in said:
             warnings.warn(text, stacklevel=1)
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -185,7 +186,7 @@ def match(names: Iterable[str], photos: dict[str, Path], where: Path) -> dict[st
         uploads[re.sub(r"[^-\w.]", "", same.strip().replace(" ", "_"))].add(id)
     found = {}
     for name in names:
-        same = files.same_name(name)
+        same = files.same_name(name) if files.same_name(name) in known else files.same_name(unquote(name))
         meant = {known[same]} if same in known else uploads.get(re.sub("^[0-9a-f]{8}-", "", same), set())
         if same in known or (len(meant) == 1 and re.match("[0-9a-f]{8}-", same)):
             found[name] = min(meant)
@@ -291,9 +292,8 @@ def _paint(content: _instances.Instances, ids: Iterable[str], classes: Classes) 
     if not any(value in classes.foreground for value in found.values()):
         known = ", ".join(list(content.categories.values())[:8]) or "none"
         names = ", ".join(classes.names[index] for index in classes.foreground)[:200]
-        raise ValueError(
-            f"no category of {content.path} is a class: its categories are {known}, the classes are {names}"
-        )
+        problem = f"no category of {content.path} is a class"
+        raise ValueError(f"{problem}: its categories are {known}, the classes are {names}")
     values = {id: classes.nothing if value is None else value for id, value in found.items()}
     maps = files.data_root() / "folder_labels"
     more = [files.sha256(source) for source in content.sources]  # where sizes are those of photos, they count too

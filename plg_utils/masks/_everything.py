@@ -28,12 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import (
-    build_all_layer_point_grids,
-    generate_crop_boxes,
-    is_box_near_crop_edge,
-    uncrop_boxes_xyxy,
-)
+from segment_anything.utils import amg
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import box_area, nms
 
@@ -102,7 +97,7 @@ class SegmentEverything:
     def __post_init__(self):
         """Lay the grids, one for each layer of crops."""
         one_of(self.precision, ("fp32", "bf16"), "precision")
-        self.grids = self.point_grids or build_all_layer_point_grids(
+        self.grids = self.point_grids or amg.build_all_layer_point_grids(
             self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor
         )
         self.resize = Resize(self.side)
@@ -111,7 +106,7 @@ class SegmentEverything:
     def __call__(self, image: np.ndarray) -> Masks:
         """Segment an image (H, W, 3) uint8 RGB."""
         size = image.shape[:2]
-        pairs = zip(*generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio), strict=True)
+        pairs = zip(*amg.generate_crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio), strict=True)
         crops, layers = zip(*((crop, layer) for crop, layer in pairs if has_pixels(crop)), strict=True)
         looks = [self.look(image, crop, self.grids[layer]) for crop, layer in zip(crops, layers, strict=True)]
         found, best = zip(*looks, strict=True)
@@ -160,13 +155,13 @@ class SegmentEverything:
                 best = max(best, float(highest))
                 for part, predicted in zip(*(t.split(self.at_once(size)) for t in (small, predicted_iou)), strict=True):
                     boxes, stability = self.measure(part, size)
-                    chosen = ~is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
+                    chosen = ~amg.is_box_near_crop_edge(boxes, list(crop), [0, 0, width, height])
                     if self.stability_score_thresh > 0:
                         chosen &= stability >= self.stability_score_thresh
                     found.append(Candidates(part, boxes, predicted, stability).take(chosen))
         everything = join(found)
         everything = everything.take(nms(everything.boxes.float(), everything.predicted_iou, self.box_nms_thresh))
-        return everything._replace(boxes=uncrop_boxes_xyxy(everything.boxes, list(crop))), best
+        return everything._replace(boxes=amg.uncrop_boxes_xyxy(everything.boxes, list(crop))), best
 
     def covered(self, points: torch.Tensor, found: Candidates) -> torch.Tensor:
         """Which of these points (P, 2), in pixels of the network's input, need not be asked, (P,) bool.
