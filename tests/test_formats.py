@@ -268,9 +268,11 @@ def test_a_json_that_is_no_label_decides_nothing():
     with warns("4 files of labels are not labelme's and not used, e.g. a_coco.json (COCO)"):
         np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
     write(Path("labels/data.yaml"), "names: [ball, box]")
-    with warns("labels/p0.json is of labelme, and not used: labels/data.yaml of YOLO counts"):
-        np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
-    for name in ("p0.json", "p0.txt", "data.yaml"):
+    for name, form in (("p0.json", "labelme"), ("a_coco.json", "COCO")):
+        with warns(f"labels/{name} holds labels of {form}, and is not used: YOLO's texts count"):
+            np.testing.assert_array_equal(load("labels").labelled[0].truth(), LABEL)
+        Path("labels/p0.json").unlink(missing_ok=True)
+    for name in ("p0.txt", "data.yaml"):
         Path("labels", name).unlink()
     write(Path("labels/a.json"), "{}")
     with pytest.raises(FileNotFoundError, match="a_coco.json is no json of labelme: name a single json itself"):

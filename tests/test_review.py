@@ -420,6 +420,14 @@ def test_corrected_labels_become_labelled_images(run, tmp_path, capsys):
     assert {image.id for image in review.read(tmp_path / "two")[0]} == {"01", "03"}
 
 
+def test_images_that_show_no_class_after_a_review_are_told(written, tmp_path):
+    folder, labels, _ = written
+    id, label = [*labels.items()][0]
+    files.write_label(folder / "labels" / f"{id}.png", np.zeros_like(label), COLOURS.colours)
+    with pytest.warns(UserWarning, match=f"1 changed images show no class now, e.g. {id}: if that is a mistake"):
+        assert review.main(["--read", str(folder), "--to", str(tmp_path / "back")]) == 0
+
+
 def test_trust_without_another_labeller(tmp_path):
     """Stability and margin by hand: the second image's only mask is less stable, its margin smaller."""
     classes = Classes(("background", "red", "green"), ((), ("red",), ("green",)), COLOURS.colours[:3])

@@ -111,29 +111,31 @@ def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
             warnings.warn(f"{folder}: label maps in its folders {', '.join(deeper)} are not used", stacklevel=1)
         return None
     jsons = _visible(folder.glob("*.json"))
-    forms = ((path, _keys_and_form(files.read_json(path, f"{AGAIN}, or move it away"))[1]) for path in jsons)
-    known = next((path for path, form in forms if form == "labelme"), None)  # what is no label does not decide
+    likely, form = None, ""  # the first json of labelme, else one of another form; what is no label does not decide
+    for path in jsons:
+        if found := _keys_and_form(files.read_json(path, f"{AGAIN}, or move it away"))[1]:
+            likely, form = path, found
+        if found == "labelme":
+            break
     names = next((path for name in NAMES if (path := folder / name).is_file()), None)
-    if known and (names is None or names.suffix == ".txt"):
+    if form == "labelme" and (names is None or names.suffix == ".txt"):
         return read_labelme(folder)
-    if names:
-        if known:
-            warnings.warn(f"{known} is of labelme, and not used: {names} of YOLO counts", stacklevel=1)
-        return read_yolo(names)
     texts = [path for path in _visible(folder.rglob("*.txt")) if path.name != class_files.NAMES]
     above = (path / name for path in list(folder.parents)[:2] for name in NAMES)
-    names = next((path for path in above if path.is_file()), None)
+    listed = next((path for path in above if path.is_file()), None)
     beside = any(path.parent == folder for path in texts)  # then a json is a stray one
-    if texts and names and not whole and (beside or not jsons):
-        return read_yolo(names, folder)
+    if names or (texts and listed and not whole and (beside or not jsons)):
+        if likely:
+            warnings.warn(f"{likely} holds labels of {form}, and is not used: YOLO's texts count", stacklevel=1)
+        return read_yolo(names) if names else read_yolo(listed, folder)
     if not jsons and _visible(folder.glob("*.[pP][nN][gG]")):
         return None
     shown = [(path.parent.name, path.name) for path in (whole or inner)[:1]]
     hint = "".join(f"its folder {parent} holds {name}: name that; " for parent, name in shown)
     if jsons:
         more = "".join(f", or its folder {parent}, which holds {name}" for parent, name in shown)
-        likely = next((path for path in jsons if _keys_and_form(files.read_json(path))[1]), jsons[0])
-        hint = f"{likely.name} is no json of labelme: name a single json itself, of COCO or Label Studio{more}; "
+        first = (likely or jsons[0]).name
+        hint = f"{first} is no json of labelme: name a single json itself, of COCO or Label Studio{more}; "
     elif texts and not whole:
         hint = f"for texts such as {texts[0].name} name YOLO's data.yaml, which says which class a number is; "
     held = {path.suffix for path in _visible(folder.glob("*.*")) if path.is_file()}
