@@ -46,7 +46,7 @@ WORDS = {  # what messages say to callers of the package: what they say here
     r"that the option labels names": "that --labels names",
     r"[.] Or label other images \(options labelled and seed\)": "",
     r"bands=(.*) must be (a list of .*), such as .*": r"bands=\1 must be \2: --bands 4,3,2",
-    r"[Ll]et PLG_RESULTS name": "give --to the name of",
+    r"(?:[.] L|: l)et PLG_RESULTS name": ": give --to the name of",
     r"\w+: (?:\w+|\[[^]]*\]) in dataset_options \(plg label: ([^)]*)\)": r"\1",
     r": lower (pred_iou|stability_score)_thresh, .*": ": it gets no label. Another --sam, or --tile, may find some",
 }
@@ -337,9 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options, rest = parser().parse_known_args(arguments)
             if rest:
                 remedy = 'Names with blanks between them need quotes: --classes "cat, dog". PHOTOS is one folder'
-                raise ValueError(
-                    f"{' '.join(rest)}: this is one word too many, or no option (plg label --help). {remedy}"
-                )
+                problem = f"{' '.join(rest)}: this is one word too many, or no option (plg label --help)"
+                raise ValueError(f"{problem}. {remedy}")
             label(options)
         except (OSError, ValueError, TypeError, MemoryError) as error:
             print(f"plg label: {_in_its_words(error)}", file=sys.stderr)

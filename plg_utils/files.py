@@ -91,10 +91,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, *, wait_for: str = "") -> Iterator[str]:
-    """Hold a lock while the block runs; give "", or who else holds it.
-
-    wait_for: what is being made under the lock, if it is to be waited for
-    """
+    """Hold a lock while the block runs; give "", or who else holds it; wait_for: what that one makes, to wait."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")

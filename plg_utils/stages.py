@@ -387,11 +387,9 @@ def masks(run: Run, *, mask_model: str, mask_options: dict, evaluated: Sequence[
             mask_models.LOOKED_AT.reset(token)
             yield found
 
-    def write(id: str, found: Masks) -> None:
-        files.write_masks(stage.path(id, ".json"), found)
-
-    how = {"read": lambda sample: (sample.id, sample.image()), "make": make, "write": write}
-    stage.fill([*run.images, *run.images_of(evaluated)], [".json"], **how, at_once=run.images_at_once, alone=True)
+    how = {"read": lambda sample: (sample.id, sample.image()), "make": make, "alone": True}
+    how |= {"write": lambda id, found: files.write_masks(stage.path(id, ".json"), found)}
+    stage.fill([*run.images, *run.images_of(evaluated)], [".json"], **how, at_once=run.images_at_once)
     counts = mask_counts(run, evaluated)
     return stage.finish(images=len(counts), masks=sum(counts))
 

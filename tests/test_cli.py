@@ -344,6 +344,8 @@ def test_remedies_are_options_of_the_command(photos, capsys, monkeypatch):
         with pytest.warns(UserWarning) as said:
             _everything.SegmentEverything.tell_why(sam, best)
         assert plg._in_its_words(said[0].message).endswith("it gets no label. Another --sam, or --tile, may find some")
+    said = plg._in_its_words("cannot be locked (no): let PLG_RESULTS name a disk that can")
+    assert said == "cannot be locked (no): give --to the name of a disk that can"
     assert plg._in_its_words(f"unknown; {files.CHOOSE}") == "unknown; --bands 4,3,2 would choose what to show"
     assert plg._in_its_words("no map. Or label other images (options labelled and seed)") == "no map"
 

@@ -368,6 +368,17 @@ def test_a_caption_is_no_path_of_a_photo():
     np.testing.assert_array_equal(load("tasks.json").labelled[0].truth(), LABEL)
 
 
+def test_of_several_images_of_a_task_the_one_that_was_drawn_on_counts():
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    for before, after in (({"before": "p1.jpg"}, {}), ({"thumbnail": "small/p0.jpg"}, {}), ({}, {"other": "p2.jpg"})):
+        files.write_json("tasks.json", [content[0] | {"data": before | content[0]["data"] | after}])
+        assert ids(load("tasks.json").labelled) == ["p0"]
+    for data in ({"one": "p0.jpg", "two": "p1.jpg"}, {"images": ["p0.jpg", "p1.jpg"]}):
+        files.write_json("tasks.json", [content[0] | {"data": data}])
+        with pytest.raises(ValueError, match="which of .* is the image of a task is unknown: keep one in its data"):
+            load("tasks.json")
+
+
 def test_a_brush_and_its_label_may_be_two_items():
     drawn = brush("ball", type="brush")
     del drawn["value"]["brushlabels"]

@@ -497,18 +497,27 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
             if len(drawn) > 1:
                 why = f"the task has {len(drawn)} annotations: keep one of them, or mark it as ground truth"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
-            places = [value for value in task["data"].values() if isinstance(value, str)]
-            ends = {place: Path(place.split("?")[0]).suffix.lower() for place in places}  # a caption may hold a dot
-            image = next((place for place in places if ends[place] in files.SUFFIXES or "?d=" in place), places[0])
+            stem = _studio_id(task["data"], {item.get("to_name") for one in drawn for item in one["result"]})
             if submitted and not rows:
-                bare.append(_instances.stem_of(image))
+                bare.append(stem)
                 rows = [{"id": "none", "category_id": "background", "segmentation": partial(np.zeros, dtype=bool)}]
             categories |= {row["category_id"]: row["category_id"] for row in rows}
-            images.append((_instances.stem_of(image), size, rows))
+            images.append((stem, size, rows))
     if bare:
         problem = f"{len(bare)} tasks of {path} were submitted without a region, e.g. {bare[0]}"
         warnings.warn(f"{problem}: they count as background. Skip a task that no one has looked at", stacklevel=1)
     return _gathered(path, images, categories, [path])
+
+
+def _studio_id(fields: dict, aimed_at: set) -> str:
+    """Id of the image among the fields of a task; aimed_at: names (to_name) of what its regions are drawn on."""
+    texts = {key: value for key, value in fields.items() if isinstance(value, str)}
+    ends = {key: Path(value.split("?")[0]).suffix.lower() for key, value in texts.items()}  # a caption may hold a dot
+    pictures = [key for key, value in texts.items() if ends[key] in files.SUFFIXES or "?d=" in value] or [*texts]
+    found = {_instances.stem_of(texts[key]) for key in [key for key in pictures if key in aimed_at] or pictures}
+    if len(found) != 1:
+        raise ValueError(f"which of {files.shown(fields)} is the image of a task is unknown: keep one in its data")
+    return found.pop()
 
 
 def _studio_rows(result: list[dict], size: tuple | None) -> tuple[list[dict], tuple | None]:

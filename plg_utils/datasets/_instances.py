@@ -239,9 +239,8 @@ def decode(segmentation: list | dict | Callable, size: tuple[int, int]) -> np.nd
         rle = coco.merge(coco.frPyObjects(segmentation, height, width))
         return np.ascontiguousarray(coco.decode(rle), dtype=bool)  # it comes column by column
     if not isinstance(segmentation, dict):
-        raise ValueError(
-            f"its segmentation is {files.shown(segmentation)}, not of COCO's form: polygons or run lengths"
-        )
+        problem = f"its segmentation is {files.shown(segmentation)}"
+        raise ValueError(f"{problem}, not of COCO's form: polygons or run lengths")
     if list(segmentation["size"]) != list(size):
         raise ValueError(f"run lengths of size {files.shown(tuple(segmentation['size']))}, the image has {size}")
     counts = segmentation["counts"]
