@@ -460,8 +460,7 @@ def _read_back(options: argparse.Namespace) -> None:
     if not taken:
         remedy = "correct some, or add --untouched if a person has looked at all of them and they are right"
         raise ValueError(f"no label in {options.read} was changed, so there is nothing to write: {remedy}")
-    emptied = [image.id for image in taken if image.changed and not np.isin(image.label, classes.foreground).any()]
-    if emptied:
+    if emptied := [image.id for image in taken if image.changed and not np.isin(image.label, classes.foreground).any()]:
         problem = f"{len(emptied)} changed images show no class now, e.g. {emptied[0]}"
         warnings.warn(f"{problem}: if that is a mistake of a tool, remove their maps from {options.to}", stacklevel=1)
     save(options.to, taken, classes)

@@ -992,9 +992,8 @@ def boxes(
     stage.fill(run.images, [".png", ".json"], read=Sample.image, make=generate, write=write, at_once=run.images_at_once)
     records = [files.read_json(stage.path(sample.id, ".json")) for sample in run.images]
     without_box = sum(len(set(record["tags"]) - set(record["classes"])) for record in records)
-    return stage.finish(
-        images=len(records), tags=sum(len(record["tags"]) for record in records), tags_without_box=without_box
-    )
+    tags = sum(len(record["tags"]) for record in records)
+    return stage.finish(images=len(records), tags=tags, tags_without_box=without_box)
 
 
 @stage_function

@@ -219,6 +219,18 @@ def test_where_tools_put_the_texts_of_yolo(folder):
     np.testing.assert_array_equal(load("yolo").labelled[0].truth(), LABEL)
 
 
+@pytest.mark.parametrize("labels", ["yolo", "yolo/labels", "yolo/data.yaml"])
+def test_two_lists_of_names_of_yolo_must_agree(labels):
+    """LabelImg writes a classes.txt of its own among the texts."""
+    yolo(yolo_text(), path="yolo/labels/p0.txt")
+    write(Path("yolo/labels/classes.txt"), "ball\nbox\n")
+    write(Path("yolo/dataset.yaml"), "of: something else")
+    np.testing.assert_array_equal(load(labels).labelled[0].truth(), LABEL)
+    write(Path("yolo/labels/classes.txt"), "box\nball\n")
+    with pytest.raises(ValueError, match="yolo/.* and yolo/.* number the classes otherwise: correct the wrong one"):
+        load(labels)
+
+
 def test_label_maps_count_before_objects_beside_them():
     write_maps(LABEL)
     write(Path("maps/p0.txt"), yolo_text())

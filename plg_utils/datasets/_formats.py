@@ -24,6 +24,7 @@ import base64
 import io
 import warnings
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -333,25 +334,37 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
 
     Numbers of classes count from 0, in the order of the names. An empty text is an image without annotation.
     """
-    if names.suffix.lower() == ".txt":
-        content, listed = {}, [line.strip() for line in files.read_lines(names) if line.strip()]
-    else:
-        content = files.read_yaml(names)
-        if not isinstance(content, dict) or "names" not in content:
-            raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
-        if "kpt_shape" in content:
-            raise ValueError(f"{names} has `kpt_shape`, so its labels are boxes and points of poses: no outlines")
-        with files.reading(names, "YOLO's data.yaml", AGAIN):
-            listed = class_files.yolo_names(content)
+    content, listed = _yolo_names(names)
     root = names.parent  # Roboflow has train/labels, and some tools write each text beside its photo
     places = (root / "labels", "**/*.txt"), (root, "*/labels/*.txt"), (root, "*.txt")
     places += ((root / str(content.get("path") or "") / "labels", "**/*.txt"),)
     found = (place.glob(shape) for place, shape in ([(labels, "**/*.txt")] if labels else places))
-    texts = next((texts for paths in found if (texts := [path for path in _visible(paths) if path != names])), None)
+    found = ([path for path in _visible(paths) if path.name not in NAMES] for paths in found)
+    texts = next((texts for texts in found if texts), None)
     if not texts:
         raise FileNotFoundError(f"{labels or root} holds no text of labels: YOLO has a labels/NAME.txt for each photo")
+    near = {root, root.parent if root.name == "labels" else root, *(path.parent for path in texts)}
+    for other in sorted(place / name for place in near for name in NAMES if (place / name).is_file()):
+        numbers = {}
+        with suppress(ValueError):  # it is of something else
+            numbers = {name: number for number, name in enumerate(_yolo_names(other)[1])}
+        if any(numbers.get(name, number) != number for number, name in enumerate(listed)):
+            raise ValueError(f"{names} and {other} number the classes otherwise: correct the wrong one, or remove it")
     images = [(path.stem, None, _yolo_rows(path)) for path in texts]
-    return _gathered(names.parent, images, {number: str(name) for number, name in enumerate(listed)}, [names, *texts])
+    return _gathered(names.parent, images, dict(enumerate(listed)), [names, *texts])
+
+
+def _yolo_names(names: Path) -> tuple[dict, list[str]]:
+    """The content of data.yaml, and the names of the classes; classes.txt has no more than these."""
+    if names.suffix.lower() == ".txt":
+        return {}, [line.strip() for line in files.read_lines(names) if line.strip()]
+    content = files.read_yaml(names)
+    if not isinstance(content, dict) or "names" not in content:
+        raise ValueError(f"{names} has no `names`: it should be YOLO's data.yaml, with the name of each class")
+    if "kpt_shape" in content:
+        raise ValueError(f"{names} has `kpt_shape`, so its labels are boxes and points of poses: no outlines")
+    with files.reading(names, "YOLO's data.yaml", AGAIN):
+        return content, [str(name) for name in class_files.yolo_names(content)]
 
 
 def _yolo_rows(path: Path) -> list[dict]:
