@@ -7,7 +7,7 @@ READY := .venv/.ready
 # The executed notebooks of a published run, in their order.
 prints_of = $(sort $(wildcard results/$(1)/*.ipynb))
 QUICK := $(wildcard results/demo/00_*.ipynb results/demo/01_*.ipynb)  # the others need nothing of these two
-NBVAL := OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
+NBVAL := OMP_NUM_THREADS=2 $(BIN)/pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg \
 	--nbval-cell-timeout 3600 --nbval-kernel-startup-timeout 600
 
 # Nothing of the caller's own packages reaches .venv. Bytecode is written even where the caller switches that off:
@@ -15,11 +15,8 @@ NBVAL := OMP_NUM_THREADS=1 $(BIN)/pytest --nbval --nbval-current-env --nbval-san
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE MPLBACKEND
 export PYTHONNOUSERSITE := 1
 
-# Two threads, however many cores there are: a training step of the demo took 0.46 s with one and 0.25 s with two; beside
-# two other jobs on the same two cores 1.05 s and 0.78 s. More of them wait for each other as soon as a core is busy: with
-# torch's own choice of four on such a machine a step took 3.0 s. `make demo OMP_NUM_THREADS=4` tries another number.
-OMP_NUM_THREADS ?= $(shell test "$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 1)
-export OMP_NUM_THREADS
+# At most two threads, however many cores there are: the miniatures gain nothing from more. For a run, run.py says so.
+lab bench test-browser torture: export OMP_NUM_THREADS ?= 2
 
 # glibc gives every large tensor back to the kernel when it is freed, and asks for it again in the next step. Where page
 # faults are slow that is most of the time: forward and backward of SAM's decoder took 4.5 s with it and 1.5 s without.
@@ -62,7 +59,7 @@ torture: $(READY)  ## kill runs, damage files, change threads; writes results/re
 	@$(BIN)/python tests/torture/determinism.py --write results/reliability.json
 
 bench: $(READY)  ## time ours and the originals in turn, in one process; writes results/bench
-	@for each in masks labels sepl training scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
+	@for each in masks labels sepl training threads scaling processes; do $(BIN)/python benchmarks/bench_$$each.py $(ARGS) || exit 1; done
 
 tables: $(READY)  ## write the tables and numbers of README.md, docs/ and results/README.md from results/
 	@$(BIN)/python docs/tables.py

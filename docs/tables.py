@@ -467,6 +467,13 @@ def fewer_points() -> str:
     )
 
 
+def threads() -> str:
+    """A training step beside busy processes."""
+    of, busy = read("bench/threads.json")["step"], ("0 busy", "1 busy", "2 busy")
+    lines = [[name, *(f"{steps[each]:.2f}" for each in busy)] for name, steps in of.items()]
+    return markdown(["seconds a step", "idle", "one busy process", "two"], lines)
+
+
 def scaling() -> str:
     """How time and memory grow with the number of images."""
     lines = []
@@ -678,6 +685,7 @@ def blocks() -> dict[str, Callable[[], str]]:
             bench,
             beside_the_package,
             fewer_points,
+            threads,
             models,
             dense_features,
             scaling,

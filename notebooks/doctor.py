@@ -7,6 +7,7 @@ Executes 09_doctor.ipynb and prints what it found. The run's own folder is not t
 """
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     try:
         given = run.written_out(options.p)
-        examined(options.run, given)
+        variables = run.threads_for(examined(options.run, given)[0]) | os.environ
     except run.Refused as refusal:
         print(refusal, file=sys.stderr)
         return 2
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder = files.results_root() / "doctor" / options.run
     print(f"{options.run}: {NOTEBOOK.name} takes a minute or a few", flush=True)
     try:
-        with run.environment(PLG_RESULTS=str(files.results_root()), PYDEVD_DISABLE_FILE_VALIDATION="1"):
+        variables |= {"PLG_RESULTS": str(files.results_root()), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        with run.environment(variables):
             run.execute(run.Step(NOTEBOOK, {"run": options.run, "changes": given} | own), folder)
     except Exception as error:  # a package that cannot be imported, a kernel that is killed
         print(f"stop: the notebook stopped, so nothing was timed\n{run.last_lines(error)}", file=sys.stderr)

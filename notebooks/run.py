@@ -380,15 +380,19 @@ def printed(outputs: list, count: int) -> list:
     return kept
 
 
-def spins() -> str:
-    """GOMP_SPINCOUNT: for how long a waiting thread spins before it sleeps; shorter where the cores are busy now.
+def threads_for(known: dict[str, Any]) -> dict[str, str]:
+    """Variables of OpenMP for the kernels of a run, whose parameters are `known`.
 
-    Seconds for a step of the demo's warm-up and of the rest, two threads: on two idle cores 0.084 and 0.195 with 1,000,
-    0.080 and 0.185 with 10,000; beside one busy process 0.20 and 0.45, or 0.34 and 0.75. OpenMP's own value is higher.
+    The miniatures gain nothing from more than two threads. GOMP_SPINCOUNT says for how long a waiting thread spins
+    before it sleeps: shorter where the cores are busy now. How many threads a stage takes, devices.py decides.
     """
     import psutil
 
-    return "10000" if psutil.cpu_percent(interval=0.5) < 25 else "1000"
+    checkpoint = known.get("mask_options", {}).get("checkpoint", "miniature_sam")
+    encoder = known.get("segmenter_options", {}).get("encoder", "miniature")
+    small = known.get("mask_model") != "hf" and checkpoint in (None, "miniature_sam") and encoder == "miniature"
+    waits = {"GOMP_SPINCOUNT": "10000" if psutil.cpu_percent(interval=0.2) < 25 else "1000"}
+    return waits | ({"OMP_NUM_THREADS": "2"} if small else {})
 
 
 def execute_all(
@@ -400,7 +404,7 @@ def execute_all(
     """
     prints, run = folder / "notebooks", note(steps, folder)["run"]
     print(f"{run}: {len(steps)} notebooks, results in {folder}", flush=True)
-    variables = {"GOMP_SPINCOUNT": spins()} | os.environ | {"PLG_RESULTS": str(folder.parent)}  # for the kernels
+    variables = threads_for(known_of(steps)) | os.environ | {"PLG_RESULTS": str(folder.parent)}  # for the kernels
     for step in steps:
         name, begin = step.notebook.stem, time.perf_counter()
         try:

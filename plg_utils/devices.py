@@ -5,9 +5,12 @@ import random
 import sys
 
 import numpy as np
+import psutil
 import torch
 
 from plg_utils import distributed
+
+MOST_THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS says, or one for each core
 
 
 def deterministic(threads: int, seed: int = 0) -> None:
@@ -25,6 +28,20 @@ def deterministic(threads: int, seed: int = 0) -> None:
     torch.backends.cudnn.benchmark = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # only a check, and slow
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def use_free_cores() -> None:
+    """Let torch use as many threads as cores are free now, at most MOST_THREADS.
+
+    A thread that waits for another keeps its core busy: beside one busy process on two cores, a training step of the
+    demo took 0.7 s with two threads, and 0.3 s with one (results/bench/threads.json). PLG_DETERMINISTIC fixes the
+    number, and several processes that share the work know theirs.
+    """
+    if MOST_THREADS == 1 or _threads_asked_for() or distributed.joined():
+        return
+    cores = psutil.cpu_count() or 1
+    busy = cores * psutil.cpu_percent(interval=0.2) / 100
+    torch.set_num_threads(max(1, min(MOST_THREADS, round(cores - busy))))
 
 
 def choose(name: str = "auto") -> torch.device:

@@ -93,7 +93,7 @@ def packages() -> list[Finding]:
 
 
 def device(parameters: Parameters) -> list[Finding]:
-    """Does torch work on the device that the run asks for, with its precision, threads and processes?"""
+    """Does torch work on the device that the run asks for, with its precision and processes?"""
     name = parameters.get("device", "auto")
     try:
         chip = devices.choose(name)
@@ -101,12 +101,9 @@ def device(parameters: Parameters) -> list[Finding]:
     except Exception as error:  # CUDA raises many kinds
         return [Finding("stop", "device", f"device {name!r} does not work: {error}", "-p device auto, or cpu")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cpu, threads = chip.type == "cpu", torch.get_num_threads()
+    on_cpu = chip.type == "cpu"
     have, unit = (cores, "cores") if on_cpu else (torch.cuda.device_count(), "GPUs")
     processes, batch = parameters.get("processes", 1), parameters.get("batch_size", 0)
-    sam = stages.checkpoint_of(_module(parameters, "mask_options").build, parameters.get("mask_options", {}))
-    encoder = parameters.get("segmenter_options", {}).get("encoder", "miniature")
-    small = sam in (None, "miniature_sam") and encoder == "miniature"
     waiting = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
     checks = [  # what is wrong if the first is true
         (on_cpu and name == "auto" and shutil.which("nvidia-smi"), "stop", "device",
@@ -115,9 +112,6 @@ def device(parameters: Parameters) -> list[Finding]:
         (parameters.get("precision") == "bf16" and not devices.has_bf16(chip), "warning", "precision",
          "precision is bf16, which this hardware lacks: a step of the demo took eight times as long as in fp32",
          "-p precision auto"),
-        (on_cpu and (threads > 2 if small else threads < cores), "warning", "threads",
-         f"torch has {threads} threads on {cores} cores, and the networks are {'small' if small else 'large'}",
-         f"export OMP_NUM_THREADS={2 if small else cores}"),
         (processes > have, "warning" if on_cpu else "stop", "processes",
          f"{processes} processes share {have} {unit}", f"-p processes {max(1, have)}"),
         (processes > 1 and batch % (2 * processes), "stop", "processes",

@@ -280,6 +280,7 @@ def open_run(name: str, data: Dataset, *, device: str = "auto", images_at_once: 
     """Open a run, and note in its `run.json` which data set it has."""
     if type(processes) is not int or processes < 1:
         raise ValueError(f"processes is {processes!r}; give a whole number from 1 on")
+    devices.use_free_cores()
     run = Run(name, data, device, images_at_once, processes)
     if data.source and distributed.is_main():
         opened = ("truth_of", "tags_of")
@@ -756,6 +757,7 @@ def _fit(
     source: folder of the unlabelled images' label maps; start: folder of the network to go on from
     steps, part: see `training.fit`
     """
+    devices.use_free_cores()
     data, settings = run.data, how.settings(run)
     if alone := loss == "supervised":
         # Twice the labelled images, so that a step looks at as many images as the others' (UniMatch does so).

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from test_training import colour_label, squares
 
-from plg_utils import files, losses, training
+from plg_utils import devices, files, losses, training
 from plg_utils.records import Masks
 
 sys.path.append(str(files.ROOT / "tests" / "torture"))
@@ -161,3 +161,29 @@ def test_a_step_under_the_switch_warns_of_nothing(recwarn):
     model = reference_training.tiny()
     training.fit(model, loss, squares(3), squares(3, truth=False), pseudo_label=colour_label, **options)
     assert training.digest(model) == exact  # the switch changes no result on the CPU
+
+
+@pytest.mark.parametrize(
+    ("most", "cores", "busy", "threads"),
+    [
+        (2, 2, 3.0, 2),
+        (2, 2, 55.0, 1),  # another process has a core
+        (2, 2, 100.0, 1),
+        (2, 16, 0.0, 2),  # OMP_NUM_THREADS says two
+        (16, 16, 50.0, 8),
+        (2, None, 0.0, 1),  # a system that cannot tell
+        (1, 2, 0.0, None),  # nothing to choose
+    ],
+)
+def test_torch_takes_as_many_threads_as_cores_are_free(most, cores, busy, threads, monkeypatch):
+    taken = []
+    monkeypatch.delenv("PLG_DETERMINISTIC", raising=False)
+    monkeypatch.setattr(devices, "MOST_THREADS", most)
+    monkeypatch.setattr("psutil.cpu_count", lambda: cores)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    devices.use_free_cores()
+    assert taken == ([] if threads is None else [threads])
+    monkeypatch.setenv("PLG_DETERMINISTIC", "4")
+    devices.use_free_cores()
+    assert len(taken) <= 1  # the number that was asked for stays

@@ -52,14 +52,9 @@ def quiet(monkeypatch):
     """A machine without GPU, with four cores, two threads and no other work."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (4.4, 0, 0))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(devices, "has_bf16", lambda chip: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-
-
-LARGE = {"mask_options": {"checkpoint": "sam_vit_h"}}
-LARGE_HUB = {"mask_model": "hf", "mask_options": {"checkpoint": "hub:facebook/sam2.1-hiera-large"}}
 
 
 @pytest.mark.parametrize(
@@ -69,10 +64,6 @@ LARGE_HUB = {"mask_model": "hf", "mask_options": {"checkpoint": "hub:facebook/sa
         ({"device": "gpu"}, (), "stop", "'gpu' is not known", "-p device auto"),
         ({}, (doctor.shutil, "which", str), "stop", "sees no GPU", "CUDA_VISIBLE_DEVICES"),
         ({"precision": "bf16"}, (), "warning", "eight times", "-p precision auto"),
-        ({}, (torch, "get_num_threads", lambda: 4), "warning", "4 threads", "OMP_NUM_THREADS=2"),
-        (LARGE, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
-        (LARGE_HUB, (), "warning", "2 threads on 4 cores, and the networks are large", "OMP_NUM_THREADS=4"),
-        ({"segmenter_options": {"encoder": "resnet50"}}, (), "warning", "2 threads on 4 cores", "OMP_NUM_THREADS=4"),
         ({"processes": 6, "batch_size": 12}, (), "warning", "6 processes share 4 cores", "-p processes 4"),
         ({"processes": 2, "batch_size": 6}, (), "stop", "batch_size 6", "-p batch_size 8"),
         ({}, (os, "getloadavg", lambda: (12.6, 0, 0)), "warning", "13 processes share 4 cores", "ask again"),

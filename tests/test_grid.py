@@ -48,7 +48,7 @@ def toy(tmp_path, monkeypatch):
     write_run(folders, GRID)
     world = SimpleNamespace(folders=folders, folder=tmp_path / "results" / "toy", executed=[], masks=[], failing=set())
     monkeypatch.setenv("PLG_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(run, "spins", lambda: "1000")  # it looks at the machine for half a second; the others ask it
+    monkeypatch.setattr(run, "threads_for", lambda known: {})  # it looks at the machine for half a second
     monkeypatch.setattr(store, "git_commit", lambda: "a" * 40)
     monkeypatch.setattr(store, "package_versions", lambda: {"torch": "2.11.0"})
 

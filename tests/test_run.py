@@ -181,14 +181,31 @@ def test_a_dry_run_lists_each_notebook_with_its_own_parameters_and_does_nothing(
 # Execution
 
 
-def test_the_environment_is_as_before_when_the_notebooks_are_done(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("known", "threads"),
+    [
+        ({}, "2"),
+        ({"mask_options": {"checkpoint": None}, "segmenter_options": {"encoder": "miniature"}}, "2"),
+        ({"segmenter_options": {"encoder": "resnet50"}}, None),  # torch's own choice: all cores
+        ({"mask_options": {"checkpoint": "sam_vit_b"}}, None),
+        ({"mask_model": "hf", "mask_options": {}}, None),
+    ],
+)
+def test_the_miniatures_get_two_threads(known, threads, monkeypatch):
     monkeypatch.setattr("psutil.cpu_percent", lambda interval: 90.0)  # other processes use the cores
-    seen, variables = [], ("PLG_RESULTS", "GOMP_SPINCOUNT")
+    assert run.threads_for(known).get("OMP_NUM_THREADS") == threads
+    assert run.threads_for(known)["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_the_environment_is_as_before_when_the_notebooks_are_done(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "threads_for", lambda known: {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "1000"})
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # what the user says stands
+    seen, variables = [], ("PLG_RESULTS", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
     monkeypatch.setattr(run, "execute", lambda step, folder: seen.append([os.environ[name] for name in variables]))
     monkeypatch.setenv("PLG_RESULTS", "before")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     run.execute_all(run.steps_of(run.read("toy", **toy), {}, "toy"), tmp_path / "results" / "toy")
-    assert seen == [[str(tmp_path / "results"), "1000"]] * 2
+    assert seen == [[str(tmp_path / "results"), "4", "1000"]] * 2
     assert os.environ["PLG_RESULTS"] == "before" and "GOMP_SPINCOUNT" not in os.environ
     path = tmp_path / "results" / "toy" / "run.json"
     content = files.read_json(path)
