@@ -308,6 +308,9 @@ def run_of(parameters: dict[str, Any]) -> Run:
 # One call in several processes
 
 
+SHARED: dict[str, Callable] = {}  # the stages that several processes may share, by name
+
+
 def stage_function(function: Callable) -> Callable:
     """Let several processes share a stage, if the run asks for them: they do the work, and this call finds it done."""
 
@@ -323,6 +326,7 @@ def stage_function(function: Callable) -> Callable:
             distributed.launch(run.processes, "plg_utils.stages", order)
         return function(run, *args, **options)
 
+    SHARED[function.__name__] = call
     return call
 
 
@@ -334,7 +338,7 @@ def main(path: str) -> None:
     options = order["options"]
     if "training" in options:
         options["training"] = Training(**options["training"])
-    globals()[order["stage"]](Run(data=datasets.load(**source), **order["run"]), **options)
+    SHARED[order["stage"]](Run(data=datasets.load(**source), **order["run"]), **options)
     distributed.wait()
     distributed.stop()
 
