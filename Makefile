@@ -16,7 +16,9 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE MPLBACKEND
 export PYTHONNOUSERSITE := 1
 
 # At most two threads, however many cores there are: the miniatures gain nothing from more. For a run, run.py says so.
-lab bench test-browser torture: export OMP_NUM_THREADS ?= 2
+lab bench test-browser: export OMP_NUM_THREADS ?= 2
+# It compares bytes, and more threads would come and go with the load.
+torture: export OMP_NUM_THREADS ?= 1
 
 # glibc gives every large tensor back to the kernel when it is freed, and asks for it again in the next step. Where page
 # faults are slow that is most of the time: forward and backward of SAM's decoder took 4.5 s with it and 1.5 s without.
