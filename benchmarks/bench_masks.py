@@ -31,7 +31,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from plg_utils import datasets, encoders, files
+from plg_utils import datasets, devices, encoders, files
 from plg_utils.generators import segment_match
 from plg_utils.masks import _encoder, _two_way, sam, sam_official
 from plg_utils.masks._everything import SegmentEverything
@@ -212,12 +212,15 @@ def logits_that_differ(predictor: SamPredictor, image: np.ndarray, said: list[di
 
 def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> None:
     """Compare all, part by part, and write results/bench/masks_full_*.json."""
-    ours, fast = (SegmentEverything(network, **chosen, skip_covered=skip) for skip in (False, True))
+    ours = SegmentEverything(network, **chosen)
+    faster = {"skip_covered": SegmentEverything(network, **chosen, skip_covered=True)}
+    if devices.has_bf16(network.device):
+        faster["skip_covered_bf16"] = SegmentEverything(network, **chosen, skip_covered=True, precision="bf16")
     generator, said = sam_official.Generator(network, **chosen, output_mode="coco_rle"), []
     generate, original = generator.generate, sam_official.masks_by(generator)
     generator.generate = lambda image: said.append(generate(image)) or said[-1]
     alone = networks_side_by_side(network, images[0], options.repeats)
-    parts, asked, large = [], [], torch.rand(2048, 2048)
+    parts, asked, large = [], {}, torch.rand(2048, 2048)
 
     def ours_by_part() -> list[Masks]:
         with by_part(time.process_time) as gained:
@@ -225,33 +228,38 @@ def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> N
         parts.append(gained)
         return result
 
-    def fast_counted() -> list[Masks]:
-        asked.clear()
-        count = lambda embedding, points: asked.append(len(points)) or SegmentEverything.decode(fast, embedding, points)  # noqa: E731
+    def counted(name: str, fast: SegmentEverything) -> list[Masks]:
+        asked[name] = []
+        count = lambda _, points: asked[name].append(len(points)) or SegmentEverything.decode(fast, _, points)  # noqa: E731
         with mock.patch.object(fast, "decode", count):
             return [fast(image) for image in images]
 
-    calls = {"ours": ours_by_part, "fast": fast_counted, "original": lambda: [original(image) for image in images]}
+    calls = {"ours": ours_by_part, **{name: partial(counted, name, fast) for name, fast in faster.items()}}
+    calls["original"] = lambda: [original(image) for image in images]
     products, _ = in_turn({"product": lambda: large @ large}, 9)
     taken, found = in_turn(calls, options.turns)
     products["product"] += in_turn({"product": lambda: large @ large}, 9)[0]["product"]
     taken = {name: [each / len(images) for each in values] for name, values in taken.items()}
-    with Multiplications() as counter, by_part(lambda: counter.total) as counted:
+    with Multiplications() as counter, by_part(lambda: counter.total) as products_of:
         ours(images[0])
-    again = [
-        coco.iou(list(exact.rles), list(few.rles), [0] * len(few)).max(axis=1)
-        for exact, few in zip(found["ours"], found["fast"], strict=True)
-        if len(exact) and len(few)
-    ]
-    skipping = {
-        **side_by_side.compare(taken["fast"], taken["ours"]),
-        "points": [sum(asked) / len(images), chosen["points_per_side"] ** 2],
-        "masks": [sum(map(len, found[name])) for name in ("fast", "ours")],
-        "found_again_at_iou_0.9": float((np.concatenate(again) >= 0.9).mean()),
-    }
-    if options.checkpoint == "miniature_sam" and not options.folder:
-        maps = [zero_shot_labels(images, found[name]) for name in ("fast", "ours")]
-        skipping["equal_pixels_of_labels"] = float(np.mean([(a == b).mean() for a, b in zip(*maps, strict=True)]))
+    is_miniature = options.checkpoint == "miniature_sam" and not options.folder
+    labels = {name: zero_shot_labels(images, found[name]) for name in ("ours", *faster)} if is_miniature else {}
+    skipping = {}
+    for name in faster:
+        again = [
+            coco.iou(list(exact.rles), list(few.rles), [0] * len(few)).max(axis=1)
+            for exact, few in zip(found["ours"], found[name], strict=True)
+            if len(exact) and len(few)
+        ]
+        skipping[name] = {
+            **side_by_side.compare(taken[name], taken["ours"]),
+            "points": [sum(asked[name]) / len(images), chosen["points_per_side"] ** 2],
+            "masks": [sum(map(len, found[of])) for of in (name, "ours")],
+            "found_again_at_iou_0.9": float((np.concatenate(again) >= 0.9).mean()),
+        }
+        if is_miniature:
+            equal = [(a == b).mean() for a, b in zip(labels[name], labels["ours"], strict=True)]
+            skipping[name]["equal_pixels_of_labels"] = float(np.mean(equal))
     pairs, logits = [*zip(found["ours"], found["original"], strict=True)], []
     for image, records, mine in zip(images, said[-len(images) :], found["ours"], strict=True):
         logits += logits_that_differ(generator.predictor, image, records, mine) if len(records) == len(mine) else []
@@ -269,10 +277,10 @@ def full(network: sam.Sam, images: list[np.ndarray], chosen: dict, options) -> N
             "largest_logit_there": max(logits, default=0.0),
         },
         alone=alone,
-        skip_covered=skipping,
+        **skipping,
         profile={
             "seconds": {name: np.median([each[name] for each in parts]) / len(images) for name in parts[0]},
-            "multiplications": counted,  # of the first image
+            "multiplications": products_of,  # of the first image
             "possible_a_second": 2048**3 / float(np.median(products["product"])),
         },
         n={"images": len(images), "turns": options.turns, "repeats_alone": options.repeats},

@@ -422,8 +422,9 @@ SAMS = {"vit_b": "masks_full_sam_vit_b_random_32", "miniature": "masks_full_mini
 def beside_the_package() -> str:
     """SAM's masks and networks, beside those of its package."""
     large, small = (read(f"bench/{name}.json") for name in SAMS.values())
+    seen = f"{large['n']['images']} photos, {large['agreement']['masks'][0]} masks"
     ways = {
-        f"ViT-B, one photo at 32 x 32 points, {large['agreement']['masks'][0]} masks kept": large,
+        f"ViT-B, a photo at 32 x 32 points; {seen}": large,
         f"its mask decoder alone, {large['alone']['points_of_decoder']} points with all masks": large["alone"][
             "decoder"
         ],
@@ -455,13 +456,17 @@ def profile(name: str, second: str, unit: float, counted: str, per: float) -> st
 
 
 def fewer_points() -> str:
-    """What `skip_covered` saves and changes."""
+    """What `skip_covered` saves and changes, alone and with bf16."""
     lines = []
-    for name, title in (("miniature", "miniature, 200 scenes"), ("vit_b", "ViT-B, random weights, one photo")):
-        of = read(f"bench/{SAMS[name]}.json")["skip_covered"]
-        asked, masks = (f"{round(of[what][0], 1):g} of {of[what][1]}" for what in ("points", "masks"))
-        equal = f"{100 * of['equal_pixels_of_labels']:.2f} %" if "equal_pixels_of_labels" in of else "–"
-        lines.append([title, asked, masks, f"{100 * of['found_again_at_iou_0.9']:.1f} %", equal, f"{of['ratio']:.2f}"])
+    for name, title in (("miniature", "miniature, 200 scenes"), ("vit_b", "ViT-B, random weights")):
+        found = read(f"bench/{SAMS[name]}.json")
+        for key, with_bf16 in (("skip_covered", ""), ("skip_covered_bf16", "; bf16 too")):
+            of, images = found[key], found["n"]["images"]
+            what = title if name == "miniature" else f"{title}, {images} photos"
+            asked, masks = (f"{round(of[each][0], 1):g} of {of[each][1]}" for each in ("points", "masks"))
+            equal = f"{100 * of['equal_pixels_of_labels']:.2f} %" if "equal_pixels_of_labels" in of else "–"
+            again = f"{100 * of['found_again_at_iou_0.9']:.1f} %"
+            lines.append([what + with_bf16, asked, masks, again, equal, f"{of['ratio']:.2f}"])
     return markdown(
         ["", "points asked", "masks", "found again", "equal pixels of labels", "times the exact mode"], lines
     )
@@ -556,10 +561,16 @@ def of_masks() -> dict[str, str]:
             f"{name}_whole": f"{taken['whole'] * unit:.3g}",
             f"{name}_encoder": f"{100 * taken['image encoder'] / taken['whole']:.0f}",
         }
+    large, small = (read(f"bench/{name}.json") for name in SAMS.values())
+    of = large["profile"]
     for part in ("image encoder", "decoder, transformer"):
-        of = read(f"bench/{SAMS['vit_b']}.json")["profile"]
         rate = of["multiplications"][part] / of["seconds"][part] / of["possible_a_second"]
         found[f"vit_b_{part.split()[-1]}_rate"] = f"{100 * rate:.0f}"
+    at_best = of["multiplications"]["image encoder"] / of["possible_a_second"]
+    found["vit_b_encoder_most"] = f"{large['alone']['encoder']['original_s'] / at_best:.2f}"
+    asked, points = small["skip_covered"]["points"]
+    at_points = sum(of["seconds"][part] for part in ("decoder, transformer", "decoder, masks of good points"))
+    found["vit_b_fewer"] = f"{of['seconds']['whole'] / (of['seconds']['whole'] - (1 - asked / points) * at_points):.1f}"
     return found
 
 
