@@ -226,9 +226,19 @@ def test_two_lists_of_names_of_yolo_must_agree(labels):
     write(Path("yolo/labels/classes.txt"), "ball\nbox\n")
     write(Path("yolo/dataset.yaml"), "of: something else")
     np.testing.assert_array_equal(load(labels).labelled[0].truth(), LABEL)
-    write(Path("yolo/labels/classes.txt"), "box\nball\n")
-    with pytest.raises(ValueError, match="yolo/.* and yolo/.* number the classes otherwise: correct the wrong one"):
-        load(labels)
+    for names in ("box\nball\n", "Box\nBALL\n"):
+        write(Path("yolo/labels/classes.txt"), names)
+        with pytest.raises(ValueError, match="yolo/.* and yolo/.* number the classes otherwise: correct the wrong one"):
+            load(labels)
+
+
+def test_the_notes_that_label_studio_writes_beside_yolo_are_no_labels():
+    yolo(yolo_text(), path="yolo/labels/p0.txt")
+    files.write_json("yolo/notes.json", {"categories": [{"id": 0, "name": "ball"}], "info": {"version": "1.0"}})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        np.testing.assert_array_equal(load("yolo").labelled[0].truth(), LABEL)
+    assert not any("notes.json" in str(warning.message) for warning in caught)
 
 
 def test_label_maps_count_before_objects_beside_them():
@@ -389,6 +399,25 @@ def test_of_several_images_of_a_task_the_one_that_was_drawn_on_counts():
         files.write_json("tasks.json", [content[0] | {"data": data}])
         with pytest.raises(ValueError, match="which of .* is the image of a task is unknown: keep one in its data"):
             load("tasks.json")
+
+
+def test_a_task_without_regions_has_the_image_on_which_the_others_are_drawn():
+    """Such a task among those of two images stopped the reading of all."""
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    others = {"thumbnail": "small_p1.jpg", "image": "p1.jpg"}
+    for annotations in ([], [{"result": [], "was_cancelled": False}]):
+        first = content[0] | {"data": {"thumbnail": "small/p0.jpg"} | content[0]["data"]}
+        files.write_json("tasks.json", [first, {"data": others, "annotations": annotations}])
+        with warns("without annotation, e.g. p1" if not annotations else "submitted without a region, e.g. p1"):
+            assert "p0" in ids(load("tasks.json").labelled)
+
+
+def test_drafts_of_label_studio_are_told():
+    content = files.read_json(tasks([brush("ball"), brush("box")]))
+    draft = {"data": {"image": "p1.jpg"}, "annotations": [], "drafts": [{"result": [brush("ball")]}]}
+    files.write_json("tasks.json", [*content, draft])
+    with warns("1 tasks of tasks.json hold a draft that was not submitted, e.g. p1: drafts are not used"):
+        assert ids(load("tasks.json").labelled) == ["p0"]
 
 
 def test_a_brush_and_its_label_may_be_two_items():
@@ -556,6 +585,15 @@ def test_label_studio_exports_annotated_tasks_only(tmp_path):
         with pytest.warns(UserWarning, match="2 images have no annotation in .*json, e.g. p0. They count as untouched"):
             reviewed, _ = review.read("out", forms=forms)
         assert [(image.id, image.changed) for image in reviewed] == [(id, ()) for id in names]
+
+
+def test_a_review_in_label_studio_s_json_min_is_refused():
+    """It counted as tasks that no one had annotated."""
+    photo = colour_squares(0)
+    review.write("out", [Sample("p0", lambda: photo.image)], lambda _: photo.truth, COLOURS, forms=["label_studio"])
+    files.write_json("out/label_studio.json", [{"image": "/data/upload/1/p0.png", "id": 1, "label": []}])
+    with pytest.raises(ValueError, match="label_studio.json is not .* Label Studio .*JSON-MIN.*export the tasks again"):
+        review.read("out")
 
 
 def test_a_task_that_no_one_annotated_is_untouched():

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as url_quote
@@ -94,7 +95,8 @@ def _keys_and_form(content: Any) -> tuple[Set[str], str]:
         return keys, "labelme"
     if "data" in keys and keys & {"annotations", "predictions", "completions"}:
         return keys, "Label Studio"
-    return keys, "COCO" * (isinstance(content, dict) and bool(keys & {"images", "annotations", "categories"}))
+    # Label Studio writes a notes.json, with categories alone, beside YOLO's texts.
+    return keys, "COCO" * (isinstance(content, dict) and bool(keys & {"images", "annotations"}))
 
 
 def _read_folder(folder: Path, has_maps: bool) -> Instances | None:
@@ -347,8 +349,8 @@ def read_yolo(names: Path, labels: Path | None = None) -> Instances:
     for other in sorted(place / name for place in near for name in NAMES if (place / name).is_file()):
         numbers = {}
         with suppress(ValueError):  # it is of something else
-            numbers = {name: number for number, name in enumerate(_yolo_names(other)[1])}
-        if any(numbers.get(name, number) != number for number, name in enumerate(listed)):
+            numbers = {_instances.plain(name): number for number, name in enumerate(_yolo_names(other)[1])}
+        if any(numbers.get(_instances.plain(name), number) != number for number, name in enumerate(listed)):
             raise ValueError(f"{names} and {other} number the classes otherwise: correct the wrong one, or remove it")
     images = [(path.stem, None, _yolo_rows(path)) for path in texts]
     return _gathered(names.parent, images, dict(enumerate(listed)), [names, *texts])
@@ -493,12 +495,19 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     that is marked as ground truth counts; if none is, no one knows which is right, and it is not painted. One that was
     submitted without a region says that nothing is there: background.
     """
-    remedy, images, categories, bare = "export the tasks again as JSON", [], {}, []
+    remedy, images, categories, bare, drafts = "export the tasks again as JSON", [], {}, [], []
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
-        for task in content if isinstance(content, list) else [content]:
+        tasks, everyones = content if isinstance(content, list) else [content], []
+        if tasks and "data" not in tasks[0]:
+            raise ValueError("a task has no data; is it JSON-MIN?")
+        for task in tasks:
             everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
-            drawn = [one for one in everyone if not one.get("was_cancelled")]
+            everyones.append([one for one in everyone if not one.get("was_cancelled")])
+        aimed_at = {item.get("to_name") for one in chain(*everyones) for item in one.get("result", ())}
+        for task, drawn in zip(tasks, everyones, strict=True):
+            if task.get("drafts"):
+                drafts.append(_studio_id(task["data"], aimed_at))
             drawn = submitted = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             if predictions and not drawn:
@@ -510,7 +519,8 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
             if len(drawn) > 1:
                 why = f"the task has {len(drawn)} annotations: keep one of them, or mark it as ground truth"
                 rows = [row | {"segmentation": partial(_refuse, why)} for row in rows]
-            stem = _studio_id(task["data"], {item.get("to_name") for one in drawn for item in one["result"]})
+            own = {item.get("to_name") for one in drawn for item in one["result"]}
+            stem = _studio_id(task["data"], own or aimed_at)  # without a region, those of the other tasks tell
             if submitted and not rows:
                 bare.append(stem)
                 rows = [{"id": "none", "category_id": "background", "segmentation": partial(np.zeros, dtype=bool)}]
@@ -519,6 +529,9 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     if bare:
         problem = f"{len(bare)} tasks of {path} were submitted without a region, e.g. {bare[0]}"
         warnings.warn(f"{problem}: they count as background. Skip a task that no one has looked at", stacklevel=1)
+    if drafts:
+        problem = f"{len(drafts)} tasks of {path} hold a draft that was not submitted, e.g. {drafts[0]}"
+        warnings.warn(f"{problem}: drafts are not used. Submit or update them, and {remedy}", stacklevel=1)
     return _gathered(path, images, categories, [path])
 
 
