@@ -189,6 +189,11 @@ def _check_results(out: Path, root: Path, labels: str | None) -> None:
     if labels and any(Path(labels).resolve().is_relative_to(folder) for folder in own):
         problem = f"{labels} holds what this command has written, and would count as labels of a person"
         raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
+    given, twins = Path(labels or out), Path(labels or out).resolve().parent / RUN / "labels_zero_shot"
+    if made := [path.name for path in given.glob("*.png") if files.sha256(path) == _sha256(twins / path.name)]:
+        problem = f"{len(made)} label maps of {given} are as plg label has written them, e.g. {min(made)}"
+        remedy = "Keep only those that a person has looked at"
+        warnings.warn(f"{problem}, and count as labels of a person. {remedy}", stacklevel=1)
 
 
 def _written(out: Path) -> dict[str, list]:

@@ -157,7 +157,19 @@ def read(source: str | Path, *, forms: Sequence[str] | None = None) -> tuple[lis
             reviewed.append(Reviewed(id, maps[[*changed, *maps][0]], tuple(changed), trusted))
     if problems:
         raise ValueError(f"{len(problems)} problems in {source}, and nothing was written:\n" + "\n".join(problems))
+    if strays := _strays(source):
+        problem = f"{len(strays)} files in {source} are not read, e.g. {strays[0]}"
+        warnings.warn(f"{problem}: if corrected labels are in it, put them where the export has them", stacklevel=1)
     return reviewed, classes
+
+
+def _strays(source: Path) -> list[Path]:
+    """Files of a review in which a tool may have saved labels at another place, or in another form, than is read."""
+    painted, exports = {*files.SUFFIXES} - {".png"}, (".json", ".zip")
+    places = ("labels/*", painted), ("*", exports), ("annotations/*", exports)
+    found = [path for place, ends in places for path in source.glob(place) if path.suffix.lower() in ends]
+    own = ("index.json", "coco.json", "label_studio.json")
+    return sorted(path for path in found if path.name[0] != "." and path.name not in own)
 
 
 def _drawn(source: Path, form: str, classes: Classes) -> tuple[Path, dict[str, Callable[[tuple], np.ndarray]]]:
@@ -362,8 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = "learn from labelled images and from these corrected folders, and write what few-shot labels are unsure of"
     source.add_argument("--corrected", nargs="*", metavar="DIR", help=again)
     every = ", ".join(_formats.FORMS)
-    usual = f"write these forms (default: {' '.join(FORMS)}), or read only these (default: all that were written)"
-    parser.add_argument("--form", nargs="+", metavar="FORM", help=f"{usual}; all: {every}")
+    usual = f"write these of {every} (default: {' '.join(FORMS)}), or read only these (default: all that were written)"
+    parser.add_argument("--form", nargs="+", metavar="FORM", help=usual)
     parser.add_argument("--untouched", action="store_true", help="take the unchanged images too: all of them are right")
     parser.add_argument("--to", required=True, metavar="DIR", help="where to write: a new folder, or label maps")
     options = parser.parse_args(arguments)

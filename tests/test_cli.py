@@ -388,6 +388,8 @@ def test_what_was_written_is_no_label_of_a_person(photos, capsys):
         assert f"{place} holds what this command has written, and would count as" in capsys.readouterr().err
     assert call(*own, "--labels", "out") == 2
     assert "name a single json itself, of COCO or Label Studio, or its folder labels, which" in capsys.readouterr().err
+    assert call(*own[:-1], "other", "--labels", "out/labels") == 0
+    assert "out/labels are as plg label has written them, e.g. " in capsys.readouterr().err
     Path("out/labels").rename("mine")
     assert call(*own, "--labels", "mine") == 0
 

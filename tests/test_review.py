@@ -428,6 +428,16 @@ def test_images_that_show_no_class_after_a_review_are_told(written, tmp_path):
         assert review.main(["--read", str(folder), "--to", str(tmp_path / "back")]) == 0
 
 
+@pytest.mark.parametrize("stray", ["labels/{}.jpg", "annotations/instances_default.json", "project-1.json", "a.zip"])
+def test_labels_that_a_tool_saved_at_another_place_are_told(written, stray):
+    folder, labels, _ = written
+    place = folder / stray.format([*labels][0])
+    files.write_text(place, "")
+    (folder / "labels" / "p0.xcf").touch()  # a project of GIMP beside its export
+    with pytest.warns(UserWarning, match=rf"1 files in .* are not read, e.g. .*{place.name}: if corrected labels"):
+        review.read(folder)
+
+
 def test_trust_without_another_labeller(tmp_path):
     """Stability and margin by hand: the second image's only mask is less stable, its margin smaller."""
     classes = Classes(("background", "red", "green"), ((), ("red",), ("green",)), COLOURS.colours[:3])
