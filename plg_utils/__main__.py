@@ -117,6 +117,8 @@ def label(options: argparse.Namespace) -> None:
 
 def _photos_and_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Options of the data set `folder`."""
+    if "" in (options.photos, options.to, options.labels):  # it would be the current folder, or no labels at all
+        raise ValueError("PHOTOS, --to or --labels is empty: is a variable of the shell not set?")
     given = {"root": str(Path(options.photos).expanduser().absolute()), "classes": _classes(options.classes)}
     given |= {"background": class_files.words_of(options.background)} if options.background else {}
     given |= {"labels": str(Path(options.labels).expanduser().absolute())} if options.labels else {}
@@ -191,9 +193,8 @@ def _check_results(out: Path, root: Path, labels: str | None) -> None:
         raise ValueError(f"{problem}: copy the maps that a person has looked at to another folder, and name that")
     given, twins = Path(labels or out), Path(labels or out).resolve().parent / RUN / "labels_zero_shot"
     if made := [path.name for path in given.glob("*.png") if files.sha256(path) == _sha256(twins / path.name)]:
-        problem = f"{len(made)} label maps of {given} are as plg label has written them, e.g. {min(made)}"
-        remedy = "Keep only those that a person has looked at"
-        warnings.warn(f"{problem}, and count as labels of a person. {remedy}", stacklevel=1)
+        problem = f"{len(made)} label maps of {given} are as plg label has written them, e.g. {min(made)}, and count as"
+        warnings.warn(f"{problem} labels of a person. Keep only those that a person has looked at", stacklevel=1)
 
 
 def _written(out: Path) -> dict[str, list]:

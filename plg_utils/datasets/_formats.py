@@ -495,7 +495,7 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
     that is marked as ground truth counts; if none is, no one knows which is right, and it is not painted. One that was
     submitted without a region says that nothing is there: background.
     """
-    remedy, images, categories, bare, drafts = "export the tasks again as JSON", [], {}, [], []
+    remedy, images, categories, bare = "export the tasks again as JSON", [], {}, []
     content = files.read_json(path, remedy)
     with files.reading(path, "a json of tasks of Label Studio", remedy):
         tasks, everyones = content if isinstance(content, list) else [content], []
@@ -505,9 +505,8 @@ def read_label_studio(path: Path, *, predictions: bool = False) -> Instances:
             everyone = task.get("annotations") or task.get("completions") or []  # the latter: before version 1.0
             everyones.append([one for one in everyone if not one.get("was_cancelled")])
         aimed_at = {item.get("to_name") for one in chain(*everyones) for item in one.get("result", ())}
+        drafts = [_studio_id(task["data"], aimed_at) for task in tasks if task.get("drafts")]
         for task, drawn in zip(tasks, everyones, strict=True):
-            if task.get("drafts"):
-                drafts.append(_studio_id(task["data"], aimed_at))
             drawn = submitted = [one for one in drawn if one.get("ground_truth")] or drawn
             drawn = drawn or ([one for one in task.get("predictions") or [] if isinstance(one, dict)] * predictions)
             if predictions and not drawn:
