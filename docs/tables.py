@@ -42,6 +42,7 @@ RUNS = {
     },
     "Your own photos": {
         "my_photos": "[README](../README.md#your-own-photos)",
+        "my_network": "[data sets](../docs/datasets.md#your-own-photos)",
         "first_real_run": "[models](../docs/models.md#a-first-real-run)",
     },
     "More of the storybook": {
