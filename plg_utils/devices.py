@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+import time
 
 import numpy as np
 import psutil
@@ -11,6 +12,7 @@ import torch
 from plg_utils import distributed
 
 MOST_THREADS = torch.get_num_threads()  # what OMP_NUM_THREADS says, or one for each core
+_last_look: list[float] = []  # what `_seconds` gave
 
 
 def deterministic(threads: int, seed: int = 0) -> None:
@@ -30,18 +32,35 @@ def deterministic(threads: int, seed: int = 0) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def use_free_cores() -> None:
-    """Let torch use as many threads as cores are free now, at most MOST_THREADS.
+def use_free_cores(every: float | None = None) -> None:
+    """Let torch use as many threads as other processes leave cores free, at most MOST_THREADS.
 
     A thread that waits for another keeps its core busy: beside one busy process on two cores, a training step of the
-    demo took 0.7 s with two threads, and 0.3 s with one (results/bench/threads.json). PLG_DETERMINISTIC fixes the
+    demo took 0.6 s with two threads, and 0.3 s with one (results/bench/threads.json). PLG_DETERMINISTIC fixes the
     number, and several processes that share the work know theirs.
+
+    every: look back over the time since the last look, if that is so many seconds; None: look at the next 0.2 seconds
     """
     if MOST_THREADS == 1 or _threads_asked_for() or distributed.joined():
         return
-    cores = psutil.cpu_count() or 1
-    busy = cores * psutil.cpu_percent(interval=0.2) / 100
-    torch.set_num_threads(max(1, min(MOST_THREADS, round(cores - busy))))
+    if every is None:
+        _last_look[:] = _seconds()
+        time.sleep(0.2)
+    now = _seconds()
+    passed, busy, own = (new - old for new, old in zip(now, _last_look or now, strict=True))
+    if _last_look and passed < (every or 0.1):
+        return
+    _last_look[:] = now
+    if passed:
+        free = (psutil.cpu_count() or 1) - (busy - own) / passed
+        torch.set_num_threads(max(1, min(MOST_THREADS, round(free))))
+
+
+def _seconds() -> tuple[float, float, float]:
+    """The clock, the work of all cores so far, and that of this process."""
+    cores = psutil.cpu_times()
+    busy = sum(getattr(cores, name, 0.0) for name in ("user", "nice", "system", "steal"))
+    return time.monotonic(), busy, time.process_time()
 
 
 def choose(name: str = "auto") -> torch.device:

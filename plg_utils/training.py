@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from plg_utils import augment, distributed, files, store
+from plg_utils import augment, devices, distributed, files, store
 from plg_utils.choices import one_of
 from plg_utils.encoders import by_size
 from plg_utils.records import IGNORE, PseudoLabel, Sample
@@ -148,6 +148,7 @@ def fit(
         if progress is not None:
             drawn = store.progress(drawn, total=last - start, what=progress)
         for step, batch in drawn:
+            devices.use_free_cores(every=10)
             torch.manual_seed(int(np.random.SeedSequence((seed, step, DROPOUT)).generate_state(1)[0]))
             batch = to_device(batch, device, channels_last) | {"progress": (step - first) / (last - first)}
             if average is not None:

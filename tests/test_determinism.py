@@ -164,26 +164,47 @@ def test_a_step_under_the_switch_warns_of_nothing(recwarn):
 
 
 @pytest.mark.parametrize(
-    ("most", "cores", "busy", "threads"),
+    ("most", "cores", "busy", "own", "threads"),
     [
-        (2, 2, 3.0, 2),
-        (2, 2, 55.0, 1),  # another process has a core
-        (2, 2, 100.0, 1),
-        (2, 16, 0.0, 2),  # OMP_NUM_THREADS says two
-        (16, 16, 50.0, 8),
-        (2, None, 0.0, 1),  # a system that cannot tell
-        (1, 2, 0.0, None),  # nothing to choose
+        (2, 2, 0.1, 0.0, 2),
+        (2, 2, 1.1, 0.0, 1),  # another process has a core
+        (2, 2, 2.0, 0.0, 1),
+        (2, 2, 2.0, 1.9, 2),  # it is this process that works
+        (2, 2, 2.0, 1.2, 1),  # it shares a core with another
+        (2, 16, 0.0, 0.0, 2),  # OMP_NUM_THREADS says two
+        (16, 16, 8.0, 0.0, 8),
+        (2, None, 0.0, 0.0, 1),  # a system that cannot tell
+        (1, 2, 0.0, 0.0, None),  # nothing to choose
     ],
 )
-def test_torch_takes_as_many_threads_as_cores_are_free(most, cores, busy, threads, monkeypatch):
-    taken = []
+def test_torch_takes_as_many_threads_as_cores_are_free(most, cores, busy, own, threads, monkeypatch):
+    taken, clock = [], [0.0]
     monkeypatch.delenv("PLG_DETERMINISTIC", raising=False)
     monkeypatch.setattr(devices, "MOST_THREADS", most)
+    monkeypatch.setattr(devices, "_last_look", [])
     monkeypatch.setattr("psutil.cpu_count", lambda: cores)
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: busy)
+    monkeypatch.setattr(devices, "_seconds", lambda: (clock[0], busy * clock[0], own * clock[0]))
+    monkeypatch.setattr("time.sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    expected = [] if threads is None else [threads]
+    devices.use_free_cores(every=10)  # the first look of all tells nothing yet
+    assert taken == []
     devices.use_free_cores()
-    assert taken == ([] if threads is None else [threads])
-    monkeypatch.setenv("PLG_DETERMINISTIC", "4")
+    assert taken == expected
+    clock[0] += 9.9
+    devices.use_free_cores(every=10)
+    assert taken == expected
+    clock[0] += 0.2
+    devices.use_free_cores(every=10)
+    assert taken == 2 * expected
+    monkeypatch.setenv("PLG_DETERMINISTIC", "4")  # a number that was asked for stays
     devices.use_free_cores()
-    assert len(taken) <= 1  # the number that was asked for stays
+    assert taken == 2 * expected
+
+
+def test_the_work_of_this_process_is_counted():
+    before = devices._seconds()
+    while devices._seconds()[2] - before[2] < 0.3:
+        pass
+    passed, busy, own = (new - old for new, old in zip(devices._seconds(), before, strict=True))
+    assert passed >= own - 0.05 and busy >= own - 0.05  # the system counts in hundredths of a second
