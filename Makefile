@@ -42,7 +42,7 @@ test: $(READY)  ## lint, run the tests, execute the notebooks in results/demo ag
 	@log=$$(mktemp) && trap 'kill $$prints 2>/dev/null; rm -f "$$log"' EXIT; \
 	$(NBVAL) $(filter-out $(QUICK),$(call prints_of,demo)) >"$$log" 2>&1 & prints=$$!; \
 	$(BIN)/ruff check && $(BIN)/ruff format --check || exit 1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=15 tests; tests=$$?; $(NBVAL) $(QUICK); quick=$$?; \
+	OMP_NUM_THREADS=1 nice $(BIN)/pytest --durations=15 tests; tests=$$?; $(NBVAL) $(QUICK); quick=$$?; \
 	echo "The other notebooks, executed at the same time:"; wait $$prints; same=$$?; cat "$$log"; \
 	exit $$((tests | quick | same))
 

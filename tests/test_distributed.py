@@ -1,22 +1,23 @@
 """Several processes do together what one does alone."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import run
 import torch
+import two_processes
 from safetensors import safe_open
 from test_pipeline import TINY, do_stages, of_world, tiny
 from two_processes import CASES, train
 
 from plg_utils import devices, distributed, files, stages, store
 
-HERE = Path(__file__).parent
 LABELS = ("labels_zero_shot", "labels_cam", "labels_sepl", "labels_boxes", "labels_ensemble")
 OF_SINGLE_IMAGES = ("masks", "segments", *LABELS)
 NOTEBOOK_06 = run.NOTEBOOKS / "06_compare_labellers.ipynb"
@@ -105,7 +106,16 @@ def test_each_process_has_a_device_of_its_own(monkeypatch):
 
 def test_two_processes_train_as_one(tmp_path):
     """Loss curve and weights of each method; both end with the same weights, and with the state of the main one."""
-    subprocess.run([*TORCHRUN, str(HERE / "two_processes.py"), str(tmp_path)], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn").Process  # torchrun: seconds
+    both = [start(target=two_processes.main, args=(tmp_path, rank, port)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert ranks[0] == ranks[1]
     (tmp_path / "alone").mkdir()

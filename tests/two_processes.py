@@ -1,6 +1,7 @@
-"""What tests/test_distributed.py starts twice at once with torchrun: each learns from its share of each batch."""
+"""What tests/test_distributed.py starts twice at once: each process learns from its share of each batch."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -41,8 +42,10 @@ def train(case: str, state: Path) -> dict:
     return {"history": history, "weights": weights}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path, rank: int, port: int) -> None:
+    """Be one of the two processes, as torchrun would start it."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
     distributed.start("cpu")
     found = {case: train(case, folder / f"{case}.safetensors") for case in CASES}
     (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(found), encoding="utf-8")
